@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipc
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Replies gathers Opened records with their descriptors, so that all answers
+// to one batch of requests leave with one sendmmsg(2). Descriptors belong to
+// it from Add on: they are closed once sent, or if they cannot be.
+type Replies struct {
+	n    int
+	msgs [MaxBatch]mmsghdr
+	iov  [MaxBatch]unix.Iovec
+	recs [MaxBatch][OpenedSize]byte
+	oob  [MaxBatch][oobSize]byte
+	fds  [MaxBatch]int
+}
+
+// oobSize holds one descriptor: unix.CmsgSpace(4) on 64-bit systems.
+const oobSize = 24
+
+// mmsghdr is struct mmsghdr of include/linux/socket.h.
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32
+	_   [4]byte
+}
+
+// Full tells whether Send has to come before the next Add.
+func (r *Replies) Full() bool { return r.n == MaxBatch }
+
+// Add gathers one answer; fd is -1 if none goes with it.
+func (r *Replies) Add(o *Opened, fd int) {
+	i := r.n
+	r.n++
+	o.Encode(r.recs[i][:])
+	r.fds[i] = fd
+	r.iov[i].Base = &r.recs[i][0]
+	r.iov[i].SetLen(OpenedSize)
+	h := &r.msgs[i].hdr
+	*h = unix.Msghdr{Iov: &r.iov[i]}
+	h.SetIovlen(1)
+	if fd >= 0 {
+		c := (*unix.Cmsghdr)(unsafe.Pointer(&r.oob[i]))
+		c.Level, c.Type = unix.SOL_SOCKET, unix.SCM_RIGHTS
+		c.SetLen(unix.CmsgLen(4))
+		*(*int32)(unsafe.Pointer(&r.oob[i][unix.SizeofCmsghdr])) = int32(fd)
+		h.Control = &r.oob[i][0]
+		h.SetControllen(oobSize)
+	}
+}
+
+// Send sends what was gathered and closes the descriptors.
+func (r *Replies) Send(conn int) error {
+	sent := 0
+	var err error
+	for sent < r.n {
+		n, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(conn), uintptr(unsafe.Pointer(&r.msgs[sent])),
+			uintptr(r.n-sent), unix.MSG_NOSIGNAL, 0, 0)
+		if e == unix.EINTR {
+			continue
+		}
+		if e != 0 {
+			err = e
+			break
+		}
+		sent += int(n)
+	}
+	for i := range r.n {
+		if r.fds[i] >= 0 {
+			unix.Close(r.fds[i])
+		}
+	}
+	r.n = 0
+	return err
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipc
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+)
+
+// Bits of Config.Flags.
+const (
+	FlagIPv4       = 1 << iota // translate IPv4
+	FlagIPv6                   // translate IPv6
+	FlagTCP                    // translate TCP
+	FlagUDP                    // translate UDP
+	FlagICMP                   // translate ICMP and ICMPv6 echo
+	FlagDHCP                   // answer DHCP
+	FlagDHCPv6                 // answer DHCPv6
+	FlagNDP                    // answer neighbour solicitations
+	FlagRA                     // answer and send router advertisements
+	FlagPeekOff4               // SO_PEEK_OFF works on TCP over IPv4
+	FlagPeekOff6               // SO_PEEK_OFF works on TCP over IPv6
+	FlagAddr4Fixed             // the guest's IPv4 address was given, not learned
+	FlagAddr6Fixed             // the guest's IPv6 address was given, not learned
+	FlagDebug                  // log at debug level
+	FlagTrace                  // log each frame's summary
+	FlagOneOff                 // end with the link's first peer
+)
+
+// Limits on the lists that Config carries.
+const (
+	MaxDNS     = 3   // resolvers for each family
+	MaxSearch  = 6   // search domains
+	MaxDomain  = 255 // bytes of a domain name, RFC 1035 section 2.3.4
+	MaxPrefix4 = 32
+)
+
+// Name is a string of bounded length, as fixed-size records hold it.
+type Name struct {
+	Len   uint8
+	Bytes [MaxDomain]byte
+}
+
+// MakeName copies s, which must not exceed MaxDomain bytes.
+func MakeName(s string) (Name, error) {
+	var n Name
+	if len(s) > MaxDomain {
+		return n, fmt.Errorf("name of %d bytes: at most %d fit", len(s), MaxDomain)
+	}
+	n.Len = uint8(len(s))
+	copy(n.Bytes[:], s)
+	return n, nil
+}
+
+func (n *Name) String() string { return string(n.Bytes[:n.Len]) }
+
+// Config is everything the worker is told about the guest's network before
+// the first frame. IPv4 addresses are IPv4-mapped IPv6 ones; an all-zero
+// address means "none".
+type Config struct {
+	Flags uint64
+
+	OurMAC   [6]byte // source address of all frames to the guest
+	GuestMAC [6]byte // zero: learned from the guest's first frame
+	MTU      uint16  // of the guest's link, 0: not advertised and 65520 assumed
+
+	Addr4   [16]byte // assigned to the guest
+	Prefix4 uint8    // its prefix length, 0 to 32
+	Addr6   [16]byte
+	Prefix6 uint8
+	Our4    [16]byte // our address on the link, IPv4: the guest's gateway
+	Our6    [16]byte // our address on the link, IPv6, global or link-local
+	OurLL6  [16]byte // our link-local address, source of RAs
+
+	MapHostLoopback4 [16]byte // loopback sources appear to the guest as this
+	MapHostLoopback6 [16]byte
+	MapGuestAddr4    [16]byte // the host's own use of the guest's address appears as this
+	MapGuestAddr6    [16]byte
+	DNSForward4      [16]byte // answered by the broker's resolver mapping
+	DNSForward6      [16]byte
+
+	DNS4      [MaxDNS][16]byte // advertised by DHCP
+	DNS6      [MaxDNS][16]byte // advertised by RA and DHCPv6
+	NDNS4     uint8
+	NDNS6     uint8
+	NSearch   uint8
+	Hostname  Name // DHCP option 12
+	FQDN      Name // DHCP option 81, DHCPv6 option 39
+	Search    [MaxSearch]Name
+	MaxFlows  uint32 // bound on sockets held, from RLIMIT_NOFILE
+	LinkKind  uint8  // LinkTap or LinkStream
+	DUIDTime  uint32 // time of the DHCPv6 server DUID-LLT, RFC 8415 section 11.2
+	UDPIdle   uint32 // seconds a one-way UDP flow lives
+	UDPStream uint32 // seconds a two-way UDP flow lives
+	SYNRetry  uint8  // retransmissions of a SYN to the guest
+}
+
+// Kinds of link.
+const (
+	LinkTap    = 1
+	LinkStream = 2
+)
+
+// Encode returns the record.
+func (c *Config) Encode() []byte {
+	var b bytes.Buffer
+	size := HeaderSize + binary.Size(c)
+	head := make([]byte, HeaderSize)
+	putHeader(head, KindConfig, size)
+	b.Write(head)
+	if err := binary.Write(&b, binary.LittleEndian, c); err != nil {
+		panic(err) // only for a type that is not fixed-size, a fault of this file
+	}
+	return b.Bytes()
+}
+
+// Decode reads exactly one record and checks its ranges.
+func (c *Config) Decode(b []byte) error {
+	if err := expect(b, KindConfig, HeaderSize+binary.Size(c)); err != nil {
+		return err
+	}
+	if _, err := binary.Decode(b[HeaderSize:], binary.LittleEndian, c); err != nil {
+		return fmt.Errorf("%w: %v", ErrMalformed, err)
+	}
+	if c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > MaxPrefix4 || c.Prefix6 > 128 {
+		return fmt.Errorf("%w: counts out of range", ErrMalformed)
+	}
+	return nil
+}
+
+// Link precedes the descriptor of the guest's side.
+type Link struct {
+	Kind     uint8 // LinkTap or LinkStream
+	Reserved [3]uint8
+	Offload  uint32 // LinkTap: the TUN_F_* bits in force, include/uapi/linux/if_tun.h
+}
+
+// Listener precedes a listening TCP socket or a bound UDP socket on the host.
+type Listener struct {
+	ID        uint16   // never zero; names the listener in Open and KindUnlisten
+	Proto     uint8    // ProtoTCP or ProtoUDP
+	Reserved  uint8    // zero
+	HostPort  uint16   // port it is bound to
+	GuestPort uint16   // port in the guest that it stands for
+	Target    [16]byte // address in the guest, zero: the guest's own
+}
+
+// encodeFixed and decodeFixed serve the small records of start-up, where speed
+// does not matter and one way to do it does.
+func encodeFixed(k Kind, v any) []byte {
+	size := HeaderSize + binary.Size(v)
+	b := make([]byte, HeaderSize, size)
+	putHeader(b, k, size)
+	b, err := binary.Append(b, binary.LittleEndian, v)
+	if err != nil {
+		panic(err) // only for a type that is not fixed-size, a fault of this file
+	}
+	return b
+}
+
+func decodeFixed(b []byte, k Kind, v any) error {
+	if err := expect(b, k, HeaderSize+binary.Size(v)); err != nil {
+		return err
+	}
+	if _, err := binary.Decode(b[HeaderSize:], binary.LittleEndian, v); err != nil {
+		return fmt.Errorf("%w: %v", ErrMalformed, err)
+	}
+	return nil
+}
+
+// Encode returns the record.
+func (l *Link) Encode() []byte { return encodeFixed(KindLink, l) }
+
+// Decode reads exactly one record.
+func (l *Link) Decode(b []byte) error {
+	if err := decodeFixed(b, KindLink, l); err != nil {
+		return err
+	}
+	if l.Kind != LinkTap && l.Kind != LinkStream {
+		return fmt.Errorf("%w: link %d", ErrMalformed, l.Kind)
+	}
+	return nil
+}
+
+// Encode returns the record, of kind KindListener or KindUnlisten.
+func (l *Listener) Encode(k Kind) []byte { return encodeFixed(k, l) }
+
+// Decode reads exactly one record of the kind given.
+func (l *Listener) Decode(b []byte, k Kind) error {
+	if err := decodeFixed(b, k, l); err != nil {
+		return err
+	}
+	if l.ID == 0 || (l.Proto != ProtoTCP && l.Proto != ProtoUDP) {
+		return fmt.Errorf("%w: listener %d, protocol %d", ErrMalformed, l.ID, l.Proto)
+	}
+	return nil
+}

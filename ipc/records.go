@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ipc is what broker, worker and agent say to each other: fixed-size
+// records on SOCK_SEQPACKET sockets, at most one descriptor with each.
+//
+// Every record starts with an eight-byte header: kind, size, and nothing that
+// the receiver would have to trust. A record whose size is not exactly that of
+// its kind is malformed, and a malformed record ends the process that sent it.
+// Integers are little-endian; all processes run on one machine, so the order
+// only has to be fixed.
+package ipc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Kind says what a record is. Zero is never valid.
+type Kind uint16
+
+const (
+	kindInvalid Kind = iota
+
+	// Broker to worker, while starting.
+	KindConfig   // Config
+	KindLink     // Link, with the tap or the connected stream socket
+	KindListener // Listener, with a listening TCP or a bound UDP socket
+	KindCapture  // Empty, with the pcap file
+	KindStart    // Empty: start-up is over
+
+	// Broker to worker, while running.
+	KindOpened   // Opened, with the socket if Errno is zero
+	KindUnlisten // Listener: stop using and close this listener
+
+	// Worker to broker.
+	KindReady // Empty: confined, start-up records read, translating
+	KindOpen  // Open
+	KindEvent // Event
+
+	kindEnd
+)
+
+// HeaderSize is the length of the header of each record, in bytes.
+const HeaderSize = 8
+
+// MaxRecord bounds every record, header included.
+const MaxRecord = 8192
+
+// MaxOutstanding is how many Open requests may be unanswered at a time. The
+// worker keeps to it by waiting; a worker that exceeds it is not ours any more.
+const MaxOutstanding = 256
+
+// MaxBatch is how many Open records the worker may put into one message. They
+// are the one kind that comes in arrays, so that a burst of connections costs
+// the broker one wake-up.
+const MaxBatch = 32
+
+// ErrMalformed is returned for any record that is not exactly what its kind
+// demands. The sender is to be ended.
+var ErrMalformed = errors.New("malformed record")
+
+// Header precedes each record.
+type Header struct {
+	Kind Kind
+	Size uint16 // of the whole record, header included
+}
+
+func putHeader(b []byte, k Kind, size int) {
+	binary.LittleEndian.PutUint16(b[0:], uint16(k))
+	binary.LittleEndian.PutUint16(b[2:], uint16(size))
+	binary.LittleEndian.PutUint32(b[4:], 0)
+}
+
+// ParseHeader reads the header of a record and checks that the message holds
+// at least the record.
+func ParseHeader(b []byte) (Header, error) {
+	if len(b) < HeaderSize {
+		return Header{}, fmt.Errorf("%w: %d bytes", ErrMalformed, len(b))
+	}
+	h := Header{
+		Kind: Kind(binary.LittleEndian.Uint16(b[0:])),
+		Size: binary.LittleEndian.Uint16(b[2:]),
+	}
+	if h.Kind == kindInvalid || h.Kind >= kindEnd || int(h.Size) < HeaderSize ||
+		int(h.Size) > len(b) || binary.LittleEndian.Uint32(b[4:]) != 0 {
+		return Header{}, fmt.Errorf("%w: kind %d, size %d in %d bytes", ErrMalformed, h.Kind, h.Size, len(b))
+	}
+	return h, nil
+}
+
+// Empty encodes a record that is only its kind.
+func Empty(k Kind) []byte {
+	b := make([]byte, HeaderSize)
+	putHeader(b, k, HeaderSize)
+	return b
+}
+
+// Protocol numbers as in IANA's registry; the only ones the broker opens.
+const (
+	ProtoICMP   = 1
+	ProtoTCP    = 6
+	ProtoUDP    = 17
+	ProtoICMPv6 = 58
+)
+
+// Open asks for one connected socket.
+//
+// Addresses are those the guest used: the broker translates them, applies the
+// policy to what comes out, and connects there. The worker has no say in what
+// an address means.
+type Open struct {
+	Token    uint64   // returned in Opened; means nothing to the broker
+	Proto    uint8    // ProtoTCP, ProtoUDP, ProtoICMP or ProtoICMPv6
+	Listener uint16   // UDP only: 0, or the listener this answers for (Listener.ID)
+	Src      [16]byte // guest's address; with Listener: local address that was spoken to
+	Dst      [16]byte // destination as the guest sees it; with Listener: the remote peer
+	SrcPort  uint16   // guest's port, or echo identifier
+	DstPort  uint16   // zero for echo
+}
+
+// OpenSize is the encoded size of Open, header included.
+const OpenSize = HeaderSize + 8 + 1 + 1 + 2 + 16 + 16 + 2 + 2 + 4
+
+// Encode writes the record to b, which must hold OpenSize bytes.
+func (o *Open) Encode(b []byte) {
+	_ = b[OpenSize-1]
+	putHeader(b, KindOpen, OpenSize)
+	p := b[HeaderSize:]
+	binary.LittleEndian.PutUint64(p[0:], o.Token)
+	p[8] = o.Proto
+	p[9] = 0
+	binary.LittleEndian.PutUint16(p[10:], o.Listener)
+	copy(p[12:28], o.Src[:])
+	copy(p[28:44], o.Dst[:])
+	binary.LittleEndian.PutUint16(p[44:], o.SrcPort)
+	binary.LittleEndian.PutUint16(p[46:], o.DstPort)
+	binary.LittleEndian.PutUint32(p[48:], 0)
+}
+
+// Decode reads exactly one record.
+func (o *Open) Decode(b []byte) error {
+	if err := expect(b, KindOpen, OpenSize); err != nil {
+		return err
+	}
+	p := b[HeaderSize:]
+	if p[9] != 0 || binary.LittleEndian.Uint32(p[48:]) != 0 {
+		return fmt.Errorf("%w: reserved bytes set", ErrMalformed)
+	}
+	o.Token = binary.LittleEndian.Uint64(p[0:])
+	o.Proto = p[8]
+	o.Listener = binary.LittleEndian.Uint16(p[10:])
+	copy(o.Src[:], p[12:28])
+	copy(o.Dst[:], p[28:44])
+	o.SrcPort = binary.LittleEndian.Uint16(p[44:])
+	o.DstPort = binary.LittleEndian.Uint16(p[46:])
+	switch o.Proto {
+	case ProtoTCP, ProtoUDP:
+	case ProtoICMP, ProtoICMPv6:
+		if o.DstPort != 0 {
+			return fmt.Errorf("%w: echo with a port", ErrMalformed)
+		}
+	default:
+		return fmt.Errorf("%w: protocol %d", ErrMalformed, o.Proto)
+	}
+	if o.Listener != 0 && o.Proto != ProtoUDP {
+		return fmt.Errorf("%w: listener with protocol %d", ErrMalformed, o.Proto)
+	}
+	return nil
+}
+
+// Opened answers Open.
+type Opened struct {
+	Token     uint64
+	Errno     uint16   // zero: the descriptor comes with this record
+	Flags     uint16   // Opened*
+	LocalPort uint16   // port or echo identifier that the socket has, 0 if unknown
+	Addr      [16]byte // where the socket is really connected, after translation
+}
+
+// Flags of Opened.
+const (
+	OpenedInProgress = 1 << 0 // TCP: connect is under way, EPOLLOUT tells its end
+	OpenedProhibited = 1 << 1 // refused by the egress policy
+)
+
+// OpenedSize is the encoded size of Opened, header included.
+const OpenedSize = HeaderSize + 8 + 2 + 2 + 2 + 2 + 16
+
+// Encode writes the record to b, which must hold OpenedSize bytes.
+func (o *Opened) Encode(b []byte) {
+	_ = b[OpenedSize-1]
+	putHeader(b, KindOpened, OpenedSize)
+	p := b[HeaderSize:]
+	binary.LittleEndian.PutUint64(p[0:], o.Token)
+	binary.LittleEndian.PutUint16(p[8:], o.Errno)
+	binary.LittleEndian.PutUint16(p[10:], o.Flags)
+	binary.LittleEndian.PutUint16(p[12:], o.LocalPort)
+	binary.LittleEndian.PutUint16(p[14:], 0)
+	copy(p[16:32], o.Addr[:])
+}
+
+// Decode reads exactly one record.
+func (o *Opened) Decode(b []byte) error {
+	if err := expect(b, KindOpened, OpenedSize); err != nil {
+		return err
+	}
+	p := b[HeaderSize:]
+	o.Token = binary.LittleEndian.Uint64(p[0:])
+	o.Errno = binary.LittleEndian.Uint16(p[8:])
+	o.Flags = binary.LittleEndian.Uint16(p[10:])
+	o.LocalPort = binary.LittleEndian.Uint16(p[12:])
+	copy(o.Addr[:], p[16:32])
+	return nil
+}
+
+// Event tells the broker what only the worker can know. It is information for
+// the log and the supervisor, never authority.
+type Event struct {
+	Code uint32 // Event*
+}
+
+// Codes of Event.
+const (
+	EventLinkClosed = 1 // the stream socket's peer is gone
+	EventLinkFailed = 2 // the tap is gone
+)
+
+// EventSize is the encoded size of Event, header included.
+const EventSize = HeaderSize + 4
+
+// Encode writes the record to b, which must hold EventSize bytes.
+func (e *Event) Encode(b []byte) {
+	putHeader(b, KindEvent, EventSize)
+	binary.LittleEndian.PutUint32(b[HeaderSize:], e.Code)
+}
+
+// Decode reads exactly one record.
+func (e *Event) Decode(b []byte) error {
+	if err := expect(b, KindEvent, EventSize); err != nil {
+		return err
+	}
+	e.Code = binary.LittleEndian.Uint32(b[HeaderSize:])
+	if e.Code != EventLinkClosed && e.Code != EventLinkFailed {
+		return fmt.Errorf("%w: event %d", ErrMalformed, e.Code)
+	}
+	return nil
+}
+
+func expect(b []byte, k Kind, size int) error {
+	h, err := ParseHeader(b)
+	if err != nil {
+		return err
+	}
+	if h.Kind != k || int(h.Size) != size || len(b) != size {
+		return fmt.Errorf("%w: kind %d with %d bytes, wanted kind %d with %d", ErrMalformed, h.Kind, len(b), k, size)
+	}
+	return nil
+}
