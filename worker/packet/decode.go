@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package packet
+
+import "encoding/binary"
+
+// Packet is the decoded form of one frame. It is meant to be reused: Decode
+// sets every field.
+type Packet struct {
+	Frame          []byte // the whole frame from the Ethernet header on
+	SrcMAC, DstMAC MAC
+	EtherType      uint16 // EtherTypeIPv4, EtherTypeIPv6, EtherTypeARP or other
+	IPVersion      uint8  // 4, 6, or 0 when not IP
+	TrafficClass   uint8  // IPv4 TOS or IPv6 traffic class, ECN bits included
+	TTL            uint8  // TTL or hop limit
+	Proto          uint8  // upper-layer protocol; of a fragment: see Fragment
+	Src, Dst       Addr
+
+	// Offsets into Frame: IP header, upper-layer header, and the end by the
+	// IP length, which cuts Ethernet padding off. L3 <= L4 <= End.
+	L3, L4, End int
+
+	// Fragment tells that the packet is a part of one: its offset is not
+	// zero, or more fragments follow. Then Payload is this part of what
+	// reassembly puts together (IPv4: the data; IPv6: everything behind the
+	// fragment header), Proto is the protocol or the extension header that it
+	// starts with in the first fragment, and the reassembled packet is to be
+	// decoded again. An IPv6 fragment header on a whole packet (RFC 6946) does
+	// not count.
+	Fragment      bool
+	MoreFragments bool
+	FragOffset    int    // in bytes
+	FragID        uint32 // identification: 16 bits in any IPv4 packet, 32 in a fragment header
+	// IPv6 with a fragment header only: the length of the headers that repeat
+	// in each fragment, from L3 to the fragment header, and the offset into
+	// Frame of the Next Header byte that names the fragment header and is
+	// Proto after reassembly.
+	FragUnfragLen int
+	FragNext      int
+}
+
+// Decode reads the Ethernet header, and the IP header with IPv4 options or
+// IPv6 extension headers where there is one. Other frames, VLAN-tagged ones
+// among them, have IPVersion 0 and their contents as Payload.
+//
+// The IPv4 header checksum is verified; the upper-layer checksum is not
+// (ChecksumOK). After an error only the Ethernet header is decoded.
+func (p *Packet) Decode(frame []byte) error {
+	if len(frame) < EthernetLen {
+		*p = Packet{}
+		return ErrTruncated
+	}
+	// Field by field: a literal would be built aside and copied.
+	p.Frame = frame
+	p.DstMAC = MAC(frame[0:6])
+	p.SrcMAC = MAC(frame[6:12])
+	p.EtherType = binary.BigEndian.Uint16(frame[12:14])
+	p.IPVersion, p.TrafficClass, p.TTL, p.Proto = 0, 0, 0, 0
+	p.L3, p.L4, p.End = EthernetLen, EthernetLen, len(frame)
+	p.Fragment, p.MoreFragments, p.FragOffset = false, false, 0
+	p.FragID, p.FragUnfragLen, p.FragNext = 0, 0, 0
+	var err error
+	switch p.EtherType {
+	case EtherTypeIPv4:
+		err = p.decode4(frame[EthernetLen:])
+	case EtherTypeIPv6:
+		err = p.decode6(frame[EthernetLen:])
+	default:
+		p.Src, p.Dst = Addr{}, Addr{}
+	}
+	if err != nil {
+		*p = Packet{
+			Frame: frame, DstMAC: p.DstMAC, SrcMAC: p.SrcMAC, EtherType: p.EtherType,
+			L3: EthernetLen, L4: EthernetLen, End: EthernetLen,
+		}
+	}
+	return err
+}
+
+// Payload is the upper-layer header and what follows it, without padding.
+func (p *Packet) Payload() []byte { return p.Frame[p.L4:p.End] }
+
+// IPHeader is the IP header with its options or extension headers.
+func (p *Packet) IPHeader() []byte { return p.Frame[p.L3:p.L4] }
+
+const (
+	ipv4Len = 20
+	ipv6Len = 40
+
+	maxIPLen = 65535
+
+	ipv4DF         = 0x4000
+	ipv4MF         = 0x2000
+	ipv4OffsetMask = 0x1fff
+)
+
+// decode4 reads an IPv4 header, RFC 791 section 3.1; b starts with it.
+func (p *Packet) decode4(b []byte) error {
+	if len(b) < ipv4Len {
+		return ErrTruncated
+	}
+	if b[0]>>4 != 4 {
+		return ErrVersion
+	}
+	hlen := int(b[0]&15) * 4
+	total := int(binary.BigEndian.Uint16(b[2:4]))
+	switch {
+	case hlen < ipv4Len || total < hlen:
+		return ErrHeaderLength
+	case total > len(b):
+		return ErrTruncated
+	case Fold(Sum(b[:hlen], 0)) != 0xffff:
+		return ErrHeaderChecksum
+	}
+	p.IPVersion = 4
+	p.TrafficClass = b[1]
+	p.TTL = b[8]
+	p.Proto = b[9]
+	p.Src.set4(b[12:16])
+	p.Dst.set4(b[16:20])
+	p.L4 = p.L3 + hlen
+	p.End = p.L3 + total
+	p.FragID = uint32(binary.BigEndian.Uint16(b[4:6]))
+	if f := binary.BigEndian.Uint16(b[6:8]); f&(ipv4MF|ipv4OffsetMask) != 0 {
+		return p.setFragment(int(f&ipv4OffsetMask)*8, f&ipv4MF != 0, hlen)
+	}
+	return nil
+}
+
+// setFragment notes a fragment whose data is Payload, and refuses what cannot
+// be part of a packet: an empty part, one in the middle that does not end on
+// eight bytes, and one that ends where no length field reaches (RFC 791
+// section 3.2, RFC 8200 section 4.5). headers is how much of the length field
+// the headers of the whole packet take.
+func (p *Packet) setFragment(offset int, more bool, headers int) error {
+	n := p.End - p.L4
+	if n == 0 || more && n%8 != 0 || headers+offset+n > maxIPLen {
+		return ErrFragment
+	}
+	p.Fragment = true
+	p.FragOffset = offset
+	p.MoreFragments = more
+	return nil
+}
