@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package flow is what the translators share: the guest they serve, the flow
+// table with its hash, timers, the pool of buffers, and the calls they may ask
+// of the lane that owns them.
+package flow
+
+import (
+	"syscall"
+
+	"aldente/ipc"
+	"aldente/worker/packet"
+)
+
+// Env is what a translator may ask of its lane. Lane implements it with raw
+// system calls; tests implement it with a scripted host and a clock of their
+// own. No call blocks.
+type Env interface {
+	// Now is the monotonic time in nanoseconds, constant within a batch.
+	Now() int64
+
+	// Send passes one frame to the guest: headers, then payload, which may
+	// be empty. Both are free for reuse when it returns. It reports false if
+	// the frame was dropped because the link is closed or full.
+	Send(o *packet.Offload, headers, payload []byte) bool
+	// CanSend tells whether a frame sent now would be taken. A translator
+	// that holds data elsewhere asks before it reads them; when the link can
+	// be written again, the lane calls its Resume.
+	CanSend() bool
+
+	// Open asks the broker for a socket; the answer comes to the
+	// translator's Opened with the same token. It reports false if no more
+	// requests fit now: try again when Opened was called for another one.
+	Open(r *ipc.Open) bool
+
+	// Watch has the lane report edge-triggered readiness of a socket
+	// (EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP) to the translator
+	// under token.
+	Watch(fd int32, token uint64) syscall.Errno
+	// Close closes a descriptor, which ends its watch.
+	Close(fd int32)
+
+	Sockets
+}
+
+// Sockets are the calls on a descriptor the worker holds. They return the
+// byte count and zero, or the error number; EINTR is retried inside.
+type Sockets interface {
+	// Read takes queued bytes or one datagram.
+	Read(fd int32, b []byte) (int, syscall.Errno)
+	// Recv is recv(2): flags as MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT.
+	Recv(fd int32, b []byte, flags int) (int, syscall.Errno)
+	// RecvSkip is recv with MSG_PEEK behind the first skip bytes, for
+	// kernels without SO_PEEK_OFF on TCP.
+	RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno)
+	// Discard dequeues n bytes from a stream socket (MSG_TRUNC).
+	Discard(fd int32, n int) (int, syscall.Errno)
+	// RecvDatagrams takes up to len(d) datagrams (recvmmsg).
+	RecvDatagrams(fd int32, d []Datagram) (int, syscall.Errno)
+	// RecvError takes one entry of the error queue (MSG_ERRQUEUE).
+	RecvError(fd int32, e *SocketError) syscall.Errno
+	// Write is write(2) or writev(2).
+	Write(fd int32, b []byte) (int, syscall.Errno)
+	Writev(fd int32, bufs [][]byte) (int, syscall.Errno)
+	// Accept takes one connection, non-blocking and close-on-exec.
+	Accept(fd int32) (conn int32, peer packet.Addr, port uint16, err syscall.Errno)
+	// LocalAddr and PeerAddr are getsockname(2) and getpeername(2).
+	LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno)
+	// ShutdownWrite sends FIN.
+	ShutdownWrite(fd int32) syscall.Errno
+	// Option sets an integer socket option; the lane's filter allows only
+	// those listed in Option* below.
+	Option(fd int32, o Option, v int) syscall.Errno
+	// TakeError is SO_ERROR: the pending error, cleared.
+	TakeError(fd int32) syscall.Errno
+}
+
+// Option names the socket options a translator may set.
+type Option uint8
+
+const (
+	OptionPeekOff      Option = iota // SO_PEEK_OFF
+	OptionLinger0                    // SO_LINGER on with zero seconds: close sends RST
+	OptionKeepAlive                  // SO_KEEPALIVE
+	OptionTTL                        // IP_TTL
+	OptionHopLimit                   // IPV6_UNICAST_HOPS
+	OptionUDPSegment                 // UDP_SEGMENT: cut what is written at v bytes, 0 for off
+	OptionNoDelay                    // TCP_NODELAY
+	OptionSendBuffer                 // SO_SNDBUF
+	OptionRecvBuffer                 // SO_RCVBUF
+	OptionWindowClamp                // TCP_WINDOW_CLAMP
+	OptionTOS                        // IP_TOS
+	OptionTrafficClass               // IPV6_TCLASS
+)
+
+// Datagram is one result of RecvDatagrams. Buf is given by the caller.
+type Datagram struct {
+	Buf       []byte
+	N         int         // bytes received
+	Segment   int         // UDP_GRO: N holds datagrams of this size, the last may be shorter; 0: one datagram
+	Truncated bool        // more than len(Buf) had arrived
+	From      packet.Addr // sender, zero on connected sockets
+	FromPort  uint16
+	To        packet.Addr // local address (IP_PKTINFO), zero if not asked for
+}
+
+// SocketError is one entry of a socket's error queue, struct
+// sock_extended_err of include/uapi/linux/errqueue.h.
+type SocketError struct {
+	Errno    syscall.Errno
+	Origin   uint8 // SO_EE_ORIGIN_*
+	Type     uint8 // ICMP or ICMPv6 type
+	Code     uint8
+	Info     uint32      // MTU, where the type says so
+	Offender packet.Addr // who sent the ICMP error
+	Buf      []byte      // the caller's; holds the datagram's payload as sent
+	N        int
+}
+
+// Values of SocketError.Origin.
+const (
+	OriginLocal = 1
+	OriginICMP  = 2
+	OriginICMP6 = 3
+)
+
+// Owner says which part of the worker a token or timer belongs to.
+type Owner uint8
+
+const (
+	OwnerLane Owner = iota
+	OwnerTCP
+	OwnerUDP
+	OwnerICMP
+	OwnerTCPListener
+	OwnerUDPListener
+	OwnerConfig
+	OwnerSplice
+)
+
+// Token packs an owner, the index of one of its flows and that flow's
+// generation, which tells a late event of a dead flow from one of its
+// successor.
+func Token(o Owner, gen uint32, index uint32) uint64 {
+	return uint64(o)<<56 | uint64(gen&0xffffff)<<32 | uint64(index)
+}
+
+// SplitToken is the inverse of Token.
+func SplitToken(t uint64) (o Owner, gen uint32, index uint32) {
+	return Owner(t >> 56), uint32(t>>32) & 0xffffff, uint32(t)
+}
+
+// Readiness bits as epoll(7) reports them, include/uapi/linux/eventpoll.h.
+const (
+	Readable   = 0x1
+	Writable   = 0x4
+	Failed     = 0x8
+	HungUp     = 0x10
+	PeerClosed = 0x2000
+)
+
+// Flags of Recv, include/linux/socket.h.
+const (
+	MsgPeek     = 0x2
+	MsgTrunc    = 0x20
+	MsgDontWait = 0x40
+)

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+import (
+	"aldente/ipc"
+	"aldente/worker/packet"
+)
+
+// Guest is what the worker knows about its guest: what it was told at start,
+// and what it learned from frames.
+type Guest struct {
+	ipc.Config
+
+	MAC packet.MAC // where frames go; all zero until learned
+
+	// Last source addresses seen, or the assigned ones until then. They
+	// follow the guest only where the configuration did not fix them.
+	Seen4, Seen6, SeenLL6 packet.Addr
+}
+
+// Has tells whether all bits of flag are set.
+func (g *Guest) Has(flag uint64) bool { return g.Flags&flag == flag }
+
+// LinkMTU is the largest IP packet the link carries, in bytes.
+func (g *Guest) LinkMTU() int {
+	if g.MTU == 0 {
+		return 65520
+	}
+	return int(g.MTU)
+}
+
+// Learn notes the source of a frame from the guest.
+func (g *Guest) Learn(p *packet.Packet) {
+	if !p.SrcMAC.IsGroup() && !p.SrcMAC.IsZero() {
+		g.MAC = p.SrcMAC
+	}
+	switch p.IPVersion {
+	case 4:
+		if !g.Has(ipc.FlagAddr4Fixed) && usable(&p.Src) {
+			g.Seen4 = p.Src
+		}
+	case 6:
+		if p.Src.IsLinkLocal() {
+			g.SeenLL6 = p.Src
+		} else if !g.Has(ipc.FlagAddr6Fixed) && usable(&p.Src) {
+			g.Seen6 = p.Src
+		}
+	}
+}
+
+func usable(a *packet.Addr) bool {
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsBroadcast()
+}
+
+// InboundSource is how the guest sees a remote address of a connection or
+// datagram that came to the host.
+func (g *Guest) InboundSource(a packet.Addr) packet.Addr {
+	v4 := a.Is4()
+	switch {
+	case a == (packet.AddrFrom4([4]byte{127, 0, 0, 1})) && g.MapHostLoopback4 != [16]byte{}:
+		return g.MapHostLoopback4
+	case a == (packet.Addr{15: 1}) && g.MapHostLoopback6 != [16]byte{}:
+		return g.MapHostLoopback6
+	case v4 && a == packet.Addr(g.Addr4) && g.MapGuestAddr4 != [16]byte{}:
+		return g.MapGuestAddr4
+	case !v4 && a == packet.Addr(g.Addr6) && g.MapGuestAddr6 != [16]byte{}:
+		return g.MapGuestAddr6
+	case a.IsLoopback() || a.IsUnspecified() || a == packet.Addr(g.Addr4) || a == packet.Addr(g.Addr6) ||
+		a == g.Seen4 || a == g.Seen6 || a == g.SeenLL6:
+		if v4 {
+			return g.Our4
+		}
+		return g.Our6
+	}
+	return a
+}
+
+// InboundTarget is the guest's address for a connection or datagram whose
+// source, as the guest sees it, is src. A zero result means that no address of
+// that family is known yet.
+func (g *Guest) InboundTarget(src *packet.Addr) packet.Addr {
+	switch {
+	case src.Is4():
+		return g.Seen4
+	case src.IsLinkLocal() && !g.SeenLL6.IsZero():
+		return g.SeenLL6
+	}
+	return g.Seen6
+}
