@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ndp
+
+import (
+	"encoding/binary"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// Options of a router advertisement.
+const (
+	optionPrefix = 3  // RFC 4861 section 4.6.2
+	optionMTU    = 5  // RFC 4861 section 4.6.4
+	optionRDNSS  = 25 // RFC 8106 section 5.1
+	optionDNSSL  = 31 // RFC 8106 section 5.2
+)
+
+const (
+	routerAdvertSize = 16
+	curHopLimit      = 255
+	routerLifetime   = 65535 // seconds, the most there is: RFC 8319 section 4
+	forever          = 0xffffffff
+	flagManaged      = 0x80 // addresses by DHCPv6
+	flagOther        = 0x40 // other configuration by DHCPv6
+	prefixLength     = 64   // what SLAAC takes, whatever the host's own is
+	prefixFlags      = 0xc0 // on-link, autonomous
+	minMTU           = 1280 // RFC 8200 section 5
+)
+
+// Next returns how long to wait before the next unsolicited advertisement, in
+// nanoseconds: between MinRtrAdvInterval and MaxRtrAdvInterval of RFC 4861
+// section 6.2.1, 200 to 600 s. It returns 0 if none is to be sent. rand is any
+// random number.
+func Next(g *flow.Guest, rand uint64) int64 {
+	if !advertises(g) {
+		return 0
+	}
+	const low, high = 200_000_000_000, 600_000_000_000
+	return low + int64(rand%(high-low+1))
+}
+
+func advertises(g *flow.Guest) bool {
+	src := packet.Addr(g.OurLL6)
+	return g.Has(ipc.FlagIPv6|ipc.FlagRA) && !src.IsZero()
+}
+
+// Advertise writes an unsolicited router advertisement to all nodes. It
+// returns the frame's length, or 0 if none is to be sent.
+func Advertise(g *flow.Guest, out []byte) int {
+	if len(out) < MaxFrame || !advertises(g) {
+		return 0
+	}
+	return finish(g, out, putRouter(g, out[body:]), g.OurLL6, allNodes, allNodesMAC)
+}
+
+// router answers a router solicitation: to the guest, or to all nodes if it
+// has no address yet. RFC 4861 section 6.1.1: then it must not give its MAC
+// address either.
+func router(g *flow.Guest, p *packet.Packet, m, out []byte) int {
+	options := m[routerSolicitSize:]
+	if !advertises(g) || !optionsOK(options) {
+		return 0
+	}
+	dst, mac := p.Src, p.SrcMAC
+	if dst.IsUnspecified() {
+		if hasOption(options, optionSourceLinkLayer) {
+			return 0
+		}
+		dst, mac = allNodes, allNodesMAC
+	}
+	return finish(g, out, putRouter(g, out[body:]), g.OurLL6, dst, mac)
+}
+
+// putRouter writes the advertisement's message and returns its length.
+func putRouter(g *flow.Guest, b []byte) int {
+	clear(b[:routerAdvertSize])
+	b[0] = packet.ICMPv6RouterAdvert
+	b[4] = curHopLimit
+	addr := packet.Addr(g.Addr6)
+	global := !addr.IsZero() && !addr.IsLinkLocal()
+	if g.Has(ipc.FlagDHCPv6) {
+		b[5] = flagOther
+		if global {
+			b[5] = flagManaged // which includes the other
+		}
+	}
+	binary.BigEndian.PutUint16(b[6:], routerLifetime)
+	n := routerAdvertSize
+	if global {
+		n += putPrefix(b[n:], &addr)
+	}
+	n += putLinkLayer(b[n:], optionSourceLinkLayer, g.OurMAC)
+	if g.MTU >= minMTU {
+		b[n], b[n+1], b[n+2], b[n+3] = optionMTU, 1, 0, 0
+		binary.BigEndian.PutUint32(b[n+4:], uint32(g.MTU))
+		n += 8
+	}
+	n += putResolvers(g, b[n:])
+	limit := min(max(g.LinkMTU(), minMTU)-40, MaxFrame-body)
+	return n + putSearch(g, b[n:limit])
+}
+
+func putPrefix(b []byte, addr *packet.Addr) int {
+	const size = 32
+	clear(b[:size])
+	b[0], b[1], b[2], b[3] = optionPrefix, size/8, prefixLength, prefixFlags
+	binary.BigEndian.PutUint32(b[4:], forever)
+	binary.BigEndian.PutUint32(b[8:], forever)
+	copy(b[16:], addr[:prefixLength/8])
+	return size
+}
+
+func putResolvers(g *flow.Guest, b []byte) int {
+	count := min(int(g.NDNS6), ipc.MaxDNS)
+	if count == 0 {
+		return 0
+	}
+	b[0], b[1], b[2], b[3] = optionRDNSS, uint8(1+2*count), 0, 0
+	binary.BigEndian.PutUint32(b[4:], forever)
+	for i := range count {
+		copy(b[8+16*i:], g.DNS6[i][:])
+	}
+	return 8 + 16*count
+}
+
+// putSearch writes the search list, padded with zeros to whole units of eight
+// bytes. A domain that does not fit what is left of b is left out, and so is
+// an option that would hold none.
+func putSearch(g *flow.Guest, b []byte) int {
+	b = b[:len(b)&^7]
+	n := 8
+	for i := range min(int(g.NSearch), ipc.MaxSearch) {
+		d := &g.Search[i]
+		if n < len(b) {
+			n += putName(b[n:], d.Bytes[:min(int(d.Len), ipc.MaxDomain)])
+		}
+	}
+	if n <= 8 {
+		return 0
+	}
+	for ; n%8 != 0; n++ {
+		b[n] = 0
+	}
+	b[0], b[1], b[2], b[3] = optionDNSSL, uint8(n/8), 0, 0
+	binary.BigEndian.PutUint32(b[4:], forever)
+	return n
+}
+
+// putName writes a domain name as RFC 1035 section 3.1 has it, uncompressed,
+// and returns its length; 0 if it does not fit b or is no domain name.
+func putName(b, name []byte) int {
+	if len(name) > 0 && name[len(name)-1] == '.' {
+		name = name[:len(name)-1]
+	}
+	n := len(name) + 2
+	if len(name) == 0 || n > 255 || n > len(b) {
+		return 0
+	}
+	label := 0 // where the current label's length goes
+	for i := 0; i <= len(name); i++ {
+		if i < len(name) && name[i] != '.' {
+			b[i+1] = name[i]
+			continue
+		}
+		size := i - label
+		if size == 0 || size > 63 {
+			return 0
+		}
+		b[label] = uint8(size)
+		label = i + 1
+	}
+	b[n-1] = 0
+	return n
+}
