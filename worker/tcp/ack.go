@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import "aldente/worker/packet"
+
+// dupThreshold is how many duplicate acknowledgments mean a loss, RFC 5681
+// section 3.2.
+const dupThreshold = 3
+
+// ack takes the acknowledgment in a segment with n bytes of payload. It
+// reports false if that ended the flow.
+func (t *Translator) ack(i uint32, c *conn, s *packet.TCP, n uint32) bool {
+	wnd := uint32(s.Window) << c.sndScale
+	old := c.sndWnd
+	if atLeast(s.Ack, c.sndUna) && (before(c.sndWl1, s.Seq) || c.sndWl1 == s.Seq && notAfter(c.sndWl2, s.Ack)) {
+		c.sndWnd = wnd
+		c.maxWnd = max(c.maxWnd, wnd)
+		c.sndWl1, c.sndWl2 = s.Seq, s.Ack
+		if old == 0 && wnd > 0 {
+			c.rtoAt, c.retries = 0, 0 // it was the persist timer
+		}
+	}
+	if c.has(flagSACK) && s.NumSACK > 0 {
+		t.score(c, s)
+	}
+	switch {
+	case after(s.Ack, c.sndUna):
+		t.newAck(i, c, s.Ack)
+		if c.has(flagFINSent) && after(c.sndUna, c.finSeq) && t.finished(i, c) {
+			return false
+		}
+	case s.Ack == c.sndUna && n == 0 && s.Flags&packet.FIN == 0 && c.sndUna != c.sndMax:
+		if c.sndWnd == old && (old > 0 || s.NumSACK > 0) {
+			t.dupAck(i, c)
+		} else if old == 0 && c.sndWnd > 0 {
+			// The window opened again. What was in flight when it closed
+			// may have been thrown away for want of room.
+			c.sndNxt = c.sndUna
+		}
+	}
+	if c.state != stateOpen {
+		return false
+	}
+	t.touch(i, c)
+	return true
+}
+
+// newAck moves sndUna.
+func (t *Translator) newAck(i uint32, c *conn, ack uint32) {
+	now := t.env.Now()
+	acked := ack - c.sndUna
+	if c.has(flagTimedRTT) && atLeast(ack, c.rttSeq) {
+		c.clear(flagTimedRTT)
+		c.sampleRTT(now - c.rttStart)
+	}
+	c.sndUna = ack
+	if before(c.sndNxt, ack) {
+		c.sndNxt = ack
+	}
+	c.dupAcks, c.retries = 0, 0
+	if c.sndUna == c.sndMax {
+		c.rtoAt = 0
+	} else {
+		c.rtoAt = now + c.rto()
+	}
+	if c.sacked != 0 {
+		set := &t.sets[c.sacked-1]
+		set.advance(ack)
+		if set.n == 0 {
+			t.putSet(&c.sacked)
+		}
+	}
+	if c.cwnd != noCwnd && !c.has(flagRecovery) {
+		if c.cwnd += acked; c.cwnd > 4<<20 {
+			c.cwnd = noCwnd
+		}
+	}
+	if c.has(flagRecovery) {
+		if atLeast(ack, c.recover) {
+			c.clear(flagRecovery)
+			return
+		}
+		// A partial acknowledgment: what follows is lost too, RFC 6582
+		// section 3.2, RFC 6675 section 5.
+		c.rexNxt = later(c.rexNxt, ack)
+		if c.sacked == 0 {
+			c.rexNxt = ack
+		}
+		t.repair(i, c)
+	}
+}
+
+// score notes what the guest has beyond the acknowledgment. Blocks that cannot
+// be, and D-SACKs (RFC 2883), are left out.
+func (t *Translator) score(c *conn, s *packet.TCP) {
+	una := later(c.sndUna, s.Ack)
+	for _, b := range s.SACK[:s.NumSACK] {
+		if !after(b.Right, b.Left) || !after(b.Left, una) || after(b.Right, c.sndMax) {
+			continue
+		}
+		if set := t.getSet(&c.sacked); set != nil {
+			set.add(b.Left, b.Right)
+		}
+	}
+}
+
+// dupAck counts, and starts fast recovery at the third: RFC 5681 section 3.2,
+// RFC 6675 section 5.
+func (t *Translator) dupAck(i uint32, c *conn) {
+	if c.dupAcks < 255 {
+		c.dupAcks++
+	}
+	if c.has(flagRecovery) {
+		t.repair(i, c)
+		return
+	}
+	if c.dupAcks < dupThreshold || before(c.sndNxt, c.sndMax) {
+		return
+	}
+	c.set(flagRecovery)
+	c.recover = c.sndMax
+	c.rexNxt = c.sndUna
+	c.cwnd = max(c.inFlight()/2, 2*maxPayload)
+	t.repair(i, c)
+}
+
+// repair sends again what the guest misses: with SACK each hole once, a few at
+// a time; without, the first segment.
+func (t *Translator) repair(i uint32, c *conn) {
+	for range 4 {
+		left, right := c.sndUna, c.sndUna+uint32(c.mss)
+		if c.sacked != 0 {
+			var ok bool
+			if left, right, ok = t.sets[c.sacked-1].gap(later(c.rexNxt, c.sndUna)); !ok {
+				return
+			}
+		} else if after(c.rexNxt, left) {
+			return
+		}
+		if after(right, c.sndMax) {
+			right = c.sndMax
+		}
+		end := t.resend(i, c, left, right)
+		if end == left {
+			return
+		}
+		c.rexNxt = end
+		if c.state != stateOpen {
+			return
+		}
+	}
+}
+
+// resend sends [left, right) once more, as far as one frame goes, and returns
+// where it ended.
+func (t *Translator) resend(i uint32, c *conn, left, right uint32) uint32 {
+	fin := c.has(flagFINSent) && after(right, c.finSeq)
+	if fin {
+		right = c.finSeq
+	}
+	n := right - left
+	if n > uint32(c.mss) {
+		n = min(n, maxPayload)
+		n -= n % uint32(c.mss)
+	}
+	var b []byte
+	if n > 0 {
+		var ok bool
+		if b, ok = t.peek(i, c, left, int(n)); !ok || len(b) == 0 {
+			return left
+		}
+	}
+	end := left + uint32(len(b))
+	fin = fin && end == c.finSeq
+	nxt := c.sndNxt
+	if !t.sendData(i, c, left, b, fin) {
+		return left
+	}
+	c.sndNxt = later(nxt, c.sndNxt)
+	if fin {
+		end++
+	}
+	return end
+}
+
+// sampleRTT is RFC 6298 section 2, in microseconds.
+func (c *conn) sampleRTT(d int64) {
+	us := uint32(min(d/1000, 60_000_000)) + 1
+	if c.srtt == 0 {
+		c.srtt, c.rttvar = us, us/2
+		return
+	}
+	diff := c.srtt - us
+	if us > c.srtt {
+		diff = us - c.srtt
+	}
+	c.rttvar += diff/4 - c.rttvar/4
+	c.srtt += us/8 - c.srtt/8
+}

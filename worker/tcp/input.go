@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// Input takes one segment from the guest, whose checksum is good. Its payload
+// is used until Flush.
+func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
+	k := flow.MakeKey(&p.Dst, &p.Src, s.DstPort, s.SrcPort)
+	i := t.flows.Find(&k)
+	if i == flow.None {
+		t.noFlow(&k, p, s)
+		return
+	}
+	c := t.flows.At(i)
+	c.heardAt = t.env.Now()
+	switch c.state {
+	case stateOpen:
+		t.segment(i, c, s)
+	case stateSynAckSent:
+		t.inputSynAckSent(i, c, s)
+	case stateSynSent:
+		t.inputSynSent(i, c, s, p.IPVersion == 4)
+	case stateTimeWait:
+		t.inputTimeWait(i, c, &k, p, s)
+	default:
+		// The host has not answered yet. A repeated SYN waits for the same
+		// answer; a reset means that the guest gave up.
+		if s.Flags&packet.RST != 0 && (s.Seq == c.rcvNxt || s.Seq == c.rcvNxt-1) {
+			t.abort(i, c)
+		}
+	}
+}
+
+// noFlow answers a segment that belongs to nothing, RFC 9293 section 3.10.7.1.
+func (t *Translator) noFlow(k *flow.Key, p *packet.Packet, s *packet.TCP) {
+	switch {
+	case s.Flags&packet.RST != 0:
+		return
+	case s.Flags&(packet.SYN|packet.ACK|packet.FIN) == packet.SYN:
+		t.openOut(k, p, s)
+		return
+	}
+	t.Stats.NoFlow++
+	if !unicast(&p.Src) || !unicast(&p.Dst) {
+		return
+	}
+	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: p.SrcMAC, Src: p.Dst, Dst: p.Src, TTL: 255, DF: true}
+	t.fields = packet.TCPFields{SrcPort: s.DstPort, DstPort: s.SrcPort, Flags: packet.RST, WScale: -1}
+	if s.Flags&packet.ACK != 0 {
+		t.fields.Seq = s.Ack
+	} else {
+		n := uint32(len(s.Payload))
+		if s.Flags&packet.SYN != 0 {
+			n++
+		}
+		if s.Flags&packet.FIN != 0 {
+			n++
+		}
+		t.fields.Flags |= packet.ACK
+		t.fields.Ack = s.Seq + n
+	}
+	t.emit(nil)
+}
+
+// inputSynAckSent waits for the guest's answer to our SYN-ACK.
+func (t *Translator) inputSynAckSent(i uint32, c *conn, s *packet.TCP) {
+	switch {
+	case s.Flags&packet.RST != 0:
+		if s.Seq == c.rcvNxt {
+			t.abort(i, c)
+		}
+	case s.Flags&packet.SYN != 0:
+		if s.Flags&packet.ACK == 0 && s.Seq == c.rcvNxt-1 {
+			t.sendSYN(i, c) // our SYN-ACK was lost, or has crossed this
+		}
+	case s.Flags&packet.ACK == 0:
+	case s.Ack != c.iss+1:
+		t.sendRSTSeq(i, s.Ack)
+	default:
+		t.established(i, c, s)
+		t.segment(i, c, s)
+	}
+}
+
+// inputSynSent waits for the guest's SYN-ACK, RFC 9293 section 3.10.7.3.
+func (t *Translator) inputSynSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
+	ackOK := s.Flags&packet.ACK != 0 && s.Ack == c.iss+1
+	switch {
+	case s.Flags&packet.ACK != 0 && !ackOK:
+		if s.Flags&packet.RST == 0 {
+			t.sendRSTSeq(i, s.Ack)
+		}
+	case s.Flags&packet.RST != 0:
+		if ackOK {
+			t.abort(i, c)
+		}
+	case s.Flags&packet.SYN != 0 && ackOK:
+		t.options(c, s, v4)
+		t.established(i, c, s)
+		c.set(flagAckNow)
+		t.touch(i, c)
+	}
+}
+
+// established ends the handshake on the guest's side.
+func (t *Translator) established(i uint32, c *conn, s *packet.TCP) {
+	c.state = stateOpen
+	c.sndUna = c.iss + 1
+	c.rtoAt, c.retries = 0, 0
+	if s.Flags&packet.SYN == 0 {
+		c.sndWnd = uint32(s.Window) << c.sndScale
+	}
+	c.sndWl1, c.sndWl2 = s.Seq, s.Ack
+	t.touch(i, c)
+}
+
+// inputTimeWait answers what a guest may still send, RFC 9293 section 3.10.7.4
+// and RFC 6191.
+func (t *Translator) inputTimeWait(i uint32, c *conn, k *flow.Key, p *packet.Packet, s *packet.TCP) {
+	switch {
+	case s.Flags&packet.RST != 0:
+		if s.Seq == c.rcvNxt {
+			t.remove(i, c)
+		}
+	case s.Flags&(packet.SYN|packet.ACK) == packet.SYN && after(s.Seq, c.rcvNxt):
+		t.remove(i, c)
+		t.openOut(k, p, s)
+	case len(s.Payload) > 0 || s.Flags&packet.FIN != 0:
+		c.set(flagAckNow)
+		t.touch(i, c)
+	}
+}
+
+// segment takes a segment on an established connection, in the order of RFC
+// 9293 section 3.10.7.4: sequence, RST, SYN, ACK, data, FIN.
+func (t *Translator) segment(i uint32, c *conn, s *packet.TCP) {
+	n := uint32(len(s.Payload))
+	end := s.Seq + n
+	if s.Flags&packet.FIN != 0 {
+		end++
+	}
+	if before(end, c.rcvNxt) || after(s.Seq, c.rcvEdge) {
+		t.outOfWindow(i, c, s)
+		return
+	}
+	if s.Flags&packet.RST != 0 {
+		// RFC 5961 section 3.2: only the exact number resets.
+		if s.Seq == c.rcvNxt || c.has(flagGuestFIN) && s.Seq == c.rcvNxt-1 {
+			t.abort(i, c)
+		} else {
+			t.challenge(i, c)
+		}
+		return
+	}
+	if s.Flags&packet.SYN != 0 {
+		t.challenge(i, c) // RFC 5961 section 4.2
+		return
+	}
+	if s.Flags&packet.ACK == 0 {
+		return
+	}
+	if after(s.Ack, c.sndMax) || before(s.Ack, c.sndUna-(1<<30)) {
+		t.challenge(i, c) // RFC 5961 section 5.2
+		return
+	}
+	if !t.ack(i, c, s, n) {
+		return // that was the last one
+	}
+	if n > 0 || s.Flags&packet.FIN != 0 {
+		t.data(i, c, s)
+	}
+}
+
+// outOfWindow answers what cannot be accepted with where we are. Window probes
+// and keep-alives are such segments, so the acknowledgment in it still counts.
+func (t *Translator) outOfWindow(i uint32, c *conn, s *packet.TCP) {
+	t.Stats.OutOfWindow++
+	if s.Flags&packet.RST != 0 {
+		return
+	}
+	if s.Seq == c.rcvNxt-1 && len(s.Payload) <= 1 && !c.has(flagKeepAlive) && c.fd >= 0 {
+		// The guest asks whether its peer is alive: have the kernel ask
+		// further on.
+		c.set(flagKeepAlive)
+		t.env.Option(c.fd, flow.OptionKeepAlive, 1)
+	}
+	c.set(flagAckNow)
+	t.touch(i, c)
+	if s.Flags&(packet.ACK|packet.SYN) == packet.ACK && notAfter(s.Ack, c.sndMax) && atLeast(s.Ack, c.sndUna) {
+		t.ack(i, c, s, uint32(len(s.Payload)))
+	}
+}
+
+// challenge sends the ACK that makes a genuine peer correct itself.
+func (t *Translator) challenge(i uint32, c *conn) {
+	t.Stats.Challenges++
+	c.set(flagAckNow)
+	t.touch(i, c)
+}
+
+// Ready takes the readiness of a flow's socket.
+func (t *Translator) Ready(token uint64, events uint32) {
+	_, gen, i := flow.SplitToken(token)
+	if !t.flows.Live(i, gen) {
+		return
+	}
+	c := t.flows.At(i)
+	if c.state == stateConnecting {
+		if events&(flow.Writable|flow.Failed|flow.HungUp) == 0 {
+			return
+		}
+		if e := t.env.TakeError(c.fd); e != 0 {
+			t.refuse(i, c, e, false)
+			return
+		}
+		if events&flow.Writable != 0 {
+			t.connected(i, c)
+		}
+		return
+	}
+	if events&flow.Failed != 0 {
+		if e := t.env.TakeError(c.fd); e != 0 {
+			t.hostReset(i, c)
+			return
+		}
+	}
+	if events&(flow.Readable|flow.PeerClosed|flow.HungUp) != 0 {
+		c.set(flagReadable)
+		if events&flow.PeerClosed != 0 {
+			c.set(flagHostClosed)
+		}
+	}
+	if events&flow.Writable != 0 {
+		c.set(flagWritable)
+		if c.state == stateOpen && !t.drain(i, c) {
+			return
+		}
+	}
+	if c.state == stateOpen {
+		t.push(i, c)
+		if c.state == stateOpen {
+			t.windowUpdate(i, c)
+			t.arm(i, c)
+		}
+	}
+}
+
+// hostReset passes a reset of the host's side on to the guest.
+func (t *Translator) hostReset(i uint32, c *conn) {
+	t.sendRST(i, c)
+	t.remove(i, c)
+}
+
+// Timer takes the expiry of one of our timers.
+func (t *Translator) Timer(id uint32) {
+	i := id - t.timer
+	c := t.flows.At(i)
+	c.timerAt = 0
+	if c.state == 0 {
+		return
+	}
+	t.expire(i, c)
+}

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"syscall"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// rcvScale is the shift of the windows we advertise, RFC 7323 section 2: with
+// it the largest window is 8 MiB.
+const rcvScale = 7
+
+// defaultMSS is what a peer takes that does not say, RFC 9293 section 3.7.1.
+const (
+	defaultMSS4 = 536
+	defaultMSS6 = 1220
+)
+
+// acceptBurst bounds the connections taken from a listener at a time.
+const acceptBurst = 64
+
+func (t *Translator) hasRoom() bool {
+	return t.flows.Len() < t.flows.Cap() && t.chunksLeft() >= minReserve
+}
+
+// insert makes a flow in its first state.
+func (t *Translator) insert(k *flow.Key, s state) (uint32, *conn) {
+	if !t.hasRoom() {
+		t.Stats.NoMemory++
+		return flow.None, nil
+	}
+	i := t.flows.Insert(k)
+	if i == flow.None {
+		t.Stats.NoMemory++
+		return flow.None, nil
+	}
+	c := t.flows.At(i)
+	c.fd = -1
+	c.state = s
+	c.cwnd = noCwnd
+	c.qHead, c.qTail = flow.None, flow.None
+	c.iss = t.isn(k)
+	c.sndUna, c.sndNxt, c.sndMax = c.iss, c.iss, c.iss
+	c.rcvScale = rcvScale
+	c.heardAt = t.env.Now()
+	t.reserveFirst(c)
+	return i, c
+}
+
+// options takes over what the guest's SYN or SYN-ACK says.
+func (t *Translator) options(c *conn, s *packet.TCP, v4 bool) {
+	mss, ip := uint16(defaultMSS6), 40
+	if v4 {
+		mss, ip = defaultMSS4, 20
+	}
+	if s.MSS != 0 {
+		mss = s.MSS
+	}
+	// Never more than the link takes, never so little that headers are all
+	// there is: a guest that says one byte gets the smallest IP allows.
+	mss = min(mss, uint16(max(t.g.LinkMTU()-ip-20, 128)), maxPayload)
+	c.mss = max(mss, 48)
+	if s.SACKPermitted {
+		c.set(flagSACK)
+	}
+	if s.WScale >= 0 {
+		c.sndScale = uint8(s.WScale)
+	} else {
+		c.sndScale, c.rcvScale = 0, 0
+	}
+	c.sndWnd = uint32(s.Window) // never scaled in a SYN, RFC 7323 section 2.2
+	c.rcvNxt = s.Seq + 1
+	c.hostSeq, c.rcvEdge, c.ackSent = c.rcvNxt, c.rcvNxt, c.rcvNxt
+	c.sndWl1 = s.Seq
+}
+
+// openOut starts a connection that the guest asked for with a SYN.
+func (t *Translator) openOut(k *flow.Key, p *packet.Packet, s *packet.TCP) {
+	if s.SrcPort == 0 || s.DstPort == 0 || !unicast(&p.Dst) || !unicast(&p.Src) {
+		t.Stats.BadSegments++
+		return
+	}
+	i, c := t.insert(k, stateOpening)
+	if c == nil {
+		return // the guest tries again
+	}
+	t.options(c, s, p.IPVersion == 4)
+	t.open = ipc.Open{
+		Token: flow.Token(flow.OwnerTCP, t.flows.Gen(i), i),
+		Proto: ipc.ProtoTCP,
+		Src:   p.Src, Dst: p.Dst, SrcPort: s.SrcPort, DstPort: s.DstPort,
+	}
+	if !t.env.Open(&t.open) {
+		t.Stats.NoMemory++
+		t.remove(i, c)
+	}
+}
+
+func unicast(a *packet.Addr) bool {
+	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsBroadcast()
+}
+
+// Opened takes the broker's answer to the Open with this token.
+func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
+	_, gen, i := flow.SplitToken(token)
+	if !t.flows.Live(i, gen) || t.flows.At(i).state != stateOpening {
+		if fd >= 0 {
+			t.env.Close(fd)
+		}
+		return
+	}
+	c := t.flows.At(i)
+	if o.Errno != 0 || fd < 0 {
+		t.refuse(i, c, syscall.Errno(o.Errno), o.Flags&ipc.OpenedProhibited != 0)
+		return
+	}
+	c.fd = fd
+	if t.guestEnds4(i) && t.g.Has(ipc.FlagPeekOff4) || !t.guestEnds4(i) && t.g.Has(ipc.FlagPeekOff6) {
+		c.set(flagPeekOff)
+	}
+	if e := t.env.Watch(fd, token); e != 0 {
+		t.refuse(i, c, e, false)
+		return
+	}
+	c.state = stateConnecting
+	if o.Flags&ipc.OpenedInProgress == 0 {
+		t.connected(i, c)
+	}
+}
+
+// connected answers the guest's SYN: the host's end is there.
+func (t *Translator) connected(i uint32, c *conn) {
+	t.Stats.Opened++
+	c.state = stateSynAckSent
+	c.set(flagWritable | flagReadable)
+	c.sndNxt, c.sndMax = c.iss+1, c.iss+1
+	c.deqSeq, c.peekSeq = c.iss+1, c.iss+1
+	t.sendSYN(i, c)
+	t.startRTO(c)
+	t.arm(i, c)
+}
+
+// refuse tells the guest that its connection came to nothing: RST, or the
+// ICMP error that a router would have sent (RFC 1122 section 4.2.3.9).
+func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool) {
+	t.Stats.Refused++
+	v4 := t.guestEnds4(i)
+	typ, code := uint8(packet.ICMPv6DestUnreachable), uint8(0)
+	if v4 {
+		typ = packet.ICMPDestUnreachable
+	}
+	switch {
+	case prohibited && v4:
+		code = 13 // communication administratively prohibited, RFC 1812 section 5.2.7.1
+	case prohibited:
+		code = 1 // administratively prohibited, RFC 4443 section 3.1
+	case e == syscall.ENETUNREACH:
+		code = 0 // net unreachable, no route to destination
+	case e == syscall.EHOSTUNREACH && v4, e == syscall.ETIMEDOUT && v4, e == syscall.EHOSTDOWN && v4:
+		code = 1 // host unreachable
+	case e == syscall.EHOSTUNREACH, e == syscall.ETIMEDOUT, e == syscall.EHOSTDOWN:
+		code = 3 // address unreachable
+	case e == syscall.EACCES && v4, e == syscall.EPERM && v4:
+		code = 13
+	case e == syscall.EACCES, e == syscall.EPERM:
+		code = 1
+	default:
+		t.sendRST(i, c)
+		t.remove(i, c)
+		return
+	}
+	t.sendUnreachable(i, c, typ, code)
+	t.remove(i, c)
+}
+
+// AddListener takes over a listening socket.
+func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
+	n := listener{id: l.ID, fd: fd, guestPort: l.GuestPort, target: l.Target}
+	at := -1
+	for k := range t.listeners {
+		if !t.listeners[k].used() {
+			at = k
+			break
+		}
+	}
+	if at < 0 {
+		at = len(t.listeners)
+		t.listeners = append(t.listeners, n)
+	} else {
+		t.listeners[at] = n
+	}
+	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, uint32(l.ID), uint32(at))); e != 0 {
+		t.env.Close(fd)
+		t.listeners[at] = listener{}
+	}
+}
+
+// RemoveListener closes a listener; connections taken from it stay.
+func (t *Translator) RemoveListener(id uint16) {
+	for k := range t.listeners {
+		if l := &t.listeners[k]; l.id == id {
+			t.env.Close(l.fd)
+			*l = listener{}
+		}
+	}
+}
+
+// ListenerReady takes the connections that wait on a listener.
+func (t *Translator) ListenerReady(token uint64, events uint32) {
+	_, id, k := flow.SplitToken(token)
+	if int(k) >= len(t.listeners) || uint32(t.listeners[k].id) != id {
+		return
+	}
+	t.accept(&t.listeners[k])
+}
+
+func (t *Translator) acceptAll() {
+	t.paused = false
+	for k := range t.listeners {
+		if t.listeners[k].used() {
+			t.accept(&t.listeners[k])
+		}
+	}
+}
+
+// accept takes connections until none waits; when the table is full or the
+// burst long, the rest waits in the kernel's backlog for another turn.
+func (t *Translator) accept(l *listener) {
+	for range acceptBurst {
+		if !t.hasRoom() {
+			t.paused = true
+			return
+		}
+		fd, peer, port, e := t.env.Accept(l.fd)
+		switch e {
+		case 0:
+			t.openIn(l, fd, peer, port)
+		case syscall.EAGAIN:
+			return
+		case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM:
+			t.Stats.NoMemory++
+			return // the next event tries again
+		}
+	}
+	t.paused = true
+}
+
+// openIn starts a connection towards the guest for one accepted on the host.
+func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16) {
+	remote := t.g.InboundSource(peer)
+	guest := l.target
+	if guest.IsZero() {
+		guest = t.g.InboundTarget(&remote)
+	}
+	if guest.IsZero() || guest.Is4() != remote.Is4() {
+		t.resetSocket(fd)
+		return
+	}
+	k := flow.MakeKey(&remote, &guest, port, l.guestPort)
+	if old := t.flows.Find(&k); old != flow.None {
+		if c := t.flows.At(old); c.state == stateTimeWait {
+			t.remove(old, c)
+		} else {
+			t.resetSocket(fd)
+			return
+		}
+	}
+	i, c := t.insert(&k, stateSynSent)
+	if c == nil {
+		t.resetSocket(fd)
+		return
+	}
+	c.fd = fd
+	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCP, t.flows.Gen(i), i)); e != 0 {
+		t.abort(i, c)
+		return
+	}
+	t.env.Option(fd, flow.OptionNoDelay, 1)
+	// The listener may be one socket for both families, so that an IPv4
+	// connection is one of IPv6's.
+	if t.g.Has(ipc.FlagPeekOff4|ipc.FlagPeekOff6) && t.env.Option(fd, flow.OptionPeekOff, 0) == 0 {
+		c.set(flagPeekOff)
+	}
+	t.Stats.Accepted++
+	c.set(flagWritable | flagReadable)
+	c.sndNxt, c.sndMax = c.iss+1, c.iss+1
+	c.deqSeq, c.peekSeq = c.iss+1, c.iss+1
+	t.sendSYN(i, c)
+	t.startRTO(c)
+	t.arm(i, c)
+}
+
+func (t *Translator) resetSocket(fd int32) {
+	t.env.Option(fd, flow.OptionLinger0, 1)
+	t.env.Close(fd)
+	t.Stats.Reset++
+}

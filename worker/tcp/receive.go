@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"syscall"
+
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// From the guest to the host. Windows are granted against chunks set aside in
+// the pool, so what arrives inside a window always has a place. How much the
+// socket would take is not asked: it takes what it can, the rest waits here,
+// and the window follows what it took.
+
+const (
+	firstReserve = 5  // chunks for a new flow: a window of 64 KiB
+	minReserve   = 2  // chunks for a new flow when the pool is half gone: 16 KiB
+	maxReserve   = 65 // chunks for a bulk flow: a window of 1 MiB
+)
+
+// chunksLeft is how many chunks no window has a claim on.
+func (t *Translator) chunksLeft() int { return t.pool.Len() - t.reserved }
+
+func (t *Translator) reserveFirst(c *conn) {
+	n := firstReserve
+	if t.chunksLeft() < t.pool.Len()/2 {
+		n = minReserve
+	}
+	c.reserved = uint16(n)
+	t.reserved += n
+}
+
+// grow gives a flow that fills its window a larger one, while there is plenty.
+func (t *Translator) grow(c *conn) {
+	if c.taken < 2*c.windowLimit() || c.reserved >= maxReserve {
+		return
+	}
+	more := min(int(c.reserved)-1, maxReserve-int(c.reserved))
+	if t.chunksLeft()-more < t.pool.Len()/4 {
+		return
+	}
+	c.reserved += uint16(more)
+	t.reserved += more
+	c.taken = 0
+}
+
+// windowLimit is the window that the chunks of c can hold: the first of them
+// may be used up to its last byte, and rounding to the window scale may add
+// less than 256 bytes.
+func (c *conn) windowLimit() uint32 {
+	return min(uint32(c.reserved-1)*flow.ChunkSize-256, 65535<<c.rcvScale)
+}
+
+// step is the least by which a small window grows, so that the guest is not
+// made to send small segments (RFC 9293 section 3.8.6.2.2).
+func (c *conn) step() uint32 { return max(min(2*uint32(c.mss), c.windowLimit()/2), c.windowLimit()/4) }
+
+// advertise moves the window's right edge as far as chunks allow and returns
+// the window field.
+func (t *Translator) advertise(c *conn) uint16 {
+	edge := c.hostSeq + c.windowLimit()
+	if now := c.rcvEdge - c.rcvNxt; before(edge, c.rcvEdge) || now < c.step() && edge-c.rcvEdge < c.step() {
+		edge = c.rcvEdge
+	}
+	wnd := uint32(0)
+	if after(edge, c.rcvNxt) {
+		wnd = edge - c.rcvNxt
+	}
+	field := min((wnd+1<<c.rcvScale-1)>>c.rcvScale, 65535)
+	c.rcvEdge = later(c.rcvEdge, c.rcvNxt+field<<c.rcvScale)
+	return uint16(field)
+}
+
+// windowUpdate tells the guest that there is room again, if it was short of it
+// and would not hear otherwise.
+func (t *Translator) windowUpdate(i uint32, c *conn) {
+	edge := c.hostSeq + c.windowLimit()
+	if !c.has(flagGuestFIN) && c.rcvEdge-c.rcvNxt < c.windowLimit()/2 && after(edge, c.rcvEdge) && edge-c.rcvEdge >= c.step() {
+		t.sendAck(i, c)
+	}
+}
+
+// data takes the payload and FIN of an acceptable segment.
+func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
+	t.touch(i, c)
+	c.set(flagAckNow)
+	seq, b, fin := s.Seq, s.Payload, s.Flags&packet.FIN != 0
+	if c.has(flagGuestFIN) {
+		return // a FIN seen again; nothing may follow it
+	}
+	if before(seq, c.rcvNxt) {
+		old := c.rcvNxt - seq
+		if old > uint32(len(b)) {
+			return
+		}
+		b, seq = b[old:], c.rcvNxt
+	}
+	if room := c.rcvEdge - seq; uint32(len(b)) > room {
+		t.Stats.OutOfWindow++
+		b, fin = b[:room], false
+	}
+	if seq != c.rcvNxt {
+		t.early(i, c, seq, b, fin)
+		return
+	}
+	if len(b) > 0 && !t.inOrder(i, c, b) {
+		return
+	}
+	if fin || c.has(flagEarlyFIN) && c.earlyFIN == c.rcvNxt {
+		c.set(flagGuestFIN)
+		c.rcvNxt++
+		if t.pendOf != i {
+			t.finishWrite(i, c)
+		}
+	}
+}
+
+// inOrder takes bytes at rcvNxt: to the batch for the socket if nothing is
+// before them, else behind what waits.
+func (t *Translator) inOrder(i uint32, c *conn, b []byte) bool {
+	if c.qHead == flow.None && c.has(flagWritable) {
+		c.rcvNxt += uint32(len(b))
+		t.queueWrite(i, b)
+		return true
+	}
+	if t.pendOf == i && !t.writePending() {
+		return false
+	}
+	if !t.store(c, c.rcvNxt, b) {
+		t.noChunk(i, c)
+		return false
+	}
+	c.rcvNxt += uint32(len(b))
+	if c.held != 0 {
+		set := &t.sets[c.held-1]
+		c.rcvNxt = set.advance(c.rcvNxt)
+		if set.n == 0 {
+			t.putSet(&c.held)
+		}
+	}
+	return t.drain(i, c)
+}
+
+// early keeps what came before its turn. It is acknowledged at once and, with
+// SACK, reported; so only what finds no place in the set of ranges is sent
+// again (RFC 9293 section 3.10.7.4, RFC 2018).
+func (t *Translator) early(i uint32, c *conn, seq uint32, b []byte, fin bool) {
+	t.Stats.OutOfOrder++
+	if fin {
+		c.set(flagEarlyFIN)
+		c.earlyFIN = seq + uint32(len(b))
+	}
+	if len(b) == 0 {
+		return
+	}
+	if t.pendOf == i && !t.writePending() {
+		return
+	}
+	set := t.getSet(&c.held)
+	if set == nil || !set.add(seq, seq+uint32(len(b))) {
+		t.Stats.Dropped++
+		return
+	}
+	if !t.store(c, seq, b) {
+		t.noChunk(i, c)
+	}
+}
+
+// noChunk cannot happen while windows are granted against chunks set aside.
+// Should it, the guest hears of it: a reset loses no byte silently.
+func (t *Translator) noChunk(i uint32, c *conn) {
+	t.Stats.NoMemory++
+	t.sendRST(i, c)
+	t.abort(i, c)
+}
+
+// queueWrite adds a payload to the batch for its socket.
+func (t *Translator) queueWrite(i uint32, b []byte) {
+	if t.pendOf != i || len(t.pending) == cap(t.pending) {
+		t.writePending()
+		t.pendOf = i
+	}
+	t.pending = append(t.pending, b)
+	t.pendLen += len(b)
+}
+
+func (t *Translator) dropPending() {
+	t.pending = t.pending[:0]
+	t.pendLen = 0
+	t.pendOf = flow.None
+}
+
+// writePending gives the batch to its socket and keeps what the socket does
+// not take. It reports false if the flow is no more.
+func (t *Translator) writePending() bool {
+	i := t.pendOf
+	if i == flow.None {
+		return true
+	}
+	c := t.flows.At(i)
+	var n int
+	var e syscall.Errno
+	if len(t.pending) == 1 {
+		n, e = t.env.Write(c.fd, t.pending[0])
+	} else {
+		n, e = t.env.Writev(c.fd, t.pending)
+	}
+	if e != 0 && e != syscall.EAGAIN {
+		t.dropPending()
+		t.hostReset(i, c)
+		return false
+	}
+	if e != 0 {
+		n = 0
+	}
+	t.took(c, n)
+	if n < t.pendLen {
+		c.clear(flagWritable)
+		seq := c.hostSeq
+		for _, b := range t.pending {
+			if n >= len(b) {
+				n -= len(b)
+				continue
+			}
+			b, n = b[n:], 0
+			if !t.store(c, seq, b) {
+				t.dropPending()
+				t.noChunk(i, c)
+				return false
+			}
+			seq += uint32(len(b))
+		}
+	}
+	t.dropPending()
+	if c.has(flagGuestFIN) {
+		return t.finishWrite(i, c)
+	}
+	return true
+}
+
+// took notes that the socket has taken n bytes.
+func (t *Translator) took(c *conn, n int) {
+	c.hostSeq += uint32(n)
+	c.taken += uint32(n)
+	t.grow(c)
+}
+
+// drain gives the socket what waits for it, as far as it takes it. It reports
+// false if the flow is no more.
+func (t *Translator) drain(i uint32, c *conn) bool {
+	for c.queued() > 0 && c.has(flagWritable) {
+		bufs, total := t.gather(c)
+		n, e := t.env.Writev(c.fd, bufs)
+		if e == syscall.EAGAIN {
+			n, e = 0, 0
+		}
+		if e != 0 {
+			t.hostReset(i, c)
+			return false
+		}
+		t.took(c, n)
+		if n < total {
+			c.clear(flagWritable)
+		}
+		t.freeTaken(c)
+	}
+	return t.finishWrite(i, c)
+}
+
+// finishWrite passes the guest's FIN on once all before it was taken.
+func (t *Translator) finishWrite(i uint32, c *conn) bool {
+	if c.has(flagGuestFIN) && !c.has(flagShutdown) && c.queued() == 0 {
+		c.set(flagShutdown)
+		t.env.ShutdownWrite(c.fd)
+		return !t.finished(i, c)
+	}
+	return true
+}
+
+// gather lists the memory from hostSeq to the end of what is in order.
+func (t *Translator) gather(c *conn) ([][]byte, int) {
+	bufs := t.vec[:0]
+	left := int(c.queued())
+	total := 0
+	off := int(c.hostSeq - c.qBase)
+	for ch := c.qHead; left > 0 && len(bufs) < cap(bufs); ch = t.pool.Next(ch) {
+		n := min(left, flow.ChunkSize-off)
+		bufs = append(bufs, t.pool.Bytes(ch)[off:off+n])
+		left -= n
+		total += n
+		off = 0
+	}
+	return bufs, total
+}
+
+// freeTaken gives back the chunks that the socket has taken whole, and all of
+// them when nothing waits any more.
+func (t *Translator) freeTaken(c *conn) {
+	if c.queued() == 0 && c.held == 0 {
+		t.dropQueue(c)
+		return
+	}
+	for c.qHead != flow.None && c.hostSeq-c.qBase >= flow.ChunkSize {
+		ch := c.qHead
+		c.qHead = t.pool.Next(ch)
+		c.qBase += flow.ChunkSize
+		t.pool.Put(ch)
+	}
+	if c.qHead == flow.None {
+		c.qTail = flow.None
+	}
+}
+
+func (t *Translator) dropQueue(c *conn) {
+	for ch := c.qHead; ch != flow.None; {
+		next := t.pool.Next(ch)
+		t.pool.Put(ch)
+		ch = next
+	}
+	c.qHead, c.qTail = flow.None, flow.None
+}
+
+// store copies b to its place, counted from hostSeq, in the flow's chunks.
+func (t *Translator) store(c *conn, seq uint32, b []byte) bool {
+	for len(b) > 0 {
+		ch, off := t.chunkAt(c, seq)
+		if ch == flow.None {
+			return false
+		}
+		n := copy(t.pool.Bytes(ch)[off:], b)
+		b = b[n:]
+		seq += uint32(n)
+	}
+	return true
+}
+
+// chunkAt finds or makes the chunk that holds seq.
+func (t *Translator) chunkAt(c *conn, seq uint32) (ch uint32, off uint32) {
+	if c.qHead == flow.None {
+		if ch = t.pool.Get(); ch == flow.None {
+			return
+		}
+		c.qHead, c.qTail = ch, ch
+		c.qBase, c.qTailSeq = c.hostSeq, c.hostSeq
+	}
+	for seq-c.qTailSeq >= flow.ChunkSize && atLeast(seq, c.qTailSeq) {
+		if ch = t.pool.Get(); ch == flow.None {
+			return
+		}
+		t.pool.SetNext(c.qTail, ch)
+		c.qTail = ch
+		c.qTailSeq += flow.ChunkSize
+	}
+	if atLeast(seq, c.qTailSeq) {
+		return c.qTail, seq - c.qTailSeq
+	}
+	ch = c.qHead
+	for off = seq - c.qBase; off >= flow.ChunkSize; off -= flow.ChunkSize {
+		ch = t.pool.Next(ch)
+	}
+	return ch, off
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"syscall"
+
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// From the host to the guest. What the guest has not acknowledged stays in the
+// socket's receive queue: it is peeked at to send it, and again to send it
+// once more.
+
+const (
+	pushTurn      = 8        // super-frames for one flow before others have a turn
+	dequeueLazily = 16 << 10 // bytes acknowledged before a call to dequeue pays
+)
+
+// begin fills the fields every segment of a flow has.
+func (t *Translator) begin(i uint32, c *conn, flags uint8, seq uint32) {
+	remote, guest := t.guestEnds(i, &t.ends)
+	t.fields = packet.TCPFields{
+		SrcPort: remote, DstPort: guest,
+		Seq: seq, Ack: c.rcvNxt, Flags: flags, WScale: -1,
+	}
+}
+
+// emit sends the segment described by ends and fields.
+func (t *Translator) emit(payload []byte) bool {
+	n := packet.PutTCP(t.hdr[:], &t.ends, &t.fields, len(payload), &t.offload)
+	return t.env.Send(&t.offload, t.hdr[:n], payload)
+}
+
+// carried notes that a segment with the ACK flag left.
+func (c *conn) carried() {
+	c.ackSent = c.rcvNxt
+	c.clear(flagAckNow | flagAckLater)
+	c.ackAt = 0
+}
+
+// sendAck sends a segment without data: acknowledgment, window, SACK.
+func (t *Translator) sendAck(i uint32, c *conn) {
+	t.begin(i, c, packet.ACK, c.sndNxt)
+	if c.state == stateOpen {
+		t.fields.Window = t.advertise(c)
+	}
+	if c.held != 0 && c.has(flagSACK) {
+		n := t.sets[c.held-1].blocks(&t.sackBuf)
+		t.fields.SACK = t.sackBuf[:n]
+	}
+	t.emit(nil)
+	c.carried()
+}
+
+// sendSYN sends our SYN, with ACK unless we are the first to speak.
+func (t *Translator) sendSYN(i uint32, c *conn) {
+	flags := uint8(packet.SYN)
+	if c.state == stateSynAckSent {
+		flags |= packet.ACK
+	}
+	t.begin(i, c, flags, c.iss)
+	ip := 40
+	if t.ends.Dst.Is4() {
+		ip = 20
+	}
+	t.fields.MSS = uint16(t.g.LinkMTU() - ip - 20)
+	wnd := min(c.windowLimit(), 65535)
+	if flags&packet.ACK == 0 {
+		t.fields.Ack = 0
+		t.fields.SACKPermitted = true
+		t.fields.WScale = rcvScale
+	} else {
+		t.fields.SACKPermitted = c.has(flagSACK)
+		if c.rcvScale != 0 {
+			t.fields.WScale = int8(c.rcvScale)
+		}
+		c.rcvEdge = later(c.rcvEdge, c.rcvNxt+wnd)
+	}
+	t.fields.Window = uint16(wnd)
+	t.emit(nil)
+}
+
+// sendRST resets the guest's side: in sequence, so that it is believed.
+func (t *Translator) sendRST(i uint32, c *conn) {
+	seq := c.sndNxt
+	if c.state == stateOpening || c.state == stateConnecting {
+		seq = 0 // answers a SYN: acknowledgment is what counts
+	}
+	t.begin(i, c, packet.RST|packet.ACK, seq)
+	t.emit(nil)
+}
+
+// sendRSTSeq answers a segment that acknowledges what was never sent.
+func (t *Translator) sendRSTSeq(i uint32, seq uint32) {
+	t.begin(i, t.flows.At(i), packet.RST, seq)
+	t.fields.Ack = 0
+	t.emit(nil)
+}
+
+func (t *Translator) guestEnds4(i uint32) bool {
+	a, _ := t.flows.Key(i).Remote()
+	return a.Is4()
+}
+
+// sendUnreachable sends the ICMP error that ends a connection attempt. It
+// quotes the SYN as far as the guest needs it to find its socket.
+func (t *Translator) sendUnreachable(i uint32, c *conn, typ, code uint8) {
+	k := t.flows.Key(i)
+	var syn packet.Ends
+	var remote uint16
+	f := packet.TCPFields{Flags: packet.SYN, Seq: c.rcvNxt - 1, WScale: -1}
+	syn.Dst, remote = k.Remote()
+	syn.Src, f.SrcPort = k.Guest()
+	f.DstPort = remote
+	syn.TTL = 64
+	n := packet.PutTCP(t.buf, &syn, &f, 0, &t.offload)
+	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, Src: t.g.Our4, Dst: syn.Src, TTL: 255}
+	if !syn.Src.Is4() {
+		t.ends.Src = t.g.Our6
+	}
+	m := packet.PutICMPError(t.buf[n:], &t.ends, typ, code, 0, t.buf[packet.EthernetLen:n])
+	t.offload = packet.Offload{}
+	t.env.Send(&t.offload, t.buf[n:n+m], nil)
+}
+
+// usable is how much the guest's window and recovery allow now.
+func (c *conn) usable() uint32 {
+	w := min(c.sndWnd, c.cwnd)
+	if f := c.inFlight(); f < w {
+		return w - f
+	}
+	return 0
+}
+
+// owesFIN tells whether our FIN has yet to be sent, maybe again.
+func (t *Translator) owesFIN(c *conn) bool {
+	return c.has(flagHostEOF) && c.sndNxt == c.finSeq
+}
+
+// push sends the guest what the socket holds, as far as windows allow.
+func (t *Translator) push(i uint32, c *conn) {
+	for turn := 0; ; turn++ {
+		if t.owesFIN(c) {
+			t.sendData(i, c, c.sndNxt, nil, true)
+			return
+		}
+		if !c.has(flagReadable) && !before(c.sndNxt, c.sndMax) || c.has(flagHostEOF) && after(c.sndNxt, c.finSeq) {
+			return
+		}
+		if turn == pushTurn || !t.env.CanSend() {
+			t.makeReady(i, c)
+			return
+		}
+		n := c.usable()
+		if n < uint32(c.mss) && c.inFlight() > 0 && n < c.maxWnd/2 {
+			return // more comes with the next acknowledgment
+		}
+		if n == 0 {
+			t.startRTO(c) // the guest's window is closed: probe it
+			return
+		}
+		if n > uint32(c.mss) {
+			n = min(n, maxPayload)
+			n -= n % uint32(c.mss)
+		}
+		b, ok := t.peek(i, c, c.sndNxt, int(n))
+		if !ok {
+			return
+		}
+		fin := false
+		if len(b) < int(n) {
+			if b, fin, ok = t.lastOf(i, c, b, int(n)); !ok || len(b) == 0 && !fin {
+				return
+			}
+		}
+		if !t.sendData(i, c, c.sndNxt, b, fin) {
+			return
+		}
+	}
+}
+
+// lastOf looks behind a peek that brought less than was asked for: what comes
+// later makes a new event, so that the socket is left alone until then; but if
+// the host's FIN is there, it rides on the last segment. The end has to be
+// seen, since a short read may also end at urgent data.
+func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin, ok bool) {
+	if len(b) > 0 && c.has(flagHostClosed) {
+		c.clear(flagEnd)
+		more, ok := t.peekTo(i, c, c.sndNxt+uint32(len(b)), t.buf[len(b):n])
+		if !ok {
+			return nil, false, false
+		}
+		b = t.buf[:len(b)+more]
+	}
+	if c.has(flagEnd) {
+		t.hostEOF(c, c.sndNxt+uint32(len(b)))
+		fin = true
+	}
+	if fin || !c.has(flagHostClosed) {
+		c.clear(flagReadable)
+	}
+	return b, fin, true
+}
+
+// hostEOF notes where the host's stream ends.
+func (t *Translator) hostEOF(c *conn, seq uint32) {
+	c.set(flagHostEOF)
+	c.finSeq = seq
+	if !c.has(flagGuestFIN) {
+		c.set(flagHostFirst)
+	}
+}
+
+// peek reads up to n bytes of the host's stream from seq on, leaving them
+// queued. It reports false if the flow is no more.
+func (t *Translator) peek(i uint32, c *conn, seq uint32, n int) ([]byte, bool) {
+	got, ok := t.peekTo(i, c, seq, t.buf[:n])
+	return t.buf[:got], ok
+}
+
+func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) (int, bool) {
+	var got int
+	var e syscall.Errno
+	if c.has(flagPeekOff) {
+		if c.peekSeq != seq {
+			t.env.Option(c.fd, flow.OptionPeekOff, int(seq-c.deqSeq))
+			c.peekSeq = seq
+		}
+		got, e = t.env.Recv(c.fd, b, flow.MsgPeek|flow.MsgDontWait)
+	} else {
+		got, e = t.env.RecvSkip(c.fd, int(seq-c.deqSeq), b)
+	}
+	switch {
+	case e == syscall.EAGAIN:
+		c.clear(flagReadable)
+		return 0, true
+	case e != 0:
+		t.hostReset(i, c)
+		return 0, false
+	case got == 0:
+		c.set(flagEnd | flagHostClosed)
+	}
+	c.peekSeq += uint32(got)
+	return got, true
+}
+
+// sendData sends bytes at seq, and our FIN behind them if fin says so. It
+// reports false if the link did not take them: then nothing changed.
+func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool) bool {
+	flags := uint8(packet.ACK)
+	if !c.has(flagReadable) || fin {
+		flags |= packet.PSH
+	}
+	if fin {
+		flags |= packet.FIN
+	}
+	t.begin(i, c, flags, seq)
+	t.fields.Window = t.advertise(c)
+	hdr := packet.PutTCP(t.hdr[:], &t.ends, &t.fields, len(b), &t.offload)
+	if len(b) > int(c.mss) {
+		packet.SetGSO(&t.offload, &t.ends, packet.ProtoTCP, int(c.mss))
+	}
+	if !t.env.Send(&t.offload, t.hdr[:hdr], b) && !t.env.CanSend() {
+		t.makeReady(i, c)
+		return false
+	}
+	c.carried()
+	end := seq + uint32(len(b))
+	if fin {
+		c.set(flagFINSent)
+		end++
+	}
+	if after(end, c.sndMax) {
+		if !c.has(flagTimedRTT) && seq == c.sndMax {
+			c.set(flagTimedRTT)
+			c.rttSeq, c.rttStart = end, t.env.Now()
+		}
+		c.sndMax = end
+	} else {
+		t.Stats.Retransmits++
+		c.clear(flagTimedRTT) // Karn's rule, RFC 6298 section 3
+	}
+	if seq == c.sndNxt {
+		c.sndNxt = end
+	}
+	t.startRTO(c)
+	return true
+}
+
+// dequeue takes acknowledged bytes out of the socket's receive queue, if they
+// are at least as many as given.
+func (t *Translator) dequeue(c *conn, least uint32) {
+	end := c.sndUna
+	if c.has(flagHostEOF) && after(end, c.finSeq) {
+		end = c.finSeq
+	}
+	n := end - c.deqSeq
+	if n == 0 || n < least && !c.has(flagHostEOF) {
+		return
+	}
+	got, e := t.env.Discard(c.fd, int(n))
+	if e != 0 {
+		return // a reset, which its own event reports
+	}
+	c.deqSeq += uint32(got)
+	if before(c.peekSeq, c.deqSeq) {
+		c.peekSeq = c.deqSeq // the kernel's offset does not become negative
+	}
+}

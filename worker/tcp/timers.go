@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"time"
+
+	"aldente/worker/packet"
+)
+
+const (
+	initialRTO   = int64(time.Second) // RFC 6298 section 2.1
+	minRTO       = int64(200 * time.Millisecond)
+	maxRTO       = int64(60 * time.Second)
+	maxRetries   = 12                      // without an acknowledgment: about six minutes
+	timeWait     = int64(2 * time.Second)  // the link is one hop: a lost ACK is seen long before
+	keepIdle     = int64(2 * time.Hour)    // RFC 9293 section 3.8.4
+	keepInterval = int64(75 * time.Second) // between probes
+	keepProbes   = 9                       // unanswered before the guest counts as gone
+	synAckTries  = 5                       // repetitions of a SYN-ACK
+	neverExpires = int64(1<<63 - 1)
+)
+
+// rto is the retransmission time-out in nanoseconds, with its back-off.
+func (c *conn) rto() int64 {
+	d := initialRTO
+	if c.srtt != 0 {
+		d = max(int64(c.srtt+4*c.rttvar)*1000, minRTO)
+	}
+	return min(d<<min(c.retries, 10), maxRTO)
+}
+
+// startRTO starts the retransmission timer unless it runs.
+func (t *Translator) startRTO(c *conn) {
+	if c.rtoAt == 0 {
+		c.rtoAt = t.env.Now() + c.rto()
+	}
+}
+
+// arm sets the wheel for the flow's next deadline. A timer that would only
+// fire too early is left alone: expire looks again.
+func (t *Translator) arm(i uint32, c *conn) {
+	at := neverExpires
+	switch c.state {
+	case stateOpen:
+		at = t.keepAt(c)
+		if c.ackAt != 0 {
+			at = min(at, c.ackAt)
+		}
+	case stateOpening, stateConnecting:
+		return // the host's kernel gives up in its own time
+	}
+	if c.rtoAt != 0 {
+		at = min(at, c.rtoAt)
+	}
+	if at != neverExpires && (c.timerAt == 0 || at < c.timerAt) {
+		c.timerAt = at
+		t.wheel.Set(t.timer+i, at)
+	}
+}
+
+func (t *Translator) keepAt(c *conn) int64 {
+	if at := c.heardAt + keepIdle; at > t.env.Now() {
+		return at
+	}
+	return t.env.Now() + keepInterval
+}
+
+// expire does what is due.
+func (t *Translator) expire(i uint32, c *conn) {
+	now := t.env.Now()
+	if c.rtoAt != 0 && now >= c.rtoAt {
+		c.rtoAt = 0
+		t.timedOut(i, c)
+	} else if c.state == stateOpen && now >= c.heardAt+keepIdle {
+		if now >= c.heardAt+keepIdle+keepProbes*keepInterval {
+			t.sendRST(i, c)
+			t.abort(i, c)
+			return
+		}
+		t.probe(i, c)
+	}
+	if c.state == stateOpen && c.ackAt != 0 && now >= c.ackAt {
+		t.sendAck(i, c)
+	}
+	if c.state != 0 {
+		t.arm(i, c)
+	}
+}
+
+// timedOut handles the retransmission timer.
+func (t *Translator) timedOut(i uint32, c *conn) {
+	c.retries++
+	switch c.state {
+	case stateTimeWait:
+		t.remove(i, c)
+		return
+	case stateSynSent, stateSynAckSent:
+		limit := uint8(synAckTries)
+		if c.state == stateSynSent {
+			limit = max(t.g.SYNRetry, 1)
+		}
+		if c.retries > limit {
+			t.abort(i, c)
+			return
+		}
+		t.sendSYN(i, c)
+		t.startRTO(c)
+		return
+	case stateOpen:
+	default:
+		return
+	}
+	if c.sndUna == c.sndMax {
+		// Nothing in flight: the guest's window is closed. It may stay so
+		// for as long as the guest answers, RFC 9293 section 3.8.6.1.
+		if c.sndWnd == 0 {
+			t.probe(i, c)
+			t.startRTO(c)
+		}
+		return
+	}
+	if c.retries > maxRetries && t.env.Now()-c.heardAt > 2*maxRTO {
+		t.sendRST(i, c)
+		t.abort(i, c)
+		return
+	}
+	t.Stats.Timeouts++
+	t.rewind(i, c)
+}
+
+// rewind starts over from the oldest byte not acknowledged, slowly, RFC 6298
+// section 5.4 and RFC 5681 section 3.1. What the guest reported by SACK is
+// forgotten: it may have thrown it away (RFC 2018 section 8).
+func (t *Translator) rewind(i uint32, c *conn) {
+	t.putSet(&c.sacked)
+	c.clear(flagRecovery | flagTimedRTT)
+	c.dupAcks = 0
+	c.sndNxt = c.sndUna
+	c.cwnd = max(2*uint32(c.mss), 16<<10)
+	if c.sndWnd == 0 {
+		// One segment into a closed window, which doubles as a probe.
+		if end := t.resend(i, c, c.sndUna, c.sndUna+min(uint32(c.mss), c.sndMax-c.sndUna)); end == c.sndUna {
+			t.startRTO(c)
+		}
+		return
+	}
+	t.push(i, c)
+	if c.state == stateOpen {
+		t.startRTO(c)
+	}
+}
+
+// probe makes the guest tell where it is: a segment before its window.
+func (t *Translator) probe(i uint32, c *conn) {
+	t.begin(i, c, packet.ACK, c.sndUna-1)
+	t.fields.Window = t.advertise(c)
+	t.emit(nil)
+}
+
+// finished ends the flow if both directions are done, and reports whether it
+// did.
+func (t *Translator) finished(i uint32, c *conn) bool {
+	if !c.has(flagGuestFIN) || !c.has(flagShutdown) || !c.has(flagFINSent) || !after(c.sndUna, c.finSeq) {
+		return false
+	}
+	if c.has(flagAckNow) {
+		t.sendAck(i, c)
+	}
+	t.dequeue(c, 0)
+	if !c.has(flagHostFirst) {
+		t.remove(i, c)
+		return true
+	}
+	// The guest's last FIN may come again, RFC 9293 section 3.6.1.
+	t.env.Close(c.fd)
+	c.fd = -1
+	t.dropQueue(c)
+	t.putSet(&c.held)
+	t.putSet(&c.sacked)
+	t.reserved -= int(c.reserved)
+	c.reserved = 0
+	c.state = stateTimeWait
+	c.flags &= flagDirty | flagReady | flagGuestFIN
+	c.rtoAt = t.env.Now() + timeWait
+	c.ackAt = 0
+	t.arm(i, c)
+	return true
+}

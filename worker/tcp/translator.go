@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+
+	"github.com/dchest/siphash"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// maxPayload is the most one super-frame carries: an IP packet of 65,535
+// bytes less the largest headers without options.
+const maxPayload = 65535 - 60 - 20
+
+// Translator holds all TCP connections of a lane.
+type Translator struct {
+	env   flow.Env
+	g     *flow.Guest
+	wheel *flow.Wheel
+	timer uint32 // first timer id
+	pool  *flow.Pool
+	flows *flow.Table[conn]
+
+	sets     []ranges // for flows in recovery
+	freeSets []uint32
+
+	listeners []listener
+	paused    bool // table full: listeners wait
+
+	dirty   []uint32 // flows to look at when the batch ends
+	ready   []uint32 // flows with data for the guest and room for it
+	pending [][]byte // payloads in order of flow pendFlow, not yet written
+	pendLen int
+	pendOf  uint32
+
+	reserved   int // chunks set aside for windows
+	isn0, isn1 uint64
+	buf        []byte // what was peeked at
+	hdr        [packet.MaxHeaders]byte
+	offload    packet.Offload
+	ends       packet.Ends
+	fields     packet.TCPFields
+	sackBuf    [4]packet.SACKBlock
+	vec        [64][]byte
+	open       ipc.Open
+
+	Stats Stats
+}
+
+// New makes a translator for up to maxFlows connections, which uses timer ids
+// from timerBase on.
+func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Pool, maxFlows int) *Translator {
+	t := &Translator{
+		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
+		flows:    flow.NewTable[conn](maxFlows),
+		sets:     make([]ranges, min(maxFlows, 2048)),
+		dirty:    make([]uint32, 0, maxFlows),
+		ready:    make([]uint32, 0, maxFlows),
+		pending:  make([][]byte, 0, 64),
+		pendOf:   flow.None,
+		buf:      make([]byte, maxPayload),
+		freeSets: make([]uint32, 0, min(maxFlows, 2048)),
+	}
+	for i := range t.sets {
+		t.freeSets = append(t.freeSets, uint32(len(t.sets)-i)) // index+1, lowest on top
+	}
+	var key [16]byte
+	rand.Read(key[:])
+	t.isn0 = binary.LittleEndian.Uint64(key[:8])
+	t.isn1 = binary.LittleEndian.Uint64(key[8:])
+	return t
+}
+
+// Cap is the number of connections that fit, and of timer ids used.
+func (t *Translator) Cap() int { return t.flows.Cap() }
+
+// Len is the number of connections.
+func (t *Translator) Len() int { return t.flows.Len() }
+
+// isn chooses an initial sequence number, RFC 6528 section 3: a clock of 4
+// microseconds and a keyed hash of the connection.
+func (t *Translator) isn(k *flow.Key) uint32 {
+	return uint32(siphash.Hash(t.isn0, t.isn1, k[:])) + uint32(t.env.Now()>>12)
+}
+
+func (t *Translator) touch(i uint32, c *conn) {
+	if !c.has(flagDirty) {
+		c.set(flagDirty)
+		t.dirty = append(t.dirty, i)
+	}
+}
+
+func (t *Translator) makeReady(i uint32, c *conn) {
+	if !c.has(flagReady) {
+		c.set(flagReady)
+		t.ready = append(t.ready, i)
+	}
+}
+
+// Flush ends a batch of frames from the guest: what they carried goes to the
+// sockets, what they acknowledged is dequeued, what is owed to the guest is
+// sent.
+func (t *Translator) Flush() {
+	t.writePending()
+	for n := 0; n < len(t.dirty); n++ {
+		i := t.dirty[n]
+		c := t.flows.At(i)
+		if !c.has(flagDirty) {
+			continue // removed since
+		}
+		c.clear(flagDirty)
+		t.settle(i, c)
+	}
+	t.dirty = t.dirty[:0]
+}
+
+// settle does what a batch left for one flow.
+func (t *Translator) settle(i uint32, c *conn) {
+	if c.state != stateOpen {
+		if c.state == stateTimeWait && c.has(flagAckNow) {
+			t.sendAck(i, c)
+		}
+		return
+	}
+	t.dequeue(c, dequeueLazily)
+	if c.has(flagReadable) || t.owesFIN(c) || before(c.sndNxt, c.sndMax) {
+		t.push(i, c)
+		if t.flows.At(i).state != stateOpen {
+			return
+		}
+	}
+	if c.has(flagAckNow) {
+		t.sendAck(i, c)
+	}
+	t.arm(i, c)
+}
+
+// Pending tells whether Poll has work that no event will announce.
+func (t *Translator) Pending() bool {
+	return len(t.ready) > 0 && t.env.CanSend() || t.paused && t.hasRoom()
+}
+
+// Poll gives each ready flow a turn of sending to the guest.
+func (t *Translator) Poll() {
+	if t.paused && t.hasRoom() {
+		t.acceptAll()
+	}
+	n, k := len(t.ready), 0
+	for ; k < n && t.env.CanSend(); k++ {
+		i := t.ready[k]
+		c := t.flows.At(i)
+		if !c.has(flagReady) {
+			continue // removed since
+		}
+		c.clear(flagReady)
+		if c.state == stateOpen {
+			t.push(i, c)
+			if c.state == stateOpen {
+				t.arm(i, c)
+			}
+		}
+	}
+	t.ready = t.ready[:copy(t.ready, t.ready[k:])]
+}
+
+// Resume is called when the link takes frames again.
+func (t *Translator) Resume() { t.Poll() }
+
+// getSet takes a set of ranges from the pool; nil when there is none left.
+func (t *Translator) getSet(ref *uint32) *ranges {
+	if *ref == 0 {
+		n := len(t.freeSets)
+		if n == 0 {
+			return nil
+		}
+		*ref = t.freeSets[n-1]
+		t.freeSets = t.freeSets[:n-1]
+		t.sets[*ref-1].reset()
+	}
+	return &t.sets[*ref-1]
+}
+
+func (t *Translator) putSet(ref *uint32) {
+	if *ref != 0 {
+		t.freeSets = append(t.freeSets, *ref)
+		*ref = 0
+	}
+}
+
+// remove ends a flow on our side and frees all it holds. The socket is closed:
+// with what is in its send buffer delivered if the stream ended well, at once
+// if option Linger0 was set before.
+func (t *Translator) remove(i uint32, c *conn) {
+	if c.fd >= 0 {
+		t.env.Close(c.fd)
+		c.fd = -1
+	}
+	if t.pendOf == i {
+		t.dropPending()
+	}
+	t.dropQueue(c)
+	t.putSet(&c.held)
+	t.putSet(&c.sacked)
+	t.reserved -= int(c.reserved)
+	c.reserved = 0
+	t.wheel.Cancel(t.timer + i)
+	c.flags = 0
+	c.state = 0
+	t.flows.Remove(i)
+}
+
+// abort resets the host's side and forgets the flow.
+func (t *Translator) abort(i uint32, c *conn) {
+	t.Stats.Reset++
+	if c.fd >= 0 {
+		t.env.Option(c.fd, flow.OptionLinger0, 1)
+	}
+	t.remove(i, c)
+}
+
+// Close ends all connections, resetting them on the host.
+func (t *Translator) Close() {
+	t.flows.Each(func(i uint32) { t.abort(i, t.flows.At(i)) })
+}
