@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Descriptors that every worker is started with. 0 and 1 are /dev/null.
+const (
+	LogFD        = 2 // pipe to the broker: log lines, and what the runtime says when it dies
+	ControlFD    = 3 // SOCK_SEQPACKET to the broker
+	ExecutableFD = 4 // O_PATH of the worker's own program, closed by its second stage
+)
+
+// Stages of the worker.
+const (
+	StageEnter = "enter" // fresh from clone: mounts and capabilities, then exec of itself
+	StageRun   = "run"   // confines itself and translates
+)
+
+// Arguments is the command line of a worker, written by the broker and by the
+// worker's first stage for its second. It comes from trusted code.
+type Arguments struct {
+	Stage      string
+	Mode       string  // "tap" or "stream"
+	Namespaces uintptr // CLONE_NEW* flags it was started with
+	Strict     bool    // refuse to run unless all layers are in force
+	Debug      bool    // report the layers
+	Extra      string  // test builds only
+}
+
+// Strings returns the argument vector.
+func (a *Arguments) Strings() []string {
+	return []string{"aldente-worker", a.Stage, a.Mode, NamespaceNames(a.Namespaces),
+		strconv.FormatBool(a.Strict), strconv.FormatBool(a.Debug), a.Extra}
+}
+
+// ParseArguments reads an argument vector.
+func ParseArguments(argv []string) (Arguments, error) {
+	if len(argv) != 7 {
+		return Arguments{}, fmt.Errorf("started with %d arguments: only the broker can start a worker", len(argv))
+	}
+	a := Arguments{Stage: argv[1], Mode: argv[2], Namespaces: ParseNamespaces(argv[3]), Extra: argv[6]}
+	var err error
+	if a.Strict, err = strconv.ParseBool(argv[4]); err != nil {
+		return a, err
+	}
+	if a.Debug, err = strconv.ParseBool(argv[5]); err != nil {
+		return a, err
+	}
+	if a.Stage != StageEnter && a.Stage != StageRun || a.Mode != "tap" && a.Mode != "stream" {
+		return a, fmt.Errorf("arguments %q", strings.Join(argv[1:], " "))
+	}
+	return a, nil
+}

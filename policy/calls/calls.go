@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package calls says, as data, which system calls each process may make, with
+// which arguments, why, and who makes them.
+//
+// The lists are read by the generator (policy/generate), which compiles them
+// to BPF with libseccomp, by the tests that check the compiled programs
+// against them, and by the tables in SECURITY.md. No program links them: the
+// programs embed what was compiled.
+//
+// Constants come from golang.org/x/sys/unix and must have the same value on
+// amd64 and arm64. Flags that differ (O_DIRECTORY, O_NOFOLLOW, O_DIRECT) must
+// not appear here.
+package calls
+
+// Self stands in an argument rule for the identifier of the process that loads
+// the filter; the loader replaces it. No process has this identifier, which is
+// above the kernel's PID_MAX_LIMIT.
+const Self = 0x53454c46
+
+// Rule permits one system call. A call that no rule permits ends the process.
+type Rule struct {
+	Call string // name in the kernel's tables, e.g. "accept4"
+	Args []Arg  // conditions that must all hold; none means any arguments
+	Why  string // what it is needed for
+	User string // the part of the program that makes it
+	Arch string // "amd64" or "arm64" where only that one has the call
+}
+
+// Arg is a condition on one argument: arg & Mask == Value. All 64 bits of the
+// register count, so stray upper bits never widen a rule.
+type Arg struct {
+	Index uint   // 0 to 5
+	Mask  uint64 // all ones: the whole argument
+	Value uint64
+}
+
+// Holds says whether the condition is true of an argument.
+func (a Arg) Holds(v uint64) bool { return v&a.Mask == a.Value }
+
+// Permits says whether the rule permits a call with these arguments.
+func (r *Rule) Permits(args [6]uint64) bool {
+	for _, a := range r.Args {
+		if !a.Holds(args[a.Index]) {
+			return false
+		}
+	}
+	return true
+}
+
+// List is everything one process may call in one phase.
+type List struct {
+	Name  string // name of the compiled filter, e.g. "worker-tap"
+	Doc   string // which process, when
+	Rules []Rule
+}
+
+// Permits says whether any rule of the list permits the call on arch.
+func (l *List) Permits(arch, call string, args [6]uint64) bool {
+	for i := range l.Rules {
+		r := &l.Rules[i]
+		if r.Call == call && (r.Arch == "" || r.Arch == arch) && r.Permits(args) {
+			return true
+		}
+	}
+	return false
+}
+
+// Arches are the architectures that filters are made for.
+func Arches() []string { return []string{"amd64", "arm64"} }
+
+// All returns every list.
+func All() []List {
+	return []List{WorkerStart(), WorkerTap(), WorkerStream(), Agent(), Broker()}
+}
+
+// is requires an argument to have exactly one value.
+func is(index uint, value uint64) Arg { return Arg{index, ^uint64(0), value} }
+
+// within allows only the bits given.
+func within(index uint, bits uint64) Arg { return Arg{index, ^bits, 0} }
+
+// except requires value once the optional bits are set aside.
+func except(index uint, optional, value uint64) Arg { return Arg{index, ^optional, value} }
+
+// plain returns rules for calls whose arguments are not limited.
+func plain(user, why string, names ...string) []Rule {
+	rules := make([]Rule, 0, len(names))
+	for _, n := range names {
+		rules = append(rules, Rule{Call: n, Why: why, User: user})
+	}
+	return rules
+}
+
+// each returns one rule for each value that argument index may have.
+func each(user, why, call string, index uint, values ...uint64) []Rule {
+	rules := make([]Rule, 0, len(values))
+	for _, v := range values {
+		rules = append(rules, Rule{Call: call, Args: []Arg{is(index, v)}, Why: why, User: user})
+	}
+	return rules
+}
+
+// options returns one rule for each option of one level, for setsockopt and
+// getsockopt.
+func options(user, why, call string, level uint64, names ...uint64) []Rule {
+	rules := make([]Rule, 0, len(names))
+	for _, n := range names {
+		rules = append(rules, Rule{Call: call, Args: []Arg{is(1, level), is(2, n)}, Why: why, User: user})
+	}
+	return rules
+}
+
+func join(parts ...[]Rule) []Rule {
+	var all []Rule
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	return all
+}

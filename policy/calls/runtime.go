@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package calls
+
+import "golang.org/x/sys/unix"
+
+const runtime = "Go runtime"
+
+// Values of arguments for which x/sys has no name.
+const (
+	futexWaitPrivate = 0 | 128 // FUTEX_WAIT | FUTEX_PRIVATE_FLAG, include/uapi/linux/futex.h
+	futexWakePrivate = 1 | 128 // FUTEX_WAKE | FUTEX_PRIVATE_FLAG
+
+	// What the runtime passes to clone for a new thread (runtime/os_linux.go).
+	// On amd64 its assembly adds CLONE_SETTLS, on arm64 it does not.
+	threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES |
+		unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
+
+	readWrite = unix.PROT_READ | unix.PROT_WRITE
+	anonymous = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+)
+
+// goRunning is what any Go program needs while it runs, without opening
+// anything: scheduler, collector, signals, exit. It was derived by running
+// collections, new threads, stack growth and panics under the filter.
+func goRunning() []Rule {
+	return join(
+		each(runtime, "sleeping and waking threads", "futex", 1, futexWaitPrivate, futexWakePrivate),
+		plain(runtime, "scheduler", "nanosleep", "sched_yield", "restart_syscall"),
+		plain(runtime, "clocks where the vDSO cannot answer", "clock_gettime"),
+		plain(runtime, "network poller", "epoll_pwait"),
+		plain(runtime, "signal handling", "rt_sigprocmask", "rt_sigreturn", "sigaltstack"),
+		plain(runtime, "identity of a thread", "getpid", "gettid"),
+		plain(runtime, "end of a thread and of the process", "exit", "exit_group"),
+		plain(runtime, "random numbers", "getrandom"),
+		[]Rule{
+			{Call: "clone", Args: []Arg{except(0, unix.CLONE_SETTLS, threadFlags)},
+				Why: "new threads, never processes or namespaces", User: runtime},
+			{Call: "tgkill", Args: []Arg{is(0, Self)},
+				Why: "signals to its own threads only", User: runtime},
+			{Call: "mmap", Args: []Arg{within(2, readWrite), except(3, unix.MAP_FIXED, anonymous)},
+				Why: "heap and stacks: anonymous, private, never executable", User: runtime},
+		},
+		plain(runtime, "heap", "munmap"),
+		each(runtime, "returning and merging heap pages", "madvise", 2,
+			unix.MADV_DONTNEED, unix.MADV_FREE, unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE, unix.MADV_COLLAPSE),
+	)
+}
+
+// goStarting is what the runtime needs besides goRunning before it has settled.
+func goStarting() []Rule {
+	return join(
+		plain(runtime, "network poller, once", "epoll_create1", "eventfd2"),
+		[]Rule{
+			{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_DROPPABLE|unix.MAP_ANONYMOUS)},
+				Why: "state of the vDSO's getrandom", User: runtime},
+			{Call: "mmap", Args: []Arg{within(2, readWrite), except(3, unix.MAP_NORESERVE|unix.MAP_POPULATE, anonymous)},
+				Why: "buffers and pools mapped once", User: "worker/lane"},
+			{Call: "seccomp", Args: []Arg{is(0, unix.SECCOMP_SET_MODE_FILTER), is(1, unix.SECCOMP_FILTER_FLAG_TSYNC)},
+				Why: "loading the narrower list", User: "policy"},
+		},
+	)
+}
+
+// goFull is what the runtime and the standard library need in a program that
+// also opens files and starts processes.
+func goFull() []Rule {
+	return join(
+		goRunning(),
+		goStarting(),
+		plain(runtime, "signal handlers", "rt_sigaction"),
+		plain(runtime, "preemption timer while profiling", "setitimer"),
+		plain(runtime, "number of processors", "sched_getaffinity"),
+		each(runtime, "preparing descriptors", "fcntl", 1,
+			unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_SETFD, unix.F_DUPFD_CLOEXEC),
+		plain("package os", "files", "openat", "read", "pread64", "write", "pwrite64", "readv", "writev", "close",
+			"lseek", "fstat", "newfstatat", "getdents64", "ftruncate", "readlinkat", "unlinkat", "fsync",
+			"faccessat", "faccessat2", "getcwd"),
+		plain("package os", "pipes", "pipe2", "dup3"),
+		plain("package os", "identity", "getuid", "geteuid", "getgid", "getegid", "getppid", "uname"),
+		plain("package os", "limits", "prlimit64"),
+		plain(runtime, "network poller", "epoll_ctl"),
+	)
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package calls
+
+import "golang.org/x/sys/unix"
+
+const (
+	lane = "worker/lane"
+	link = "worker/link"
+)
+
+// WorkerStart is the worker from its lock-down until the last start-up record
+// is in. The list of its running stage is loaded on top of this one.
+func WorkerStart() List {
+	return List{
+		Name: "worker-start",
+		Doc:  "worker, reading start-up records",
+		Rules: join(
+			goStarting(),
+			workerRunning(),
+			tapOnly(),
+			each(lane, "non-blocking mode of passed descriptors", "fcntl", 1, unix.F_GETFL, unix.F_SETFL),
+			options(lane, "kind of a passed socket", "getsockopt", unix.SOL_SOCKET,
+				unix.SO_TYPE, unix.SO_PROTOCOL, unix.SO_DOMAIN, unix.SO_SNDBUF, unix.SO_RCVBUF),
+			each(lane, "pools kept out of core dumps, backed by huge pages", "madvise", 2,
+				unix.MADV_DONTDUMP, unix.MADV_POPULATE_WRITE),
+		),
+	}
+}
+
+// WorkerTap is the worker translating frames of a tap.
+func WorkerTap() List {
+	return List{
+		Name:  "worker-tap",
+		Doc:   "worker, translating, guest on a tap",
+		Rules: join(workerRunning(), tapOnly()),
+	}
+}
+
+// WorkerStream is the worker translating frames of a stream socket.
+func WorkerStream() List {
+	return List{
+		Name:  "worker-stream",
+		Doc:   "worker, translating, guest on a stream socket",
+		Rules: workerRunning(),
+	}
+}
+
+func tapOnly() []Rule {
+	return plain(link, "frames from the tap behind a prepared header", "readv")
+}
+
+// workerRunning has no call that makes a socket, names a peer, opens a file or
+// reaches another process: nothing can be sent but on descriptors that the
+// broker has opened and connected.
+func workerRunning() []Rule {
+	return join(
+		goRunning(),
+		plain(link, "frames from the guest; start of a record", "read"),
+		plain(lane, "frames, payload, records, log lines", "write", "writev"),
+		plain(lane, "payload and records; MSG_PEEK, MSG_TRUNC, error queue", "recvfrom", "recvmsg", "recvmmsg"),
+		plain(lane, "event loop", "epoll_ctl", "epoll_pwait2"),
+		[]Rule{{Call: "epoll_wait", Why: "event loop", User: lane, Arch: "amd64"}},
+		plain(lane, "end of a flow", "close", "shutdown"),
+		[]Rule{
+			{Call: "accept4", Args: []Arg{is(3, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)},
+				Why: "inbound connections on passed listeners", User: lane},
+			{Call: "splice", Args: []Arg{within(5, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MORE)},
+				Why: "loopback flows socket to socket", User: "worker/splice"},
+		},
+		plain(lane, "addresses of an accepted connection", "getsockname", "getpeername"),
+		workerOptions(),
+	)
+}
+
+func workerOptions() []Rule {
+	return join(
+		options(lane, "end of connect, free send buffer", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR, unix.SO_MEMINFO),
+		options(lane, "peer's window, acknowledged bytes", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
+		options(lane, "peeking offset, reset at close, keep-alive, buffers, polling", "setsockopt", unix.SOL_SOCKET,
+			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_BUSY_POLL),
+		options(lane, "the guest's TTL and TOS", "setsockopt", unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS),
+		options(lane, "the guest's hop limit and traffic class", "setsockopt", unix.IPPROTO_IPV6,
+			unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS),
+		options(lane, "datagrams of equal size in one call", "setsockopt", unix.IPPROTO_UDP, unix.UDP_SEGMENT),
+		options(lane, "latency, window", "setsockopt", unix.IPPROTO_TCP,
+			unix.TCP_NODELAY, unix.TCP_WINDOW_CLAMP, unix.TCP_QUICKACK),
+	)
+}

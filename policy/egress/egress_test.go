@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package egress
+
+import (
+	"net/netip"
+	"testing"
+)
+
+func must(t *testing.T, own string, rules ...string) *Policy {
+	t.Helper()
+	var all []Rule
+	for _, r := range rules {
+		all = append(all, Rule{Allow: r[0] == '+', Dest: r[1:]})
+	}
+	var addrs []netip.Addr
+	if own != "" {
+		addrs = append(addrs, netip.MustParseAddr(own))
+	}
+	e, err := New(all, addrs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func TestFirstMatch(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		rules []string
+		proto uint8
+		dst   string
+		want  bool
+	}{
+		{"no rule", nil, protoTCP, "198.51.100.1:80", true},
+		{"first match wins", []string{"+198.51.100.1", "-any"}, protoTCP, "198.51.100.1:80", true},
+		{"first match wins, reversed", []string{"-any", "+198.51.100.1"}, protoTCP, "198.51.100.1:80", false},
+		{"no match", []string{"-192.0.2.0/24"}, protoUDP, "198.51.100.1:80", true},
+		{"port", []string{"+tcp:192.0.2.1:443", "-any"}, protoTCP, "192.0.2.1:443", true},
+		{"other port", []string{"+tcp:192.0.2.1:443", "-any"}, protoTCP, "192.0.2.1:80", false},
+		{"other protocol", []string{"+tcp:192.0.2.1:443", "-any"}, protoUDP, "192.0.2.1:443", false},
+		{"range, first", []string{"-any:1000-2000"}, protoUDP, "192.0.2.1:1000", false},
+		{"range, last", []string{"-any:1000-2000"}, protoUDP, "192.0.2.1:2000", false},
+		{"range, beyond", []string{"-any:1000-2000"}, protoUDP, "192.0.2.1:2001", true},
+		{"echo has no port", []string{"-any:1-65535"}, protoICMP, "192.0.2.1:0", true},
+		{"echo", []string{"-icmp:any"}, protoICMP, "192.0.2.1:0", false},
+		{"echo, IPv6", []string{"-icmp:any"}, protoICMPv6, "[2001:db8::1]:0", false},
+		{"bracketed", []string{"-tcp:[2001:db8::1]:25"}, protoTCP, "[2001:db8::1]:25", false},
+		{"bare IPv6", []string{"-2001:db8::25"}, protoTCP, "[2001:db8::25]:25", false},
+		{"IPv6 prefix with port", []string{"-[2001:db8::]/32:25"}, protoTCP, "[2001:db8:1::1]:25", false},
+		{"mapped destination", []string{"-192.0.2.1"}, protoTCP, "[::ffff:192.0.2.1]:25", false},
+		{"mapped rule", []string{"-::ffff:192.0.2.0/120"}, protoTCP, "192.0.2.9:25", false},
+		{"host: loopback", []string{"-host"}, protoTCP, "127.1.2.3:25", false},
+		{"host: loopback, IPv6", []string{"-host"}, protoTCP, "[::1]:25", false},
+		{"host: own", []string{"-host"}, protoTCP, "203.0.113.5:25", false},
+		{"host: other", []string{"-host"}, protoTCP, "203.0.113.6:25", true},
+		{"link-local", []string{"-link-local"}, protoUDP, "[fe80::1%2]:53", false},
+		{"private", []string{"-private"}, protoUDP, "100.64.0.1:53", false},
+		{"private, IPv6", []string{"-private"}, protoUDP, "[fd12::1]:53", false},
+		{"metadata", []string{"-metadata"}, protoTCP, "169.254.169.254:80", false},
+		{"metadata, IPv6", []string{"-metadata"}, protoTCP, "[fd00:ec2::254]:80", false},
+		{"metadata, neighbour", []string{"-metadata"}, protoTCP, "169.254.169.253:80", true},
+	} {
+		e := must(t, "203.0.113.5", c.rules...)
+		if got := e.Allowed(c.proto, netip.MustParseAddrPort(c.dst)); got != c.want {
+			t.Errorf("%s: %v, %d to %s: %v, want %v", c.name, c.rules, c.proto, c.dst, got, c.want)
+		}
+	}
+}
+
+func TestPin(t *testing.T) {
+	resolver := netip.MustParseAddr("127.0.0.53")
+	e := must(t, "", "-host")
+	e.Pin(resolver)
+	for port, want := range map[uint16]bool{53: true, 853: true, 80: false} {
+		if got := e.Allowed(protoUDP, netip.AddrPortFrom(resolver, port)); got != want {
+			t.Errorf("port %d: %v, want %v", port, got, want)
+		}
+	}
+	e = must(t, "", "-127.0.0.53")
+	e.Pin(resolver)
+	if e.Allowed(protoUDP, netip.AddrPortFrom(resolver, 53)) {
+		t.Error("a resolver denied by its own address is reachable")
+	}
+}
+
+func TestErrors(t *testing.T) {
+	for _, s := range []string{"", "tcp:", "example.org", "192.0.2.1/24", "192.0.2.1:0", "192.0.2.1:5-4", "any:x",
+		"icmp:any:7", "fe80::1%eth0", "::ffff:0:0/90", "192.0.2.0/33", "[2001:db8::1]:70000", "sctp:any"} {
+		if _, err := New([]Rule{{Dest: s}}, nil); err == nil {
+			t.Errorf("%q is accepted", s)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("tcp:[2001:db8::]/32:80-90")
+	f.Fuzz(func(t *testing.T, s string) {
+		e, err := New([]Rule{{Dest: s}}, nil)
+		if err == nil && len(e.Rules()) != 1 {
+			t.Error("no rule and no error")
+		}
+	})
+}

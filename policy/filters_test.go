@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/policy/calls"
+)
+
+var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
+
+func readProgram(t *testing.T, name, arch string) []unix.SockFilter {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("filters", name+"_"+arch+".bpf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	prog, err := decode(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return prog
+}
+
+// numbers returns the system calls of an architecture by number.
+func numbers(t *testing.T, arch string) map[uint32]string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("filters", "names_"+arch+".txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[uint32]string{}
+	for line := range strings.Lines(string(raw)) {
+		var nr uint32
+		var name string
+		if _, err := fmt.Sscanf(line, "%d %s", &nr, &name); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		m[nr] = name
+	}
+	return m
+}
+
+// TestFiltersDoWhatTheListsSay runs each compiled program over every system
+// call, with the arguments of its rules and with arguments next to them, and
+// compares with the list.
+func TestFiltersDoWhatTheListsSay(t *testing.T) {
+	for _, arch := range calls.Arches() {
+		names := numbers(t, arch)
+		for _, list := range calls.All() {
+			for suffix, denied := range map[string]uint32{"": unix.SECCOMP_RET_KILL_PROCESS, "-trap": unix.SECCOMP_RET_TRAP} {
+				t.Run(list.Name+suffix+"_"+arch, func(t *testing.T) {
+					prog := readProgram(t, list.Name+suffix, arch)
+					tried := 0
+					for nr := range uint32(1100) {
+						for _, args := range argumentsFor(&list, names[nr]) {
+							want := denied
+							if names[nr] != "" && list.Permits(arch, names[nr], args) {
+								want = unix.SECCOMP_RET_ALLOW
+							}
+							got := evaluate(prog, &seccompData{nr: nr, arch: auditArch[arch], args: args})
+							if got != want {
+								t.Fatalf("%s(%#x): %#x, want %#x", names[nr], args, got, want)
+							}
+							tried++
+						}
+					}
+					t.Logf("%d calls tried, %d instructions", tried, len(prog))
+				})
+			}
+		}
+	}
+}
+
+// argumentsFor returns arguments that matter to a call's rules: each rule's
+// own, those with a bit changed, and random ones.
+func argumentsFor(list *calls.List, call string) [][6]uint64 {
+	rng := rand.New(rand.NewPCG(1, 2))
+	random := func() (a [6]uint64) {
+		for i := range a {
+			a[i] = rng.Uint64() >> (rng.UintN(4) * 16)
+		}
+		return a
+	}
+	all := [][6]uint64{{}, {^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}, random(), random()}
+	for i := range list.Rules {
+		r := &list.Rules[i]
+		if r.Call != call {
+			continue
+		}
+		exact := random()
+		for _, c := range r.Args {
+			exact[c.Index] = c.Value | exact[c.Index]&^c.Mask
+		}
+		all = append(all, exact)
+		for _, c := range r.Args {
+			for bit := range 64 {
+				changed := exact
+				changed[c.Index] ^= 1 << bit
+				all = append(all, changed)
+			}
+		}
+	}
+	return all
+}
+
+// TestForeignArchitectures tries every call with the numbers of another
+// architecture, and of x32.
+func TestForeignArchitectures(t *testing.T) {
+	for _, list := range calls.All() {
+		prog := readProgram(t, list.Name, "amd64")
+		for nr := range uint32(600) {
+			for _, d := range []seccompData{
+				{nr: nr, arch: unix.AUDIT_ARCH_I386},
+				{nr: nr, arch: unix.AUDIT_ARCH_AARCH64},
+				{nr: nr | 0x40000000, arch: unix.AUDIT_ARCH_X86_64}, // __X32_SYSCALL_BIT
+			} {
+				if got := evaluate(prog, &d); got != unix.SECCOMP_RET_KILL_PROCESS {
+					t.Fatalf("%s: %d of %#x: %#x", list.Name, d.nr, d.arch, got)
+				}
+			}
+		}
+	}
+}
+
+// TestNeverInTheWorker holds the worker's lists against what they must not
+// contain whatever is added to them later.
+func TestNeverInTheWorker(t *testing.T) {
+	never := strings.Fields(`socket socketpair connect bind listen accept sendto sendmsg sendmmsg
+		open openat openat2 creat execve execveat memfd_create memfd_secret
+		prctl arch_prctl setns unshare clone3 fork vfork mount umount2 pivot_root chroot move_mount fsopen fsmount open_tree
+		io_uring_setup io_uring_enter io_uring_register ptrace process_vm_readv process_vm_writev
+		bpf userfaultfd perf_event_open keyctl add_key request_key kill tkill pidfd_open pidfd_getfd pidfd_send_signal
+		mprotect pkey_mprotect mremap remap_file_pages ioctl capset setuid setgid setresuid setgroups
+		init_module finit_module kexec_load reboot swapon settimeofday clock_settime shmget msgget semget mq_open
+		rt_sigqueueinfo rt_tgsigqueueinfo prlimit64 setrlimit personality modify_ldt iopl ioperm landlock_create_ruleset`)
+	for _, list := range []calls.List{calls.WorkerStart(), calls.WorkerTap(), calls.WorkerStream()} {
+		for _, r := range list.Rules {
+			for _, n := range never {
+				if r.Call == n {
+					t.Errorf("%s permits %s", list.Name, n)
+				}
+			}
+		}
+	}
+	for _, list := range []calls.List{calls.WorkerTap(), calls.WorkerStream()} {
+		for _, r := range list.Rules {
+			if r.Call == "seccomp" || r.Call == "epoll_create1" || r.Call == "eventfd2" || r.Call == "fcntl" {
+				t.Errorf("%s permits %s, which only start-up needs", list.Name, r.Call)
+			}
+		}
+	}
+}
+
+// TestAlwaysLimited: some calls must never be permitted by number alone.
+func TestAlwaysLimited(t *testing.T) {
+	limited := map[string]bool{"mmap": true, "clone": true, "futex": true, "madvise": true, "tgkill": true, "setsockopt": true,
+		"getsockopt": true, "accept4": true, "splice": true, "fcntl": true, "seccomp": true, "socket": true, "prctl": true}
+	for _, list := range []calls.List{calls.WorkerStart(), calls.WorkerTap(), calls.WorkerStream()} {
+		for _, r := range list.Rules {
+			if limited[r.Call] && len(r.Args) == 0 {
+				t.Errorf("%s permits %s with any arguments", list.Name, r.Call)
+			}
+		}
+	}
+}
+
+// TestRunningIsWithinStarting: filters stack, so what the start-up list does
+// not permit is lost to the running stage.
+func TestRunningIsWithinStarting(t *testing.T) {
+	start := calls.WorkerStart()
+	for _, list := range []calls.List{calls.WorkerTap(), calls.WorkerStream()} {
+		for _, r := range list.Rules {
+			var args [6]uint64
+			for _, c := range r.Args {
+				args[c.Index] = c.Value
+			}
+			if !start.Permits(r.Arch, r.Call, args) {
+				t.Errorf("%s permits %s(%#x), %s does not", list.Name, r.Call, args, start.Name)
+			}
+		}
+	}
+}
+
+func TestRulesAreExplained(t *testing.T) {
+	for _, list := range calls.All() {
+		if list.Doc == "" {
+			t.Errorf("%s: no description", list.Name)
+		}
+		for _, r := range list.Rules {
+			if r.Why == "" || r.User == "" {
+				t.Errorf("%s: %s: no reason or no user", list.Name, r.Call)
+			}
+		}
+	}
+}
+
+func TestBindSelf(t *testing.T) {
+	if selfPlaceholder != calls.Self {
+		t.Fatal("placeholders differ")
+	}
+	prog := readProgram(t, FilterWorkerTap, "amd64")
+	kill := func(pid uint64) uint32 {
+		return evaluate(prog, &seccompData{nr: 234, arch: auditArch["amd64"], args: [6]uint64{pid, pid}})
+	}
+	bindSelf(prog, 4711)
+	for pid, want := range map[uint64]uint32{
+		4711: unix.SECCOMP_RET_ALLOW, 1: unix.SECCOMP_RET_KILL_PROCESS, calls.Self: unix.SECCOMP_RET_KILL_PROCESS,
+		4711 | 1<<32: unix.SECCOMP_RET_KILL_PROCESS,
+	} {
+		if got := kill(pid); got != want {
+			t.Errorf("tgkill(%d): %#x, want %#x", pid, got, want)
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for _, n := range []int{0, 7, 9, (unix.BPF_MAXINSNS + 1) * sizeofFilter} {
+		if _, err := decode(make([]byte, n)); err == nil {
+			t.Errorf("%d bytes accepted", n)
+		}
+	}
+}
+
+func TestCallName(t *testing.T) {
+	for nr, want := range map[int]string{unix.SYS_SOCKET: "socket", unix.SYS_READ: "read", unix.SYS_IO_URING_SETUP: "io_uring_setup", 99999: "call 99999", -1: "call -1"} {
+		if got := CallName(nr); got != want {
+			t.Errorf("%d: %q, want %q", nr, got, want)
+		}
+	}
+}
+
+// TestFiltersAreGenerated makes the filters anew and compares.
+func TestFiltersAreGenerated(t *testing.T) {
+	for what, path := range map[string]string{"libseccomp's header": "/usr/include/seccomp.h", "a C compiler": "/usr/bin/gcc"} {
+		if _, err := os.Stat(path); err != nil {
+			t.Skipf("needs %s (Debian: libseccomp-dev, gcc): %v", what, err)
+		}
+	}
+	dir := t.TempDir()
+	cmd := exec.Command("go", "run", "-tags", "seccompgen", "./generate", "-o", dir)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	made, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := os.ReadDir("filters")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(made) != len(stored) {
+		t.Errorf("%d files stored, %d generated", len(stored), len(made))
+	}
+	for _, e := range made {
+		want, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join("filters", e.Name()))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s is not what `make generate` makes", e.Name())
+		}
+	}
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// SetName sets what ps and top show for the calling thread, at most 15 bytes.
+// After an exec from a descriptor some kernels show the descriptor's number.
+func SetName(name string) {
+	var b [16]byte
+	copy(b[:15], name)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0)
+}
+
+// MaxThreads bounds the threads of a worker. The Go runtime makes five or six.
+const MaxThreads = 32
+
+// one turns the outcome of a single step into a Layer.
+func one(name, detail string, err error) Layer {
+	if err != nil {
+		return Layer{name, Missing, err.Error()}
+	}
+	return Layer{name, InForce, detail}
+}
+
+// NoNewPrivs keeps exec from granting anything. Threads made later inherit it;
+// those made earlier get it with the seccomp filter.
+func NoNewPrivs() Layer {
+	return one("no_new_privs", "", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+}
+
+// NonDumpable keeps out debuggers of the same user and core dumps, also where
+// core_pattern is a pipe, for which the limit on core files does not count.
+// From then on /proc/PID belongs to root.
+func NonDumpable() Layer {
+	return one("non-dumpable", "", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
+}
+
+// DenyWriteExecute refuses memory that is or becomes executable after having
+// been writable, for the life of the process. Linux 6.3 and later.
+func DenyWriteExecute() Layer {
+	err := unix.Prctl(unix.PR_SET_MDWE, unix.PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
+	if err == unix.EINVAL {
+		// seccomp forbids PROT_EXEC to mmap, and mprotect altogether.
+		return Layer{"memory-deny-write-execute", Partial, "kernel before 6.3: by seccomp only"}
+	}
+	return one("memory-deny-write-execute", "", err)
+}
+
+// Limits sets the resource limits of a process that makes no processes: no
+// core files, no message queues, no locked memory. The number of descriptors
+// stays as it was given. With threads, their number is bounded too; this is
+// sound only in a user namespace of one's own, on Linux 5.14 and later, since
+// otherwise everything that the user runs counts.
+func Limits(threads bool) Layer {
+	l := Layer{Name: "limits", State: InForce, Detail: "core, msgqueue, memlock 0"}
+	zero := []int{unix.RLIMIT_CORE, unix.RLIMIT_MSGQUEUE, unix.RLIMIT_MEMLOCK}
+	for _, what := range zero {
+		if err := unix.Setrlimit(what, &unix.Rlimit{}); err != nil {
+			return Layer{l.Name, Missing, fmt.Sprintf("limit %d: %v", what, err)}
+		}
+	}
+	if threads && atLeast(5, 14) {
+		if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: MaxThreads, Max: MaxThreads}); err != nil {
+			return Layer{l.Name, Missing, err.Error()}
+		}
+		l.Detail += fmt.Sprintf(", nproc %d", MaxThreads)
+	}
+	return l
+}
+
+// atLeast says whether the running kernel is major.minor or newer.
+func atLeast(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	have := [2]int{}
+	part := 0
+	for _, c := range u.Release {
+		if c >= '0' && c <= '9' {
+			have[part] = have[part]*10 + int(c-'0')
+			continue
+		}
+		if c != '.' || part == 1 {
+			break
+		}
+		part++
+	}
+	return have[0] > major || have[0] == major && have[1] >= minor
+}

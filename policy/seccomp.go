@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names of the filters. Each is a list in policy/calls.
+const (
+	FilterWorkerStart  = "worker-start"
+	FilterWorkerTap    = "worker-tap"
+	FilterWorkerStream = "worker-stream"
+	FilterAgent        = "agent"
+	FilterBroker       = "broker"
+)
+
+// selfPlaceholder is calls.Self: the constant that stands for the process
+// identifier in a compiled filter. A test keeps the two equal.
+const selfPlaceholder = 0x53454c46
+
+// sizeofFilter is the size of struct sock_filter, include/uapi/linux/filter.h.
+const sizeofFilter = 8
+
+// Load confines all threads of the process to a filter's list, from now on and
+// on top of any filter loaded before. A forbidden call ends the process, or raises
+// SIGSYS in a build with the debugfilter tag.
+//
+// Preconditions: no_new_privs on the calling thread; the others get it here.
+func Load(name string) error {
+	prog, err := program(name)
+	if err != nil {
+		return err
+	}
+	bindSelf(prog, unix.Getpid())
+	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
+	tid, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
+	switch {
+	case errno != 0:
+		return fmt.Errorf("seccomp filter %s: %w", name, errno)
+	case tid != 0:
+		return fmt.Errorf("seccomp filter %s: thread %d is under another filter", name, tid)
+	}
+	return nil
+}
+
+// Seccomp loads a filter and reports it as a layer.
+func Seccomp(name string) Layer {
+	l := Layer{Name: "seccomp " + name, State: InForce, Detail: filterAction}
+	switch err := Load(name); {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		l.State, l.Detail = Missing, "kernel without seccomp filters"
+	case err != nil:
+		l.State, l.Detail = Missing, err.Error()
+	}
+	return l
+}
+
+// program returns the compiled filter for the running architecture.
+func program(name string) ([]unix.SockFilter, error) {
+	raw, err := filters.ReadFile("filters/" + name + filterSuffix + "_" + runtime.GOARCH + ".bpf")
+	if err != nil {
+		return nil, fmt.Errorf("seccomp filter %s: none for %s", name, runtime.GOARCH)
+	}
+	return decode(raw)
+}
+
+// decode reads struct sock_filter in the byte order that all architectures
+// with filters share.
+func decode(raw []byte) ([]unix.SockFilter, error) {
+	if len(raw) == 0 || len(raw)%sizeofFilter != 0 || len(raw)/sizeofFilter > unix.BPF_MAXINSNS {
+		return nil, fmt.Errorf("seccomp filter of %d bytes", len(raw))
+	}
+	prog := make([]unix.SockFilter, len(raw)/sizeofFilter)
+	for i := range prog {
+		b := raw[i*sizeofFilter:]
+		prog[i] = unix.SockFilter{
+			Code: binary.LittleEndian.Uint16(b),
+			Jt:   b[2],
+			Jf:   b[3],
+			K:    binary.LittleEndian.Uint32(b[4:]),
+		}
+	}
+	return prog, nil
+}
+
+// bindSelf puts the process identifier where the list says calls.Self. The
+// number of the process is not known when filters are compiled.
+func bindSelf(prog []unix.SockFilter, pid int) {
+	for i := range prog {
+		if prog[i].Code == unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K && prog[i].K == selfPlaceholder {
+			prog[i].K = uint32(pid)
+		}
+	}
+}
+
+// CallName returns the name of a system call of the running architecture, or
+// "call N" for a number that has none.
+func CallName(nr int) string {
+	prefix := fmt.Sprintf("%d ", nr)
+	for line := range strings.Lines(callNames) {
+		if name, ok := strings.CutPrefix(line, prefix); ok {
+			return strings.TrimSpace(name)
+		}
+	}
+	return fmt.Sprintf("call %d", nr)
+}
