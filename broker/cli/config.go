@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cli turns a command line of passt, pasta or aldente into a Config.
+// It reads no network state: what depends on the host's interfaces, routes and
+// resolvers is left open in Config and settled by package hostnet.
+//
+// Options follow getopt_long(3) to the letter, because scripts do: operands
+// end them, short ones cluster, long ones may be abbreviated while unambiguous.
+package cli
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// Personality is the command line that a program name stands for.
+type Personality int
+
+// Personalities.
+const (
+	Aldente Personality = iota // pasta's options, safe defaults
+	Pasta                      // connects a network namespace
+	Passt                      // connects a virtual machine
+)
+
+// PersonalityOf derives the personality from argv[0]: a base name that holds
+// "pasta" or "passt" (pasta.avx2, passt-next) selects it, any other is Aldente.
+func PersonalityOf(argv0 string) Personality {
+	base := argv0[strings.LastIndexByte(argv0, '/')+1:]
+	switch {
+	case strings.Contains(base, "passt"):
+		return Passt
+	case strings.Contains(base, "pasta"):
+		return Pasta
+	}
+	return Aldente
+}
+
+// String returns the program name.
+func (p Personality) String() string {
+	switch p {
+	case Passt:
+		return "passt"
+	case Pasta:
+		return "pasta"
+	}
+	return "aldente"
+}
+
+// Action is what the command line asks for.
+type Action int
+
+// Actions. All but ActionRun end the program with status 0 after printing.
+const (
+	ActionRun          Action = iota
+	ActionHelp                // --help
+	ActionVersion             // --version
+	ActionSelfTest            // --self-test
+	ActionCapabilities        // --print-capabilities
+)
+
+// TargetKind says how the guest's network namespace is found.
+type TargetKind int
+
+// Kinds of target.
+const (
+	TargetNone  TargetKind = iota // passt: the guest is a virtual machine
+	TargetSpawn                   // new namespaces for Config.Command
+	TargetPID                     // those of process Target.PID
+	TargetPath                    // bound or procfs entry Target.Path
+	TargetName                    // Target.Name as in ip-netns(8)
+)
+
+// netnsDir is where ip-netns(8) binds named network namespaces.
+const netnsDir = "/run/netns/"
+
+// Target names the guest's network namespace. Only the field of Kind is set.
+type Target struct {
+	Kind TargetKind
+	PID  int    // above zero
+	Path string // not empty
+	Name string // without a slash
+}
+
+// EgressOption is one --allow or --deny, unparsed. Package policy gives Dest
+// its meaning; the order of options is the order of rules.
+type EgressOption struct {
+	Allow bool
+	Dest  string
+}
+
+// IDs is a user and group to run as.
+type IDs struct{ UID, GID uint32 }
+
+// Forward is what one of -t, -u, -T and -U adds up to.
+type Forward struct {
+	Rules    []Rule
+	Explicit bool // given on the command line, not the personality's default
+}
+
+// Config is a parsed command line. Zero values mean "not given" unless said
+// otherwise; an invalid netip.Addr is an address not given. Where the default
+// depends on the personality, the field holds the settled value.
+type Config struct {
+	Personality Personality
+	Action      Action
+	Warnings    []string // to be logged at start, one line each
+
+	// Process.
+	Debug      bool   // -d, --trace
+	Trace      bool   // --trace
+	Quiet      bool   // -q; takes back -d and --trace before it, and the reverse
+	Foreground bool   // -f
+	Stderr     bool   // -e, deprecated, without effect
+	LogFile    string // -l
+	LogSize    int64  // --log-size, bytes, at least MinLogSize; default DefaultLogSize
+	Stats      int    // --stats, seconds between statistics lines
+	RunAs      *IDs   // --runas, nil: nobody if started as root
+	PIDFile    string // -P
+	Pcap       string // -p
+	ConfPath   string // -c, control socket
+	Strict     bool   // --strict: a missing sandbox layer is an error
+
+	// Guest's addresses and routes.
+	MTU          int            // -m, bytes; -1: not given, 0: not advertised
+	Addresses    []netip.Prefix // -a: at most one of each family, with host bits; length from -a, -n or the class
+	Netmask      int            // -n without -a: length for an adopted address that has none; 0: not given
+	Gateway4     netip.Addr     // -g
+	Gateway6     netip.Addr     // -g
+	MAC          [6]byte        // -M, default DefaultMAC
+	Interface    string         // -i, template on the host
+	OutboundIf4  string         // --outbound-if4
+	OutboundIf6  string         // --outbound-if6
+	Outbound4    netip.Addr     // -o, source of outbound sockets
+	Outbound6    netip.Addr     // -o
+	IPv4Only     bool           // -4; the last of -4 and -6 counts
+	IPv6Only     bool           // -6
+	Hostname     string         // -H, at most MaxName bytes
+	FQDN         string         // --fqdn, at most MaxName bytes
+	NoCopyRoutes bool           // --no-copy-routes, deprecated, needs ConfigNet
+	NoCopyAddrs  bool           // --no-copy-addrs, deprecated, needs ConfigNet
+
+	// Name resolution.
+	DNS         []netip.Addr // -D, at most ipc.MaxDNS of each family; a family without one uses the host's
+	DNSNone     bool         // -D none came last: no resolver at all
+	DNSForward4 netip.Addr   // --dns-forward
+	DNSForward6 netip.Addr   // --dns-forward
+	DNSHost4    netip.Addr   // --dns-host
+	DNSHost6    netip.Addr   // --dns-host
+	Search      []string     // -S, at most ipc.MaxSearch domains, no trailing dot
+	SearchNone  bool         // -S none came last: no search list at all
+	DHCPDNS     bool         // resolvers are advertised; default in passt
+	DHCPSearch  bool         // search list is advertised; default in passt
+
+	// Protocols.
+	NoTCP    bool // --no-tcp
+	NoUDP    bool // --no-udp
+	NoICMP   bool // --no-icmp, sets NoNDP
+	NoDHCP   bool // --no-dhcp
+	NoNDP    bool // --no-ndp, sets NoRA
+	NoDHCPv6 bool // --no-dhcpv6
+	NoRA     bool // --no-ra
+
+	// Translation.
+	MapHostLoopback4 netip.Addr // --map-host-loopback: used even with NoMapGW
+	MapHostLoopback6 netip.Addr // --map-host-loopback
+	NoMapGW          bool       // --no-map-gw, --map-host-loopback none; default in aldente
+	MapGuestAddr4    netip.Addr // --map-guest-addr
+	MapGuestAddr6    netip.Addr // --map-guest-addr
+	Egress           []EgressOption
+
+	// Forwarding.
+	TCPPorts     Forward // -t, host to guest
+	UDPPorts     Forward // -u
+	TCPNS        Forward // -T, namespace to host
+	UDPNS        Forward // -U
+	FreeBind     bool    // --freebind
+	NoSplice     bool    // --no-splice
+	SpliceOnly   bool    // --splice-only
+	HostLoToNSLo bool    // --host-lo-to-ns-lo
+
+	// Pasta and aldente.
+	Target      Target
+	Userns      string   // --userns; see UserNS
+	NetnsOnly   bool     // --netns-only, or implied by --netns without --userns
+	Command     []string // TargetSpawn: what to run, never empty
+	LoginShell  bool     // no operand: Command is the user's shell, argv[0] to be "-" and its path
+	ConfigNet   bool     // --config-net
+	NSIfName    string   // -I
+	NSMAC       [6]byte  // --ns-mac-addr, zero: the kernel's choice
+	NoNetnsQuit bool     // --no-netns-quit
+	NoPidns     bool     // --no-pidns
+
+	// Passt.
+	SocketPath      string // -s
+	FD              int    // -F, open descriptor of the link, -1: none; sets OneOff
+	OneOff          bool   // -1
+	VhostUser       bool   // --vhost-user
+	RepairPath      string // --repair-path; "none" forbids the socket
+	MigrateExit     bool   // --migrate-exit, deprecated
+	MigrateNoLinger bool   // --migrate-no-linger, deprecated
+}
+
+// Limits and defaults.
+const (
+	DefaultLogSize = 1 << 20 // bytes
+	MinLogSize     = 40960   // bytes
+	MaxMTU         = 65521   // 65535 less an Ethernet header
+	MaxName        = 253     // bytes of a host name, RFC 1035 section 2.3.4 in text form
+	maxSocketPath  = 107     // sun_path less its terminator, unix(7)
+	maxIfName      = 15      // IFNAMSIZ less its terminator, linux/if.h
+)
+
+// DefaultMAC is our side's address on the guest's link, locally administered.
+var DefaultMAC = [6]byte{0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55}
+
+// UserNS returns the path of the user namespace to join before the network
+// namespace of Target, or "" to join none.
+func (c *Config) UserNS() string {
+	switch {
+	case c.Userns != "":
+		return c.Userns
+	case c.NetnsOnly || c.Target.Kind != TargetPID:
+		return ""
+	}
+	return c.Target.procEntry("user")
+}
+
+// NetNS returns the path of the target's network namespace, "" for TargetSpawn
+// and TargetNone.
+func (t Target) NetNS() string {
+	switch t.Kind {
+	case TargetPID:
+		return t.procEntry("net")
+	case TargetPath:
+		return t.Path
+	case TargetName:
+		return netnsDir + t.Name
+	}
+	return ""
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"aldente/ipc"
+)
+
+func addr(s string) netip.Addr {
+	if s == "" {
+		return netip.Addr{}
+	}
+	return netip.MustParseAddr(s)
+}
+
+// parse runs a command line given as words, see words.
+func parse(t *testing.T, line string) (*Config, error) {
+	t.Helper()
+	t.Setenv("SHELL", "/bin/testsh")
+	return ParseWith(words(line), testPorts)
+}
+
+func mustParse(t *testing.T, line string) *Config {
+	t.Helper()
+	c, err := parse(t, line)
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return c
+}
+
+func TestPersonalityOf(t *testing.T) {
+	for argv0, want := range map[string]Personality{
+		"pasta": Pasta, "/usr/bin/pasta": Pasta, "pasta.avx2": Pasta, "-pasta": Pasta,
+		"passt": Passt, "./passt.avx2": Passt, "/opt/pasta/bin/passt": Passt,
+		"aldente": Aldente, "/opt/pasta/aldente": Aldente, "": Aldente, "past": Aldente,
+	} {
+		if got := PersonalityOf(argv0); got != want {
+			t.Errorf("%q: got %v, want %v", argv0, got, want)
+		}
+	}
+}
+
+// TestErrors holds command lines that are refused and the message, checked
+// against passt where it has the option.
+func TestErrors(t *testing.T) {
+	for line, want := range map[string]string{
+		// getopt_long(3), in glibc's words.
+		"pasta -Z":                               "pasta: invalid option -- 'Z'",
+		"./x/pasta -dZ":                          "./x/pasta: invalid option -- 'Z'",
+		"pasta -d-":                              "pasta: invalid option -- '-'",
+		"pasta -:":                               "pasta: invalid option -- ':'",
+		"pasta -m":                               "pasta: option requires an argument -- 'm'",
+		"pasta -dm":                              "pasta: option requires an argument -- 'm'",
+		"pasta --bogus":                          "pasta: unrecognized option '--bogus'",
+		"pasta --bogus=3":                        "pasta: unrecognized option '--bogus=3'",
+		"pasta --mtu":                            "pasta: option '--mtu' requires an argument",
+		"pasta --mt":                             "pasta: option '--mtu' requires an argument",
+		"pasta --debug=3":                        "pasta: option '--debug' doesn't allow an argument",
+		"pasta --config-n=3":                     "pasta: option '--config-net' doesn't allow an argument",
+		"pasta --debug --vers=3":                 "pasta: option '--version' doesn't allow an argument",
+		"passt --so":                             "passt: option '--socket' requires an argument",
+		"passt --socket-p":                       "passt: option '--socket-path' requires an argument",
+		"pasta --conf":                           "pasta: option '--conf' is ambiguous; possibilities: '--config-net' '--conf-path'",
+		"pasta --conf=x":                         "pasta: option '--conf=x' is ambiguous; possibilities: '--config-net' '--conf-path'",
+		"pasta --c":                              "pasta: option '--c' is ambiguous; possibilities: '--config-net' '--conf-path' '--chroot-fallback'",
+		"pasta --d":                              "pasta: option '--d' is ambiguous; possibilities: '--debug' '--dns' '--dhcp-dns' '--dhcp-search' '--dns-forward' '--dns-host'",
+		"pasta --f":                              "pasta: option '--f' is ambiguous; possibilities: '--foreground' '--fd' '--freebind' '--fqdn'",
+		"pasta --h":                              "pasta: option '--h' is ambiguous; possibilities: '--help' '--hostname' '--host-lo-to-ns-lo'",
+		"pasta --i":                              "pasta: option '--i' is ambiguous; possibilities: '--interface' '--ipv4-only' '--ipv6-only'",
+		"pasta --l":                              "pasta: option '--l' is ambiguous; possibilities: '--log-file' '--log-size'",
+		"pasta --m":                              "pasta: option '--m' is ambiguous; possibilities: '--mtu' '--mac-addr' '--map-host-loopback' '--map-guest-addr' '--migrate-exit' '--migrate-no-linger'",
+		"pasta --n":                              "pasta: option '--n' is ambiguous; possibilities: '--ns-ifname' '--netmask' '--no-tcp' '--no-udp' '--no-icmp' '--no-dhcp' '--no-dhcpv6' '--no-ndp' '--no-ra' '--no-splice' '--no-map-gw' '--netns' '--ns-mac-addr' '--no-dhcp-dns' '--no-dhcp-search' '--no-netns-quit' '--no-copy-routes' '--no-copy-addrs' '--netns-only' '--no-pidns'",
+		"pasta --o":                              "pasta: option '--o' is ambiguous; possibilities: '--outbound' '--one-off' '--outbound-if4' '--outbound-if6'",
+		"pasta --p":                              "pasta: option '--p' is ambiguous; possibilities: '--pcap' '--pid' '--print-capabilities'",
+		"pasta --r":                              "pasta: option '--r' is ambiguous; possibilities: '--runas' '--repair-path'",
+		"pasta --s":                              "pasta: option '--s' is ambiguous; possibilities: '--stderr' '--socket' '--search' '--splice-only' '--socket-path' '--stats'",
+		"pasta --t":                              "pasta: option '--t' is ambiguous; possibilities: '--tcp-ports' '--tcp-ns' '--trace'",
+		"pasta --u":                              "pasta: option '--u' is ambiguous; possibilities: '--udp-ports' '--udp-ns' '--userns'",
+		"pasta --v":                              "pasta: option '--v' is ambiguous; possibilities: '--version' '--vhost-user'",
+		"pasta --out":                            "pasta: option '--out' is ambiguous; possibilities: '--outbound' '--outbound-if4' '--outbound-if6'",
+		"pasta --a":                              "pasta: option '--address' requires an argument",
+		"pasta --deny":                           "pasta: option '--deny' requires an argument",
+		"pasta -m x -h":                          "Invalid MTU: x",
+		"passt foo":                              "Extra non-option argument: foo",
+		"passt -- foo":                           "Extra non-option argument: foo",
+		"passt -1 foo -d":                        "Extra non-option argument: foo",
+		"passt -":                                "Extra non-option argument: -",
+		"pasta -m ''":                            "Invalid MTU: ",
+		"pasta -m 1500x":                         "Invalid MTU: 1500x",
+		"pasta -m -1":                            "Invalid MTU: -1",
+		"pasta -m 65522":                         "MTU 65522 too large (max 65521)",
+		"pasta -m 99999999999":                   "MTU 99999999999 too large (max 65521)",
+		"pasta -a x":                             "Invalid guest address: x",
+		"pasta -a ''":                            "Invalid guest address: ",
+		"pasta -a 10.0.0.1/":                     "Invalid guest address: 10.0.0.1/",
+		"pasta -a 10.0.0.1/0x10":                 "Invalid guest address: 10.0.0.1/0x10",
+		"pasta -a 10.0.0.1/33":                   "Invalid prefix length: 10.0.0.1/33",
+		"pasta -a fd00::5/129":                   "Invalid prefix length: fd00::5/129",
+		"pasta -a 127.0.0.1":                     "Invalid guest address: 127.0.0.1",
+		"pasta -a 0.0.0.0":                       "Invalid guest address: 0.0.0.0",
+		"pasta -a 224.0.0.1":                     "Invalid guest address: 224.0.0.1",
+		"pasta -a 255.255.255.255":               "Invalid guest address: 255.255.255.255",
+		"pasta -a ::1":                           "Invalid guest address: ::1",
+		"pasta -a fe80::1%eth0":                  "Invalid guest address: fe80::1%eth0",
+		"pasta -a 010.0.0.1":                     "Invalid guest address: 010.0.0.1",
+		"pasta -a 10.0.0.1/24 -n 24":             "Redundant prefix length specification",
+		"pasta -n 24 -a 10.0.0.1/24":             "Redundant prefix length specification",
+		"pasta -n 24 -a fd00::5/64":              "Redundant prefix length specification",
+		"pasta -a 10.0.0.1/24 -n 16 -a 10.0.0.2": "Redundant prefix length specification",
+		"pasta -n 33":                            "Invalid prefix length: 33",
+		"pasta -n 255.0.255.0":                   "Invalid prefix length: 255.0.255.0",
+		"pasta -n ''":                            "Invalid prefix length: ",
+		"pasta -n 24x":                           "Invalid prefix length: 24x",
+		"pasta -n ::":                            "Invalid prefix length: ::",
+		"pasta -g none":                          "Invalid gateway address: none",
+		"pasta -g 127.0.0.1":                     "Invalid gateway address: 127.0.0.1",
+		"pasta -g [fd00::1]":                     "Invalid gateway address: [fd00::1]",
+		"pasta -M 1:2:3:4:5:6":                   "Invalid MAC address: 1:2:3:4:5:6",
+		"pasta -M 9a-55-9a-55-9a-55":             "Invalid MAC address: 9a-55-9a-55-9a-55",
+		"pasta -M 52:54:00:12:34:5g":             "Invalid MAC address: 52:54:00:12:34:5g",
+		"pasta -M 52:54:00:12:34:567":            "Invalid MAC address: 52:54:00:12:34:567",
+		"pasta --ns-mac-addr ff:ff:ff:ff:ff:ff":  "Invalid MAC address: ff:ff:ff:ff:ff:ff",
+		"pasta --ns-mac-addr 00:00:00:00:00:00":  "Invalid MAC address: 00:00:00:00:00:00",
+		"pasta -i ''":                            "Invalid interface name: ",
+		"pasta -i a/b":                           "Invalid interface name: a/b",
+		"pasta --outbound-if4 16charsname12345":  "Invalid interface name: 16charsname12345",
+		"pasta -I ..":                            "Invalid interface name: ..",
+		"pasta -I a%d":                           "Invalid interface name: a%d",
+		"pasta -o 0.0.0.0":                       "Invalid or redundant outbound address: 0.0.0.0",
+		"pasta -o 224.0.0.1":                     "Invalid or redundant outbound address: 224.0.0.1",
+		"pasta -D x":                             "Cannot use DNS address x",
+		"pasta -D ''":                            "Cannot use DNS address ",
+		"pasta -S ''":                            "Cannot use DNS search domain ",
+		"pasta -S 'ok a..b'":                     "Cannot use DNS search domain a..b",
+		"pasta --dns-forward 127.0.0.1":          "Invalid DNS forwarding address: 127.0.0.1",
+		"pasta --dns-host ::":                    "Invalid host nameserver address: ::",
+		"pasta --map-host-loopback ::1":          "Invalid address to remap to host: ::1",
+		"pasta --map-guest-addr ff02::1":         "Invalid address to remap to host: ff02::1",
+		"pasta -H " + strings.Repeat("a", 254):   "Invalid hostname: " + strings.Repeat("a", 254),
+		"pasta --fqdn " + strings.Repeat("a", 254): "Invalid FQDN: " + strings.Repeat("a", 254),
+		"pasta -p ''":                           "Invalid pcap path: ",
+		"pasta -P ''":                           "Invalid PID file: ",
+		"pasta -l ''":                           "Invalid log file path: ",
+		"pasta -c ''":                           "Invalid configuration path: ",
+		"passt -s ''":                           "Invalid socket path: ",
+		"passt -s /" + strings.Repeat("a", 107): "Invalid socket path: /" + strings.Repeat("a", 107),
+		"pasta --log-size 40959":                "Invalid --log-size: 40959",
+		"pasta --log-size 1M":                   "Invalid --log-size: 1M",
+		"pasta --stats x":                       "Invalid --stats: x",
+		"pasta -F x":                            "Invalid --fd: x",
+		"pasta -F -1":                           "Invalid --fd: -1",
+		"pasta -F 99999999999":                  "Invalid --fd: 99999999999",
+		"pasta --runas nosuchuser0":             "Invalid --runas option: nosuchuser0: no such user",
+		"pasta --runas root:nosuchgroup0":       "Invalid --runas option: root:nosuchgroup0: no such group",
+		"pasta --runas 4100000000":              "Invalid --runas option: 4100000000: no group known for this UID, give UID:GID",
+		"pasta --runas 4294967295:1":            "Invalid --runas option: 4294967295:1: no such user",
+		"pasta --runas ''":                      "Invalid --runas option: : no such user",
+		"pasta -1":                              "--one-off is for passt mode only",
+		"pasta -s x":                            "-s is for passt mode only",
+		"pasta --socket x":                      "-s is for passt mode only",
+		"aldente --vhost-user":                  "--vhost-user is for passt mode only",
+		"pasta --no-dhcp-dns":                   "--no-dhcp-dns is for passt mode only",
+		"pasta --no-dhcp-search":                "--no-dhcp-search is for passt mode only",
+		"passt -I foo":                          "-I is for pasta mode only",
+		"passt -T none":                         "-T is for pasta mode only",
+		"passt -U 22":                           "-U is for pasta mode only",
+		"passt --userns x":                      "--userns is for pasta mode only",
+		"passt --netns x":                       "--netns is for pasta mode only",
+		"passt --config-net":                    "--config-net is for pasta mode only",
+		"passt --dhcp-dns":                      "--dhcp-dns is for pasta mode only",
+		"passt --splice-only":                   "--splice-only is for pasta mode only",
+		"passt -t auto":                         "'auto' port forwarding is only allowed for pasta: 'auto'",
+		"passt --repair-path x":                 "--repair-path is for vhost-user mode only",
+		"passt --migrate-exit":                  "--migrate-exit is for vhost-user mode only",
+		"passt --migrate-no-linger":             "--migrate-no-linger is for vhost-user mode only",
+		"pasta --no-splice --host-lo-to-ns-lo":  "--host-lo-to-ns-lo is incompatible with --no-splice",
+		"pasta --splice-only --no-splice":       "--splice-only is incompatible with --no-splice",
+		"pasta --no-copy-routes":                "--no-copy-routes needs --config-net",
+		"pasta --no-copy-addrs":                 "--no-copy-addrs needs --config-net",
+		"pasta --netns foo 123":                 "Both --netns and PID or command given",
+		"pasta --netns /x -- true":              "Both --netns and PID or command given",
+		"pasta --netns ''":                      "Invalid network namespace name or path: ",
+		"pasta --netns ..":                      "Invalid network namespace name or path: ..",
+		"pasta --userns '' 1":                   "Invalid userns: ",
+		"pasta 999999999999":                    "Invalid PID 999999999999",
+		"pasta 99999999999999999999":            "Invalid PID 99999999999999999999",
+		"pasta -- -1":                           "Invalid PID -1",
+		"pasta 0":                               "Invalid PID 0",
+		"pasta --no-pidns 1":                    "--no-pidns is incompatible with PID or --netns",
+		"pasta --no-pidns --netns foo":          "--no-pidns is incompatible with PID or --netns",
+		"pasta --no-tcp -t 22":                  "-t: can't forward ports with the protocol disabled: TCP [*]:22  =>  22",
+		"pasta -u auto --no-udp":                "-u: can't forward ports with the protocol disabled: UDP [*]:1-32767  =>  1-32767 (best effort) (auto-scan)",
+		"pasta -T 22 -T none":                   "-T none conflicts with previous options",
+	} {
+		c, err := parse(t, line)
+		if err == nil {
+			t.Errorf("%s: no error, %+v", line, c)
+			continue
+		}
+		if err.Error() != want {
+			t.Errorf("%s:\n got %s\nwant %s", line, err, want)
+		}
+		if _, ok := err.(*UsageError); !ok {
+			t.Errorf("%s: %T", line, err)
+		}
+	}
+}
+
+// TestAbbreviations: what the original takes without our own options, it still does.
+func TestAbbreviations(t *testing.T) {
+	for i := range options {
+		o := &options[i]
+		for n := 1; n <= len(o.long); n++ {
+			g := getopt{table: options}
+			var others []option
+			for _, x := range options {
+				if !x.extra {
+					others = append(others, x)
+				}
+			}
+			plain := getopt{table: others}
+			was, is := plain.findLong(o.long[:n]), g.findLong(o.long[:n])
+			if len(was) == 1 && (len(is) != 1 || was[0].long != is[0].long) {
+				t.Errorf("--%s: was %s, is %d matches", o.long[:n], was[0].long, len(is))
+			}
+		}
+	}
+}
+
+func TestTableIsConsistent(t *testing.T) {
+	long, short := map[string]bool{}, map[byte]bool{}
+	for i := range options {
+		o := &options[i]
+		switch {
+		case long[o.long]:
+			t.Errorf("--%s twice", o.long)
+		case o.short != 0 && short[o.short]:
+			t.Errorf("-%c twice", o.short)
+		case o.set == nil || o.in == 0:
+			t.Errorf("--%s has no effect", o.long)
+		case o.help == "" && o.alias == "":
+			t.Errorf("--%s has no help", o.long)
+		}
+		long[o.long], short[o.short] = true, true
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	c := mustParse(t, "pasta")
+	auto := func(proto uint8, ifname string) Forward {
+		r := Rule{Proto: proto, Interface: ifname, PortRange: PortRange{1, 32767}, TargetPort: 1, Weak: true, Auto: true}
+		s := r
+		s.PortRange, s.TargetPort = PortRange{61000, 65535}, 61000
+		return Forward{Rules: []Rule{r, s}}
+	}
+	want := &Config{
+		Personality: Pasta, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1,
+		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
+		TCPPorts: auto(ipc.ProtoTCP, ""), UDPPorts: auto(ipc.ProtoUDP, ""),
+		TCPNS: auto(ipc.ProtoTCP, "lo"), UDPNS: auto(ipc.ProtoUDP, "lo"),
+	}
+	if diff := cmp.Diff(want, c, cmpAddr); diff != "" {
+		t.Errorf("pasta (-want +got)\n%s", diff)
+	}
+
+	want = &Config{
+		Personality: Passt, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1,
+		DHCPDNS: true, DHCPSearch: true,
+	}
+	if diff := cmp.Diff(want, mustParse(t, "passt"), cmpAddr); diff != "" {
+		t.Errorf("passt (-want +got)\n%s", diff)
+	}
+
+	want = &Config{
+		Personality: Aldente, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1, NoMapGW: true,
+		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
+	}
+	if diff := cmp.Diff(want, mustParse(t, "aldente"), cmpAddr); diff != "" {
+		t.Errorf("aldente (-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(want, mustParse(t, ""), cmpAddr); diff != "" {
+		t.Errorf("no argv[0] (-want +got)\n%s", diff)
+	}
+}
+
+// TestUnsupported lists what is asked for and must not be ignored silently.
+func TestUnsupported(t *testing.T) {
+	for line, want := range map[string]string{
+		"pasta":                           "",
+		"aldente":                         "",
+		"pasta -t 22 -u 80-90":            "",
+		"pasta -t none -T none -U none":   "",
+		"pasta --no-splice":               "",
+		"pasta -t auto":                   "-t auto",
+		"pasta -u 80,auto":                "-u auto",
+		"pasta -T auto":                   "-T",
+		"pasta -U 22":                     "-U",
+		"pasta --splice-only":             "--splice-only",
+		"pasta --host-lo-to-ns-lo":        "--host-lo-to-ns-lo",
+		"pasta -c x":                      "-c",
+		"pasta --stats 1":                 "--stats",
+		"pasta -F 3":                      "-F",
+		"passt":                           "passt's socket for virtual machines",
+		"passt --vhost-user -s x --fd 3":  "passt's socket for virtual machines",
+		"aldente -t 8000,auto -u none -6": "-t auto",
+	} {
+		got := ""
+		if err := mustParse(t, line).Unsupported(); err != nil {
+			got = err.Error()
+		}
+		if want != "" {
+			want += " is not supported by this version"
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", line, got, want)
+		}
+	}
+}

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"aldente/ipc"
+)
+
+// setter is what an option does to the Config.
+type setter func(p *parser, arg string) error
+
+// prefix is an address and the length given with it, -1 for none.
+type prefix struct {
+	addr netip.Addr
+	bits int
+}
+
+func (x prefix) with(bits int) netip.Prefix { return netip.PrefixFrom(x.addr, bits) }
+
+func (p *parser) warnf(format string, args ...any) {
+	p.c.Warnings = append(p.c.Warnings, fmt.Sprintf(format, args...))
+}
+
+func flag(field func(*Config) *bool) setter {
+	return func(p *parser, _ string) error {
+		*field(p.c) = true
+		return nil
+	}
+}
+
+func deprecated(name string, field func(*Config) *bool) setter {
+	return func(p *parser, _ string) error {
+		if !*field(p.c) {
+			p.warnf("%s is deprecated and will be dropped", name)
+		}
+		*field(p.c) = true
+		return nil
+	}
+}
+
+func choose(value bool, field func(*parser) **bool) setter {
+	return func(p *parser, _ string) error {
+		*field(p) = &value
+		return nil
+	}
+}
+
+func action(a Action) setter {
+	return func(p *parser, _ string) error {
+		p.c.Action = a
+		return nil
+	}
+}
+
+func spec(i int) setter {
+	return func(p *parser, arg string) error {
+		p.specs[i] = append(p.specs[i], arg)
+		return nil
+	}
+}
+
+func egress(allow bool) setter {
+	return func(p *parser, arg string) error {
+		p.c.Egress = append(p.c.Egress, EgressOption{allow, arg})
+		return nil
+	}
+}
+
+func path(what string, field func(*Config) *string) setter {
+	return func(p *parser, arg string) error {
+		if arg == "" {
+			return usagef("Invalid %s path: %s", what, arg)
+		}
+		*field(p.c) = arg
+		return nil
+	}
+}
+
+// socketPath is path for what must fit into a sockaddr_un.
+func socketPath(what string, field func(*Config) *string) setter {
+	return func(p *parser, arg string) error {
+		if arg == "" || len(arg) > maxSocketPath {
+			return usagef("Invalid %s path: %s", what, arg)
+		}
+		*field(p.c) = arg
+		return nil
+	}
+}
+
+func ifName(field func(*Config) *string) setter {
+	return func(p *parser, arg string) error {
+		if !validIfName(arg) {
+			return usagef("Invalid interface name: %s", arg)
+		}
+		*field(p.c) = arg
+		return nil
+	}
+}
+
+func hostName(what string, field func(*Config) *string) setter {
+	return func(p *parser, arg string) error {
+		if len(arg) > MaxName {
+			return usagef("Invalid %s: %s", what, arg)
+		}
+		*field(p.c) = arg
+		return nil
+	}
+}
+
+// Of -d, --trace and -q the last one counts.
+
+func setDebug(p *parser, _ string) error {
+	p.c.Debug, p.c.Quiet = true, false
+	return nil
+}
+
+func setTrace(p *parser, _ string) error {
+	p.c.Trace, p.c.Debug, p.c.Quiet = true, true, false
+	return nil
+}
+
+func setQuiet(p *parser, _ string) error {
+	p.c.Quiet, p.c.Debug, p.c.Trace = true, false, false
+	return nil
+}
+
+func setIPv4Only(p *parser, _ string) error {
+	p.c.IPv4Only, p.c.IPv6Only = true, false
+	return nil
+}
+
+func setIPv6Only(p *parser, _ string) error {
+	p.c.IPv4Only, p.c.IPv6Only = false, true
+	return nil
+}
+
+func setFD(p *parser, arg string) error {
+	n, ok := parseNumber(arg, 0, math.MaxInt32)
+	if !ok {
+		return usagef("Invalid --fd: %s", arg)
+	}
+	p.c.FD = int(n)
+	return nil
+}
+
+// setNSIfName refuses a percent sign, which the kernel would replace by a number.
+func setNSIfName(p *parser, arg string) error {
+	if !validIfName(arg) || strings.Contains(arg, "%") {
+		return usagef("Invalid interface name: %s", arg)
+	}
+	p.c.NSIfName = arg
+	return nil
+}
+
+func setPIDFile(p *parser, arg string) error {
+	if arg == "" {
+		return usagef("Invalid PID file: %s", arg)
+	}
+	p.c.PIDFile = arg
+	return nil
+}
+
+func setMTU(p *parser, arg string) error {
+	n, ok := parseNumber(arg, 0, math.MaxUint64)
+	if !ok {
+		return usagef("Invalid MTU: %s", arg)
+	}
+	if n > MaxMTU {
+		return usagef("MTU %d too large (max %d)", n, MaxMTU)
+	}
+	p.c.MTU = int(n)
+	return nil
+}
+
+// setAddress keeps the last address of each family. A length given with the
+// last address and one given by -n exclude each other.
+func setAddress(p *parser, arg string) error {
+	addr, bits, err := parsePrefix(arg)
+	if err != nil {
+		return err
+	}
+	p.cidr = bits >= 0
+	if addr.Is4() {
+		p.addr4 = prefix{addr, bits}
+	} else {
+		p.addr6 = prefix{addr, bits}
+	}
+	return p.redundantLength()
+}
+
+func setNetmask(p *parser, arg string) error {
+	bits, ok := parseNetmask(arg)
+	if !ok {
+		return usagef("Invalid prefix length: %s", arg)
+	}
+	p.netmask = bits
+	return p.redundantLength()
+}
+
+func (p *parser) redundantLength() error {
+	if p.cidr && p.netmask != 0 {
+		return usagef("Redundant prefix length specification")
+	}
+	return nil
+}
+
+func setMAC(p *parser, arg string) (err error) {
+	p.c.MAC, err = checkMAC(arg)
+	return err
+}
+
+func setNSMAC(p *parser, arg string) (err error) {
+	p.c.NSMAC, err = checkMAC(arg)
+	return err
+}
+
+func checkMAC(arg string) ([6]byte, error) {
+	mac, ok := parseMAC(arg)
+	if !ok {
+		return mac, usagef("Invalid MAC address: %s", arg)
+	}
+	return mac, nil
+}
+
+// perFamily stores an address in the field of its family.
+func perFamily(arg string, allow addrKind, v4, v6 *netip.Addr, complaint string) error {
+	addr, ok := parseAddr(arg, allow)
+	if !ok {
+		return usagef("%s: %s", complaint, arg)
+	}
+	if addr.Is4() {
+		*v4 = addr
+	} else {
+		*v6 = addr
+	}
+	return nil
+}
+
+func setGateway(p *parser, arg string) error {
+	return perFamily(arg, 0, &p.c.Gateway4, &p.c.Gateway6, "Invalid gateway address")
+}
+
+func setOutbound(p *parser, arg string) error {
+	return perFamily(arg, loopback, &p.c.Outbound4, &p.c.Outbound6, "Invalid or redundant outbound address")
+}
+
+func setDNSForward(p *parser, arg string) error {
+	return perFamily(arg, 0, &p.c.DNSForward4, &p.c.DNSForward6, "Invalid DNS forwarding address")
+}
+
+func setDNSHost(p *parser, arg string) error {
+	return perFamily(arg, loopback, &p.c.DNSHost4, &p.c.DNSHost6, "Invalid host nameserver address")
+}
+
+func setMapHostLoopback(p *parser, arg string) error {
+	c := p.c
+	if arg == "none" {
+		c.MapHostLoopback4, c.MapHostLoopback6, c.NoMapGW = netip.Addr{}, netip.Addr{}, true
+		return nil
+	}
+	return perFamily(arg, 0, &c.MapHostLoopback4, &c.MapHostLoopback6, "Invalid address to remap to host")
+}
+
+func setMapGuestAddr(p *parser, arg string) error {
+	c := p.c
+	if arg == "none" {
+		c.MapGuestAddr4, c.MapGuestAddr6 = netip.Addr{}, netip.Addr{}
+		return nil
+	}
+	return perFamily(arg, 0, &c.MapGuestAddr4, &c.MapGuestAddr6, "Invalid address to remap to host")
+}
+
+// setDNS adds a resolver; "none" takes back those before it.
+func setDNS(p *parser, arg string) error {
+	c := p.c
+	if arg == "none" {
+		c.DNS, c.DNSNone = nil, true
+		return nil
+	}
+	addr, ok := parseAddr(arg, anyAddr&^unspecified)
+	if !ok {
+		return usagef("Cannot use DNS address %s", arg)
+	}
+	c.DNSNone = false
+	same := 0
+	for _, d := range c.DNS {
+		if d.Is4() == addr.Is4() {
+			same++
+		}
+	}
+	if same == ipc.MaxDNS {
+		p.warnf("DNS address %s ignored: no more than %d of a family are advertised", arg, ipc.MaxDNS)
+		return nil
+	}
+	c.DNS = append(c.DNS, addr)
+	return nil
+}
+
+// setSearch adds domains; "none" takes back those before it. The root domain
+// is what resolvers try anyway and adds nothing.
+func setSearch(p *parser, arg string) error {
+	c := p.c
+	if arg == "none" {
+		c.Search, c.SearchNone = nil, true
+		return nil
+	}
+	domains := strings.Fields(arg)
+	if len(domains) == 0 {
+		return usagef("Cannot use DNS search domain %s", arg)
+	}
+	for _, d := range domains {
+		d = strings.TrimSuffix(d, ".")
+		switch {
+		case d == "":
+			c.SearchNone = len(c.Search) == 0
+		case !validDomain(d):
+			return usagef("Cannot use DNS search domain %s", d)
+		case len(c.Search) == ipc.MaxSearch:
+			p.warnf("DNS search domain %s ignored: no more than %d are advertised", d, ipc.MaxSearch)
+		case !slices.Contains(c.Search, d):
+			c.Search, c.SearchNone = append(c.Search, d), false
+		}
+	}
+	return nil
+}
+
+func setUserns(p *parser, arg string) error {
+	if arg == "" {
+		return usagef("Invalid userns: %s", arg)
+	}
+	p.c.Userns, p.c.NetnsOnly = arg, false
+	return nil
+}
+
+func setNetnsOnly(p *parser, _ string) error {
+	p.c.Userns, p.c.NetnsOnly = "", true
+	return nil
+}
+
+func setNetns(p *parser, arg string) (err error) {
+	p.c.Target, err = parseNetns(arg)
+	return err
+}
+
+func setRunAs(p *parser, arg string) (err error) {
+	p.c.RunAs, err = parseRunAs(arg)
+	return err
+}
+
+func setLogSize(p *parser, arg string) error {
+	n, ok := parseNumber(arg, 0, math.MaxInt64)
+	if !ok || n < MinLogSize {
+		return usagef("Invalid --log-size: %s", arg)
+	}
+	p.c.LogSize = int64(n)
+	return nil
+}
+
+func setStats(p *parser, arg string) error {
+	n, ok := parseNumber(arg, 0, math.MaxInt32)
+	if !ok {
+		return usagef("Invalid --stats: %s", arg)
+	}
+	p.c.Stats = int(n)
+	return nil
+}
