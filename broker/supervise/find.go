@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is the file name of the worker.
+const program = "aldente-worker"
+
+// libexecDir is where an installed worker lies, set when building with
+// -ldflags "-X aldente/broker/supervise.libexecDir=/usr/libexec/aldente".
+var libexecDir = ""
+
+// Find returns the worker's program: beside the running executable, else in
+// the libexec directory. No search path and no environment variable is
+// consulted: what is started here gets the guest's traffic.
+func Find() (string, error) {
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return "", fmt.Errorf("own executable: %w", err)
+	}
+	return find(filepath.Dir(self), libexecDir)
+}
+
+func find(dirs ...string) (string, error) {
+	for _, dir := range dirs {
+		if dir == "" {
+			continue
+		}
+		path := filepath.Join(dir, program)
+		if unix.Access(path, unix.X_OK) == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s not found in %q", program, dirs)
+}
+
+// openProgram opens the worker's program without reading it, so that each
+// worker runs the same file even if a newer one is installed meanwhile.
+func openProgram(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}

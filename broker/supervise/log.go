@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+)
+
+// Bounds on what a worker can put into the broker's log.
+const (
+	maxLine       = 1024 // bytes of a line, the rest is dropped
+	maxPanicLines = 64   // lines of a dying runtime that are kept
+	burst         = 100  // lines at once
+	perSecond     = 20   // lines a second after that
+)
+
+// logReader turns what a worker writes to its standard error into log records.
+// A line "<N>text" has syslog level N; any other line comes from the runtime
+// of a dying process and is kept for its obituary.
+type logReader struct {
+	logger *slog.Logger
+	limit  limiter
+
+	mu    sync.Mutex
+	death []string
+	last  string // last line at level error
+}
+
+func newLogReader(logger *slog.Logger) *logReader {
+	return &logReader{logger: logger, limit: limiter{tokens: burst}}
+}
+
+// panicText returns the lines that had no level: the reason and the goroutine
+// that it happened in. The others come after the second empty line.
+func (r *logReader) panicText() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	empty := 0
+	for i, line := range r.death {
+		if line != "" {
+			continue
+		}
+		if empty++; empty == 2 {
+			return r.death[:i]
+		}
+	}
+	return r.death
+}
+
+// lastError returns the last line at level error, or "".
+func (r *logReader) lastError() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.last
+}
+
+// read consumes the pipe until its end and closes it.
+func (r *logReader) read(pipe io.ReadCloser) {
+	defer pipe.Close()
+	b := bufio.NewReaderSize(pipe, maxLine)
+	for {
+		line, err := b.ReadSlice('\n')
+		if len(line) > 0 {
+			r.line(string(line), time.Now())
+		}
+		for err == bufio.ErrBufferFull {
+			_, err = b.ReadSlice('\n')
+		}
+		if err != nil {
+			break
+		}
+	}
+	if n := r.limit.suppressed; n > 0 {
+		r.logger.Warn("log lines suppressed", "count", n)
+	}
+}
+
+func (r *logReader) line(raw string, now time.Time) {
+	text := clean(strings.TrimSuffix(raw, "\n"))
+	level, text, ok := parseLevel(text)
+	if !ok {
+		r.mu.Lock()
+		if len(r.death) < maxPanicLines {
+			r.death = append(r.death, text)
+		}
+		r.mu.Unlock()
+		return
+	}
+	if level == slog.LevelError {
+		r.mu.Lock()
+		r.last = text
+		r.mu.Unlock()
+	}
+	allowed, suppressed := r.limit.allow(now)
+	if suppressed > 0 {
+		r.logger.Warn("log lines suppressed", "count", suppressed)
+	}
+	if allowed {
+		r.logger.Log(context.Background(), level, text)
+	}
+}
+
+// parseLevel cuts the level off a line, RFC 5424 section 6.2.1 without facility.
+func parseLevel(line string) (level slog.Level, text string, ok bool) {
+	if len(line) < 3 || line[0] != '<' || line[1] < '0' || line[1] > '7' || line[2] != '>' {
+		return 0, line, false
+	}
+	switch line[1] {
+	case '7':
+		level = slog.LevelDebug
+	case '6', '5':
+		level = slog.LevelInfo
+	case '4':
+		level = slog.LevelWarn
+	default:
+		level = slog.LevelError
+	}
+	return level, line[3:], true
+}
+
+// clean replaces what a terminal might take for a command.
+func clean(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c == '\t' {
+			return ' '
+		}
+		if !unicode.IsPrint(c) {
+			return '?'
+		}
+		return c
+	}, s)
+}
+
+// limiter is a token bucket over lines.
+type limiter struct {
+	tokens     float64
+	last       time.Time
+	suppressed int
+}
+
+// allow says whether a line may pass, and how many did not since the last that
+// did.
+func (l *limiter) allow(now time.Time) (ok bool, suppressed int) {
+	if !l.last.IsZero() {
+		l.tokens = min(l.tokens+now.Sub(l.last).Seconds()*perSecond, burst)
+	}
+	l.last = now
+	if l.tokens < 1 {
+		l.suppressed++
+		return false, 0
+	}
+	l.tokens--
+	suppressed, l.suppressed = l.suppressed, 0
+	return true, suppressed
+}

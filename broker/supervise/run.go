@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"time"
+)
+
+// Times between the end of a worker and the start of the next.
+const (
+	firstDelay = 100 * time.Millisecond // after the second end in a row
+	maxDelay   = 5 * time.Second
+	longLife   = time.Minute // a worker that lived this long starts afresh
+)
+
+// backoff says how long to wait before replacing a worker. The first
+// replacement is immediate.
+type backoff struct{ next time.Duration }
+
+// after returns the delay, given how long the worker that ended has lived.
+func (b *backoff) after(lived time.Duration) time.Duration {
+	if lived >= longLife {
+		b.next = 0
+	}
+	delay := b.next
+	b.next = min(max(2*b.next, firstDelay), maxDelay)
+	return delay
+}
+
+// run starts workers one after the other.
+func (s *Supervisor) run() {
+	// The kernel kills a child with Pdeathsig when the thread that made it
+	// ends. Never unlocked: the thread ends with this function.
+	runtime.LockOSThread()
+	defer close(s.done)
+	defer s.exe.Close()
+	defer s.kernel.close()
+
+	var b backoff
+	for !s.stopping() {
+		started := time.Now()
+		exit := s.one()
+		if s.stopping() {
+			break
+		}
+		if s.announce(exit.Err()) {
+			return // the first worker did not come up: that is for the caller to tell
+		}
+		if !exit.wasReady {
+			// Start has returned; a replacement that fails is tried again.
+			exit.Cause = errNotReady.Error() + ": " + exit.Cause
+		}
+		delay := b.after(time.Since(started))
+		s.opts.Logger.Error("worker ended", "cause", exit.Cause, "lived", time.Since(started).Round(time.Millisecond), "restart_in", delay)
+		for _, line := range exit.Panic {
+			s.opts.Logger.Warn(line, "component", "worker")
+		}
+		if s.opts.OnExit != nil {
+			s.opts.OnExit(exit)
+		}
+		select {
+		case <-s.stop:
+		case <-time.After(delay):
+		}
+	}
+	s.announce(ErrStopped)
+}
+
+// one runs a single worker from start to end.
+func (s *Supervisor) one() Exit {
+	l, err := s.spawn()
+	if err != nil {
+		return Exit{Cause: err.Error()}
+	}
+	s.adopt(l)
+
+	served := make(chan error, 1)
+	go func() {
+		err := s.serve(l)
+		// Nobody listens any more. If the channel's end came with the end of
+		// the process, its status is already settled and this changes nothing.
+		// After Stop the worker has a moment to end by itself.
+		if !s.stopping() {
+			l.kill()
+		}
+		served <- err
+	}()
+	logged := make(chan struct{})
+	go func() {
+		l.log.read(l.logPipe)
+		close(logged)
+	}()
+
+	status := l.wait()
+	err = <-served
+	s.disown()
+	l.close()
+	<-logged
+	return s.explain(l, status, err)
+}
+
+// explain says why a worker ended.
+func (s *Supervisor) explain(l *life, status waitStatus, served error) Exit {
+	exit := Exit{
+		Status:   status.WaitStatus,
+		Panic:    l.log.panicText(),
+		wasReady: l.ready.Load(),
+		Cause:    describe(status.WaitStatus),
+	}
+	if status.err != nil {
+		exit.Cause = "unknown: " + status.err.Error()
+	}
+	if status.seccomp() {
+		exit.Cause += ": forbidden system call"
+		if call := s.kernel.forbiddenCall(l.pid); call != "" {
+			exit.Call = call
+			exit.Cause += " " + call
+		}
+	}
+	if served != nil && !errors.Is(served, io.EOF) && status.killed() {
+		exit.Cause = fmt.Sprintf("killed by the broker: %v", served)
+	}
+	switch line := l.log.lastError(); {
+	case len(exit.Panic) > 0:
+		exit.Cause += ": " + exit.Panic[0]
+		if call := trappedCall(exit.Panic); call != "" {
+			exit.Call = call
+			exit.Cause += ": " + call
+		}
+	case line != "" && status.Exited():
+		exit.Cause += ": " + line
+	}
+	return exit
+}

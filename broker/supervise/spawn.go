@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+	"aldente/policy"
+)
+
+// stopGrace is how long a worker may take to end once its channel is closed,
+// to write out what it has buffered.
+const stopGrace = 100 * time.Millisecond
+
+// sendTimeout is how long a record may wait for a worker that does not read, in
+// seconds. After that sending fails with EAGAIN.
+const sendTimeout = 5
+
+// life is one worker from clone to wait.
+type life struct {
+	pid     int
+	pidfd   int // -1 on kernels without
+	control int
+	logPipe *os.File
+	log     *logReader
+	ready   atomic.Bool
+
+	mu     sync.Mutex
+	reaped bool // the pid may belong to another process
+}
+
+// kill ends the worker at once.
+func (l *life) kill() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reaped {
+		return
+	}
+	if l.pidfd >= 0 {
+		_ = unix.PidfdSendSignal(l.pidfd, unix.SIGKILL, nil, 0)
+		return
+	}
+	_ = unix.Kill(l.pid, unix.SIGKILL)
+}
+
+// end asks the worker to end, and kills it if it does not.
+func (l *life) end() {
+	_ = unix.Shutdown(l.control, unix.SHUT_RDWR)
+	time.AfterFunc(stopGrace, l.kill)
+}
+
+// wait blocks until the worker has ended.
+func (l *life) wait() waitStatus {
+	// Without reaping first, so that kill never meets another's pid.
+	var info unix.Siginfo
+	for unix.Waitid(unix.P_PID, l.pid, &info, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var w waitStatus
+	for {
+		_, w.err = syscall.Wait4(l.pid, &w.WaitStatus, 0, nil)
+		if w.err != syscall.EINTR {
+			break
+		}
+	}
+	l.reaped = true
+	return w
+}
+
+// close closes the broker's ends, after wait.
+func (l *life) close() {
+	unix.Close(l.control)
+	if l.pidfd >= 0 {
+		unix.Close(l.pidfd)
+	}
+}
+
+// spawn starts a worker in new namespaces. The calling thread must be locked.
+func (s *Supervisor) spawn() (*life, error) {
+	ours, theirs, err := ipc.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(theirs)
+	// A worker that stops reading must not stop the broker.
+	if err := unix.SetsockoptTimeval(ours, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: sendTimeout}); err != nil {
+		unix.Close(ours)
+		return nil, err
+	}
+	logRead, logWrite, err := os.Pipe()
+	if err != nil {
+		unix.Close(ours)
+		return nil, err
+	}
+	defer logWrite.Close()
+
+	pid, pidfd, err := s.clone(theirs, int(logWrite.Fd()))
+	if err != nil {
+		unix.Close(ours)
+		logRead.Close()
+		return nil, fmt.Errorf("starting %s: %w", s.opts.Executable, err)
+	}
+	return &life{
+		pid:     pid,
+		pidfd:   pidfd,
+		control: ours,
+		logPipe: logRead,
+		log:     newLogReader(s.opts.Logger.With("component", "worker", "pid", pid)),
+	}, nil
+}
+
+// clone tries the namespaces that the system may grant, most first. What is
+// missing in the end the worker reports, or refuses under Strict.
+func (s *Supervisor) clone(control, log int) (pid, pidfd int, err error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer null.Close()
+	files := []uintptr{null.Fd(), null.Fd(), uintptr(log), uintptr(control), s.exe.Fd()}
+	restore := dumpable()
+	defer restore()
+	for _, flags := range attempts(s.spaces) {
+		pid, pidfd, err = s.cloneWith(flags, files)
+		if !refused(err) {
+			return pid, pidfd, err
+		}
+	}
+	return pid, pidfd, err
+}
+
+// refused says whether err may come from the namespaces asked for: forbidden
+// (EPERM), limited (ENOSPC, EUSERS), not in this kernel (EINVAL), or a map of
+// users that may not be written (EACCES).
+func refused(err error) bool {
+	for _, e := range []error{unix.EPERM, unix.ENOSPC, unix.EUSERS, unix.EINVAL, unix.EACCES} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// attempts lists the sets of namespaces to try.
+func attempts(available uintptr) []uintptr {
+	return []uintptr{
+		available,
+		available &^ unix.CLONE_NEWUSER, // where only the privileged may, and we are
+		0,
+	}
+}
+
+// availableNamespaces returns those that the running kernel has.
+func availableNamespaces() (flags uintptr) {
+	for _, n := range policy.Namespaces {
+		if unix.Access("/proc/self/ns/"+n.Name, unix.F_OK) == nil {
+			flags |= n.Flag
+		}
+	}
+	return flags
+}
+
+func (s *Supervisor) cloneWith(flags uintptr, files []uintptr) (pid, pidfd int, err error) {
+	args := policy.Arguments{
+		Stage:      policy.StageEnter,
+		Mode:       s.opts.Mode,
+		Namespaces: flags,
+		Strict:     s.opts.Strict,
+		Debug:      s.opts.Debug,
+		Extra:      s.opts.Extra,
+	}
+	pidfd = -1
+	sys := &syscall.SysProcAttr{
+		Cloneflags: flags,
+		Pdeathsig:  syscall.SIGKILL,
+		PidFD:      &pidfd,
+		Setsid:     true,
+	}
+	if flags&unix.CLONE_NEWUSER != 0 {
+		// One user, the broker's own, is user 0 inside: enough to mount.
+		sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	}
+	// Through the descriptor, which names the file that was there at the start.
+	path := "/proc/self/fd/" + strconv.Itoa(int(s.exe.Fd()))
+	pid, _, err = syscall.StartProcess(path, args.Strings(), &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{},
+		Files: files,
+		Sys:   sys,
+	})
+	return pid, pidfd, err
+}
+
+// dumpable lets the parent write the maps of users of a new namespace: they
+// belong to root as long as the process is not dumpable, which the child
+// inherits until its exec. The function returned restores what was.
+func dumpable() (restore func()) {
+	was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil || was == 1 {
+		return func() {}
+	}
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
+	return func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
+}

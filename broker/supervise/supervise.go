@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package supervise starts the worker, watches it, and replaces it when it
+// ends.
+//
+// The worker is the process that a guest may take over, so nothing here takes
+// its word: its log lines are bounded and cleaned, its records are checked by
+// the Serve function, and its first malformed record is its last.
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// Options says how to run the worker. Logger, Setup and Serve are required.
+type Options struct {
+	Logger *slog.Logger
+
+	// Executable is the worker's program; empty: found by Find.
+	Executable string
+	// Mode is "tap" or "stream"; it chooses the worker's list of system calls.
+	Mode string
+	// Strict refuses a worker that lacks any layer of confinement.
+	Strict bool
+	// Debug has the worker report each layer.
+	Debug bool
+	// Extra is handed to test builds of the worker.
+	Extra string
+
+	// Setup sends the start-up records, up to and including ipc.KindStart. It
+	// is called for each new worker and blocks at most as long as that one
+	// lives.
+	Setup func(control int) error
+	// Serve answers the worker's records that follow ipc.KindReady, until the
+	// channel ends (nil or io.EOF) or the worker has sent what it must not
+	// (ipc.ErrMalformed, or any other error): then it is killed. The channel is
+	// closed when Serve has returned and must not be used after that.
+	Serve func(control int) error
+	// OnReady, if set, is called whenever a worker has said that it is ready,
+	// before Serve.
+	OnReady func()
+	// OnExit, if set, is called whenever a worker has ended, before the next
+	// one is started. It is not called for the end that Stop brings about.
+	OnExit func(Exit)
+	// ReadyTimeout bounds the time from start to ready; zero: 10 seconds.
+	ReadyTimeout time.Duration
+}
+
+// ErrStopped is returned by Start and Send after Stop.
+var ErrStopped = errors.New("worker is stopped")
+
+// errNotReady is what a worker's life ends with if it never came up.
+var errNotReady = errors.New("worker did not become ready")
+
+// Supervisor runs one worker at a time.
+type Supervisor struct {
+	opts   Options
+	exe    *os.File // the worker's program, the same for each new worker
+	kernel *kernelLog
+	spaces uintptr    // CLONE_NEW* flags that the kernel has
+	first  chan error // outcome of the first start
+	tell   sync.Once  // for first
+	done   chan struct{}
+	stop   chan struct{}
+	once   sync.Once // for stop
+
+	mu      sync.Mutex
+	current *life // nil between workers
+}
+
+// New finds the worker's program and prepares to run it.
+func New(opts Options) (*Supervisor, error) {
+	if opts.Logger == nil || opts.Setup == nil || opts.Serve == nil {
+		return nil, errors.New("supervise: Logger, Setup and Serve are required")
+	}
+	if opts.Mode != "tap" && opts.Mode != "stream" {
+		return nil, fmt.Errorf("supervise: mode %q", opts.Mode)
+	}
+	if opts.ReadyTimeout == 0 {
+		opts.ReadyTimeout = 10 * time.Second
+	}
+	if opts.Executable == "" {
+		path, err := Find()
+		if err != nil {
+			return nil, err
+		}
+		opts.Executable = path
+	}
+	exe, err := openProgram(opts.Executable)
+	if err != nil {
+		return nil, err
+	}
+	return &Supervisor{
+		opts:   opts,
+		exe:    exe,
+		kernel: openKernelLog(),
+		spaces: availableNamespaces(),
+		first:  make(chan error, 1),
+		done:   make(chan struct{}),
+		stop:   make(chan struct{}),
+	}, nil
+}
+
+// Start starts the first worker and returns when it is ready, or with the
+// reason why it is not. After that, workers that end are replaced until Stop.
+func (s *Supervisor) Start() error {
+	go s.run()
+	return <-s.first
+}
+
+// Stop ends the worker and waits until it is gone. It may be called more than
+// once, and only after Start.
+func (s *Supervisor) Stop() {
+	s.once.Do(func() {
+		s.mu.Lock()
+		close(s.stop)
+		if s.current != nil {
+			s.current.end()
+		}
+		s.mu.Unlock()
+	})
+	<-s.done
+}
+
+// Done is closed when no worker runs and none will.
+func (s *Supervisor) Done() <-chan struct{} { return s.done }
+
+// Control returns the broker's end of the channel to the running worker, or -1
+// between workers. It may be closed at any time: use Send to send.
+func (s *Supervisor) Control() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil {
+		return -1
+	}
+	return s.current.control
+}
+
+// Send sends one record to the running worker, with a descriptor unless fd is
+// negative. Without a worker it returns unix.EPIPE.
+func (s *Supervisor) Send(rec []byte, fd int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil {
+		return unix.EPIPE
+	}
+	return ipc.Send(s.current.control, rec, fd)
+}
+
+// Pid returns the process identifier of the running worker, or -1.
+func (s *Supervisor) Pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil {
+		return -1
+	}
+	return s.current.pid
+}
+
+// Kill ends the running worker with SIGKILL; it is replaced like any that died.
+func (s *Supervisor) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != nil {
+		s.current.kill()
+	}
+}
+
+func (s *Supervisor) stopping() bool {
+	select {
+	case <-s.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// announce has Start return, and says whether it had not before.
+func (s *Supervisor) announce(err error) (first bool) {
+	s.tell.Do(func() {
+		s.first <- err
+		first = true
+	})
+	return first
+}
+
+// adopt makes l the running worker, unless Stop came first.
+func (s *Supervisor) adopt(l *life) {
+	s.mu.Lock()
+	s.current = l
+	stopping := s.stopping()
+	s.mu.Unlock()
+	if stopping {
+		l.kill()
+	}
+}
+
+// disown comes before the channel of a worker is closed.
+func (s *Supervisor) disown() {
+	s.mu.Lock()
+	s.current = nil
+	s.mu.Unlock()
+}
+
+// serve is what the broker says and hears on one worker's channel.
+func (s *Supervisor) serve(l *life) error {
+	if err := s.opts.Setup(l.control); err != nil {
+		return fmt.Errorf("start-up records: %w", err)
+	}
+	if err := awaitReady(l.control, s.opts.ReadyTimeout); err != nil {
+		return err
+	}
+	l.ready.Store(true)
+	s.announce(nil)
+	if s.opts.OnReady != nil {
+		s.opts.OnReady()
+	}
+	if err := s.opts.Serve(l.control); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
+// awaitReady receives the record with which a worker's start-up ends.
+func awaitReady(control int, timeout time.Duration) error {
+	p := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}}
+	deadline := time.Now().Add(timeout)
+	for {
+		n, err := unix.Poll(p, int(time.Until(deadline).Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("%w within %v", errNotReady, timeout)
+		}
+		break
+	}
+	buf := make([]byte, ipc.MaxRecord)
+	n, fd, err := ipc.Receive(control, buf, 0)
+	if fd >= 0 {
+		unix.Close(fd)
+		return fmt.Errorf("%w: ready with a descriptor", ipc.ErrMalformed)
+	}
+	if err != nil {
+		return err
+	}
+	h, err := ipc.ParseHeader(buf[:n])
+	if err != nil {
+		return err
+	}
+	if h.Kind != ipc.KindReady || n != ipc.HeaderSize || h.Size != ipc.HeaderSize {
+		return fmt.Errorf("%w: kind %d before ready", ipc.ErrMalformed, h.Kind)
+	}
+	return nil
+}
