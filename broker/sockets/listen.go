@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// backlog is how many connections may wait to be accepted; the kernel bounds
+// it by net.core.somaxconn.
+const backlog = 4096
+
+// Listener is one socket on the host that stands for a port of the guest.
+type Listener struct {
+	ID        uint16
+	Proto     uint8
+	Addr      netip.Addr // zero: any address, both families if enabled
+	Interface string     // zero: any
+	Port      uint16
+	GuestPort uint16
+	Target    netip.Addr // address in the guest, zero: the guest's own
+	FD        int
+}
+
+// Listen opens the socket and gives it an identifier.
+func (f *Factory) Listen(l Listener) (Listener, error) {
+	fd, err := f.bindListener(&l)
+	if err != nil {
+		return l, err
+	}
+	l.FD = fd
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for range 1 << 16 {
+		f.nextID++
+		if _, taken := f.listeners[f.nextID]; !taken && f.nextID != 0 {
+			l.ID = f.nextID
+			f.listeners[l.ID] = l
+			return l, nil
+		}
+	}
+	unix.Close(fd)
+	return l, errors.New("too many listening sockets")
+}
+
+// Unlisten closes our copy of a listener and forgets it.
+func (f *Factory) Unlisten(id uint16) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l, ok := f.listeners[id]; ok {
+		unix.Close(l.FD)
+		delete(f.listeners, id)
+	}
+}
+
+// Listeners returns all listeners.
+func (f *Factory) Listeners() []Listener {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make([]Listener, 0, len(f.listeners))
+	for _, l := range f.listeners {
+		all = append(all, l)
+	}
+	return all
+}
+
+// Record is what the worker is told of l.
+func (l *Listener) Record() ipc.Listener {
+	r := ipc.Listener{ID: l.ID, Proto: l.Proto, HostPort: l.Port, GuestPort: l.GuestPort}
+	if l.Target.IsValid() {
+		r.Target = l.Target.As16()
+	}
+	return r
+}
+
+// bindListener opens one socket: for any address one of IPv6 that takes IPv4
+// too, where both are enabled.
+func (f *Factory) bindListener(l *Listener) (int, error) {
+	addr, dual := l.Addr, false
+	if !addr.IsValid() {
+		addr = netip.IPv4Unspecified()
+		if f.cfg.V6.Enabled {
+			addr, dual = netip.IPv6Unspecified(), f.cfg.V4.Enabled
+		}
+	}
+	typ := unix.SOCK_STREAM
+	if l.Proto == ipc.ProtoUDP {
+		typ = unix.SOCK_DGRAM
+	}
+	fam := f.family(addr)
+	o := newSocket(addr, typ, 0)
+	o.must(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if !addr.Is4() {
+		o.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(!dual))
+	}
+	if fam.Freebind {
+		o.try(unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
+	}
+	if l.Proto == ipc.ProtoUDP {
+		o.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+		if addr.Is4() || dual {
+			o.try(unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+		}
+		if !addr.Is4() {
+			o.try(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		}
+	}
+	o.device(l.Interface)
+	o.bind(netip.AddrPortFrom(addr, l.Port), fam.Scope)
+	if o.err == nil && l.Proto == ipc.ProtoTCP {
+		o.err = os.NewSyscallError("listen", unix.Listen(o.fd, backlog))
+	}
+	fd, err := o.done()
+	if err != nil {
+		return -1, fmt.Errorf("cannot listen on %s port %s%s: %w", protoName(l.Proto), where(l), hint(err), err)
+	}
+	return fd, nil
+}
+
+func where(l *Listener) string {
+	s := fmt.Sprint(l.Port)
+	if l.Addr.IsValid() {
+		s = netip.AddrPortFrom(l.Addr, l.Port).String()
+	}
+	if l.Interface != "" {
+		s += "%" + l.Interface
+	}
+	return s
+}
+
+func hint(err error) string {
+	switch unwrap(err) {
+	case unix.EACCES:
+		return " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
+	case unix.EADDRINUSE:
+		return " (another socket has it)"
+	}
+	return ""
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// openReply makes the socket for answers to a datagram that came to a UDP
+// listener: on the listener's port, connected to the peer. The kernel then
+// prefers it to the listener for that peer's datagrams.
+func (f *Factory) openReply(r *ipc.Open, answer *ipc.Opened) int {
+	f.mu.Lock()
+	l, ok := f.listeners[r.Listener]
+	f.mu.Unlock()
+	peer := netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort)
+	local := netip.AddrFrom16(r.Src).Unmap()
+	fam := f.family(peer.Addr())
+	if !ok || l.Proto != ipc.ProtoUDP || r.SrcPort != l.Port || r.DstPort == 0 || !fam.Enabled ||
+		local.Is4() != peer.Addr().Is4() && !local.IsUnspecified() ||
+		l.Addr.IsValid() && !l.Addr.IsUnspecified() && l.Addr.WithZone("") != local {
+		answer.Errno = uint16(unix.EINVAL)
+		return -1
+	}
+	if peer.Addr().IsMulticast() || peer.Addr().IsUnspecified() {
+		answer.Errno = uint16(unix.EACCES)
+		return -1
+	}
+	if !f.allowed(ipc.ProtoUDP, peer, answer) {
+		return -1
+	}
+	if local.IsUnspecified() {
+		local = any(peer.Addr())
+	}
+	m := *fam
+	m.Interface = l.Interface
+	fd, err := boundUDP(&m, netip.AddrPortFrom(local, l.Port), peer)
+	if err != nil {
+		answer.Errno = errno(err)
+		return -1
+	}
+	answer.LocalPort = l.Port
+	answer.Addr = peer.Addr().As16()
+	return fd
+}
