@@ -306,9 +306,7 @@ func TestUnsupported(t *testing.T) {
 		"pasta --host-lo-to-ns-lo":        "--host-lo-to-ns-lo",
 		"pasta -c x":                      "-c",
 		"pasta --stats 1":                 "--stats",
-		"pasta -F 3":                      "-F",
-		"passt":                           "passt's socket for virtual machines",
-		"passt --vhost-user -s x --fd 3":  "passt's socket for virtual machines",
+		"passt --vhost-user -s x --fd 3":  "--vhost-user",
 		"aldente -t 8000,auto -u none -6": "-t auto",
 	} {
 		got := ""

@@ -9,8 +9,6 @@ var unsupported = []struct {
 	option string
 	asked  func(*Config) bool
 }{
-	{"passt's socket for virtual machines", func(c *Config) bool { return c.Personality == Passt }},
-	{"-F", func(c *Config) bool { return c.FD >= 0 }},
 	{"--vhost-user", func(c *Config) bool { return c.VhostUser }},
 	{"-c", func(c *Config) bool { return c.ConfPath != "" }},
 	{"--repair-path", func(c *Config) bool { return c.RepairPath != "" }},
