@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"time"
+
+	"aldente/ipc"
+	"aldente/worker/arp"
+	"aldente/worker/dhcp"
+	"aldente/worker/dhcpv6"
+	"aldente/worker/link"
+	"aldente/worker/ndp"
+	"aldente/worker/packet"
+)
+
+const (
+	portDHCP   = 67
+	portDHCPv6 = 547
+)
+
+// frame takes one frame from the guest to where it belongs.
+func (l *Lane) frame(f *link.Frame) {
+	l.Stats.Frames++
+	if l.capture != nil {
+		l.capture.Frame(time.Now(), &f.Offload, f.Data, nil)
+	}
+	p := &l.pkt
+	if p.Decode(f.Data) != nil {
+		l.Stats.BadFrames++
+		return
+	}
+	switch {
+	case p.IPVersion == 4 && l.guest.Has(ipc.FlagIPv4), p.IPVersion == 6 && l.guest.Has(ipc.FlagIPv6):
+		l.ip(p, &f.Offload)
+	case p.EtherType == packet.EtherTypeARP && l.guest.Has(ipc.FlagIPv4):
+		l.guest.Learn(p)
+		l.sendOwn(arp.Handle(&l.guest, p, l.out))
+	default:
+		l.Stats.Ignored++
+	}
+}
+
+// ip takes an IP packet, put together if it came in fragments.
+func (l *Lane) ip(p *packet.Packet, o *packet.Offload) {
+	if p.Fragment {
+		whole, ok := l.reasm.Reassemble(p, l.now)
+		if !ok {
+			return
+		}
+		if l.again.Decode(whole) != nil {
+			l.Stats.BadFrames++
+			return
+		}
+		p, o = &l.again, &l.none
+	}
+	if !p.ChecksumOK(o) {
+		l.Stats.BadChecksums++
+		return
+	}
+	if p.Src.IsLoopback() || p.Dst.IsLoopback() || p.Src.IsMulticast() {
+		l.Stats.Ignored++ // never on a link, RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3
+		return
+	}
+	l.guest.Learn(p)
+	switch {
+	case p.Proto == packet.ProtoTCP && l.guest.Has(ipc.FlagTCP):
+		if l.seg.Decode(p.Payload()) != nil {
+			l.Stats.BadFrames++
+			return
+		}
+		l.tcp.Input(p, &l.seg)
+	case p.Proto == packet.ProtoUDP:
+		l.datagram(p, o)
+	case p.Proto == packet.ProtoICMP && p.IPVersion == 4 && l.guest.Has(ipc.FlagICMP):
+		if l.echo.Decode(p.Payload()) == nil && l.echo.Type == packet.ICMPEchoRequest {
+			l.icmp.Input(p, o, &l.echo)
+		}
+	case p.Proto == packet.ProtoICMPv6 && p.IPVersion == 6:
+		l.icmpv6(p, o)
+	default:
+		l.Stats.Ignored++
+	}
+}
+
+func (l *Lane) datagram(p *packet.Packet, o *packet.Offload) {
+	var err error
+	if o.GSOType == packet.GSOUDPL4 {
+		err = l.dgram.DecodeGSO(p.Payload())
+	} else {
+		err = l.dgram.Decode(p.Payload())
+	}
+	u := &l.dgram
+	switch {
+	case err != nil:
+		l.Stats.BadFrames++
+	case u.DstPort == portDHCP && p.IPVersion == 4 && l.guest.Has(ipc.FlagDHCP):
+		l.sendOwn(dhcp.Handle(&l.guest, p, u, l.out))
+	case u.DstPort == portDHCPv6 && p.IPVersion == 6 && l.guest.Has(ipc.FlagDHCPv6) && p.Dst.IsMulticast():
+		l.sendOwn(dhcpv6.Handle(&l.guest, p, u, l.out))
+	case l.guest.Has(ipc.FlagUDP):
+		l.udp.Input(p, o, u)
+	default:
+		l.Stats.Ignored++
+	}
+}
+
+func (l *Lane) icmpv6(p *packet.Packet, o *packet.Offload) {
+	b := p.Payload()
+	if len(b) < 4 {
+		l.Stats.BadFrames++
+		return
+	}
+	switch t := b[0]; {
+	case t >= packet.ICMPv6RouterSolicit && t <= packet.ICMPv6Redirect:
+		l.sendOwn(ndp.Handle(&l.guest, p, l.out))
+	case t == packet.ICMPv6EchoRequest && l.guest.Has(ipc.FlagICMP):
+		if l.echo.Decode(b) == nil {
+			l.icmp.Input(p, o, &l.echo)
+		}
+	default:
+		l.Stats.Ignored++
+	}
+}

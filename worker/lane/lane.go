@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lane is the worker's event loop. A lane is one thread with its own
+// epoll, link to the guest, flow tables, timers and buffers; nothing in it is
+// global. It and package link make all the system calls of the worker; after
+// New, none of them blocks but the wait for events, and nothing is allocated.
+package lane
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/icmp"
+	"aldente/worker/link"
+	"aldente/worker/packet"
+	"aldente/worker/tcp"
+	"aldente/worker/udp"
+)
+
+// Sizes of the flow tables. Memory is touched as flows come.
+const (
+	maxTCP  = 128 << 10
+	maxUDP  = 16 << 10
+	maxICMP = 1 << 10
+	// spareFDs are the descriptors that are not flows: channel, link, epoll,
+	// listeners.
+	spareFDs = 64
+
+	// poolBytes is address space for data that wait; see package tcp.
+	poolBytes = 2 << 30
+)
+
+// Timer ids of the lane itself follow those of the translators.
+const (
+	timerRA = iota
+	timerHello
+	laneTimers
+)
+
+// Tokens of the lane's own descriptors.
+var (
+	tokenControl = flow.Token(flow.OwnerLane, 0, 0)
+	tokenLink    = flow.Token(flow.OwnerLane, 0, 1)
+)
+
+// Stats counts frames.
+type Stats struct {
+	Frames, BadFrames, BadChecksums, Ignored uint64
+	Sent, SendDropped                        uint64
+}
+
+// Lane is one event loop and all it owns.
+type Lane struct {
+	sockets
+	poll    poller
+	channel channel
+	start   time.Time
+	now     int64
+
+	guest   flow.Guest
+	link    link.Link
+	blocked bool // the link had a backlog when last looked at
+	batch   *link.Batch
+	capture *link.Capture
+	pkt     packet.Packet
+	again   packet.Packet // a datagram put together from fragments
+	seg     packet.TCP
+	dgram   packet.UDP
+	echo    packet.Echo
+	out     []byte
+	none    packet.Offload
+
+	wheel *flow.Wheel
+	reasm *flow.Reassembler
+	tcp   *tcp.Translator
+	udp   *udp.Translator
+	icmp  *icmp.Translator
+	timer uint32 // first of laneTimers
+	hello int    // announcements made so far
+	fire  func(id uint32)
+	take  func(rec []byte, fd int32)
+	err   error
+
+	Stats Stats
+}
+
+// New reads the start-up records from the broker's channel and makes the lane
+// they describe. It opens nothing: all descriptors come with the records.
+func New(control int) (*Lane, error) {
+	l := &Lane{start: time.Now().Add(-time.Second), out: make([]byte, 4096)}
+	l.channel.fd = int32(control)
+	l.tick()
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll_create1: %w", err)
+	}
+	l.poll.fd = int32(ep)
+	if err := unix.SetNonblock(control, true); err != nil {
+		return nil, fmt.Errorf("channel: %w", err)
+	}
+	if e := l.poll.control(unix.EPOLL_CTL_ADD, int32(control), unix.EPOLLIN, tokenControl); e != 0 {
+		return nil, fmt.Errorf("channel: %w", e)
+	}
+	l.fire, l.take = l.expire, l.record
+	if err := l.startUp(control); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// startUp reads records until KindStart.
+func (l *Lane) startUp(control int) error {
+	buf := make([]byte, ipc.MaxRecord)
+	for configured := false; ; {
+		n, fd, err := ipc.Receive(control, buf, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			l.poll.wait(-1)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("start-up: %w", err)
+		}
+		h, err := ipc.ParseHeader(buf[:n])
+		if err != nil {
+			return err
+		}
+		switch {
+		case h.Kind == ipc.KindConfig && !configured:
+			if err := l.configure(buf[:n]); err != nil {
+				return err
+			}
+			configured = true
+		case !configured:
+			return fmt.Errorf("start-up: record %d before the configuration", h.Kind)
+		case h.Kind == ipc.KindStart:
+			return nil
+		default:
+			l.record(buf[:n], int32(fd))
+			if l.err != nil {
+				return l.err
+			}
+		}
+	}
+}
+
+// configure makes everything whose size the configuration decides.
+func (l *Lane) configure(rec []byte) error {
+	g := &l.guest
+	if err := g.Config.Decode(rec); err != nil {
+		return err
+	}
+	g.MAC = g.GuestMAC
+	g.Seen4, g.Seen6 = g.Addr4, g.Addr6
+	fds := max(int(g.MaxFlows)-spareFDs, 64)
+	nTCP := min(maxTCP, fds)
+	nUDP := min(maxUDP, max(fds/2, 32))
+	nICMP := min(maxICMP, max(fds/4, 16))
+	pool, err := unix.Mmap(-1, 0, poolBytes, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return fmt.Errorf("address space for buffers: %w", err)
+	}
+	chunks := flow.NewPool(pool)
+	l.timer = uint32(nTCP + nUDP + nICMP)
+	l.wheel = flow.NewWheel(int(l.timer)+laneTimers, l.now)
+	l.reasm = flow.NewReassembler()
+	l.tcp = tcp.New(l, g, l.wheel, 0, chunks, nTCP)
+	l.udp = udp.New(l, g, l.wheel, uint32(nTCP), chunks, nUDP)
+	l.icmp = icmp.New(l, g, l.wheel, uint32(nTCP+nUDP), nICMP)
+	l.batch = link.NewBatch()
+	return nil
+}
+
+// Run says that the lane is ready and translates until the broker is gone.
+func (l *Lane) Run() error {
+	if e := l.channel.send(ipc.Empty(ipc.KindReady)); e != 0 {
+		return fmt.Errorf("channel: %w", e)
+	}
+	for l.err == nil {
+		l.turn()
+	}
+	if errors.Is(l.err, io.EOF) {
+		return nil
+	}
+	return l.err
+}
+
+// tick reads the clock.
+func (l *Lane) tick() { l.now = int64(time.Since(l.start)) }
+
+// Now implements flow.Env.
+func (l *Lane) Now() int64 { return l.now }
+
+// Send implements flow.Env.
+func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
+	if l.link == nil {
+		return false
+	}
+	if l.capture != nil {
+		l.capture.Frame(time.Now(), o, headers, payload)
+	}
+	if !l.link.Send(o, headers, payload) {
+		l.Stats.SendDropped++
+		return false
+	}
+	l.Stats.Sent++
+	return true
+}
+
+// CanSend implements flow.Env.
+func (l *Lane) CanSend() bool { return l.link != nil && l.link.CanSend() }
+
+// Open implements flow.Env.
+func (l *Lane) Open(r *ipc.Open) bool { return l.channel.add(r) }
+
+// Watch implements flow.Env.
+func (l *Lane) Watch(fd int32, token uint64) syscall.Errno {
+	return l.poll.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
+}
+
+// Close implements flow.Env.
+func (l *Lane) Close(fd int32) { raw(unix.SYS_CLOSE, uintptr(fd), 0, 0) }

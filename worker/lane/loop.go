@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"fmt"
+	"io"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/link"
+	"aldente/worker/ndp"
+
+	"aldente/worker/arp"
+)
+
+// turn waits for events and does all that they call for.
+func (l *Lane) turn() {
+	l.tick()
+	n := l.poll.wait(l.timeout())
+	l.tick()
+	fromGuest := false
+	for k := range n {
+		events, token := l.poll.at(k)
+		owner, _, index := flow.SplitToken(token)
+		switch owner {
+		case flow.OwnerTCP:
+			l.tcp.Ready(token, events)
+		case flow.OwnerUDP:
+			l.udp.Ready(token, events)
+		case flow.OwnerICMP:
+			l.icmp.Ready(token, events)
+		case flow.OwnerTCPListener:
+			l.tcp.ListenerReady(token, events)
+		case flow.OwnerUDPListener:
+			l.udp.ListenerReady(token, events)
+		case flow.OwnerLane:
+			if index == 0 {
+				l.broker()
+			} else {
+				l.writable(events)
+				fromGuest = events&^unix.EPOLLOUT != 0
+			}
+		}
+	}
+	if fromGuest {
+		l.receive()
+	}
+	l.poll1()
+	l.wheel.Advance(l.now, l.fire)
+	l.finish()
+}
+
+// timeout is how long to wait, in milliseconds; -1: no reason to wake up.
+func (l *Lane) timeout() int {
+	if l.tcp.Pending() || l.udp.Pending() {
+		return 0
+	}
+	next := l.wheel.Next()
+	if next == flow.NoTimer {
+		return -1
+	}
+	if next <= l.now {
+		return 0
+	}
+	return int(min((next-l.now+flow.Tick-1)/flow.Tick, 1<<30))
+}
+
+// poll1 continues what the last turn left for the sake of fairness.
+func (l *Lane) poll1() {
+	if l.tcp.Pending() {
+		l.tcp.Poll()
+	}
+	if l.udp.Pending() {
+		l.udp.Flush()
+	}
+}
+
+// finish sends what the turn has collected: requests to the broker, frames
+// that the link has gathered.
+func (l *Lane) finish() {
+	if l.channel.n > 0 && !l.channel.flush() {
+		l.err = io.EOF
+	}
+	if l.link == nil {
+		return
+	}
+	if err := l.link.Flush(); err != nil {
+		l.linkGone(err)
+		return
+	}
+	if b := l.link.WantWrite(); b != l.blocked {
+		l.blocked = b
+		l.watchLink(unix.EPOLL_CTL_MOD)
+	}
+}
+
+func (l *Lane) watchLink(op int) {
+	events := uint32(unix.EPOLLIN)
+	if l.blocked {
+		events |= unix.EPOLLOUT
+	}
+	if e := l.poll.control(op, l.link.FD(), events, tokenLink); e != 0 {
+		l.linkGone(e)
+	}
+}
+
+// writable drains the link's backlog and lets the translators go on.
+func (l *Lane) writable(events uint32) {
+	if events&unix.EPOLLOUT == 0 || l.link == nil || !l.link.Writable() {
+		return
+	}
+	l.tcp.Resume()
+	l.udp.Resume()
+	l.icmp.Resume()
+}
+
+// receive takes frames from the guest, batch by batch, for a bounded number
+// of batches: sockets and timers have a turn then.
+func (l *Lane) receive() {
+	for range 4 {
+		if l.link == nil {
+			return
+		}
+		more, err := l.link.Receive(l.batch)
+		for k := range l.batch.Frames {
+			l.frame(&l.batch.Frames[k])
+		}
+		l.tcp.Flush()
+		l.udp.Flush()
+		if err != nil {
+			l.linkGone(err)
+			return
+		}
+		if !more {
+			return
+		}
+	}
+}
+
+// linkGone drops the link. Flows stay: a new client may come for them.
+func (l *Lane) linkGone(err error) {
+	if l.link == nil {
+		return
+	}
+	code := uint32(ipc.EventLinkClosed)
+	if l.guest.LinkKind == ipc.LinkTap {
+		code = ipc.EventLinkFailed
+	}
+	logf(levelInfo, "link closed: %v", err)
+	l.poll.control(unix.EPOLL_CTL_DEL, l.link.FD(), 0, 0)
+	l.link.Close()
+	l.link = nil
+	l.blocked = false
+	var rec [ipc.EventSize]byte
+	(&ipc.Event{Code: code}).Encode(rec[:])
+	l.channel.send(rec[:])
+}
+
+// broker takes records from the broker.
+func (l *Lane) broker() {
+	if !l.channel.receive(l.take) {
+		l.err = io.EOF
+	}
+}
+
+// record handles one record from the broker.
+func (l *Lane) record(rec []byte, fd int32) {
+	h, err := ipc.ParseHeader(rec)
+	if err != nil {
+		l.err = err
+		return
+	}
+	switch h.Kind {
+	case ipc.KindOpened:
+		err = l.opened(rec, fd)
+	case ipc.KindLink:
+		err = l.newLink(rec, fd)
+	case ipc.KindListener:
+		err = l.listen(rec, fd)
+	case ipc.KindUnlisten:
+		err = l.unlisten(rec)
+	case ipc.KindCapture:
+		l.capture = link.NewCapture(fd)
+	default:
+		err = fmt.Errorf("record of kind %d from the broker", h.Kind)
+	}
+	if err != nil {
+		l.err = err
+	}
+}
+
+func (l *Lane) opened(rec []byte, fd int32) error {
+	var o ipc.Opened
+	if err := o.Decode(rec); err != nil {
+		return err
+	}
+	l.channel.outstanding--
+	if o.Errno == 0 && fd < 0 {
+		// The descriptor did not fit into our table.
+		o.Errno = uint16(syscall.EMFILE)
+	}
+	if syscall.Errno(o.Errno) == syscall.EMFILE {
+		l.udp.Evict()
+	}
+	switch owner, _, _ := flow.SplitToken(o.Token); owner {
+	case flow.OwnerTCP:
+		l.tcp.Opened(o.Token, fd, &o)
+	case flow.OwnerUDP:
+		l.udp.Opened(o.Token, fd, &o)
+	case flow.OwnerICMP:
+		l.icmp.Opened(o.Token, fd, &o)
+	}
+	return nil
+}
+
+// newLink takes over the guest's side: the tap at start, or a client of the
+// stream socket.
+func (l *Lane) newLink(rec []byte, fd int32) error {
+	var k ipc.Link
+	if err := k.Decode(rec); err != nil || fd < 0 {
+		return fmt.Errorf("link record: %w", err)
+	}
+	if l.link != nil {
+		l.Close(fd)
+		return nil
+	}
+	if k.Kind == ipc.LinkTap {
+		l.link = link.NewTap(fd, k.Offload)
+	} else {
+		l.link = link.NewStream(fd, l.guest.LinkMTU())
+	}
+	l.watchLink(unix.EPOLL_CTL_ADD)
+	l.hello = 0
+	l.greet()
+	return nil
+}
+
+func (l *Lane) listen(rec []byte, fd int32) error {
+	var k ipc.Listener
+	if err := k.Decode(rec, ipc.KindListener); err != nil || fd < 0 {
+		return fmt.Errorf("listener record: %w", err)
+	}
+	if k.Proto == ipc.ProtoTCP {
+		l.tcp.AddListener(&k, fd)
+	} else {
+		l.udp.AddListener(&k, fd)
+	}
+	return nil
+}
+
+func (l *Lane) unlisten(rec []byte) error {
+	var k ipc.Listener
+	if err := k.Decode(rec, ipc.KindUnlisten); err != nil {
+		return err
+	}
+	if k.Proto == ipc.ProtoTCP {
+		l.tcp.RemoveListener(k.ID)
+	} else {
+		l.udp.RemoveListener(k.ID)
+	}
+	return nil
+}
+
+// expire gives a timer that fired to its owner.
+func (l *Lane) expire(id uint32) {
+	switch {
+	case id >= l.timer+laneTimers:
+	case id == l.timer+timerRA:
+		l.advertise()
+	case id == l.timer+timerHello:
+		l.greet()
+	default:
+		l.expireFlow(id)
+	}
+}
+
+func (l *Lane) expireFlow(id uint32) {
+	nTCP := uint32(l.tcp.Cap())
+	switch {
+	case id < nTCP:
+		l.tcp.Timer(id)
+	case id < nTCP+uint32(l.udp.Cap()):
+		l.udp.Timer(id)
+	default:
+		l.icmp.Timer(id)
+	}
+}
+
+// greet makes the guest known before it speaks: it is asked for its hardware
+// address, so that connections from outside need not wait for it, and told of
+// the router. Three times within seconds, for a guest that is still starting.
+func (l *Lane) greet() {
+	if l.link == nil {
+		return
+	}
+	g := &l.guest
+	if g.MAC.IsZero() || l.hello == 0 {
+		if g.Has(ipc.FlagIPv4) {
+			l.sendOwn(arp.Request(g, l.out))
+		}
+		if g.Has(ipc.FlagIPv6 | ipc.FlagNDP) {
+			l.sendOwn(ndp.Solicit(g, l.out))
+		}
+	}
+	if l.hello == 0 {
+		l.advertise()
+	}
+	if l.hello++; l.hello < 4 && g.MAC.IsZero() {
+		l.wheel.Set(l.timer+timerHello, l.now+int64(l.hello)*1e9)
+	}
+}
+
+// advertise sends an unsolicited router advertisement and plans the next, RFC
+// 4861 section 6.2.4.
+func (l *Lane) advertise() {
+	g := &l.guest
+	if !g.Has(ipc.FlagIPv6 | ipc.FlagRA) {
+		return
+	}
+	l.sendOwn(ndp.Advertise(g, l.out))
+	l.wheel.Set(l.timer+timerRA, l.now+ndp.Next(g, uint64(l.now)*0x9e3779b97f4a7c15))
+}
+
+// sendOwn sends the first n bytes of out, a whole frame; none if n is zero.
+func (l *Lane) sendOwn(n int) {
+	if n > 0 {
+		l.Send(&l.none, l.out[:n], nil)
+	}
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"encoding/binary"
+	"iter"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// sockets makes the system calls of flow.Sockets. None of them blocks, so they
+// are raw: the scheduler need not hear of them. All memory they point to is
+// allocated once, here.
+type sockets struct {
+	iov    [flowVec]unix.Iovec
+	msg    unix.Msghdr
+	name   unix.RawSockaddrInet6
+	oob    [512]byte
+	skip   [64 << 10]byte
+	linger unix.Linger
+	value  int32
+
+	mmsg  [maxDatagrams]mmsghdr
+	miov  [maxDatagrams]unix.Iovec
+	mname [maxDatagrams]unix.RawSockaddrInet6
+	moob  [maxDatagrams][128]byte // 128: a multiple of what cmsghdr is aligned to
+}
+
+const (
+	flowVec      = 1024 // UIO_MAXIOV
+	maxDatagrams = 64
+)
+
+// mmsghdr is struct mmsghdr of include/linux/socket.h.
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32
+	_   [4]byte
+}
+
+func raw(trap, a, b, c uintptr) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.RawSyscall(trap, a, b, c)
+		if e != syscall.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+func raw6(trap, a, b, c, d, f, g uintptr) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.RawSyscall6(trap, a, b, c, d, f, g)
+		if e != syscall.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+func base(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
+func (s *sockets) Read(fd int32, b []byte) (int, syscall.Errno) {
+	return raw(unix.SYS_READ, uintptr(fd), base(b), uintptr(len(b)))
+}
+
+func (s *sockets) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
+	return raw6(unix.SYS_RECVFROM, uintptr(fd), base(b), uintptr(len(b)), uintptr(flags), 0, 0)
+}
+
+// RecvSkip has the kernel copy what is to be skipped into memory nobody reads.
+func (s *sockets) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
+	n := 0
+	for left := skip; left > 0 && n < len(s.iov)-1; n++ {
+		k := min(left, len(s.skip))
+		s.iov[n].Base = &s.skip[0]
+		s.iov[n].SetLen(k)
+		left -= k
+	}
+	s.iov[n].Base = unsafe.SliceData(b)
+	s.iov[n].SetLen(len(b))
+	s.msg = unix.Msghdr{Iov: &s.iov[0]}
+	s.msg.SetIovlen(n + 1)
+	got, e := raw(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msg)), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	switch {
+	case e != 0:
+		return 0, e
+	case got < skip:
+		return 0, syscall.EAGAIN
+	case got == skip && len(b) > 0 && !s.atEnd(fd):
+		return 0, syscall.EAGAIN
+	}
+	return got - skip, 0
+}
+
+// atEnd tells whether the peer has closed: only then does a read that skipped
+// all there is mean the end of the stream.
+func (s *sockets) atEnd(fd int32) bool {
+	var info unix.TCPInfo
+	n := uint32(unsafe.Sizeof(info))
+	_, e := raw6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&n)), 0)
+	switch info.State {
+	case unix.BPF_TCP_CLOSE_WAIT, unix.BPF_TCP_LAST_ACK, unix.BPF_TCP_CLOSING, unix.BPF_TCP_TIME_WAIT, unix.BPF_TCP_CLOSE:
+		return e == 0
+	}
+	return false
+}
+
+func (s *sockets) Discard(fd int32, n int) (int, syscall.Errno) {
+	// With MSG_TRUNC, TCP copies nothing and touches no buffer, tcp(7).
+	return raw6(unix.SYS_RECVFROM, uintptr(fd), 0, uintptr(n), unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
+}
+
+func (s *sockets) Write(fd int32, b []byte) (int, syscall.Errno) {
+	return raw(unix.SYS_WRITE, uintptr(fd), base(b), uintptr(len(b)))
+}
+
+func (s *sockets) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
+	n := min(len(bufs), len(s.iov))
+	for i, b := range bufs[:n] {
+		s.iov[i].Base = unsafe.SliceData(b)
+		s.iov[i].SetLen(len(b))
+	}
+	return raw(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&s.iov)), uintptr(n))
+}
+
+func (s *sockets) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
+	n := uint32(unsafe.Sizeof(s.name))
+	conn, e := raw6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&s.name)), uintptr(unsafe.Pointer(&n)),
+		unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	if e != 0 {
+		return -1, packet.Addr{}, 0, e
+	}
+	a, port := sockaddr(&s.name)
+	return int32(conn), a, port, 0
+}
+
+func (s *sockets) LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno) {
+	n := uint32(unsafe.Sizeof(s.name))
+	_, e := raw(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&s.name)), uintptr(unsafe.Pointer(&n)))
+	if e != 0 {
+		return packet.Addr{}, 0, e
+	}
+	a, port := sockaddr(&s.name)
+	return a, port, 0
+}
+
+func (s *sockets) ShutdownWrite(fd int32) syscall.Errno {
+	_, e := raw(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+	return e
+}
+
+func (s *sockets) TakeError(fd int32) syscall.Errno {
+	s.value = 0
+	n := uint32(4)
+	_, e := raw6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_ERROR,
+		uintptr(unsafe.Pointer(&s.value)), uintptr(unsafe.Pointer(&n)), 0)
+	if e != 0 {
+		return e
+	}
+	return syscall.Errno(s.value)
+}
+
+// options are the level and name of each flow.Option.
+var options = [...][2]uintptr{
+	flow.OptionPeekOff:      {unix.SOL_SOCKET, unix.SO_PEEK_OFF},
+	flow.OptionLinger0:      {unix.SOL_SOCKET, unix.SO_LINGER},
+	flow.OptionKeepAlive:    {unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+	flow.OptionTTL:          {unix.IPPROTO_IP, unix.IP_TTL},
+	flow.OptionHopLimit:     {unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS},
+	flow.OptionUDPSegment:   {unix.IPPROTO_UDP, unix.UDP_SEGMENT},
+	flow.OptionNoDelay:      {unix.IPPROTO_TCP, unix.TCP_NODELAY},
+	flow.OptionSendBuffer:   {unix.SOL_SOCKET, unix.SO_SNDBUF},
+	flow.OptionRecvBuffer:   {unix.SOL_SOCKET, unix.SO_RCVBUF},
+	flow.OptionWindowClamp:  {unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP},
+	flow.OptionTOS:          {unix.IPPROTO_IP, unix.IP_TOS},
+	flow.OptionTrafficClass: {unix.IPPROTO_IPV6, unix.IPV6_TCLASS},
+}
+
+func (s *sockets) Option(fd int32, o flow.Option, v int) syscall.Errno {
+	s.value = int32(v)
+	p, n := unsafe.Pointer(&s.value), uintptr(4)
+	if o == flow.OptionLinger0 {
+		s.linger = unix.Linger{Onoff: 1}
+		p, n = unsafe.Pointer(&s.linger), unsafe.Sizeof(s.linger)
+	}
+	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), options[o][0], options[o][1], uintptr(p), n, 0)
+	return e
+}
+
+// RecvDatagrams uses recvmmsg(2) with room for the addresses of both ends and
+// for the segment size that UDP_GRO reports.
+func (s *sockets) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno) {
+	n := min(len(d), maxDatagrams)
+	for i := range n {
+		s.miov[i].Base = unsafe.SliceData(d[i].Buf)
+		s.miov[i].SetLen(len(d[i].Buf))
+		m := &s.mmsg[i].hdr
+		*m = unix.Msghdr{
+			Name: (*byte)(unsafe.Pointer(&s.mname[i])), Namelen: uint32(unsafe.Sizeof(s.mname[i])),
+			Iov: &s.miov[i], Control: &s.moob[i][0],
+		}
+		m.SetIovlen(1)
+		m.SetControllen(len(s.moob[i]))
+	}
+	got, e := raw6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.mmsg)), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+	if e != 0 {
+		return 0, e
+	}
+	for i := range got {
+		m := &s.mmsg[i]
+		d[i].N = int(m.n)
+		d[i].Truncated = m.hdr.Flags&unix.MSG_TRUNC != 0
+		d[i].Segment = 0
+		d[i].From, d[i].FromPort, d[i].To = packet.Addr{}, 0, packet.Addr{}
+		if m.hdr.Namelen >= unix.SizeofSockaddrInet4 {
+			d[i].From, d[i].FromPort = sockaddr(&s.mname[i])
+		}
+		datagramControl(s.moob[i][:m.hdr.Controllen], &d[i])
+	}
+	return got, 0
+}
+
+// datagramControl reads control messages from the kernel.
+func datagramControl(oob []byte, d *flow.Datagram) {
+	for m := range cmsgs(oob) {
+		level, typ, data := m.level, m.typ, m.data
+		switch {
+		case level == unix.SOL_UDP && typ == unix.UDP_GRO && len(data) >= 4:
+			if seg := int(int32(binary.NativeEndian.Uint32(data))); seg > 0 && seg < d.N {
+				d.Segment = seg
+			}
+		case level == unix.SOL_IP && typ == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			d.To = packet.AddrFrom4([4]byte(data[8:12])) // ipi_addr: where it was sent to
+		case level == unix.SOL_IPV6 && typ == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			copy(d.To[:], data[:16])
+		}
+	}
+}
+
+// RecvError uses recvmsg(2) with MSG_ERRQUEUE, ip(7) IP_RECVERR.
+func (s *sockets) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
+	s.iov[0].Base = unsafe.SliceData(e.Buf)
+	s.iov[0].SetLen(len(e.Buf))
+	s.msg = unix.Msghdr{Iov: &s.iov[0], Control: &s.oob[0]}
+	s.msg.SetIovlen(1)
+	s.msg.SetControllen(len(s.oob))
+	n, errno := raw(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msg)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+	if errno != 0 {
+		return errno
+	}
+	*e = flow.SocketError{Buf: e.Buf, N: n}
+	for m := range cmsgs(s.oob[:s.msg.Controllen]) {
+		level, typ, data := m.level, m.typ, m.data
+		v4 := level == unix.SOL_IP && typ == unix.IP_RECVERR
+		v6 := level == unix.SOL_IPV6 && typ == unix.IPV6_RECVERR
+		if !v4 && !v6 || len(data) < 16 {
+			continue
+		}
+		e.Errno = syscall.Errno(binary.NativeEndian.Uint32(data))
+		e.Origin, e.Type, e.Code = data[4], data[5], data[6]
+		e.Info = binary.NativeEndian.Uint32(data[8:])
+		// SO_EE_OFFENDER: a socket address follows.
+		if v4 && len(data) >= 16+unix.SizeofSockaddrInet4 {
+			if binary.NativeEndian.Uint16(data[16:]) == unix.AF_INET {
+				e.Offender = packet.AddrFrom4([4]byte(data[20:24]))
+			}
+		}
+		if v6 && len(data) >= 16+unix.SizeofSockaddrInet6 {
+			if binary.NativeEndian.Uint16(data[16:]) == unix.AF_INET6 {
+				copy(e.Offender[:], data[24:40])
+			}
+		}
+	}
+	return 0
+}
+
+// cmsg is one control message, cmsg(3).
+type cmsg struct {
+	level, typ int32
+	data       []byte
+}
+
+// cmsgs walks control messages as the kernel wrote them.
+func cmsgs(oob []byte) iter.Seq[cmsg] {
+	return func(yield func(cmsg) bool) {
+		const head = unix.SizeofCmsghdr
+		for len(oob) >= head {
+			n := int(binary.NativeEndian.Uint64(oob))
+			if n < head || n > len(oob) {
+				return
+			}
+			level := int32(binary.NativeEndian.Uint32(oob[8:]))
+			typ := int32(binary.NativeEndian.Uint32(oob[12:]))
+			if !yield(cmsg{level, typ, oob[head:n]}) {
+				return
+			}
+			oob = oob[min((n+7)&^7, len(oob)):]
+		}
+	}
+}
+
+func sockaddr(sa *unix.RawSockaddrInet6) (packet.Addr, uint16) {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
+	if sa.Family == unix.AF_INET {
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
+		return packet.AddrFrom4(v4.Addr), port
+	}
+	return packet.Addr(sa.Addr), port
+}
