@@ -138,13 +138,19 @@ type Link struct {
 
 // Listener precedes a listening TCP socket or a bound UDP socket on the host.
 type Listener struct {
-	ID        uint16   // never zero; names the listener in Open and KindUnlisten
+	ID        uint32   // never zero; names the listener in Open and KindUnlisten
 	Proto     uint8    // ProtoTCP or ProtoUDP
-	Reserved  uint8    // zero
+	Flags     uint8    // Listener*
 	HostPort  uint16   // port it is bound to
 	GuestPort uint16   // port in the guest that it stands for
 	Target    [16]byte // address in the guest, zero: the guest's own
 }
+
+// Flags of Listener.
+const (
+	ListenerMaySplice = 1 << 0 // on the host: peers on its loopback take the bypass
+	ListenerNamespace = 1 << 1 // in the namespace: every peer takes the bypass
+)
 
 // encodeFixed and decodeFixed serve the small records of start-up, where speed
 // does not matter and one way to do it does.

@@ -112,15 +112,21 @@ const (
 type Open struct {
 	Token    uint64   // returned in Opened; means nothing to the broker
 	Proto    uint8    // ProtoTCP, ProtoUDP, ProtoICMP or ProtoICMPv6
-	Listener uint16   // UDP only: 0, or the listener this answers for (Listener.ID)
+	Flags    uint8    // Open*
+	Listener uint32   // 0, or the listener on whose behalf (Listener.ID): UDP, or with OpenSplice
 	Src      [16]byte // guest's address; with Listener: local address that was spoken to
 	Dst      [16]byte // destination as the guest sees it; with Listener: the remote peer
 	SrcPort  uint16   // guest's port, or echo identifier
 	DstPort  uint16   // zero for echo
 }
 
+// OpenSplice in Open.Flags asks for the far end of the loopback bypass: a
+// socket on the other side, host or namespace, of the listener named. Without
+// it, a UDP listener is named to ask for a socket that answers from its port.
+const OpenSplice = 1 << 0
+
 // OpenSize is the encoded size of Open, header included.
-const OpenSize = HeaderSize + 8 + 1 + 1 + 2 + 16 + 16 + 2 + 2 + 4
+const OpenSize = HeaderSize + 8 + 1 + 1 + 2 + 4 + 16 + 16 + 2 + 2
 
 // Encode writes the record to b, which must hold OpenSize bytes.
 func (o *Open) Encode(b []byte) {
@@ -129,13 +135,13 @@ func (o *Open) Encode(b []byte) {
 	p := b[HeaderSize:]
 	binary.LittleEndian.PutUint64(p[0:], o.Token)
 	p[8] = o.Proto
-	p[9] = 0
-	binary.LittleEndian.PutUint16(p[10:], o.Listener)
-	copy(p[12:28], o.Src[:])
-	copy(p[28:44], o.Dst[:])
-	binary.LittleEndian.PutUint16(p[44:], o.SrcPort)
-	binary.LittleEndian.PutUint16(p[46:], o.DstPort)
-	binary.LittleEndian.PutUint32(p[48:], 0)
+	p[9] = o.Flags
+	p[10], p[11] = 0, 0
+	binary.LittleEndian.PutUint32(p[12:], o.Listener)
+	copy(p[16:32], o.Src[:])
+	copy(p[32:48], o.Dst[:])
+	binary.LittleEndian.PutUint16(p[48:], o.SrcPort)
+	binary.LittleEndian.PutUint16(p[50:], o.DstPort)
 }
 
 // Decode reads exactly one record.
@@ -144,16 +150,17 @@ func (o *Open) Decode(b []byte) error {
 		return err
 	}
 	p := b[HeaderSize:]
-	if p[9] != 0 || binary.LittleEndian.Uint32(p[48:]) != 0 {
-		return fmt.Errorf("%w: reserved bytes set", ErrMalformed)
+	if p[10] != 0 || p[11] != 0 || p[9]&^OpenSplice != 0 {
+		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
 	}
 	o.Token = binary.LittleEndian.Uint64(p[0:])
 	o.Proto = p[8]
-	o.Listener = binary.LittleEndian.Uint16(p[10:])
-	copy(o.Src[:], p[12:28])
-	copy(o.Dst[:], p[28:44])
-	o.SrcPort = binary.LittleEndian.Uint16(p[44:])
-	o.DstPort = binary.LittleEndian.Uint16(p[46:])
+	o.Flags = p[9]
+	o.Listener = binary.LittleEndian.Uint32(p[12:])
+	copy(o.Src[:], p[16:32])
+	copy(o.Dst[:], p[32:48])
+	o.SrcPort = binary.LittleEndian.Uint16(p[48:])
+	o.DstPort = binary.LittleEndian.Uint16(p[50:])
 	switch o.Proto {
 	case ProtoTCP, ProtoUDP:
 	case ProtoICMP, ProtoICMPv6:
@@ -163,8 +170,10 @@ func (o *Open) Decode(b []byte) error {
 	default:
 		return fmt.Errorf("%w: protocol %d", ErrMalformed, o.Proto)
 	}
-	if o.Listener != 0 && o.Proto != ProtoUDP {
-		return fmt.Errorf("%w: listener with protocol %d", ErrMalformed, o.Proto)
+	splice := o.Flags&OpenSplice != 0
+	transport := o.Proto == ProtoTCP || o.Proto == ProtoUDP
+	if o.Listener != 0 && !(o.Proto == ProtoUDP || splice && transport) || o.Listener == 0 && splice {
+		return fmt.Errorf("%w: listener %d with protocol %d, flags %#x", ErrMalformed, o.Listener, o.Proto, o.Flags)
 	}
 	return nil
 }

@@ -54,15 +54,15 @@ type Factory struct {
 	OnEvent func(code uint32)
 
 	mu        sync.Mutex
-	listeners map[uint16]Listener
-	nextID    uint16
+	listeners map[uint32]Listener
+	nextID    uint32
 
 	denied limiter
 }
 
 // New makes a factory.
 func New(cfg Config) *Factory {
-	return &Factory{cfg: cfg, listeners: map[uint16]Listener{}}
+	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}}
 }
 
 // Serve answers the worker's requests until the channel ends, which is

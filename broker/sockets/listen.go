@@ -3,7 +3,6 @@
 package sockets
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -19,7 +18,7 @@ const backlog = 4096
 
 // Listener is one socket on the host that stands for a port of the guest.
 type Listener struct {
-	ID        uint16
+	ID        uint32
 	Proto     uint8
 	Addr      netip.Addr // zero: any address, both families if enabled
 	Interface string     // zero: any
@@ -38,20 +37,14 @@ func (f *Factory) Listen(l Listener) (Listener, error) {
 	l.FD = fd
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for range 1 << 16 {
-		f.nextID++
-		if _, taken := f.listeners[f.nextID]; !taken && f.nextID != 0 {
-			l.ID = f.nextID
-			f.listeners[l.ID] = l
-			return l, nil
-		}
-	}
-	unix.Close(fd)
-	return l, errors.New("too many listening sockets")
+	f.nextID++ // 24 bits serve as generation in the worker: no use comes near
+	l.ID = f.nextID
+	f.listeners[l.ID] = l
+	return l, nil
 }
 
 // Unlisten closes our copy of a listener and forgets it.
-func (f *Factory) Unlisten(id uint16) {
+func (f *Factory) Unlisten(id uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if l, ok := f.listeners[id]; ok {

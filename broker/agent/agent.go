@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is both ends of what happens inside the guest's namespace: the
+// agent's own loop (Main) and the broker's handle on it (Client).
+//
+// The agent is our own executable, started by netns.SpawnAgent with
+// CAP_NET_ADMIN and CAP_NET_BIND_SERVICE over the namespace and nothing else. It
+// makes the tap, configures the network, and then blocks on its channel until
+// the broker wants something or is gone.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/netns"
+	"aldente/ipc"
+)
+
+// failure is an error that says what was tried, apart from the error number, so
+// that both can cross the channel.
+type failure struct {
+	what string
+	err  error
+}
+
+func (f *failure) Error() string {
+	if f.err == nil {
+		return f.what
+	}
+	return f.what + ": " + f.err.Error()
+}
+
+func (f *failure) Unwrap() error { return f.err }
+
+// server is the agent's state.
+type server struct {
+	channel int
+	setup   ipc.AgentSetup
+	changes []ipc.AgentChange
+	active  bool // a description is being received
+
+	// Taps made, by name. They stay open: destroying an interface takes the
+	// kernel tens of milliseconds, in whoever closes it last. That is to be this
+	// process, for which nobody waits, not the broker or the worker.
+	taps map[string]tap
+}
+
+// tap is one interface that this process made.
+type tap struct {
+	fd      int
+	offload uint32
+}
+
+// Main is the whole life of the agent. It returns when the broker has closed the
+// channel, and ends the process if the broker does not speak our language.
+func Main() {
+	// The name that ps shows would be "exe". Tracing is for nobody.
+	setName(netns.AgentName)
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	s := &server{channel: netns.AgentChannel, taps: make(map[string]tap)}
+	unix.CloseOnExec(s.channel)
+	if err := s.serve(); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", netns.AgentName, err)
+		os.Exit(1)
+	}
+}
+
+// setName names the process, whatever thread this is. Package os would start the
+// runtime's poller for it.
+func setName(name string) {
+	if fd, err := unix.Open("/proc/self/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+		_, _ = unix.Write(fd, []byte(name))
+		unix.Close(fd)
+	}
+}
+
+// serve answers requests until the channel ends.
+func (s *server) serve() error {
+	buf := make([]byte, ipc.MaxRecord)
+	for {
+		n, fd, err := ipc.Receive(s.channel, buf, 0)
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if fd >= 0 {
+			unix.Close(fd)
+			return fmt.Errorf("%w: unexpected descriptor", ipc.ErrMalformed)
+		}
+		if err := s.handle(buf[:n]); err != nil {
+			return err
+		}
+	}
+}
+
+// handle takes one record. An error is a broken channel, not a failed request.
+func (s *server) handle(b []byte) error {
+	switch kind := ipc.AgentKindOf(b); kind {
+	case ipc.AgentKindSetup:
+		s.active, s.changes = true, nil
+		return s.setup.Decode(b)
+	case ipc.AgentKindChange:
+		return s.change(b)
+	case ipc.AgentKindCommit:
+		var c ipc.AgentCommit
+		if err := c.Decode(b); err != nil {
+			return err
+		}
+		if !s.active || c.ID != s.setup.ID || int(c.Changes) != len(s.changes) {
+			return fmt.Errorf("%w: commit of %d changes for %d", ipc.ErrMalformed, c.Changes, c.ID)
+		}
+		s.active = false
+		return s.commit()
+	default:
+		return fmt.Errorf("%w: kind %#x", ipc.ErrMalformed, uint16(kind))
+	}
+}
+
+func (s *server) change(b []byte) error {
+	var c ipc.AgentChange
+	if err := c.Decode(b); err != nil {
+		return err
+	}
+	if !s.active || c.ID != s.setup.ID || len(s.changes) == ipc.MaxChanges {
+		return fmt.Errorf("%w: change %d out of place", ipc.ErrMalformed, c.ID)
+	}
+	c.Body = append([]byte(nil), c.Body...)
+	s.changes = append(s.changes, c)
+	return nil
+}
+
+// commit makes the interface and answers the set-up.
+func (s *server) commit() error {
+	name := unix.ByteSliceToString(s.setup.Name[:])
+	t, ours := s.taps[name]
+	if !ours {
+		var err error
+		if t.fd, t.offload, err = openTap(name); err != nil {
+			return s.report(err, true)
+		}
+	}
+	link, warnings, err := configure(name, &s.setup, s.changes)
+	s.changes = nil
+	for _, w := range warnings {
+		if err := s.report(w, false); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		if !ours {
+			unix.Close(t.fd)
+		}
+		return s.report(err, true)
+	}
+	s.taps[name] = t
+	answer := ipc.AgentTap{ID: s.setup.ID, Index: uint32(link.index), MAC: link.mac, Offload: t.offload, Name: s.setup.Name}
+	return ipc.Send(s.channel, answer.Encode(), t.fd)
+}
+
+// report sends a warning or failure.
+func (s *server) report(e error, fatal bool) error {
+	r := ipc.AgentReport{ID: s.setup.ID}
+	what := e.Error()
+	var f *failure
+	if errors.As(e, &f) {
+		what = f.what
+	}
+	var errno unix.Errno
+	if errors.As(e, &errno) {
+		r.Errno = uint16(errno)
+	}
+	if fatal {
+		r.Fatal = 1
+	}
+	r.Text, _ = ipc.MakeName(what[:min(len(what), ipc.MaxDomain)])
+	return ipc.Send(s.channel, r.Encode(), -1)
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// tunDevice is the clone device of the tun driver.
+const tunDevice = "/dev/net/tun"
+
+// vnetHeader is the size of struct virtio_net_hdr, include/uapi/linux/virtio_net.h.
+const vnetHeader = 10
+
+// Offloads asked for: checksums and segmentation of TCP always, that of UDP
+// where the kernel has it (Linux 6.2).
+const (
+	offloadTCP = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	offloadUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6
+)
+
+// openTap makes the interface in the namespace of the process, or attaches to a
+// persistent one of that name, and returns its descriptor and the offloads in
+// force.
+func openTap(name string) (fd int, offload uint32, err error) {
+	fd, err = unix.Open(tunDevice, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, 0, &failure{"cannot open " + tunDevice + openHint(err), err}
+	}
+	if offload, err = setTap(fd, name); err != nil {
+		unix.Close(fd)
+		return -1, 0, err
+	}
+	return fd, offload, nil
+}
+
+func setTap(fd int, name string) (offload uint32, err error) {
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, &failure{fmt.Sprintf("interface name %q is not valid", name), err}
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return 0, &failure{fmt.Sprintf("cannot create tap %q in the namespace%s", name, tapHint(err)), err}
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeader); err != nil {
+		return 0, &failure{"cannot set the header size of the tap", err}
+	}
+	offload = offloadTCP | offloadUDP
+	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(offload))
+	if errors.Is(err, unix.EINVAL) {
+		offload = offloadTCP
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(offload))
+	}
+	if err != nil {
+		return 0, &failure{"cannot enable offloads of the tap", err}
+	}
+	return offload, nil
+}
+
+func openHint(err error) string {
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return " (needs mode 0666, as distributions ship it)"
+	case errors.Is(err, unix.ENOENT):
+		return " (load the module: modprobe tun; in a container, pass the device on)"
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return " (load the module: modprobe tun)"
+	case errors.Is(err, unix.EPERM):
+		return " (the device cgroup forbids it: allow c 10:200 rwm)"
+	}
+	return ""
+}
+
+func tapHint(err error) string {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return " (it is in use: is another instance attached to this namespace? --ns-ifname gives another name)"
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST):
+		return " (another interface has that name there: --ns-ifname gives another)"
+	case errors.Is(err, unix.EPERM):
+		return " (needs CAP_NET_ADMIN there)"
+	}
+	return ""
+}

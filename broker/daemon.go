@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/cli"
+)
+
+// readyEnv tells a process that it is the one in the background, and names the
+// descriptor on which the one in the foreground waits. A Go program cannot
+// fork and go on, so the background is a second process from the start.
+const readyEnv = "ALDENTE_READY_FD"
+
+// readyFD returns the descriptor of readyEnv, or -1, and clears the variable
+// for those started from here.
+func readyFD() int {
+	v, ok := os.LookupEnv(readyEnv)
+	os.Unsetenv(readyEnv)
+	fd, err := strconv.Atoi(v)
+	if !ok || err != nil || fd < 3 {
+		return -1
+	}
+	unix.CloseOnExec(fd)
+	return fd
+}
+
+// background starts this program again in a session of its own and waits until
+// it is ready. It returns the status to exit with: zero only if all that was
+// asked for works now.
+func background(cfg *cli.Config) (int, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 1, err
+	}
+	files := []uintptr{0, 1, 2, w.Fd()}
+	if cfg.FD >= 0 {
+		// The link keeps its number: holes are filled with copies of it.
+		for len(files) <= cfg.FD {
+			files = append(files, uintptr(cfg.FD))
+		}
+		if cfg.FD < 4 {
+			return 1, fmt.Errorf("-F %d: a descriptor above 3 is needed to run in the background", cfg.FD)
+		}
+	}
+	pid, _, err := syscall.StartProcess("/proc/self/exe", os.Args, &syscall.ProcAttr{
+		Env:   append(os.Environ(), readyEnv+"=3"),
+		Files: files,
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return 1, fmt.Errorf("cannot start in the background: %w", err)
+	}
+	w.Close()
+	var b [1]byte
+	if n, _ := r.Read(b[:]); n == 1 {
+		return 0, nil
+	}
+	// It ended, and has said why.
+	var ws syscall.WaitStatus
+	for {
+		if _, err := syscall.Wait4(pid, &ws, 0, nil); err != syscall.EINTR {
+			break
+		}
+	}
+	if ws.Exited() && ws.ExitStatus() != 0 {
+		return ws.ExitStatus(), nil
+	}
+	return 1, nil
+}
+
+// ready tells the process in the foreground that all is set up, and lets go of
+// what was the caller's: its working directory and standard streams.
+func ready(fd int) error {
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	if err := nullStreams(); err != nil {
+		return err
+	}
+	_, err := unix.Write(fd, []byte{0})
+	unix.Close(fd)
+	return err
+}
+
+func nullStreams() error {
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(null)
+	for fd := range 3 {
+		if err := unix.Dup3(null, fd, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+	}
+	return nil
+}
+
+// tidyDescriptors makes everything the caller left open private to this
+// process, save what an option names, and fills standard streams that are
+// closed, so that no later descriptor is taken for one.
+func tidyDescriptors() {
+	for fd := range 3 {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == unix.EBADF {
+			unix.Open(os.DevNull, unix.O_RDWR, 0) // takes the lowest free number
+		}
+	}
+	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+}
+
+// writePID writes the process number, as shells and daemons read it.
+func writePID(path string, pid int) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("PID file: %w", err)
+	}
+	if _, err := fmt.Fprintf(f, "%d\n", pid); err != nil {
+		f.Close()
+		return fmt.Errorf("PID file: %w", err)
+	}
+	return f.Close()
+}

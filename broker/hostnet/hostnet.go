@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hostnet reads what the host's network looks like, so that a guest's
+// can be made to look the same: the interface taken as template, its addresses,
+// gateway and routes, and the resolvers.
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/hostnet/rtnl"
+)
+
+// DefaultTapName names the guest's interface where no template has a name.
+const DefaultTapName = "tap0"
+
+// What a family is given where the host has nothing to offer ("local mode").
+var (
+	LocalAddress4 = netip.MustParsePrefix("169.254.2.1/16")
+	LocalGateway4 = netip.MustParseAddr("169.254.2.2")
+	LocalGateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// Options direct the choice of the template interface. Empty names mean: take
+// the first default route.
+type Options struct {
+	Interface string // -i: for both families, before the outbound interfaces
+	Outbound4 string // --outbound-if4
+	Outbound6 string // --outbound-if6
+	Skip4     bool   // IPv4 is not wanted: Network.V4 stays zero
+	Skip6     bool   // IPv6 is not wanted: Network.V6 stays zero
+}
+
+// Link is a network interface of the host.
+type Link struct {
+	Index int // zero: none
+	Name  string
+	MTU   int
+	MAC   [6]byte // zero if it has none
+}
+
+// Family is what the host offers a guest in one address family.
+type Family struct {
+	Unsupported bool // the kernel does not know the family
+	Local       bool // no usable template: link-local defaults are in place
+	Multiple    bool // several default routes, the first was taken
+
+	Link      Link         // the template; Index is zero if there is none
+	Address   netip.Prefix // for the guest; invalid for IPv6 in local mode
+	Gateway   netip.Addr   // invalid: routes without gateway, or no default route
+	LinkLocal netip.Addr   // IPv6: the template's own link-local address, if any
+
+	// Addresses and Routes are what --config-net copies: bodies of RTM_NEWADDR
+	// and RTM_NEWROUTE messages, stripped of what only means something on
+	// the host, without an interface index (see package agent).
+	Addresses [][]byte
+	Routes    [][]byte
+
+	// Connected are the routes that the kernel makes by itself where Addresses
+	// are set. Inserted as well, IPv4's would stand in the table twice; where
+	// other addresses take their place they belong to the copy.
+	Connected [][]byte
+}
+
+// Network is the host's network at one moment.
+type Network struct {
+	V4, V6 Family
+	Own    []netip.Addr // every address of the host, loopback included
+}
+
+// TapName is the name that the guest's interface has by default: that of the
+// template, IPv4's first.
+func (n *Network) TapName() string {
+	switch {
+	case !n.V4.Local && n.V4.Link.Name != "":
+		return n.V4.Link.Name
+	case !n.V6.Local && n.V6.Link.Name != "":
+		return n.V6.Link.Name
+	}
+	return DefaultTapName
+}
+
+// Discover reads the network of the namespace that the calling thread is in.
+// Without any usable interface it succeeds, with both families in local mode;
+// it fails if an interface named in the options does not exist.
+func Discover(o Options) (*Network, error) {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+
+	var t tables
+	if err := t.read(c); err != nil {
+		return nil, fmt.Errorf("cannot read the host's network: %w", err)
+	}
+	n := &Network{Own: t.own()}
+	if !o.Skip4 {
+		if n.V4, err = family(c, &t, unix.AF_INET, o.Interface, o.Outbound4); err != nil {
+			return nil, err
+		}
+	}
+	if !o.Skip6 {
+		if n.V6, err = family(c, &t, unix.AF_INET6, o.Interface, o.Outbound6); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// family derives one address family.
+func family(c *rtnl.Conn, t *tables, af uint8, names ...string) (Family, error) {
+	if !supported(af) {
+		return Family{Unsupported: true}, nil
+	}
+	index := 0
+	var link Link
+	for _, name := range names {
+		if name == "" {
+			continue
+		}
+		var err error
+		if link, err = linkByName(c, name); err != nil {
+			return Family{}, err
+		}
+		index = link.Index
+		break
+	}
+	f := t.derive(af, index)
+	if f.Link.Index != 0 && link.Index == 0 {
+		var err error
+		if link, err = linkByIndex(c, f.Link.Index); err != nil {
+			return Family{}, err
+		}
+	}
+	if f.Link.Index != 0 {
+		f.Link = link
+	}
+	return f, nil
+}
+
+// supported tells whether the kernel knows the family. It may be compiled
+// without IPv6, or booted with ipv6.disable=1.
+func supported(af uint8) bool {
+	fd, err := unix.Socket(int(af), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return !errors.Is(err, unix.EAFNOSUPPORT)
+	}
+	unix.Close(fd)
+	return true
+}
+
+// maxDumps is how often a dump is repeated that changes kept interrupting.
+const maxDumps = 8
+
+// filterSkipStats is RTEXT_FILTER_SKIP_STATS, include/uapi/linux/rtnetlink.h.
+const filterSkipStats = 1 << 3
+
+// read fills the tables from the kernel.
+func (t *tables) read(c *rtnl.Conn) error {
+	dump := func(typ uint16, body []byte, reset func(), each func(rtnl.Message)) error {
+		for try := 1; ; try++ {
+			reset()
+			err := c.Dump(typ, body, each)
+			if !errors.Is(err, rtnl.ErrInterrupted) || try == maxDumps {
+				return err
+			}
+		}
+	}
+	err := dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg),
+		func() { t.addrs = t.addrs[:0] }, t.addAddr)
+	if err != nil {
+		return err
+	}
+	for _, af := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		req := make([]byte, unix.SizeofRtMsg)
+		req[0], req[rtmTable], req[rtmType] = af, unix.RT_TABLE_MAIN, unix.RTN_UNICAST
+		routes := &t.routes4
+		if af == unix.AF_INET6 {
+			routes = &t.routes6
+		}
+		err := dump(unix.RTM_GETROUTE, req, func() { *routes = (*routes)[:0] },
+			func(m rtnl.Message) { t.addRoute(routes, af, m) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func linkByName(c *rtnl.Conn, name string) (Link, error) {
+	attr := uint16(unix.IFLA_IFNAME)
+	if len(name) >= unix.IFNAMSIZ {
+		attr = unix.IFLA_ALT_IFNAME
+	}
+	body := rtnl.AppendAttr(make([]byte, unix.SizeofIfInfomsg), attr, append([]byte(name), 0))
+	l, err := getLink(c, body)
+	if err != nil {
+		return l, fmt.Errorf("interface %q: %w", name, err)
+	}
+	return l, nil
+}
+
+func linkByIndex(c *rtnl.Conn, index int) (Link, error) {
+	body := make([]byte, unix.SizeofIfInfomsg)
+	putInt32(body[ifiIndex:], index)
+	l, err := getLink(c, body)
+	if err != nil {
+		return l, fmt.Errorf("interface %d: %w", index, err)
+	}
+	return l, nil
+}
+
+func getLink(c *rtnl.Conn, req []byte) (Link, error) {
+	// Without statistics the answer is a quarter as long.
+	req = rtnl.AppendAttrUint32(req, unix.IFLA_EXT_MASK, filterSkipStats)
+	b, err := c.Get(unix.RTM_GETLINK, req)
+	if err != nil {
+		return Link{}, err
+	}
+	if len(b) < unix.SizeofIfInfomsg {
+		return Link{}, errors.New("short answer")
+	}
+	attrs := b[unix.SizeofIfInfomsg:]
+	l := Link{Index: int32At(b[ifiIndex:])}
+	if name := rtnl.Attr(attrs, unix.IFLA_IFNAME); len(name) > 1 {
+		l.Name = string(name[:len(name)-1])
+	}
+	if mtu, ok := rtnl.AttrUint32(attrs, unix.IFLA_MTU); ok {
+		l.MTU = int(mtu)
+	}
+	if mac := rtnl.Attr(attrs, unix.IFLA_ADDRESS); len(mac) == len(l.MAC) {
+		copy(l.MAC[:], mac)
+	}
+	return l, nil
+}

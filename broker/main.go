@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+//go:debug decoratemappings=0
+
+// Command aldente connects virtual machines and network namespaces to the
+// network, as passt and pasta do and under their names. This is the broker: the
+// process with the caller's authority. It opens every socket and never sees a
+// packet; a worker of its own makes packets of what the sockets carry, and an
+// agent works inside the guest's namespace.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/agent"
+	"aldente/broker/cli"
+	"aldente/broker/hostnet"
+	"aldente/broker/netns"
+	"aldente/broker/sockets"
+	"aldente/broker/supervise"
+	"aldente/ipc"
+	"aldente/policy/egress"
+)
+
+func init() {
+	// Children die with the thread that made them: all are made by this one,
+	// which lives as long as the process.
+	runtime.LockOSThread()
+}
+
+func main() {
+	if os.Args[0] == netns.AgentName {
+		agent.Main()
+		return
+	}
+	tidyDescriptors()
+	notify := readyFD()
+	cfg, err := cli.Parse(os.Args)
+	if err == nil {
+		if text, ok := cfg.Answer(os.Args[0]); ok {
+			fmt.Print(text)
+			return
+		}
+		err = cfg.Unsupported()
+	}
+	if err != nil {
+		os.Exit(cli.Report(os.Stderr, err))
+	}
+	if !cfg.Foreground && cfg.Target.Kind != cli.TargetSpawn && notify < 0 {
+		status, err := background(cfg)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(status)
+	}
+	status, err := run(cfg, notify)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(status)
+}
+
+// instance is one guest, connected.
+type instance struct {
+	cfg     *cli.Config
+	log     *slog.Logger
+	out     *logOutput
+	net     guestNet
+	factory *sockets.Factory
+	worker  *supervise.Supervisor
+	agent   *agent.Client
+	child   *netns.Child     // the command, if we started one
+	ns      *netns.Namespace // the guest's
+	watch   *netns.Watcher
+	stream  *streamServer // passt: where virtual machines connect
+	capture int           // pcap file, -1: none
+
+	// Set by attach, read by those who start workers: closed when link and
+	// config are there, or nil records if they never will be.
+	attached chan struct{}
+	config   *ipc.Config
+	link     ipc.Link
+	linkFD   int
+}
+
+// run does everything between parsed options and the exit status.
+func run(cfg *cli.Config, notify int) (int, error) {
+	log, out, err := newLog(cfg)
+	if err != nil {
+		return 1, err
+	}
+	in := &instance{cfg: cfg, log: log, out: out, capture: -1, linkFD: -1, attached: make(chan struct{})}
+	for _, w := range cfg.Warnings {
+		log.Warn(w)
+	}
+	signals := catchSignals()
+
+	// 1. What the host's network is like, and what the guest's will be.
+	host, err := in.discover()
+	if err != nil {
+		return 1, err
+	}
+
+	// 2. Where the guest is: new namespaces for a command, or existing ones,
+	// with an agent inside. A virtual machine comes by itself.
+	if cfg.Personality != cli.Passt {
+		if err := in.enter(); err != nil {
+			return 1, err
+		}
+	}
+
+	// 3. What takes privileges: files, ports. Then away with them.
+	if err := in.prepare(host); err != nil {
+		return 1, err
+	}
+
+	// 4. The worker starts while the agent makes the tap, and waits for it.
+	started := make(chan error, 1)
+	go func() { started <- in.worker.Start() }()
+	if cfg.Personality == cli.Passt {
+		err = in.attachStream()
+	} else {
+		err = in.attach(host)
+	}
+	close(in.attached)
+	if e := <-started; err == nil {
+		err = e
+	}
+	if err != nil {
+		return 1, err
+	}
+
+	// 5. Tell whoever waits that all works now.
+	if err := in.announce(notify); err != nil {
+		return 1, err
+	}
+
+	// 6. Until the guest is gone, or we are told to go. The tap ends with its
+	// last descriptor, which takes the kernel tens of milliseconds: that is
+	// to be the agent's, for which nobody waits.
+	status, err := in.wait(signals)
+	if in.linkFD >= 0 {
+		unix.Close(in.linkFD)
+	}
+	return status, err
+}
+
+// discover reads the host's network and settles the guest's.
+func (in *instance) discover() (*hostnet.Network, error) {
+	cfg := in.cfg
+	host, err := hostnet.Discover(hostnet.Options{
+		Interface: cfg.Interface, Outbound4: cfg.OutboundIf4, Outbound6: cfg.OutboundIf6,
+		Skip4: cfg.IPv6Only, Skip6: cfg.IPv4Only,
+	})
+	if err != nil {
+		return nil, err
+	}
+	resolvers, err := hostnet.ReadResolvers("/etc/resolv.conf")
+	if err != nil {
+		in.log.Warn("resolvers unknown", "error", err)
+	}
+	var notes []string
+	if in.net, notes, err = settle(cfg, host, resolvers); err != nil {
+		return nil, err
+	}
+	for _, n := range notes {
+		in.log.Info(n)
+	}
+	fc := in.net.factoryConfig(cfg)
+	fc.Logger = in.log
+	if fc.Policy, err = in.egress(host); err != nil {
+		return nil, err
+	}
+	in.factory = sockets.New(fc)
+	return host, nil
+}
+
+// egress makes the policy of --allow and --deny; nil if there is none.
+func (in *instance) egress(host *hostnet.Network) (sockets.Policy, error) {
+	var rules []egress.Rule
+	for _, r := range in.cfg.Egress {
+		rules = append(rules, egress.Rule(r))
+	}
+	if in.cfg.Personality == cli.Aldente {
+		rules = append(rules, egress.Rule{Dest: "host"}, egress.Rule{Dest: "metadata"})
+	}
+	if len(rules) == 0 {
+		return nil, nil
+	}
+	p, err := egress.New(rules, host.Own)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range []*guestFamily{&in.net.v4, &in.net.v6} {
+		if f.dnsForward.IsValid() {
+			p.Pin(f.dnsHost)
+		}
+	}
+	return p, nil
+}
+
+// enter makes or opens the guest's namespaces and starts the agent there.
+func (in *instance) enter() error {
+	ids := unprivileged(in.cfg)
+	if in.cfg.Target.Kind == cli.TargetSpawn {
+		c := netns.Command{
+			Path: in.cfg.Command[0], Args: append([]string(nil), in.cfg.Command...),
+			HostnamePrefix: in.cfg.Personality.String() + "-",
+			NoPIDNS:        in.cfg.NoPidns,
+			UID:            int(ids.UID), GID: int(ids.GID),
+		}
+		if in.cfg.LoginShell {
+			c.Args[0] = "-" + c.Path
+		}
+		child, err := netns.Create(c)
+		if err != nil {
+			return err
+		}
+		in.child, in.ns = child, &child.Namespace
+	} else {
+		ns, err := netns.Open(in.target())
+		if err != nil {
+			return err
+		}
+		in.ns = ns
+		if os.Geteuid() != int(ids.UID) {
+			ns.SetAgentIDs(int(ids.UID), int(ids.GID))
+		}
+		if in.watch, err = ns.Watch(); err != nil {
+			return err
+		}
+	}
+	// In the background, standard error is to reach its end when we let go.
+	stderr := -1
+	if in.cfg.Foreground || in.child != nil {
+		stderr = 2
+	}
+	var err error
+	in.agent, err = agent.Start(in.ns, stderr)
+	return err
+}
+
+func (in *instance) target() netns.Target {
+	t := in.cfg.Target
+	n := netns.Target{UserPath: in.cfg.Userns, NetnsOnly: in.cfg.NetnsOnly}
+	switch t.Kind {
+	case cli.TargetPID:
+		n.PID = t.PID
+	case cli.TargetPath:
+		n.Path = t.Path
+	case cli.TargetName:
+		n.Path = t.Name
+	}
+	return n
+}
+
+// prepare opens what the caller may and nobody may not, and then becomes
+// nobody if the caller was root.
+func (in *instance) prepare(host *hostnet.Network) error {
+	if err := in.listen(); err != nil {
+		return err
+	}
+	if in.cfg.Pcap != "" {
+		fd, err := unix.Open(in.cfg.Pcap, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return fmt.Errorf("packet capture %s: %w", in.cfg.Pcap, err)
+		}
+		in.capture = fd
+	}
+	if in.cfg.PIDFile != "" {
+		if err := writePID(in.cfg.PIDFile, os.Getpid()); err != nil {
+			return err
+		}
+	}
+	var err error
+	mode := "tap"
+	if in.cfg.Personality == cli.Passt {
+		mode = "stream"
+	}
+	in.factory.OnEvent = in.workerEvent
+	in.worker, err = supervise.New(supervise.Options{
+		Logger: in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
+		Setup:  in.setUpWorker,
+		Serve:  in.factory.Serve,
+		OnExit: func(supervise.Exit) { in.workerEvent(ipc.EventLinkClosed) },
+	})
+	if err != nil {
+		return err
+	}
+	if err := in.dropPrivileges(); err != nil {
+		return err
+	}
+	switch {
+	case in.cfg.Personality != cli.Passt:
+	case in.cfg.FD >= 0:
+		in.stream = givenStream(in.log)
+	default:
+		in.stream, err = listenStream(in.cfg.SocketPath, in.cfg.OneOff, in.log)
+	}
+	return err
+}
+
+// workerEvent takes what a worker tells, its death included: a stream's client
+// goes with it, since nobody knows how far into a frame it was.
+func (in *instance) workerEvent(code uint32) {
+	if in.stream != nil && code == ipc.EventLinkClosed {
+		in.stream.closed()
+	}
+}
+
+// attachStream completes what a worker needs to know to serve a virtual
+// machine: its hardware address is learned, its link comes when it connects.
+func (in *instance) attachStream() error {
+	config, err := in.net.workerConfig(in.cfg, [6]byte{})
+	if err != nil {
+		return err
+	}
+	if in.cfg.FD >= 0 {
+		if err := unix.SetNonblock(in.cfg.FD, true); err != nil {
+			return fmt.Errorf("-F %d: %w", in.cfg.FD, err)
+		}
+		unix.CloseOnExec(in.cfg.FD)
+		in.link, in.linkFD = ipc.Link{Kind: ipc.LinkStream}, in.cfg.FD
+	}
+	in.config = config
+	in.summary("")
+	return nil
+}
+
+// attach has the agent make the tap, and with it completes what a worker needs
+// to know.
+func (in *instance) attach(host *hostnet.Network) error {
+	cfg := in.cfg
+	s := agent.Setup{Name: cfg.NSIfName, MAC: cfg.NSMAC, MTU: cfg.MTU, Configure: cfg.ConfigNet}
+	if s.Name == "" {
+		s.Name = host.TapName()
+	}
+	if s.MTU < 0 {
+		s.MTU = defaultMTU
+	}
+	if in.net.v4.enabled {
+		s.V4 = agent.Copy(&host.V4, in.net.v4.given(), cfg.Gateway4)
+	}
+	if in.net.v6.enabled {
+		s.V6 = agent.Copy(&host.V6, in.net.v6.given(), cfg.Gateway6)
+	}
+	tap, err := in.agent.Setup(s)
+	if err != nil {
+		return err
+	}
+	for _, w := range tap.Warnings {
+		in.log.Warn(w)
+	}
+	in.link = ipc.Link{Kind: ipc.LinkTap, Offload: tap.Offload}
+	in.linkFD = tap.FD
+	config, err := in.net.workerConfig(cfg, tap.MAC)
+	if err != nil {
+		return err
+	}
+	in.config = config
+	in.summary(tap.Name)
+	return nil
+}
+
+// setUpWorker sends a new worker its start-up records.
+func (in *instance) setUpWorker(control int) error {
+	<-in.attached
+	if in.config == nil {
+		return errors.New("there is no link to the guest")
+	}
+	if err := ipc.Send(control, in.config.Encode(), -1); err != nil {
+		return err
+	}
+	if in.capture >= 0 {
+		if err := ipc.Send(control, ipc.Empty(ipc.KindCapture), in.capture); err != nil {
+			return err
+		}
+	}
+	if in.linkFD >= 0 {
+		if err := ipc.Send(control, in.link.Encode(), in.linkFD); err != nil {
+			return err
+		}
+	}
+	for _, l := range in.factory.Listeners() {
+		rec := l.Record()
+		if err := ipc.Send(control, rec.Encode(ipc.KindListener), l.FD); err != nil {
+			return err
+		}
+	}
+	return ipc.Send(control, ipc.Empty(ipc.KindStart), -1)
+}
+
+// announce lets the command run, or the caller go on.
+func (in *instance) announce(notify int) error {
+	if !in.cfg.NoICMP && !sockets.EchoAllowed() {
+		in.log.Info("pings need a group of ours in sysctl net.ipv4.ping_group_range: echo requests will not be forwarded")
+	}
+	if in.stream != nil && in.stream.fd >= 0 {
+		in.log.Info("UNIX domain socket bound at " + in.stream.path)
+		go in.stream.serve(in.worker)
+	}
+	if in.child != nil {
+		warnings, err := in.child.Ready()
+		if err != nil {
+			return err
+		}
+		for _, w := range warnings {
+			in.log.Warn(w)
+		}
+		return in.child.Release()
+	}
+	if notify >= 0 {
+		in.out.detach(in.cfg)
+		return ready(notify)
+	}
+	return nil
+}
+
+// wait returns the exit status once there is a reason to end. What is left the
+// kernel ends: worker and agent die with this process.
+func (in *instance) wait(signals <-chan os.Signal) (int, error) {
+	var exited <-chan childExit
+	if in.child != nil {
+		exited = waitChild(in.child)
+	}
+	var gone <-chan struct{}
+	if in.watch != nil && !in.cfg.NoNetnsQuit {
+		gone = in.watch.Gone()
+	}
+	var served <-chan struct{}
+	if in.stream != nil {
+		served = in.stream.done
+	}
+	for {
+		select {
+		case <-served:
+			return 0, nil
+		case e := <-exited:
+			return e.status, e.err
+		case <-gone:
+			in.log.Info("the namespace is gone")
+			return 0, nil
+		case <-in.worker.Done():
+			return 1, errors.New("the worker cannot be started again")
+		case s := <-signals:
+			if in.child != nil && passOn(in.child, s) {
+				continue
+			}
+			return 0, nil
+		}
+	}
+}
+
+type childExit struct {
+	status int
+	err    error
+}
+
+func waitChild(c *netns.Child) <-chan childExit {
+	done := make(chan childExit, 1)
+	go func() {
+		status, err := c.Wait()
+		done <- childExit{status, err}
+	}()
+	return done
+}

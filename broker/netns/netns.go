@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package netns makes or joins the namespaces that a guest of pasta lives in:
+// Create starts a command in new ones, Open finds existing ones, SpawnAgent
+// starts our agent inside either, Watch tells when they are gone.
+//
+// A Go program cannot join a user namespace, because it always has several
+// threads. The few steps that need it run in a child made by a raw clone(2),
+// in the files *_unsafe.go.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// NamedDir is where ip-netns(8) keeps namespaces by name.
+const NamedDir = "/run/netns"
+
+// Target says which existing namespace is meant, by process or by path.
+type Target struct {
+	PID  int    // of a process in the namespaces; zero: Path counts
+	Path string // --netns: a path if it has a slash, else a name in NamedDir
+
+	UserPath  string // --userns: instead of the process's own
+	NetnsOnly bool   // --netns-only: stay in our user namespace; implied by Path without UserPath
+}
+
+// Namespace is a network namespace and the user namespace that gives us power
+// over it. Its descriptors are close-on-exec.
+type Namespace struct {
+	User int // descriptor of the user namespace to join, -1: ours already
+	Net  int // descriptor of the network namespace
+
+	pid  int    // process that it was found by or made for, else zero
+	path string // path that it was found by, if pid is zero
+	name string // for messages
+
+	// Identity of the agent, if it is to differ from ours.
+	agentIDs       bool
+	agentUID       int
+	agentGID       int
+	agentIDsInside bool // the numbers above are those of the user namespace joined
+}
+
+// Close closes the descriptors.
+func (n *Namespace) Close() {
+	if n.User >= 0 {
+		unix.Close(n.User)
+	}
+	unix.Close(n.Net)
+	n.User, n.Net = -1, -1
+}
+
+// SetAgentIDs makes the agent take a user and group of ours, where it does not
+// join a user namespace in which it would be user 0. It is for a caller
+// that is root and is going to be nobody.
+func (n *Namespace) SetAgentIDs(uid, gid int) {
+	if n.User < 0 {
+		n.agentIDs, n.agentUID, n.agentGID = true, uid, gid
+	}
+}
+
+// Open finds an existing namespace.
+func Open(t Target) (*Namespace, error) {
+	n := &Namespace{User: -1, Net: -1, pid: t.PID}
+	netPath, userPath := t.paths()
+	n.name = netPath
+	if t.PID == 0 {
+		n.path = netPath
+	}
+	var err error
+	if n.Net, err = openNamespace(netPath, unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	if userPath == "" {
+		return n, nil
+	}
+	if n.User, err = openNamespace(userPath, unix.CLONE_NEWUSER); err != nil {
+		n.Close()
+		return nil, err
+	}
+	// Joining the one that we are in is an error to the kernel (EINVAL).
+	same, err := sameFile(n.User, "/proc/self/ns/user")
+	if err != nil {
+		n.Close()
+		return nil, err
+	}
+	if same {
+		unix.Close(n.User)
+		n.User = -1
+	} else {
+		n.agentIDs, n.agentIDsInside = true, true
+	}
+	return n, nil
+}
+
+// paths returns the paths of network and user namespace; the latter is empty
+// if none is to be joined.
+func (t *Target) paths() (net, user string) {
+	if t.PID != 0 {
+		net = "/proc/" + strconv.Itoa(t.PID) + "/ns/net"
+		user = "/proc/" + strconv.Itoa(t.PID) + "/ns/user"
+	} else if net = t.Path; !strings.Contains(net, "/") {
+		net = NamedDir + "/" + net
+	}
+	switch {
+	case t.NetnsOnly:
+		user = ""
+	case t.UserPath != "":
+		user = t.UserPath
+	}
+	return net, user
+}
+
+// openNamespace opens a namespace's file and makes sure that it is one.
+func openNamespace(path string, kind int) (int, error) {
+	what := "network"
+	if kind == unix.CLONE_NEWUSER {
+		what = "user"
+	}
+	// Non-blocking: the path may be a FIFO by mistake.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		hint := ""
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			hint = " (is the process or namespace still there?)"
+		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			hint = " (it belongs to another user, or lies in a user namespace of another user)"
+		}
+		return -1, fmt.Errorf("cannot open %s namespace %s: %w%s", what, path, err, hint)
+	}
+	got, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
+	if err != nil || got != kind {
+		unix.Close(fd)
+		return -1, fmt.Errorf("%s is not a %s namespace", path, what)
+	}
+	return fd, nil
+}
+
+func sameFile(fd int, path string) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Fstat(fd, &a); err != nil {
+		return false, err
+	}
+	if err := unix.Stat(path, &b); err != nil {
+		return false, fmt.Errorf("%s: %w", path, err)
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino, nil
+}
+
+// hint explains why namespaces cannot be made or used, as far as the kernel's
+// settings tell.
+func hint(err error) string {
+	zero := func(path string) bool { return setting(path) == "0" }
+	switch {
+	case zero("/proc/sys/kernel/unprivileged_userns_clone"):
+		return " (user namespaces are disabled: set sysctl kernel.unprivileged_userns_clone=1)"
+	case zero("/proc/sys/user/max_user_namespaces"):
+		return " (user namespaces are disabled: raise sysctl user.max_user_namespaces)"
+	case zero("/proc/sys/user/max_net_namespaces"):
+		return " (network namespaces are disabled: raise sysctl user.max_net_namespaces)"
+	case errors.Is(err, unix.ENOSPC):
+		return " (too many namespaces, or nested too deep: see sysctl user.max_user_namespaces and its neighbours)"
+	case setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+		return " (AppArmor restricts user namespaces: give this program a profile with the userns rule," +
+			" or set sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return " (user namespaces are forbidden here: by a seccomp filter, an LSM, or a chroot)"
+	case errors.Is(err, unix.EINVAL):
+		return " (the kernel lacks one of the namespaces)"
+	}
+	return ""
+}
+
+func setting(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netns
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// AgentName is the argv[0] by which our own executable knows that it is the
+// agent.
+const AgentName = "aldente-agent"
+
+// AgentChannel is the descriptor that the agent finds its channel on.
+const AgentChannel = 3
+
+// selfPath leads to the running executable even if its file was replaced, and
+// even if the caller's new identity may not walk to it.
+const selfPath = "/proc/self/exe"
+
+// firstSpare is above every descriptor that the agent's are moved to.
+const firstSpare = 10
+
+// Agent is the agent's process.
+type Agent struct {
+	PID int
+
+	status int
+	name   string
+}
+
+// SpawnAgent starts our own executable as agent inside the namespace, with only
+// the capabilities that it needs. channel becomes its descriptor 3, stderr its
+// standard error, or /dev/null if negative; the caller keeps both. It returns
+// once the process exists: whether it could join is told by Failure, when
+// the channel ends. The agent is killed when the thread that called ends.
+func SpawnAgent(n *Namespace, channel, stderr int) (*Agent, error) {
+	s := &agentSpec{
+		user: n.User, net: n.Net,
+		setIDs: n.agentIDs, mustSet: n.agentIDs && !n.agentIDsInside, uid: n.agentUID, gid: n.agentGID,
+		path:      cstring(selfPath),
+		capHeader: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
+	}
+	s.argv = mustPointers(AgentName)
+	s.envv = mustPointers("GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0,decoratemappings=0")
+
+	var status [2]int
+	var temporary []int
+	defer func() {
+		for _, fd := range temporary {
+			unix.Close(fd)
+		}
+	}()
+	if err := unix.Pipe2(status[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("pipe: %w", err)
+	}
+	temporary = append(temporary, status[1])
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(status[0])
+		return nil, fmt.Errorf("/dev/null: %w", err)
+	}
+	temporary = append(temporary, null)
+	if stderr < 0 {
+		stderr = null
+	}
+	for _, m := range []struct {
+		to   *int
+		from int
+	}{{&s.channel, channel}, {&s.null, null}, {&s.stderr, stderr}, {&s.status, status[1]}} {
+		if *m.to, err = unix.FcntlInt(uintptr(m.from), unix.F_DUPFD_CLOEXEC, firstSpare); err != nil {
+			unix.Close(status[0])
+			return nil, fmt.Errorf("descriptors for the agent: %w", err)
+		}
+		temporary = append(temporary, *m.to)
+	}
+	pid, errno := forkAgent(s)
+	if errno != 0 {
+		unix.Close(status[0])
+		return nil, fmt.Errorf("cannot start the agent: %w", errno)
+	}
+	return &Agent{PID: pid, status: status[0], name: n.name}, nil
+}
+
+// Failure waits until the process has become the agent and returns why it could
+// not, or nil if it did.
+func (a *Agent) Failure() error {
+	if a.status < 0 {
+		return nil
+	}
+	var b [8]byte
+	_, err := io.ReadFull(fdReader(a.status), b[:])
+	unix.Close(a.status)
+	a.status = -1
+	if err != nil {
+		return nil
+	}
+	errno := unix.Errno(binary.NativeEndian.Uint32(b[4:]))
+	switch binary.NativeEndian.Uint32(b[:]) {
+	case stepUser:
+		return fmt.Errorf("cannot join the user namespace of %s: %w%s", a.name, errno, hint(errno))
+	case stepNet:
+		if errors.Is(errno, unix.EPERM) {
+			return fmt.Errorf("cannot join network namespace %s: %w"+
+				" (run as the owner of its user namespace and name that with --userns, or as root)", a.name, errno)
+		}
+		return fmt.Errorf("cannot join network namespace %s: %w", a.name, errno)
+	case stepCaps:
+		return fmt.Errorf("cannot set the agent's identity and capabilities: %w", errno)
+	case stepFiles:
+		return fmt.Errorf("cannot arrange the agent's descriptors: %w", errno)
+	}
+	return fmt.Errorf("cannot execute the agent, %s: %w", selfPath, errno)
+}
+
+// Reap waits for the process to end. Calling it twice is harmless.
+func (a *Agent) Reap() (unix.WaitStatus, error) {
+	if a.status >= 0 {
+		unix.Close(a.status)
+		a.status = -1
+	}
+	var ws unix.WaitStatus
+	for {
+		_, err := unix.Wait4(a.PID, &ws, 0, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if errors.Is(err, unix.ECHILD) {
+			err = nil
+		}
+		return ws, err
+	}
+}
+
+// mustPointers is for constant strings, which hold no NUL.
+func mustPointers(s ...string) []*byte {
+	p, err := syscall.SlicePtrFromStrings(s)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netns
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// pollInterval is how often a path in procfs is looked up that stands for
+// something else than a process; the kernel reports no events there.
+const pollInterval = 1000 // milliseconds
+
+// Watcher tells when a namespace's process has ended or its path is gone.
+type Watcher struct {
+	gone chan struct{}
+	done chan struct{} // closed when run has ended
+	once sync.Once
+	stop int // eventfd
+
+	fd      int // inotify or pidfd, -1: poll the path
+	dir     int // O_PATH of the path's directory, -1 if a process is watched
+	base    string
+	inotify bool
+}
+
+// Watch starts watching what the namespace was found by. It takes no time
+// while nothing happens.
+func (n *Namespace) Watch() (*Watcher, error) {
+	w := &Watcher{gone: make(chan struct{}), done: make(chan struct{}), fd: -1, dir: -1}
+	var err error
+	if n.pid != 0 {
+		err = w.watchPID(n.pid)
+	} else {
+		err = w.watchPath(n.path)
+	}
+	if err != nil {
+		w.closeAll()
+		return nil, err
+	}
+	if w.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+		w.closeAll()
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	go w.run()
+	return w, nil
+}
+
+// Gone is closed once, as soon as the namespace's process or path is gone.
+func (w *Watcher) Gone() <-chan struct{} { return w.gone }
+
+// Close stops watching. Gone is not closed by it.
+func (w *Watcher) Close() {
+	w.once.Do(func() {
+		unix.Write(w.stop, binary.NativeEndian.AppendUint64(nil, 1))
+		<-w.done
+		unix.Close(w.stop)
+	})
+}
+
+func (w *Watcher) watchPID(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	w.fd = fd
+	return nil
+}
+
+func (w *Watcher) watchPath(path string) error {
+	dir := filepath.Dir(path)
+	w.base = filepath.Base(path)
+	var err error
+	if w.dir, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(w.dir, &fs); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if fs.Type == unix.PROC_SUPER_MAGIC {
+		// An entry of a process goes with it.
+		if pid := procPID(path); pid != 0 {
+			if w.watchPID(pid) == nil && !w.missing() {
+				unix.Close(w.dir)
+				w.dir = -1
+			}
+		}
+		return nil
+	}
+	if w.fd, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
+		return fmt.Errorf("inotify: %w (see sysctl fs.inotify.max_user_instances)", err)
+	}
+	w.inotify = true
+	_, err = unix.InotifyAddWatch(w.fd, dir, unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w (see sysctl fs.inotify.max_user_watches)", dir, err)
+	}
+	return nil
+}
+
+// procPID returns the process of a path /proc/PID/ns/…, if that procfs counts
+// processes as we do. Other entries, such as descriptors, may vanish earlier.
+func procPID(path string) int {
+	parts := strings.Split(filepath.Clean(path), "/")
+	if len(parts) != 5 || parts[0] != "" || parts[1] != "proc" || parts[3] != "ns" {
+		return 0
+	}
+	pid, err := strconv.Atoi(parts[2])
+	if err != nil || pid <= 0 {
+		return 0
+	}
+	self, err := os.Readlink("/proc/self")
+	if err != nil || self != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	return pid
+}
+
+// run waits on a thread of its own, which the kernel wakes up only for events.
+func (w *Watcher) run() {
+	defer close(w.done)
+	defer w.closeAll()
+	if w.dir >= 0 && w.missing() {
+		close(w.gone)
+		return
+	}
+	fds := []unix.PollFd{{Fd: int32(w.stop), Events: unix.POLLIN}, {Fd: int32(w.fd), Events: unix.POLLIN}}
+	timeout := -1
+	if w.fd < 0 {
+		timeout = pollInterval
+	}
+	for {
+		fds[0].Revents, fds[1].Revents = 0, 0
+		_, err := unix.Poll(fds, timeout)
+		switch {
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return // impossible with valid descriptors; the namespace then counts as there
+		case fds[0].Revents != 0:
+			return
+		case w.isGone(fds[1].Revents != 0):
+			close(w.gone)
+			return
+		}
+	}
+}
+
+// isGone decides after a wake-up.
+func (w *Watcher) isGone(event bool) bool {
+	switch {
+	case w.fd < 0:
+		return w.missing()
+	case !event:
+		return false
+	case w.inotify:
+		return w.deleted()
+	}
+	return true // pidfd: readable when the process has ended
+}
+
+// missing looks the path up.
+func (w *Watcher) missing() bool {
+	var st unix.Stat_t
+	err := unix.Fstatat(w.dir, w.base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)
+}
+
+// deleted reads the events and tells whether one of them is about our path. The
+// name decides, not a second look: the same name may be made anew at once, for
+// another namespace.
+func (w *Watcher) deleted() bool {
+	buf := make([]byte, 4096)
+	for {
+		n, err := unix.Read(w.fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return false
+		}
+		for b := buf[:n]; len(b) >= unix.SizeofInotifyEvent; {
+			mask := binary.NativeEndian.Uint32(b[4:])
+			size := int(binary.NativeEndian.Uint32(b[12:])) + unix.SizeofInotifyEvent
+			if size > len(b) {
+				return false
+			}
+			name, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:size], []byte{0})
+			b = b[size:]
+			switch {
+			case mask&(unix.IN_DELETE_SELF|unix.IN_UNMOUNT|unix.IN_IGNORED) != 0:
+				return true
+			case mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0 && string(name) == w.base:
+				return true
+			case mask&unix.IN_Q_OVERFLOW != 0 && w.missing():
+				return true
+			}
+		}
+	}
+}
+
+func (w *Watcher) closeAll() {
+	for _, fd := range []int{w.fd, w.dir} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/cli"
+	"aldente/broker/netns"
+)
+
+// nobody is the user and group that own nothing.
+const nobody = 65534
+
+// unprivileged is who we are to be: --runas, nobody if root of the whole
+// system started us, else who we are. Root of a user namespace stays what it
+// is: it has no more than its owner.
+func unprivileged(cfg *cli.Config) cli.IDs {
+	switch {
+	case cfg.RunAs != nil:
+		return *cfg.RunAs
+	case os.Geteuid() == 0 && inInitialUserNamespace():
+		return cli.IDs{UID: nobody, GID: nobody}
+	}
+	return cli.IDs{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+}
+
+// inInitialUserNamespace tells whether user numbers are what they seem.
+func inInitialUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
+}
+
+// dropPrivileges becomes who unprivileged says, in all threads.
+func (in *instance) dropPrivileges() error {
+	ids := unprivileged(in.cfg)
+	if int(ids.UID) == os.Geteuid() && int(ids.GID) == os.Getegid() {
+		return nil
+	}
+	if in.cfg.RunAs == nil {
+		in.log.Info("started as root, changing to nobody")
+	}
+	err := syscall.Setgroups(nil)
+	if err == nil {
+		err = syscall.Setresgid(int(ids.GID), int(ids.GID), int(ids.GID))
+	}
+	if err == nil {
+		err = syscall.Setresuid(int(ids.UID), int(ids.UID), int(ids.UID))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot become user %d, group %d: %w", ids.UID, ids.GID, err)
+	}
+	return nil
+}
+
+// catchSignals takes over the signals that end us, and ignores those that
+// must not.
+func catchSignals() <-chan os.Signal {
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, unix.SIGTERM, unix.SIGQUIT, unix.SIGINT)
+	return c
+}
+
+// passOn gives a signal to the command instead. Interrupts from the terminal
+// have reached it already.
+func passOn(c *netns.Child, s os.Signal) bool {
+	switch s {
+	case unix.SIGINT, unix.SIGQUIT:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/supervise"
+	"aldente/ipc"
+)
+
+// Default socket paths, as many as the original tries.
+const (
+	defaultSocketPath = "/tmp/passt_%d.socket"
+	defaultSockets    = 64
+)
+
+// streamServer waits for virtual machines on a UNIX domain socket, one at a
+// time, and hands the connected socket to the worker.
+type streamServer struct {
+	log  *slog.Logger
+	fd   int
+	path string
+
+	mu     sync.Mutex
+	busy   bool
+	ended  bool
+	oneOff bool
+	done   chan struct{} // closed when the only client of --one-off is gone
+}
+
+// givenStream is the server of -F: its one client is connected already.
+func givenStream(log *slog.Logger) *streamServer {
+	return &streamServer{log: log, fd: -1, oneOff: true, busy: true, done: make(chan struct{})}
+}
+
+// listenStream binds the socket: at path, or at the first default path that is
+// free. A socket that nobody listens on is left over and replaced.
+func listenStream(path string, oneOff bool, log *slog.Logger) (*streamServer, error) {
+	s := &streamServer{log: log, oneOff: oneOff, done: make(chan struct{})}
+	if path != "" {
+		return s, s.bind(path)
+	}
+	for i := 1; i <= defaultSockets; i++ {
+		if err := s.bind(fmt.Sprintf(defaultSocketPath, i)); err == nil {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("no free socket path from %s on: give one with -s", fmt.Sprintf(defaultSocketPath, 1))
+}
+
+func (s *streamServer) bind(path string) error {
+	if inUse(path) {
+		return fmt.Errorf("socket path %s is already in use", path)
+	}
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		unix.Unlink(path)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	old := unix.Umask(0o177)
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	unix.Umask(old)
+	if err == nil {
+		err = unix.Listen(fd, 8)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("cannot bind socket %s: %w", path, err)
+	}
+	s.fd, s.path = fd, path
+	return nil
+}
+
+// inUse tells whether somebody listens at path.
+func inUse(path string) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPROTOTYPE):
+		return false
+	}
+	return true
+}
+
+// serve accepts clients for as long as the process lives. While one is
+// connected, further ones are closed at once.
+func (s *streamServer) serve(worker *supervise.Supervisor) {
+	for {
+		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		if err == unix.EINTR || err == unix.ECONNABORTED {
+			continue
+		}
+		if err != nil && s.spent() {
+			return
+		}
+		if err != nil {
+			s.log.Error("cannot accept on the guest's socket", "error", err)
+			return
+		}
+		s.accepted(fd, worker)
+	}
+}
+
+// spent tells whether the only client of --one-off has come.
+func (s *streamServer) spent() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.oneOff && s.busy
+}
+
+func (s *streamServer) accepted(fd int, worker *supervise.Supervisor) {
+	defer unix.Close(fd)
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		s.log.Warn("client without credentials refused", "error", err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy {
+		s.log.Info("second client refused", "pid", cred.Pid, "uid", cred.Uid)
+		return
+	}
+	k := ipc.Link{Kind: ipc.LinkStream}
+	if err := worker.Send(k.Encode(), fd); err != nil {
+		s.log.Warn("client came while no worker was running", "error", err)
+		return
+	}
+	s.log.Info("client connected", "pid", cred.Pid, "uid", cred.Uid)
+	s.busy = true
+	if s.oneOff {
+		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
+	}
+}
+
+// closed notes that the client is gone.
+func (s *streamServer) closed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !s.busy || s.ended:
+		return
+	case s.oneOff:
+		s.ended = true
+		close(s.done)
+		return
+	}
+	s.busy = false
+	s.log.Info("client gone, waiting for the next")
+}

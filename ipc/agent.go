@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipc
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// AgentKind is the kind of a record between broker and agent. The numbers do
+// not overlap Kind's: a record on the wrong channel is malformed.
+//
+// Every request carries an ID that its answer repeats, so that later kinds
+// (sockets opened in the namespace, the scan of its ports) may have several
+// under way.
+type AgentKind uint16
+
+const (
+	// Broker to agent.
+	AgentKindSetup  AgentKind = 0x100 + iota // AgentSetup: starts a description of the namespace's network
+	AgentKindChange                          // AgentChange: an address or route of that description
+	AgentKindCommit                          // AgentCommit: the description is complete, put it in force
+)
+
+const (
+	// Agent to broker.
+	AgentKindTap    AgentKind = 0x180 + iota // AgentTap, with the tap
+	AgentKindReport                          // AgentReport
+)
+
+// Limits of the agent's records.
+const (
+	MaxChange  = 4096    // bytes of one rtnetlink body
+	MaxChanges = 1 << 18 // changes in one set-up
+)
+
+// AgentSetup says what the namespace's interface is to be.
+type AgentSetup struct {
+	ID       uint32
+	Flags    uint32   // AgentSetup*
+	Name     [16]byte // of the interface, NUL-padded, at most 15 bytes
+	MAC      [6]byte  // zero: the kernel chooses
+	Reserved [2]byte  // zero
+	MTU      uint32   // zero: the kernel's default
+	QueueLen uint32   // of the transmit queue in packets; zero: the kernel's default
+}
+
+// Flags of AgentSetup.
+const (
+	AgentSetupConfigure = 1 << iota // bring the interface up with what AgentChange records say
+
+	agentSetupFlags = 1<<iota - 1
+)
+
+// AgentChange is one address or route, as the body of an rtnetlink message
+// without an interface index.
+type AgentChange struct {
+	ID    uint32 // of the set-up that it belongs to
+	Type  uint16 // AgentAddress or AgentRoute
+	Flags uint16 // AgentChange*
+	Body  []byte // at most MaxChange bytes
+}
+
+// Types of AgentChange, the numbers of include/uapi/linux/rtnetlink.h.
+const (
+	AgentAddress = 20 // RTM_NEWADDR
+	AgentRoute   = 24 // RTM_NEWROUTE
+)
+
+// Flags of AgentChange.
+const (
+	AgentChangeOnLink = 1 << iota // if the gateway is unreachable, take it to be on the link
+
+	agentChangeFlags = 1<<iota - 1
+)
+
+// AgentCommit ends a description.
+type AgentCommit struct {
+	ID      uint32
+	Changes uint32 // number of AgentChange records that were sent for it
+}
+
+// AgentTap answers a set-up that succeeded. The tap comes with it.
+type AgentTap struct {
+	ID      uint32
+	Index   uint32   // of the interface in the namespace, never zero
+	MAC     [6]byte  // that it really has
+	Padding [2]byte  // zero
+	Offload uint32   // TUN_F_* bits in force, include/uapi/linux/if_tun.h
+	Name    [16]byte // NUL-padded
+}
+
+// AgentReport says what went wrong. A warning may precede the answer to the
+// request; a failure is the answer.
+type AgentReport struct {
+	ID    uint32
+	Fatal uint8  // 1: failure, 0: warning
+	Errno uint16 // zero: none
+	Text  Name   // what was tried, for people
+}
+
+// AgentKindOf reads the kind of a record, to choose how to decode it. Zero
+// stands for a record without a valid header.
+func AgentKindOf(b []byte) AgentKind {
+	if len(b) < HeaderSize {
+		return 0
+	}
+	return AgentKind(binary.LittleEndian.Uint16(b))
+}
+
+// expectAgent checks that b is exactly one record of the kind and size.
+func expectAgent(b []byte, k AgentKind, size int) error {
+	if len(b) != size || size > MaxRecord || AgentKindOf(b) != k ||
+		int(binary.LittleEndian.Uint16(b[2:])) != size || binary.LittleEndian.Uint32(b[4:]) != 0 {
+		return fmt.Errorf("%w: kind %#x with %d bytes, wanted kind %#x with %d",
+			ErrMalformed, uint16(AgentKindOf(b)), len(b), uint16(k), size)
+	}
+	return nil
+}
+
+func decodeAgent(b []byte, k AgentKind, v any) error {
+	if err := expectAgent(b, k, HeaderSize+binary.Size(v)); err != nil {
+		return err
+	}
+	if _, err := binary.Decode(b[HeaderSize:], binary.LittleEndian, v); err != nil {
+		return fmt.Errorf("%w: %v", ErrMalformed, err)
+	}
+	return nil
+}
+
+// Encode returns the record.
+func (s *AgentSetup) Encode() []byte { return encodeFixed(Kind(AgentKindSetup), s) }
+
+// Decode reads exactly one record and checks its ranges.
+func (s *AgentSetup) Decode(b []byte) error {
+	if err := decodeAgent(b, AgentKindSetup, s); err != nil {
+		return err
+	}
+	if s.Flags&^agentSetupFlags != 0 || s.Reserved != [2]byte{} || !validName(&s.Name) {
+		return fmt.Errorf("%w: flags %#x, name %q", ErrMalformed, s.Flags, s.Name)
+	}
+	return nil
+}
+
+// changeHead is the size of AgentChange before its body.
+const changeHead = HeaderSize + 4 + 2 + 2
+
+// Encode returns the record. The body must not exceed MaxChange.
+func (c *AgentChange) Encode() []byte {
+	b := make([]byte, changeHead, changeHead+len(c.Body))
+	putHeader(b, Kind(AgentKindChange), changeHead+len(c.Body))
+	binary.LittleEndian.PutUint32(b[HeaderSize:], c.ID)
+	binary.LittleEndian.PutUint16(b[HeaderSize+4:], c.Type)
+	binary.LittleEndian.PutUint16(b[HeaderSize+6:], c.Flags)
+	return append(b, c.Body...)
+}
+
+// Decode reads exactly one record. Body aliases b.
+func (c *AgentChange) Decode(b []byte) error {
+	if len(b) < changeHead || len(b) > changeHead+MaxChange {
+		return fmt.Errorf("%w: change of %d bytes", ErrMalformed, len(b))
+	}
+	if err := expectAgent(b, AgentKindChange, len(b)); err != nil {
+		return err
+	}
+	c.ID = binary.LittleEndian.Uint32(b[HeaderSize:])
+	c.Type = binary.LittleEndian.Uint16(b[HeaderSize+4:])
+	c.Flags = binary.LittleEndian.Uint16(b[HeaderSize+6:])
+	c.Body = b[changeHead:]
+	if (c.Type != AgentAddress && c.Type != AgentRoute) || c.Flags&^agentChangeFlags != 0 {
+		return fmt.Errorf("%w: change of type %d, flags %#x", ErrMalformed, c.Type, c.Flags)
+	}
+	return nil
+}
+
+// Encode returns the record.
+func (c *AgentCommit) Encode() []byte { return encodeFixed(Kind(AgentKindCommit), c) }
+
+// Decode reads exactly one record.
+func (c *AgentCommit) Decode(b []byte) error { return decodeAgent(b, AgentKindCommit, c) }
+
+// Encode returns the record.
+func (t *AgentTap) Encode() []byte { return encodeFixed(Kind(AgentKindTap), t) }
+
+// Decode reads exactly one record and checks its ranges.
+func (t *AgentTap) Decode(b []byte) error {
+	if err := decodeAgent(b, AgentKindTap, t); err != nil {
+		return err
+	}
+	if t.Index == 0 || t.Padding != [2]byte{} || !validName(&t.Name) {
+		return fmt.Errorf("%w: interface %d, name %q", ErrMalformed, t.Index, t.Name)
+	}
+	return nil
+}
+
+// Encode returns the record.
+func (r *AgentReport) Encode() []byte { return encodeFixed(Kind(AgentKindReport), r) }
+
+// Decode reads exactly one record. The text is free of control characters:
+// it goes to the log and the terminal, and the namespace has a say in it.
+func (r *AgentReport) Decode(b []byte) error {
+	if err := decodeAgent(b, AgentKindReport, r); err != nil {
+		return err
+	}
+	if r.Fatal > 1 {
+		return fmt.Errorf("%w: report of level %d", ErrMalformed, r.Fatal)
+	}
+	for _, c := range r.Text.Bytes[:r.Text.Len] {
+		if c < ' ' || c == 0x7f {
+			return fmt.Errorf("%w: control character in a report", ErrMalformed)
+		}
+	}
+	return nil
+}
+
+// validName checks an interface's name as dev_valid_name in net/core/dev.c
+// does.
+func validName(name *[16]byte) bool {
+	n := 0
+	for n < len(name) && name[n] != 0 {
+		if c := name[n]; c <= ' ' || c == '/' || c == ':' || c == 0x7f {
+			return false
+		}
+		n++
+	}
+	if n == 0 || n == len(name) || string(name[:n]) == "." || string(name[:n]) == ".." {
+		return false
+	}
+	for _, c := range name[n:] {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipc
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func name16(s string) (n [16]byte) {
+	copy(n[:], s)
+	return n
+}
+
+// agentRecords holds one valid record of each kind.
+func agentRecords() map[AgentKind][]byte {
+	text, _ := MakeName("cannot do it")
+	return map[AgentKind][]byte{
+		AgentKindSetup: (&AgentSetup{ID: 1, Flags: AgentSetupConfigure, Name: name16("eth0"), MAC: [6]byte{2, 0, 0, 0, 0, 1},
+			MTU: 65520, QueueLen: 1000}).Encode(),
+		AgentKindChange: (&AgentChange{ID: 1, Type: AgentRoute, Flags: AgentChangeOnLink, Body: []byte{1, 2, 3}}).Encode(),
+		AgentKindCommit: (&AgentCommit{ID: 1, Changes: 7}).Encode(),
+		AgentKindTap:    (&AgentTap{ID: 1, Index: 2, MAC: [6]byte{2}, Offload: 0x6f, Name: name16("eth0")}).Encode(),
+		AgentKindReport: (&AgentReport{ID: 1, Fatal: 1, Errno: 13, Text: text}).Encode(),
+	}
+}
+
+// redecode decodes a record by its kind and encodes it again.
+func redecode(b []byte) ([]byte, error) {
+	switch AgentKindOf(b) {
+	case AgentKindSetup:
+		var r AgentSetup
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindChange:
+		var r AgentChange
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindCommit:
+		var r AgentCommit
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindTap:
+		var r AgentTap
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindReport:
+		var r AgentReport
+		err := r.Decode(b)
+		return r.Encode(), err
+	}
+	return nil, ErrMalformed
+}
+
+func TestAgentRecords(t *testing.T) {
+	for kind, b := range agentRecords() {
+		if AgentKindOf(b) != kind {
+			t.Errorf("%#x: kind %#x", kind, AgentKindOf(b))
+		}
+		again, err := redecode(b)
+		if d := cmp.Diff(b, again); err != nil || d != "" {
+			t.Errorf("%#x: %v, (-want +got)\n%s", kind, err, d)
+		}
+		// The worker's side has no such kinds.
+		if _, err := ParseHeader(b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%#x is valid on the worker's channel: %v", kind, err)
+		}
+		for _, bad := range [][]byte{b[:len(b)-1], append(bytes.Clone(b), 0), b[:HeaderSize], b[:3], nil} {
+			if _, err := redecode(bad); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%#x with %d bytes instead of %d: %v", kind, len(bad), len(b), err)
+			}
+		}
+		reserved := bytes.Clone(b)
+		reserved[5] = 1
+		if _, err := redecode(reserved); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%#x with a reserved byte set: %v", kind, err)
+		}
+	}
+}
+
+func TestAgentRanges(t *testing.T) {
+	setup := AgentSetup{ID: 1, Name: name16("eth0")}
+	for name, change := range map[string]func(s *AgentSetup){
+		"unknown flag":      func(s *AgentSetup) { s.Flags = 1 << 7 },
+		"reserved":          func(s *AgentSetup) { s.Reserved[1] = 1 },
+		"no name":           func(s *AgentSetup) { s.Name = name16("") },
+		"name too long":     func(s *AgentSetup) { s.Name = name16("sixteen-bytes-xx") },
+		"slash":             func(s *AgentSetup) { s.Name = name16("a/b") },
+		"colon":             func(s *AgentSetup) { s.Name = name16("a:1") },
+		"space":             func(s *AgentSetup) { s.Name = name16("a b") },
+		"dot":               func(s *AgentSetup) { s.Name = name16(".") },
+		"dots":              func(s *AgentSetup) { s.Name = name16("..") },
+		"bytes behind name": func(s *AgentSetup) { s.Name = name16("a\x00b") },
+	} {
+		s := setup
+		change(&s)
+		if err := new(AgentSetup).Decode(s.Encode()); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, b := range map[string][]byte{
+		"change of another type": (&AgentChange{Type: 16}).Encode(),
+		"unknown change flag":    (&AgentChange{Type: AgentRoute, Flags: 8}).Encode(),
+		"body too long":          (&AgentChange{Type: AgentRoute, Body: make([]byte, MaxChange+1)}).Encode(),
+		"tap without index":      (&AgentTap{Name: name16("eth0")}).Encode(),
+		"tap without name":       (&AgentTap{Index: 2}).Encode(),
+		"report level":           (&AgentReport{Fatal: 2}).Encode(),
+		"report escape":          (&AgentReport{Text: Name{Len: 2, Bytes: [MaxDomain]byte{'a', 0x1b}}}).Encode(),
+	} {
+		if _, err := redecode(b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	long := AgentChange{Type: AgentAddress, Body: make([]byte, MaxChange)}
+	if _, err := redecode(long.Encode()); err != nil {
+		t.Errorf("longest body: %v", err)
+	}
+}
+
+func FuzzAgentRecords(f *testing.F) {
+	for _, b := range agentRecords() {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		again, err := redecode(b)
+		if err == nil && !bytes.Equal(b, again) {
+			t.Fatalf("%x decodes to what encodes as %x", b, again)
+		}
+		if err != nil && !errors.Is(err, ErrMalformed) {
+			t.Fatalf("error %v", err)
+		}
+	})
+}
