@@ -138,7 +138,7 @@ type Stats struct {
 
 // listener is a listening socket the broker passed.
 type listener struct {
-	id        uint16
+	id        uint32
 	fd        int32
 	guestPort uint16
 	target    packet.Addr

@@ -193,14 +193,14 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 	} else {
 		t.listeners[at] = n
 	}
-	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, uint32(l.ID), uint32(at))); e != 0 {
+	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, l.ID, uint32(at))); e != 0 {
 		t.env.Close(fd)
 		t.listeners[at] = listener{}
 	}
 }
 
 // RemoveListener closes a listener; connections taken from it stay.
-func (t *Translator) RemoveListener(id uint16) {
+func (t *Translator) RemoveListener(id uint32) {
 	for k := range t.listeners {
 		if l := &t.listeners[k]; l.id == id {
 			t.env.Close(l.fd)
@@ -212,7 +212,7 @@ func (t *Translator) RemoveListener(id uint16) {
 // ListenerReady takes the connections that wait on a listener.
 func (t *Translator) ListenerReady(token uint64, events uint32) {
 	_, id, k := flow.SplitToken(token)
-	if int(k) >= len(t.listeners) || uint32(t.listeners[k].id) != id {
+	if int(k) >= len(t.listeners) || t.listeners[k].id&0xffffff != id {
 		return
 	}
 	t.accept(&t.listeners[k])
