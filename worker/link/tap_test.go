@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"aldente/worker/packet"
+)
+
+const (
+	allTSO = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	allUSO = unix.TUN_F_USO4 | unix.TUN_F_USO6
+)
+
+// inNamespace moves the test to a new network namespace, for good: the thread,
+// never unlocked, ends with the test's goroutine.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("no new network namespace:", err)
+	}
+}
+
+// guestTap makes a tap with addresses and a neighbour for our end. offload is
+// cut down to what the kernel takes.
+func guestTap(t *testing.T, offload uint32) (*tap, netlink.Link) {
+	t.Helper()
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skip("no tap devices:", err)
+	}
+	var req [unix.IFNAMSIZ + 24]byte
+	copy(req[:], "tap0")
+	binary.NativeEndian.PutUint16(req[unix.IFNAMSIZ:], unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TUNSETIFF, uintptr(unsafe.Pointer(&req))); e != 0 {
+		t.Fatal("TUNSETIFF:", e)
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(offload)); err != nil {
+		if offload&allUSO != 0 {
+			t.Skip("kernel without USO:", err)
+		}
+		t.Fatal("TUNSETOFFLOAD:", err)
+	}
+	dev, err := netlink.LinkByName("tap0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := testEnds(false)
+	check(netlink.LinkSetHardwareAddr(dev, e.DstMAC[:]))
+	check(netlink.LinkSetUp(dev))
+	for _, a := range []string{"192.0.2.2/24", "2001:db8::2/64"} {
+		addr, err := netlink.ParseAddr(a)
+		check(err)
+		addr.Flags = unix.IFA_F_NODAD
+		check(netlink.AddrAdd(dev, addr))
+	}
+	for _, a := range []string{"192.0.2.1", "2001:db8::1"} {
+		check(netlink.NeighAdd(&netlink.Neigh{
+			LinkIndex: dev.Attrs().Index, State: netlink.NUD_PERMANENT,
+			IP: net.ParseIP(a), HardwareAddr: e.SrcMAC[:],
+		}))
+	}
+	return NewTap(int32(fd), offload).(*tap), dev
+}
+
+// guestUDP is a socket in the namespace, on port 50000, connected to our end.
+func guestUDP(t *testing.T, v6 bool) int {
+	t.Helper()
+	var local, remote unix.Sockaddr = &unix.SockaddrInet4{Port: 50000, Addr: testDst4.As4()},
+		&unix.SockaddrInet4{Port: 40000, Addr: testSrc4.As4()}
+	family := unix.AF_INET
+	if v6 {
+		local, remote = &unix.SockaddrInet6{Port: 50000, Addr: testDst6}, &unix.SockaddrInet6{Port: 40000, Addr: testSrc6}
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
+	if err := errors.Join(unix.Bind(fd, local), unix.Connect(fd, remote)); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// nextUDP is the next UDP frame of port 40000 that the guest sends; its kernel
+// sends others on its own.
+func nextUDP(t *testing.T, link Link, b *Batch) *Frame {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); {
+		if _, err := link.Receive(b); err != nil {
+			t.Fatal(err)
+		}
+		for i := range b.Frames {
+			var p packet.Packet
+			f := &b.Frames[i]
+			if p.Decode(f.Data) == nil && p.Proto == packet.ProtoUDP &&
+				binary.BigEndian.Uint16(p.Payload()[2:]) == 40000 {
+				return f
+			}
+		}
+		unix.Poll([]unix.PollFd{{Fd: link.FD(), Events: unix.POLLIN}}, 100)
+	}
+	t.Fatal("nothing from the guest")
+	return nil
+}
+
+func TestTapReceive(t *testing.T) {
+	inNamespace(t)
+	link, _ := guestTap(t, allTSO|allUSO)
+	defer link.Close()
+	b := NewBatch()
+	for _, v6 := range []bool{false, true} {
+		fd, headers := guestUDP(t, v6), 42
+		if v6 {
+			headers = 62
+		}
+		data := random(1400)
+		if _, err := unix.Write(fd, data); err != nil {
+			t.Fatal(err)
+		}
+		f := nextUDP(t, link, b)
+		if !bytes.Equal(f.Data[headers:], data) || f.Offload.GSOType != packet.GSONone {
+			t.Errorf("v6=%v: %+v, %d bytes", v6, f.Offload, len(f.Data))
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1200); err != nil {
+			t.Fatal(err)
+		}
+		data = random(50000)
+		if _, err := unix.Write(fd, data); err != nil {
+			t.Fatal(err)
+		}
+		f = nextUDP(t, link, b)
+		o := f.Offload
+		if !bytes.Equal(f.Data[headers:], data) || o.GSOType != packet.GSOUDPL4 || o.GSOSize != 1200 ||
+			int(o.HdrLen) != headers || int(o.CsumStart) != headers-8 || o.Flags&packet.OffloadNeedsChecksum == 0 {
+			t.Errorf("v6=%v: %+v, %d bytes", v6, o, len(f.Data))
+		}
+		// What the kernel describes so, the cutter understands.
+		for i, frame := range cutAll(t, &super{o: o, headers: bytes.Clone(f.Data)}, 1500) {
+			if !checksumValid(frame) {
+				t.Errorf("v6=%v: segment %d", v6, i)
+			}
+		}
+	}
+	if c := link.Counters(); c.Malformed != 0 || c.Received < 4 {
+		t.Errorf("%+v", *c)
+	}
+}
+
+// Super-frames arrive as the same datagrams, whoever cuts them.
+func TestTapSend(t *testing.T) {
+	for _, offload := range []uint32{0, allTSO, allTSO | allUSO} {
+		for _, v6 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%#x/v6=%v", offload, v6), func(t *testing.T) {
+				inNamespace(t)
+				link, _ := guestTap(t, offload)
+				defer link.Close()
+				fd := guestUDP(t, v6)
+				reach(t, link, fd, v6)
+				for _, n := range []int{1, 1200, 1201, 50000} {
+					data := random(n)
+					s := udpSuper(v6, data, 1200)
+					if !link.Send(&s.o, s.headers, s.payload) {
+						t.Fatalf("dropped: %+v", *link.Counters())
+					}
+					expectDatagrams(t, fd, data, 1200)
+					// One datagram of the same bytes.
+					s = udpSuper(v6, data, 1200)
+					s.o.GSOType = packet.GSONone
+					if !link.Send(&s.o, s.headers, s.payload) || link.Flush() != nil {
+						t.Fatalf("dropped: %+v", *link.Counters())
+					}
+					expectDatagrams(t, fd, data, n)
+				}
+			})
+		}
+	}
+}
+
+// reach sends until something arrives: the kernel adds an IPv6 address's route
+// from a work queue.
+func reach(t *testing.T, link Link, fd int, v6 bool) {
+	t.Helper()
+	s := udpSuper(v6, []byte{0}, 1)
+	s.o.GSOType = packet.GSONone
+	for range 500 {
+		link.Send(&s.o, s.headers, s.payload)
+		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10); n > 0 {
+			for buf := make([]byte, 1); ; {
+				time.Sleep(20 * time.Millisecond) // those sent before
+				if n, _ := unix.Read(fd, buf); n <= 0 {
+					return
+				}
+			}
+		}
+	}
+	t.Fatal("nothing arrives")
+}
+
+func expectDatagrams(t *testing.T, fd int, data []byte, size int) {
+	t.Helper()
+	for len(data) > 0 {
+		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000)
+		buf := make([]byte, 65536)
+		n, err := unix.Read(fd, buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := data[:min(size, len(data))]; !bytes.Equal(buf[:n], want) {
+			t.Fatalf("datagram of %d bytes, expected %d", n, len(want))
+		}
+		data = data[n:]
+	}
+}
+
+// TCP segments that the tap was not told to cut are seen by a packet socket as
+// the cutter makes them.
+func TestTapCutsTCP(t *testing.T) {
+	inNamespace(t)
+	link, dev := guestTap(t, 0)
+	defer link.Close()
+	raw, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(raw)
+	all := uint16(unix.ETH_P_ALL)
+	sa := &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: dev.Attrs().Index}
+	if err := unix.Bind(raw, sa); err != nil {
+		t.Fatal(err)
+	}
+	for _, v6 := range []bool{false, true} {
+		s := tcpSuper(v6, packet.ACK|packet.PSH, 0, random(10000), 1400)
+		if !link.Send(&s.o, s.headers, s.payload) {
+			t.Fatalf("dropped: %+v", *link.Counters())
+		}
+		want := cutAll(t, s, 65520)
+		buf := make([]byte, 65536)
+		for len(want) > 0 {
+			n, err := unix.Read(raw, buf)
+			if err != nil {
+				t.Fatalf("%d segments missing: %v", len(want), err)
+			}
+			if bytes.Equal(buf[:n], want[0]) {
+				want = want[1:]
+			}
+		}
+	}
+}
+
+func TestTapDownAndGone(t *testing.T) {
+	inNamespace(t)
+	link, dev := guestTap(t, allTSO)
+	defer link.Close()
+	b := NewBatch()
+	s := udpSuper(false, random(100), 1)
+	s.o.GSOType = packet.GSONone
+	if err := netlink.LinkSetDown(dev); err != nil {
+		t.Fatal(err)
+	}
+	if link.Send(&s.o, s.headers, s.payload) || link.Counters().Dropped != 1 {
+		t.Errorf("interface down: %+v", *link.Counters())
+	}
+	if err := link.Flush(); err != nil || !link.CanSend() {
+		t.Errorf("interface down: %v", err)
+	}
+	for range 20 {
+		if more, err := link.Receive(b); err != nil || more && len(b.Frames) == 0 {
+			t.Fatalf("interface down: more %v, %v", more, err)
+		}
+	}
+	if err := netlink.LinkSetUp(dev); err != nil {
+		t.Fatal(err)
+	}
+	if !link.Send(&s.o, s.headers, s.payload) {
+		t.Errorf("up again: %+v", *link.Counters())
+	}
+	if err := netlink.LinkDel(dev); err != nil {
+		t.Fatal(err)
+	}
+	if link.Send(&s.o, s.headers, s.payload) || link.CanSend() || !errors.Is(link.Flush(), ErrClosed) {
+		t.Errorf("deleted: %+v", *link.Counters())
+	}
+	if _, err := link.Receive(b); !errors.Is(err, ErrClosed) {
+		t.Errorf("deleted: %v", err)
+	}
+}
+
+func TestTapGone(t *testing.T) {
+	inNamespace(t)
+	link, dev := guestTap(t, allTSO)
+	defer link.Close()
+	if err := netlink.LinkDel(dev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := link.Receive(NewBatch()); !errors.Is(err, ErrClosed) {
+		t.Errorf("deleted: %v", err)
+	}
+}
+
+// The guest's end may flood: batches stay within bounds and nothing allocates.
+func TestTapBatches(t *testing.T) {
+	inNamespace(t)
+	link, _ := guestTap(t, allTSO|allUSO)
+	defer link.Close()
+	fd := guestUDP(t, false)
+	b := NewBatch()
+	for _, size := range []int{1, 1400, 60000} {
+		for range 300 {
+			unix.Write(fd, make([]byte, size))
+		}
+		full := false
+		for more := true; more; {
+			var err error
+			if more, err = link.Receive(b); err != nil {
+				t.Fatal(err)
+			}
+			if more && len(b.Frames) == 0 {
+				t.Fatal("more, but nothing now")
+			}
+			full = full || more
+			for i := 1; i < len(b.Frames); i++ {
+				if len(b.Frames[i-1].Data) != cap(b.Frames[i-1].Data) {
+					t.Fatal("frames may overlap")
+				}
+			}
+		}
+		if !full {
+			t.Errorf("%d bytes: everything in one batch", size)
+		}
+	}
+	s, data := udpSuper(false, random(30000), 1200), random(30000)
+	unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1200)
+	noUSO := NewTap(link.fd, 0)
+	buf := make([]byte, 65536)
+	if n := testing.AllocsPerRun(100, func() {
+		link.Send(&s.o, s.headers, s.payload)
+		noUSO.Send(&s.o, s.headers, s.payload)
+		noUSO.Send(nil, s.headers, nil)
+		unix.Write(fd, data)
+		link.Receive(b)
+		for {
+			if n, _ := unix.Read(fd, buf); n <= 0 {
+				break
+			}
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestNormalise(t *testing.T) {
+	const needs, valid = packet.OffloadNeedsChecksum, packet.OffloadDataValid
+	frame := make([]byte, 2000)
+	frame[34+12] = 5 << 4
+	long := bytes.Clone(frame)
+	long[34+12] = 15 << 4
+	for name, tt := range map[string]struct {
+		in   packet.Offload
+		data []byte
+		out  packet.Offload
+		ok   bool
+	}{
+		"none":      {packet.Offload{Flags: 4, HdrLen: 9, GSOSize: 9, CsumStart: 60000}, frame, packet.Offload{}, true},
+		"valid":     {packet.Offload{Flags: valid}, frame, packet.Offload{Flags: valid}, true},
+		"checksum":  {packet.Offload{Flags: needs, CsumStart: 34, CsumOffset: 16}, frame, packet.Offload{Flags: needs, CsumStart: 34, CsumOffset: 16}, true},
+		"last word": {packet.Offload{Flags: needs, CsumStart: 34, CsumOffset: 6}, frame[:42], packet.Offload{Flags: needs, CsumStart: 34, CsumOffset: 6}, true},
+		"outside":   {packet.Offload{Flags: needs, CsumStart: 34, CsumOffset: 6}, frame[:41], packet.Offload{}, false},
+		"overflow":  {packet.Offload{Flags: needs, CsumStart: 65535, CsumOffset: 65535}, frame, packet.Offload{}, false},
+		"ethernet":  {packet.Offload{Flags: needs, CsumStart: 12, CsumOffset: 6}, frame, packet.Offload{}, false},
+		"tso": {packet.Offload{Flags: needs, GSOType: packet.GSOTCPv4 | packet.GSOECN, GSOSize: 1448, HdrLen: 1, CsumStart: 34, CsumOffset: 16}, frame,
+			packet.Offload{Flags: needs, GSOType: packet.GSOTCPv4 | packet.GSOECN, GSOSize: 1448, HdrLen: 54, CsumStart: 34, CsumOffset: 16}, true},
+		"uso": {packet.Offload{Flags: needs, GSOType: packet.GSOUDPL4, GSOSize: 1448, HdrLen: 1, CsumStart: 34, CsumOffset: 6}, frame,
+			packet.Offload{Flags: needs, GSOType: packet.GSOUDPL4, GSOSize: 1448, HdrLen: 42, CsumStart: 34, CsumOffset: 6}, true},
+		"tso size 0":      {packet.Offload{Flags: needs, GSOType: packet.GSOTCPv6, CsumStart: 34, CsumOffset: 16}, frame, packet.Offload{}, false},
+		"tso truncated":   {packet.Offload{Flags: needs, GSOType: packet.GSOTCPv6, GSOSize: 1, CsumStart: 34, CsumOffset: 6}, frame[:53], packet.Offload{}, false},
+		"tso options":     {packet.Offload{Flags: needs, GSOType: packet.GSOTCPv6, GSOSize: 1, CsumStart: 34, CsumOffset: 16}, long[:80], packet.Offload{}, false},
+		"tso no checksum": {packet.Offload{GSOType: packet.GSOTCPv4, GSOSize: 1448, HdrLen: 70}, frame, packet.Offload{GSOType: packet.GSOTCPv4, GSOSize: 1448}, true},
+		"ufo":             {packet.Offload{GSOType: 3, GSOSize: 1448}, frame, packet.Offload{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := tt.in
+			if ok := normalise(&o, tt.data); ok != tt.ok || ok && o != tt.out {
+				t.Errorf("%v, %+v", ok, o)
+			}
+		})
+	}
+}
+
+func TestOffloadRoundTrip(t *testing.T) {
+	in := packet.Offload{Flags: 1, GSOType: 4, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}
+	var b [packet.OffloadSize]byte
+	var out packet.Offload
+	encodeOffload(b[:], &in)
+	decodeOffload(b[:], &out)
+	if out != in || binary.NativeEndian.Uint16(b[4:]) != 1448 {
+		t.Errorf("%+v, %x", out, b)
+	}
+}
