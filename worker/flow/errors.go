@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+import (
+	"syscall"
+
+	"aldente/worker/packet"
+)
+
+// Unreachable is what a router would tell the guest in place of error e: type
+// and code of an ICMP message, or with v4 false of an ICMPv6 one (RFC 792, RFC
+// 1812 section 5.2.7.1, RFC 4443 section 3.1). It reports false if a router
+// would say nothing.
+func Unreachable(e syscall.Errno, v4 bool) (typ, code uint8, ok bool) {
+	var code4, code6 uint8
+	switch e {
+	case syscall.EACCES, syscall.EPERM:
+		code4, code6 = packet.ICMPAdminProhibited, packet.ICMPv6AdminProhibited
+	case syscall.ECONNREFUSED:
+		code4, code6 = packet.ICMPPortUnreachable, packet.ICMPv6PortUnreachable
+	case syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EAFNOSUPPORT, syscall.EADDRNOTAVAIL:
+		code4, code6 = packet.ICMPNetUnreachable, packet.ICMPv6NoRoute
+	case syscall.EHOSTUNREACH, syscall.EHOSTDOWN, syscall.ETIMEDOUT:
+		code4, code6 = packet.ICMPHostUnreachable, packet.ICMPv6AddrUnreachable
+	default:
+		return 0, 0, false
+	}
+	if v4 {
+		return packet.ICMPDestUnreachable, code4, true
+	}
+	return packet.ICMPv6DestUnreachable, code6, true
+}
+
+// Message is the ICMP error, or with v4 false ICMPv6 error, that stands for an
+// entry of an error queue: its type, code and second word. It reports false
+// for what is no error, of the other family, or of no concern to the guest.
+func (e *SocketError) Message(v4 bool) (typ, code uint8, info uint32, ok bool) {
+	switch {
+	case e.Origin == OriginICMP && v4:
+		info, ok = e.info4()
+		return e.Type, e.Code, info, ok
+	case e.Origin == OriginICMP6 && !v4:
+		switch e.Type {
+		case packet.ICMPv6PacketTooBig, packet.ICMPv6ParamProblem:
+			return e.Type, e.Code, e.Info, true
+		case packet.ICMPv6DestUnreachable, packet.ICMPv6TimeExceeded:
+			return e.Type, e.Code, 0, true
+		}
+	case e.Origin == OriginLocal && e.Errno == syscall.EMSGSIZE && v4:
+		return packet.ICMPDestUnreachable, packet.ICMPFragNeeded, e.Info & 0xffff, true
+	case e.Origin == OriginLocal && e.Errno == syscall.EMSGSIZE:
+		return packet.ICMPv6PacketTooBig, 0, e.Info, true
+	case e.Origin == OriginLocal:
+		typ, code, ok = Unreachable(e.Errno, v4)
+		return typ, code, 0, ok
+	}
+	return 0, 0, 0, false
+}
+
+// info4 is the second word of an ICMP error, as far as the kernel knows it.
+func (e *SocketError) info4() (info uint32, ok bool) {
+	switch {
+	case e.Type == packet.ICMPDestUnreachable && e.Code == packet.ICMPFragNeeded:
+		return e.Info & 0xffff, true // RFC 1191 section 4
+	case e.Type == packet.ICMPParamProblem:
+		return e.Info << 24, true // the pointer is the first byte, RFC 792
+	case e.Type == packet.ICMPDestUnreachable, e.Type == packet.ICMPTimeExceeded:
+		return 0, true
+	}
+	return 0, false
+}
+
+// Own is our address on the link, of one family. It is zero if there is none.
+func (g *Guest) Own(v4 bool) packet.Addr {
+	a := packet.Addr(g.Our6)
+	if v4 {
+		a = g.Our4
+	}
+	if a.IsUnspecified() || a.Is4() != v4 {
+		return packet.Addr{}
+	}
+	return a
+}
+
+// Offender is the source, as the guest sees it, of an ICMP error about what the
+// guest has sent to remote. On the host, that is really peer, and by is who
+// sent the error, zero if it was the host itself.
+func (g *Guest) Offender(by, peer, remote packet.Addr) packet.Addr {
+	v4 := remote.Is4()
+	if by == peer && !by.IsUnspecified() {
+		return remote
+	}
+	if !by.IsUnspecified() {
+		if a := g.InboundSource(by); !a.IsUnspecified() && a.Is4() == v4 {
+			return a
+		}
+	}
+	if own := g.Own(v4); !own.IsZero() {
+		return own
+	}
+	return remote
+}
