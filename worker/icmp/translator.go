@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package icmp translates the guest's echo requests, ICMP and ICMPv6, to ping
+// sockets on the host (icmp(7)), and the replies back. Such a socket has an
+// identifier of its own, which the kernel writes into requests and by which it
+// finds replies; the guest sees the one it has chosen. No other ICMP message
+// of the guest leaves.
+package icmp
+
+import (
+	"syscall"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+const (
+	second = int64(1_000_000_000)
+	// idleLife and refusedLife are how long a flow lives without requests
+	// and replies, and how long a refusal is remembered, in nanoseconds.
+	idleLife    = 60 * second
+	refusedLife = second
+
+	// guestTTL is that of all packets to the guest.
+	guestTTL = 255
+	// bufferSize holds any ICMP message.
+	bufferSize = 64 << 10
+	// turnReplies bounds what is read from one socket at a time.
+	turnReplies = 64
+	// maxErrors bounds the errors read at a time.
+	maxErrors = 4096
+
+	headerLen = 8 // of an echo message
+)
+
+// state is where a flow is; zero is none.
+type state uint8
+
+const (
+	stateOpening state = 1 + iota // the broker was asked for a socket
+	stateOpen                     // fd is that socket
+	stateRefused                  // there is none; remembered for a while
+)
+
+// conn is one flow: an identifier of the guest's, and a remote.
+type conn struct {
+	fd       int32
+	state    state
+	more     bool // there is more to read than one turn allows
+	ttl, tos uint8
+	icmpType uint8 // stateRefused: what the guest is told, with code
+	icmpCode uint8
+	silent   bool        // stateRefused: the guest is told nothing
+	waiting  waiting     // requests, in state opening
+	last     int64       // when it was used, in nanoseconds
+	peer     packet.Addr // where the socket is really connected to
+}
+
+// Stats counts messages, where nothing else is said.
+type Stats struct {
+	ToHost, ToGuest uint64
+	Bad             uint64 // from the guest: no echo request between unicast addresses
+	QueueFull       uint64 // from the guest, too many before the socket came
+	WriteFailed     uint64 // from the guest, not taken by the socket
+	Strange         uint64 // from the host: no echo reply
+	SendFailed      uint64 // frames to the guest, not taken by the link
+
+	Opened, Refused uint64 // flows
+	NoRoom          uint64 // flows that could not be made
+	Expired, Broken uint64 // flows
+	Errors          uint64 // ICMP errors sent to the guest
+}
+
+// Translator holds all echo flows of a lane.
+type Translator struct {
+	env   flow.Env
+	g     *flow.Guest
+	wheel *flow.Wheel
+	timer uint32 // first timer id
+	flows *flow.Table[conn]
+	more  int // flows with more set
+
+	requests requests
+	buf      []byte // one message from a socket
+	frame    []byte
+	errFrame [packet.EthernetLen + 1280]byte
+	ends     packet.Ends
+	quoted   packet.Ends
+	offload  packet.Offload // always zero: checksums are complete
+	frag     packet.Fragmenter
+	fragID   uint32
+	emit     func(headers, payload []byte)
+	sockErr  flow.SocketError
+	open     ipc.Open
+
+	Stats Stats
+}
+
+// New makes a translator for up to maxFlows flows, which uses as many timer ids
+// from timerBase on.
+func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, maxFlows int) *Translator {
+	t := &Translator{
+		env: env, g: g, wheel: w, timer: timerBase,
+		flows: flow.NewTable[conn](maxFlows),
+		buf:   make([]byte, bufferSize),
+		frame: make([]byte, bufferSize+packet.MaxHeaders),
+	}
+	t.requests.init()
+	t.sockErr.Buf = make([]byte, 2048)
+	t.emit = t.send
+	return t
+}
+
+// Cap is the number of flows that fit, and of timer ids used.
+func (t *Translator) Cap() int { return t.flows.Cap() }
+
+// Len is the number of flows.
+func (t *Translator) Len() int { return t.flows.Len() }
+
+// Input takes an echo request from the guest, whose checksum was found right.
+// e is what p holds.
+func (t *Translator) Input(p *packet.Packet, o *packet.Offload, e *packet.Echo) {
+	request := uint8(packet.ICMPEchoRequest)
+	if p.IPVersion == 6 {
+		request = packet.ICMPv6EchoRequest
+	}
+	if p.Fragment || p.TTL == 0 || e.Type != request || e.Code != 0 || !unicast(&p.Src) || !unicast(&p.Dst) {
+		t.Stats.Bad++
+		return
+	}
+	k := flow.MakeKey(&p.Dst, &p.Src, e.ID, e.ID)
+	i := t.flows.Find(&k)
+	if i == flow.None {
+		if i = t.openOut(&k, p, e.ID); i == flow.None {
+			return
+		}
+	}
+	c := t.flows.At(i)
+	switch c.state {
+	case stateOpen:
+		c.last = t.env.Now()
+		t.write(i, c, p.Payload(), p.TTL, p.TrafficClass)
+	case stateOpening:
+		c.last = t.env.Now()
+		if !t.requests.add(&c.waiting, p.Payload(), p.TTL, p.TrafficClass) {
+			t.Stats.QueueFull++
+		}
+	case stateRefused:
+		t.sendRefusal(i, c, p.Payload())
+	}
+}
+
+func unicast(a *packet.Addr) bool {
+	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsBroadcast()
+}
+
+// openOut makes a flow and asks the broker for its socket.
+func (t *Translator) openOut(k *flow.Key, p *packet.Packet, id uint16) uint32 {
+	i := t.flows.Insert(k)
+	if i == flow.None {
+		t.Stats.NoRoom++
+		return i
+	}
+	c := t.flows.At(i)
+	c.fd, c.state, c.ttl, c.last = -1, stateOpening, packet.DefaultTTL, t.env.Now()
+	t.wheel.Set(t.timer+i, c.last+idleLife)
+	t.open = ipc.Open{
+		Token: flow.Token(flow.OwnerICMP, t.flows.Gen(i), i), Proto: p.Proto,
+		Src: p.Src, Dst: p.Dst, SrcPort: id,
+	}
+	if !t.env.Open(&t.open) {
+		t.Stats.NoRoom++
+		t.remove(i, c)
+		return flow.None
+	}
+	return i
+}
+
+// Opened takes the broker's answer to the Open with this token.
+func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
+	_, gen, i := flow.SplitToken(token)
+	if !t.flows.Live(i, gen) || t.flows.At(i).state != stateOpening {
+		if fd >= 0 {
+			t.env.Close(fd)
+		}
+		return
+	}
+	c := t.flows.At(i)
+	if o.Errno != 0 || fd < 0 {
+		t.refuse(i, c, syscall.Errno(o.Errno), o.Flags&ipc.OpenedProhibited != 0)
+		return
+	}
+	c.fd = fd
+	if t.env.Watch(fd, token) != 0 {
+		t.Stats.NoRoom++
+		t.remove(i, c)
+		return
+	}
+	c.state = stateOpen
+	c.peer = o.Addr
+	t.Stats.Opened++
+	for c.state == stateOpen {
+		msg, ttl, tos, ok := t.requests.first(&c.waiting)
+		if !ok {
+			return
+		}
+		t.write(i, c, msg, ttl, tos)
+		if c.state == stateOpen {
+			t.requests.drop(&c.waiting)
+		}
+	}
+}
+
+// refuse ends the wait for a socket. Without permission to open ping sockets
+// (net.ipv4.ping_group_range) that is no news for the guest: requests then
+// stay without reply, as with a silent remote.
+func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool) {
+	t.Stats.Refused++
+	switch e {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN:
+		t.remove(i, c) // may be better the next time
+		return
+	}
+	remote, _ := t.flows.Key(i).Remote()
+	ok := false
+	if prohibited {
+		c.icmpType, c.icmpCode, ok = flow.Unreachable(syscall.EACCES, remote.Is4())
+	} else if e != syscall.EACCES && e != syscall.EPERM {
+		c.icmpType, c.icmpCode, ok = flow.Unreachable(e, remote.Is4())
+	}
+	c.silent = !ok
+	c.state = stateRefused
+	for {
+		msg, _, _, ok := t.requests.first(&c.waiting)
+		if !ok {
+			break
+		}
+		t.sendRefusal(i, c, msg)
+		t.requests.drop(&c.waiting)
+	}
+	c.last = t.env.Now()
+	t.wheel.Set(t.timer+i, c.last+refusedLife)
+}
+
+// write sends one request. An error that an earlier one has caused is reported
+// to the guest and is no reason not to send this one.
+func (t *Translator) write(i uint32, c *conn, msg []byte, ttl, tos uint8) {
+	t.setHeader(i, c, ttl, tos)
+	_, e := t.env.Write(c.fd, msg)
+	switch e {
+	case 0:
+		t.Stats.ToHost++
+		return
+	case syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINVAL, syscall.EPERM:
+	default:
+		if !t.drainErrors(i, c) {
+			return
+		}
+		if _, e = t.env.Write(c.fd, msg); e == 0 {
+			t.Stats.ToHost++
+			return
+		}
+	}
+	t.Stats.WriteFailed++
+	t.reportErrno(i, c, e, msg)
+}
+
+// setHeader gives the socket the TTL and traffic class of the guest's packet.
+func (t *Translator) setHeader(i uint32, c *conn, ttl, tos uint8) {
+	remote, _ := t.flows.Key(i).Remote()
+	optTTL, optTOS := flow.OptionHopLimit, flow.OptionTrafficClass
+	if remote.Is4() {
+		optTTL, optTOS = flow.OptionTTL, flow.OptionTOS
+	}
+	if c.ttl != ttl {
+		t.env.Option(c.fd, optTTL, int(ttl))
+		c.ttl = ttl
+	}
+	if c.tos != tos {
+		t.env.Option(c.fd, optTOS, int(tos))
+		c.tos = tos
+	}
+}
+
+// Timer is called when the timer with this id fires.
+func (t *Translator) Timer(id uint32) {
+	i := id - t.timer
+	c := t.flows.At(i)
+	if c.state == 0 {
+		return
+	}
+	life := idleLife
+	if c.state == stateRefused {
+		life = refusedLife
+	}
+	if c.more && t.env.CanSend() {
+		t.receive(i, c)
+		if c.state == 0 || c.more {
+			return
+		}
+	}
+	if due := c.last + life; due > t.env.Now() {
+		t.wheel.Set(id, due)
+		return
+	}
+	t.Stats.Expired++
+	t.remove(i, c)
+}
+
+// remove ends a flow and frees all it holds.
+func (t *Translator) remove(i uint32, c *conn) {
+	t.requests.clear(&c.waiting)
+	if c.fd >= 0 {
+		t.env.Close(c.fd)
+	}
+	t.setMore(c, false)
+	t.wheel.Cancel(t.timer + i)
+	*c = conn{fd: -1}
+	t.flows.Remove(i)
+}
+
+// Close ends all flows.
+func (t *Translator) Close() {
+	t.flows.Each(func(i uint32) { t.remove(i, t.flows.At(i)) })
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package udp
+
+import (
+	"encoding/binary"
+	"syscall"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// refusedLife is how long a refusal is remembered, in nanoseconds: datagrams
+// in that time are answered without asking the broker again.
+const refusedLife = second
+
+// Input takes a datagram from the guest, or with GSOUDPL4 in o several of
+// o.GSOSize bytes each, whose checksum was found right. u.Payload must not
+// change before the next Flush.
+func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
+	if p.Fragment || u.DstPort == 0 || p.TTL == 0 || !unicast(&p.Src) {
+		t.Stats.BadSource++
+		return
+	}
+	if !unicast(&p.Dst) || t.directedBroadcast(&p.Dst) {
+		t.Stats.NotUnicast++
+		return
+	}
+	k := flow.MakeKey(&p.Dst, &p.Src, u.DstPort, u.SrcPort)
+	i := t.flows.Find(&k)
+	if i == flow.None {
+		if i = t.openOut(&k, p, u); i == flow.None {
+			return
+		}
+	}
+	c := t.flows.At(i)
+	size := len(u.Payload)
+	if o != nil && o.GSOType == packet.GSOUDPL4 && o.GSOSize != 0 && int(o.GSOSize) < size {
+		size = int(o.GSOSize)
+		c.out = 2
+	}
+	c.out = min(c.out+1, 2)
+	switch c.state {
+	case stateOpen:
+		t.touch(i, c)
+		t.collect(i, c, p, u.Payload, size)
+	case stateOpening:
+		t.touch(i, c)
+		t.await(c, p, u.Payload, size)
+	case stateRefused: // not touched: the broker is asked again in time
+		t.sendRefusal(i, c, u.Payload[:size])
+	}
+}
+
+func unicast(a *packet.Addr) bool {
+	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsBroadcast()
+}
+
+// directedBroadcast tells whether a is the broadcast address of the guest's
+// own IPv4 network.
+func (t *Translator) directedBroadcast(a *packet.Addr) bool {
+	own := packet.Addr(t.g.Addr4)
+	if !a.Is4() || !own.Is4() || t.g.Prefix4 == 0 || t.g.Prefix4 > 30 {
+		return false
+	}
+	host := ^uint32(0) >> t.g.Prefix4
+	return binary.BigEndian.Uint32(a[12:]) == binary.BigEndian.Uint32(own[12:])|host
+}
+
+// openOut makes a flow for a datagram from the guest and asks the broker for
+// its socket.
+func (t *Translator) openOut(k *flow.Key, p *packet.Packet, u *packet.UDP) uint32 {
+	i, c := t.insert(k)
+	if c == nil {
+		return flow.None
+	}
+	t.open = ipc.Open{
+		Token: t.token(i), Proto: ipc.ProtoUDP,
+		Src: p.Src, Dst: p.Dst, SrcPort: u.SrcPort, DstPort: u.DstPort,
+	}
+	if !t.env.Open(&t.open) {
+		t.Stats.NoRoom++
+		t.remove(i, c)
+		return flow.None
+	}
+	return i
+}
+
+// await queues datagrams until the socket is there.
+func (t *Translator) await(c *conn, p *packet.Packet, data []byte, size int) {
+	for {
+		one := data[:min(size, len(data))]
+		data = data[len(one):]
+		if !t.enqueue(c, one, p.TTL, p.TrafficClass) {
+			t.Stats.QueueFull++
+		}
+		if len(data) == 0 {
+			return
+		}
+	}
+}
+
+// Opened takes the broker's answer to the Open with this token.
+func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
+	_, gen, i := flow.SplitToken(token)
+	if !t.flows.Live(i, gen) || t.flows.At(i).state != stateOpening {
+		if fd >= 0 {
+			t.env.Close(fd)
+		}
+		return
+	}
+	c := t.flows.At(i)
+	if o.Errno != 0 || fd < 0 {
+		t.refuse(i, c, syscall.Errno(o.Errno), o.Flags&ipc.OpenedProhibited != 0)
+		return
+	}
+	c.fd = fd
+	if e := t.env.Watch(fd, token); e != 0 {
+		t.Stats.NoRoom++
+		t.remove(i, c)
+		return
+	}
+	c.state = stateOpen
+	if !c.inbound {
+		c.peer = o.Addr
+	}
+	t.Stats.Opened++
+	t.drain(i, c)
+}
+
+// drain sends what has waited for the socket, in order.
+func (t *Translator) drain(i uint32, c *conn) {
+	for c.state == stateOpen && c.queue.count > 0 {
+		bufs, ttl, tos := t.next(&c.queue)
+		t.setHeader(i, c, ttl, tos)
+		if e := t.write(i, c, bufs); e != 0 {
+			t.failed(i, c, e, t.flat(bufs))
+		} else {
+			t.Stats.ToHost++
+		}
+	}
+	if c.state == stateOpen {
+		t.dropQueue(c)
+	}
+}
+
+// flat copies a datagram's pieces to one place.
+func (t *Translator) flat(bufs [][]byte) []byte {
+	n := 0
+	for _, b := range bufs {
+		n += copy(t.joined[n:], b)
+	}
+	return t.joined[:n]
+}
+
+// refuse ends the wait for a socket: the guest is told why for what it has
+// sent, and for a while for what it sends.
+func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool) {
+	t.Stats.Refused++
+	switch e {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN:
+		t.remove(i, c) // may be better the next time
+		return
+	}
+	if prohibited {
+		e = syscall.EACCES
+	}
+	remote, _ := t.flows.Key(i).Remote()
+	var ok bool
+	c.icmpType, c.icmpCode, ok = flow.Unreachable(e, remote.Is4())
+	c.silent = !ok
+	c.state = stateRefused
+	if c.queue.count > 0 {
+		bufs, _, _ := t.next(&c.queue)
+		t.sendRefusal(i, c, t.flat(bufs))
+	}
+	t.dropQueue(c)
+	c.last = t.env.Now()
+	t.wheel.Set(t.timer+i, c.last+refusedLife)
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package udp translates between the guest's UDP datagrams and sockets on the
+// host. A flow is one connected socket: the guest's address and port on one
+// side, a remote's on the other. Sockets come from the broker; what the guest
+// sends until one is there waits in a queue.
+//
+// Datagrams of equal size travel together, in both directions, as the kernel's
+// segmentation offload for UDP has it: one system call and one super-frame for
+// up to 64 of them.
+package udp
+
+import (
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// Seconds that a flow lives without traffic where the configuration does not
+// say, as conntrack has them: in one direction only, and in both.
+const (
+	defaultIdle   = 30
+	defaultStream = 120
+)
+
+const second = int64(1_000_000_000)
+
+// guestTTL is that of all packets to the guest.
+const guestTTL = 255
+
+// state is where a flow is; zero is none.
+type state uint8
+
+const (
+	stateOpening state = 1 + iota // the broker was asked for a socket
+	stateOpen                     // fd is that socket
+	stateRefused                  // there is none; remembered for a while
+)
+
+// conn is one flow.
+type conn struct {
+	newer, older uint32 // neighbours in order of use
+	fd           int32
+	state        state
+	batch        uint8 // 1 + index of the batch that collects for it, 0: none
+	ready        bool  // in Translator.ready
+	inbound      bool  // came by a listener
+	in, out      uint8 // datagrams in each direction, up to 2
+	ttl, tos     uint8 // as the socket has them
+	segment      uint16
+	single       uint16 // datagrams from this size on go alone; 0: none
+	icmpType     uint8  // stateRefused: what the guest is told, with code
+	icmpCode     uint8
+	silent       bool // stateRefused: the guest is told nothing
+	queue        queue
+	last         int64       // when it was used, in nanoseconds
+	peer         packet.Addr // where the socket is really connected to
+}
+
+// Stats counts datagrams, where nothing else is said.
+type Stats struct {
+	ToHost, ToGuest uint64
+	BadSource       uint64 // from the guest, source not unicast, or no port to go to
+	NotUnicast      uint64 // from the guest to a group, to everybody, or to loopback
+	QueueFull       uint64 // from the guest, too many before the socket came
+	WriteFailed     uint64 // from the guest, not taken by the socket
+	Truncated       uint64 // to the guest, longer than any may be
+	NoTarget        uint64 // to the guest, whose address is not known
+	SendFailed      uint64 // frames to the guest, not taken by the link
+
+	Opened, Refused, Inbound uint64 // flows
+	NoRoom                   uint64 // flows that could not be made
+	Expired, Evicted         uint64 // flows
+	Broken                   uint64 // flows closed for an error of the socket
+	Errors                   uint64 // ICMP errors sent to the guest
+}
+
+// Translator holds all UDP flows of a lane.
+type Translator struct {
+	env   flow.Env
+	g     *flow.Guest
+	wheel *flow.Wheel
+	timer uint32 // first timer id
+	pool  *flow.Pool
+	flows *flow.Table[conn]
+
+	newest, oldest uint32 // ends of the list in order of use
+	queued         int    // chunks in queues
+
+	batches   [numBatches]batch
+	nextBatch int
+
+	listeners []listener
+	ready     []uint32 // flows with more to read than one turn allows
+	waiting   int      // listeners of which the same is true
+
+	datagrams [readBatch]flow.Datagram
+	joined    []byte // several datagrams one after the other
+	frame     []byte // a frame to be cut, or the packet that an error quotes
+	errFrame  [packet.EthernetLen + 1280]byte
+	vec       [maxDatagram/flow.ChunkSize + 2][]byte
+	hdr       [packet.MaxHeaders]byte
+	offload   packet.Offload
+	ends      packet.Ends
+	quoted    packet.Ends
+	ports     [2]uint16 // source and destination that go with ends
+	frag      packet.Fragmenter
+	fragID    uint32
+	emit      func(headers, payload []byte)
+	sockErr   flow.SocketError
+	open      ipc.Open
+
+	Stats Stats
+}
+
+// New makes a translator for up to maxFlows flows, which uses as many timer ids
+// from timerBase on. Queues take their memory from pool.
+func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Pool, maxFlows int) *Translator {
+	t := &Translator{
+		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
+		flows:  flow.NewTable[conn](maxFlows),
+		newest: flow.None, oldest: flow.None,
+		ready:  make([]uint32, 0, maxFlows),
+		joined: make([]byte, bufferSize),
+		frame:  make([]byte, bufferSize+packet.MaxHeaders),
+	}
+	mem := make([]byte, readBatch*bufferSize)
+	for i := range t.datagrams {
+		t.datagrams[i].Buf = mem[i*bufferSize : (i+1)*bufferSize : (i+1)*bufferSize]
+	}
+	for i := range t.batches {
+		t.batches[i].flow = flow.None
+	}
+	t.sockErr.Buf = make([]byte, 2048)
+	t.emit = t.sendFragment
+	return t
+}
+
+// Cap is the number of flows that fit, and of timer ids used.
+func (t *Translator) Cap() int { return t.flows.Cap() }
+
+// Len is the number of flows.
+func (t *Translator) Len() int { return t.flows.Len() }
+
+func (t *Translator) token(i uint32) uint64 {
+	return flow.Token(flow.OwnerUDP, t.flows.Gen(i), i)
+}
+
+// insert makes a flow in state opening; if the table is full, in place of the
+// one that was not used for longest.
+func (t *Translator) insert(k *flow.Key) (uint32, *conn) {
+	if t.flows.Len() == t.flows.Cap() && t.oldest != flow.None {
+		t.evict(t.oldest)
+	}
+	i := t.flows.Insert(k)
+	if i == flow.None {
+		t.Stats.NoRoom++
+		return i, nil
+	}
+	c := t.flows.At(i)
+	c.state = stateOpening
+	c.fd = -1
+	c.ttl = packet.DefaultTTL
+	c.queue.head, c.queue.tail = flow.None, flow.None
+	c.last = t.env.Now()
+	t.link(i, c)
+	t.wheel.Set(t.timer+i, c.last+t.lifetime(c))
+	return i, c
+}
+
+// remove ends a flow and frees all it holds.
+func (t *Translator) remove(i uint32, c *conn) {
+	if c.batch != 0 {
+		t.batches[c.batch-1].reset()
+	}
+	t.dropQueue(c)
+	if c.fd >= 0 {
+		t.env.Close(c.fd)
+	}
+	if c.ready {
+		t.unready(i)
+	}
+	t.wheel.Cancel(t.timer + i)
+	t.unlink(c)
+	*c = conn{fd: -1}
+	t.flows.Remove(i)
+}
+
+// link puts a flow at the new end of the list.
+func (t *Translator) link(i uint32, c *conn) {
+	c.newer, c.older = flow.None, t.newest
+	if t.newest != flow.None {
+		t.flows.At(t.newest).newer = i
+	} else {
+		t.oldest = i
+	}
+	t.newest = i
+}
+
+func (t *Translator) unlink(c *conn) {
+	if c.newer != flow.None {
+		t.flows.At(c.newer).older = c.older
+	} else {
+		t.newest = c.older
+	}
+	if c.older != flow.None {
+		t.flows.At(c.older).newer = c.newer
+	} else {
+		t.oldest = c.newer
+	}
+}
+
+// touch notes that a flow is in use. Its timer stays where it is, and moves
+// when it fires.
+func (t *Translator) touch(i uint32, c *conn) {
+	c.last = t.env.Now()
+	if t.newest != i {
+		t.unlink(c)
+		t.link(i, c)
+	}
+}
+
+// lifetime is how long a flow may go unused, in nanoseconds. Traffic in both
+// directions, and more than a question and its answer, makes it a stream.
+func (t *Translator) lifetime(c *conn) int64 {
+	if c.state == stateRefused {
+		return refusedLife
+	}
+	s := t.g.UDPIdle
+	if s == 0 {
+		s = defaultIdle
+	}
+	if c.in > 0 && c.out > 0 && c.in+c.out > 2 {
+		if s = t.g.UDPStream; s == 0 {
+			s = defaultStream
+		}
+	}
+	return int64(s) * second
+}
+
+// Timer is called when the timer with this id fires.
+func (t *Translator) Timer(id uint32) {
+	i := id - t.timer
+	c := t.flows.At(i)
+	if c.state == 0 {
+		return
+	}
+	if due := c.last + t.lifetime(c); due > t.env.Now() {
+		t.wheel.Set(id, due)
+		return
+	}
+	t.Stats.Expired++
+	t.remove(i, c)
+}
+
+// Evict closes the socket that was not used for longest, for want of
+// descriptors. It reports false if there is none.
+func (t *Translator) Evict() bool {
+	for i := t.oldest; i != flow.None; {
+		c := t.flows.At(i)
+		next := c.newer
+		if c.fd >= 0 {
+			t.evict(i)
+			return true
+		}
+		i = next
+	}
+	return false
+}
+
+// evict removes a flow in favour of another, after sending what it has.
+func (t *Translator) evict(i uint32) {
+	t.Stats.Evicted++
+	c := t.flows.At(i)
+	if c.batch != 0 {
+		t.flushBatch(&t.batches[c.batch-1])
+	}
+	if c.state != 0 {
+		t.remove(i, c)
+	}
+}
+
+// Flush ends a batch of frames from the guest: what they carried goes to the
+// sockets. It also goes on with what Pending tells of.
+func (t *Translator) Flush() {
+	for b := range t.batches {
+		t.flushBatch(&t.batches[b])
+	}
+	t.poll()
+}
+
+// Pending tells whether there is something to be read that no event will
+// announce, and that the link has room for. The caller is to call Flush then.
+func (t *Translator) Pending() bool {
+	return (len(t.ready) > 0 || t.waiting > 0) && t.env.CanSend()
+}
+
+// Resume is called when the link takes frames again.
+func (t *Translator) Resume() { t.poll() }
+
+// poll gives each flow and listener with more to read a turn.
+func (t *Translator) poll() {
+	for n := len(t.ready); n > 0 && len(t.ready) > 0 && t.env.CanSend(); n-- {
+		i := t.ready[0]
+		c := t.flows.At(i)
+		t.unready(i)
+		c.ready = false
+		t.receive(i, c)
+	}
+	if t.waiting > 0 {
+		t.pollListeners()
+	}
+}
+
+func (t *Translator) makeReady(i uint32, c *conn) {
+	if !c.ready {
+		c.ready = true
+		t.ready = append(t.ready, i)
+	}
+}
+
+func (t *Translator) unready(i uint32) {
+	for k := range t.ready {
+		if t.ready[k] == i {
+			t.ready = t.ready[:k+copy(t.ready[k:], t.ready[k+1:])]
+			return
+		}
+	}
+}
+
+// Close ends all flows and listeners.
+func (t *Translator) Close() {
+	t.flows.Each(func(i uint32) { t.remove(i, t.flows.At(i)) })
+	for k := range t.listeners {
+		t.closeListener(&t.listeners[k])
+	}
+}
