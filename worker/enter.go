@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !race
+
+package main
+
+import (
+	"fmt"
+	"math"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/policy"
+)
+
+// runtimeEnvironment is all that the second stage finds in its environment:
+// one processor, because there is one event loop, and no preemption by signals,
+// which would only interrupt its system calls. Neither can be set in the source
+// without a cost at each start.
+var runtimeEnvironment = []string{"GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
+
+// enter is the first stage. It replaces the process by the second one, which
+// looks at what has been achieved; so what an old or restricted system refuses
+// here is told there.
+func enter(args policy.Arguments) error {
+	// Descriptors that the broker inherited and its child with it. Kernels
+	// before 5.11 refuse: there the broker's own close_range has to do.
+	_ = unix.CloseRange(policy.ExecutableFD+1, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+	if args.Namespaces&unix.CLONE_NEWNS != 0 {
+		if err := policy.EmptyRoot(); err != nil {
+			logf(levelWarning, "%v", err)
+		}
+	}
+	if err := policy.DropCapabilities(); err != nil {
+		logf(levelWarning, "%v", err)
+	}
+	args.Stage = policy.StageRun
+	return execSelf(args.Strings(), runtimeEnvironment)
+}
+
+// execSelf replaces the process by the program that policy.ExecutableFD names.
+// There may be no file system left to find it by name.
+func execSelf(argv, env []string) error {
+	argp, err := syscall.SlicePtrFromStrings(argv)
+	if err != nil {
+		return err
+	}
+	envp, err := syscall.SlicePtrFromStrings(env)
+	if err != nil {
+		return err
+	}
+	unix.CloseOnExec(policy.ExecutableFD)
+	empty := [1]byte{}
+	_, _, errno := unix.RawSyscall6(unix.SYS_EXECVEAT, policy.ExecutableFD,
+		uintptr(unsafe.Pointer(&empty[0])), uintptr(unsafe.Pointer(&argp[0])),
+		uintptr(unsafe.Pointer(&envp[0])), unix.AT_EMPTY_PATH, 0)
+	return fmt.Errorf("exec of the second stage: %w", errno)
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The runtime must not wake up by itself to read the number of processors, nor
+// name its mappings by prctl, which the filter forbids.
+
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+//go:debug decoratemappings=0
+
+// Command aldente-worker translates between a guest's frames and sockets. It
+// is the process that reads hostile packets, so it starts by giving up
+// everything but the descriptors the broker hands it. Only the broker can
+// start it.
+//
+// It runs twice. The first time, straight from clone(2) in new namespaces, it
+// empties its file system and its capabilities and replaces itself by a fresh
+// image: capabilities belong to threads, and only exec leaves none with any.
+// The second time it confines itself, reads what the broker sends, gives up
+// what only that needed, and translates until the broker is gone.
+package main
+
+import (
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/policy"
+)
+
+func init() {
+	// The main goroutine keeps the main thread: the one whose capabilities
+	// are dropped, that execs, and whose name ps shows.
+	runtime.LockOSThread()
+}
+
+func main() {
+	args, err := policy.ParseArguments(os.Args)
+	if err != nil {
+		fail(err)
+	}
+	if args.Stage == policy.StageEnter {
+		// Ends in exec of this program, with the other stage.
+		if err := enter(args); err != nil {
+			fail(err)
+		}
+	}
+
+	// 1. Lock down. From here on no file can be opened and no socket made.
+	settleRuntime()
+	report := confine(args)
+	tell(args, report)
+
+	// 2. Read the start-up records: configuration, the guest's link, listeners.
+	translator, err := prepare(policy.ControlFD)
+	if err != nil {
+		fail(err)
+	}
+
+	// 3. Give up what only start-up needed.
+	tell(args, tighten(args))
+
+	// 4. Say that we are ready, and translate.
+	if err := translator.Run(); err != nil {
+		fail(err)
+	}
+	unix.Exit(0)
+}
+
+// translator is what prepare returns: worker/lane, or the captive of tests.
+type translator interface {
+	// Run sends ipc.KindReady and translates until the broker's end of the
+	// control channel is closed.
+	Run() error
+}
