@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+
+PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
+LIBEXECDIR ?= $(PREFIX)/libexec/aldente
+MANDIR     ?= $(PREFIX)/share/man
+FUZZTIME   ?= 10s
+SOAK       ?= 10m
+BENCH      ?= full
+SHORT      ?=
+GO         ?= go
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOBUILD     = CGO_ENABLED=0 $(GO) build -trimpath
+LDFLAGS     = -s -w -X aldente/broker/supervise.libexecDir=$(LIBEXECDIR)
+TESTFLAGS   = -count=1 $(if $(SHORT),-short)
+
+export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
+
+.PHONY: all run test unit e2e lint bench fuzz generate debug-filter soak install clean
+
+## all: both programs, static, and the names by which pasta and passt are called
+all:
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente ./broker
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente-worker ./worker
+	ln -sf aldente bin/pasta
+	ln -sf aldente bin/passt
+
+## run: a command in a connected namespace: make run CMD='ip address; ip route'
+run: all
+	@bin/pasta --config-net -- sh -c "$$CMD"
+
+## test: everything; as root on Debian it installs the clients that it needs (SHORT=1: the light part)
+test: all
+	sh test/setup.sh
+	$(GO) vet ./...
+	{ $(GO) test -json $(TESTFLAGS) $$($(GO) list ./... | grep -v '^aldente/test'); \
+	  $(GO) test -json $(TESTFLAGS) -p 1 -timeout 20m ./test/...; } | $(GO) run ./test/summary
+
+## unit: without the end-to-end tests
+unit:
+	$(GO) test -json $(TESTFLAGS) $$($(GO) list ./... | grep -v '^aldente/test') | $(GO) run ./test/summary
+
+## e2e: the end-to-end tests; RUN selects by name
+e2e: all
+	$(GO) test -json $(TESTFLAGS) -p 1 -timeout 20m -run '$(RUN)' ./test/... | $(GO) run ./test/summary
+
+lint:
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) mod verify
+	$(GO) mod tidy -diff
+
+## bench: side by side with passt's pasta and slirp4netns; root; BENCH=short takes under three minutes
+bench: all
+	$(GO) build -o build/bench ./bench
+	build/bench $(if $(filter short,$(BENCH)),-short) $(BENCHFLAGS)
+
+## fuzz: each target for FUZZTIME
+fuzz:
+	GO='$(GO)' sh test/fuzz.sh $(FUZZTIME)
+
+## generate: the seccomp filters, with libseccomp (Debian: libseccomp-dev, gcc)
+generate:
+	CGO_ENABLED=1 $(GO) run -tags seccompgen ./policy/generate -o policy/filters
+
+## debug-filter: programs whose filters trap, so that Go prints who made a forbidden call
+debug-filter:
+	$(GOBUILD) -tags debugfilter -o build/debug/aldente ./broker
+	$(GOBUILD) -tags debugfilter -o build/debug/aldente-worker ./worker
+	ln -sf aldente build/debug/pasta
+	ln -sf aldente build/debug/passt
+
+## soak: connections come and go for SOAK; nothing may grow
+soak: all
+	ALDENTE_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 0 -run TestSoak ./test
+
+install: all
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1
+	install -m 755 bin/aldente $(DESTDIR)$(BINDIR)/aldente
+	ln -sf aldente $(DESTDIR)$(BINDIR)/pasta
+	ln -sf aldente $(DESTDIR)$(BINDIR)/passt
+	install -m 755 bin/aldente-worker $(DESTDIR)$(LIBEXECDIR)/aldente-worker
+	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
+
+clean:
+	rm -rf bin build

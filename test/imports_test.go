@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// floors are the storeys of the house, from the ground: a package imports
+// only from below its own.
+var floors = [][]string{
+	{"aldente/worker/packet", "aldente/ipc", "aldente/policy"},
+	{"aldente/worker/flow"}, // what the translators share; no protocol
+	{"aldente/worker/link", "aldente/worker/arp", "aldente/worker/ndp", "aldente/worker/dhcp", "aldente/worker/dhcpv6"},
+	{"aldente/worker/tcp", "aldente/worker/udp", "aldente/worker/icmp", "aldente/worker/splice"},
+	{"aldente/worker/lane"},
+	{"aldente/worker"},
+}
+
+// floorOf returns a package's floor, or -1. All of policy is on the ground;
+// what only tests import is on none.
+func floorOf(pkg string) int {
+	if isIn(pkg, "aldente/policy") {
+		return 0
+	}
+	return slices.IndexFunc(floors, func(f []string) bool { return slices.Contains(f, pkg) })
+}
+
+// goList returns, for each package that matches, its imports.
+func goList(t *testing.T, pattern string, flags ...string) map[string][]string {
+	t.Helper()
+	args := slices.Concat([]string{"list"}, flags, []string{"-f", "{{.ImportPath}} {{join .Imports \" \"}}", pattern})
+	cmd := exec.Command("go", args...)
+	cmd.Dir = ".."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list %s: %v\n%s", pattern, err, errs.String())
+	}
+	m := map[string][]string{}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		m[f[0]] = f[1:]
+	}
+	return m
+}
+
+func isIn(pkg, tree string) bool { return pkg == tree || strings.HasPrefix(pkg, tree+"/") }
+
+func TestImportFloors(t *testing.T) {
+	for pkg, imports := range goList(t, "./...") {
+		for _, imp := range imports {
+			if !isIn(imp, "aldente") || isIn(pkg, "aldente/policy") && isIn(imp, "aldente/policy") || strings.HasSuffix(pkg, "test") {
+				continue
+			}
+			if isIn(pkg, "aldente/broker") && isIn(imp, "aldente/worker") || isIn(pkg, "aldente/worker") && isIn(imp, "aldente/broker") {
+				t.Errorf("%s imports %s: broker and worker never import each other", pkg, imp)
+			}
+			from, to := floorOf(pkg), floorOf(imp)
+			switch {
+			case isIn(pkg, "aldente/worker") && from < 0:
+				t.Errorf("%s is on no floor", pkg)
+			case from >= 0 && to >= from:
+				t.Errorf("%s (floor %d) imports %s (floor %d): imports go down only", pkg, from, imp, to)
+			case from >= 0 && to < 0:
+				t.Errorf("%s imports %s, which is on no floor", pkg, imp)
+			}
+		}
+	}
+}
+
+// TestWorkerDependencies looks at all that is linked into the worker.
+func TestWorkerDependencies(t *testing.T) {
+	deps := goList(t, "./worker", "-deps")
+	for pkg := range deps {
+		for _, bad := range []string{"net", "os/exec", "os/user", "plugin", "net/http", "crypto/tls", "aldente/broker"} {
+			if pkg == bad || bad == "aldente/broker" && isIn(pkg, bad) {
+				t.Errorf("the worker is linked with %s", pkg)
+			}
+		}
+	}
+	for pkg := range goList(t, "./broker", "-deps") {
+		if isIn(pkg, "aldente/worker") {
+			t.Errorf("the broker is linked with %s", pkg)
+		}
+	}
+	for imp := range goList(t, "./worker/packet", "-deps") {
+		if isIn(imp, "aldente") && imp != "aldente/worker/packet" {
+			t.Errorf("worker/packet is linked with %s", imp)
+		}
+	}
+}
+
+// TestWhoMakesSystemCalls parses the translators: they may name errors of the
+// kernel and nothing that enters it.
+func TestWhoMakesSystemCalls(t *testing.T) {
+	root := filepath.Join("..", "worker")
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		switch dir, _ := filepath.Rel(root, filepath.Dir(path)); strings.Split(dir, "/")[0] {
+		case ".", "link", "lane": // the program itself locks down; these two do the work
+			return nil
+		}
+		checkCalls(t, path)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func checkCalls(t *testing.T, path string) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	for _, imp := range f.Imports {
+		name, _ := strconv.Unquote(imp.Path.Value)
+		for _, bad := range []string{"golang.org/x/sys/unix", "os", "net", "os/exec", "io/ioutil", "runtime/cgo"} {
+			if name == bad {
+				t.Errorf("%s imports %s", path, bad)
+			}
+		}
+		if name == "syscall" && imp.Name != nil {
+			t.Errorf("%s renames syscall", path)
+		}
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		sel, ok := n.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if x, ok := sel.X.(*ast.Ident); ok && x.Name == "syscall" && x.Obj == nil {
+			if name := sel.Sel.Name; name != "Errno" && !(len(name) > 1 && name[0] == 'E' && strings.ToUpper(name) == name) {
+				t.Errorf("%s uses syscall.%s", path, name)
+			}
+		}
+		return true
+	})
+}
