@@ -83,6 +83,8 @@ type instance struct {
 	stream  *streamServer // passt: where virtual machines connect
 	capture int           // pcap file, -1: none
 
+	captured ipc.Capture // what the next worker is told of it
+
 	// Set by attach, read by those who start workers: closed when link and
 	// config are there, or nil records if they never will be.
 	attached chan struct{}
@@ -335,11 +337,16 @@ func (in *instance) attachStream() error {
 	return nil
 }
 
+// tapQueue is the length of the tap's queue towards us, in packets. A tap has
+// no back-pressure but windows: what 64 bulk flows have in flight, with the
+// acknowledgments of as many others, has to fit.
+const tapQueue = 16384
+
 // attach has the agent make the tap, and with it completes what a worker needs
 // to know.
 func (in *instance) attach(host *hostnet.Network) error {
 	cfg := in.cfg
-	s := agent.Setup{Name: cfg.NSIfName, MAC: cfg.NSMAC, MTU: cfg.MTU, Configure: cfg.ConfigNet}
+	s := agent.Setup{Name: cfg.NSIfName, MAC: cfg.NSMAC, MTU: cfg.MTU, QueueLen: tapQueue, Configure: cfg.ConfigNet}
 	if s.Name == "" {
 		s.Name = host.TapName()
 	}
@@ -380,9 +387,10 @@ func (in *instance) setUpWorker(control int) error {
 		return err
 	}
 	if in.capture >= 0 {
-		if err := ipc.Send(control, ipc.Empty(ipc.KindCapture), in.capture); err != nil {
+		if err := ipc.Send(control, in.captured.Encode(), in.capture); err != nil {
 			return err
 		}
+		in.captured.Append = 1
 	}
 	if in.linkFD >= 0 {
 		if err := ipc.Send(control, in.link.Encode(), in.linkFD); err != nil {
@@ -468,6 +476,9 @@ func waitChild(c *netns.Child) <-chan childExit {
 	done := make(chan childExit, 1)
 	go func() {
 		status, err := c.Wait()
+		if failed := (*netns.ExecError)(nil); errors.As(err, &failed) {
+			status = 1 // as the original: ours to report, not the command's
+		}
 		done <- childExit{status, err}
 	}()
 	return done

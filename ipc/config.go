@@ -146,6 +146,25 @@ type Listener struct {
 	Target    [16]byte // address in the guest, zero: the guest's own
 }
 
+// Capture precedes the descriptor of the pcap file.
+type Capture struct {
+	Append uint8 // 1: the file has its header, from a worker before this one
+}
+
+// Encode returns the record.
+func (c *Capture) Encode() []byte { return encodeFixed(KindCapture, c) }
+
+// Decode reads exactly one record.
+func (c *Capture) Decode(b []byte) error {
+	if err := decodeFixed(b, KindCapture, c); err != nil {
+		return err
+	}
+	if c.Append > 1 {
+		return fmt.Errorf("%w: capture %d", ErrMalformed, c.Append)
+	}
+	return nil
+}
+
 // Flags of Listener.
 const (
 	ListenerMaySplice = 1 << 0 // on the host: peers on its loopback take the bypass

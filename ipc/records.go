@@ -26,7 +26,7 @@ const (
 	KindConfig   // Config
 	KindLink     // Link, with the tap or the connected stream socket
 	KindListener // Listener, with a listening TCP or a bound UDP socket
-	KindCapture  // Empty, with the pcap file
+	KindCapture  // Capture, with the pcap file
 	KindStart    // Empty: start-up is over
 
 	// Broker to worker, while running.

@@ -192,8 +192,9 @@ func (s *Supervisor) cloneWith(flags uintptr, files []uintptr) (pid, pidfd int, 
 		sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	}
-	// Through the descriptor, which names the file that was there at the start.
-	path := "/proc/self/fd/" + strconv.Itoa(int(s.exe.Fd()))
+	// Through the descriptor, which names the file that was there at the start,
+	// and by the number that it has in the child: its last.
+	path := "/proc/self/fd/" + strconv.Itoa(len(files)-1)
 	pid, _, err = syscall.StartProcess(path, args.Strings(), &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{},

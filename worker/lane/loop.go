@@ -85,6 +85,9 @@ func (l *Lane) finish() {
 	if l.channel.n > 0 && !l.channel.flush() {
 		l.err = io.EOF
 	}
+	if l.capture != nil {
+		l.capture.Flush()
+	}
 	if l.link == nil {
 		return
 	}
@@ -184,7 +187,7 @@ func (l *Lane) record(rec []byte, fd int32) {
 	case ipc.KindUnlisten:
 		err = l.unlisten(rec)
 	case ipc.KindCapture:
-		l.capture = link.NewCapture(fd)
+		err = l.newCapture(rec, fd)
 	default:
 		err = fmt.Errorf("record of kind %d from the broker", h.Kind)
 	}
@@ -236,6 +239,15 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 	l.watchLink(unix.EPOLL_CTL_ADD)
 	l.hello = 0
 	l.greet()
+	return nil
+}
+
+func (l *Lane) newCapture(rec []byte, fd int32) error {
+	var k ipc.Capture
+	if err := k.Decode(rec); err != nil || fd < 0 {
+		return fmt.Errorf("capture record: %w", err)
+	}
+	l.capture = link.NewCapture(fd, k.Append == 1)
 	return nil
 }
 
