@@ -66,6 +66,7 @@ type Lane struct {
 
 	guest   flow.Guest
 	link    link.Link
+	more    bool // the link may hold frames that no event announces
 	blocked bool // the link had a backlog when last looked at
 	batch   *link.Batch
 	capture *link.Capture

@@ -46,7 +46,7 @@ func (l *Lane) turn() {
 			}
 		}
 	}
-	if fromGuest {
+	if fromGuest || l.more {
 		l.receive()
 	}
 	l.poll1()
@@ -56,7 +56,7 @@ func (l *Lane) turn() {
 
 // timeout is how long to wait, in milliseconds; -1: no reason to wake up.
 func (l *Lane) timeout() int {
-	if l.tcp.Pending() || l.udp.Pending() {
+	if l.more || l.tcp.Pending() || l.udp.Pending() {
 		return 0
 	}
 	next := l.wheel.Next()
@@ -122,8 +122,10 @@ func (l *Lane) writable(events uint32) {
 }
 
 // receive takes frames from the guest, batch by batch, for a bounded number
-// of batches: sockets and timers have a turn then.
+// of batches: sockets and timers have a turn then. Whole frames may wait in
+// the batch's memory, which no event announces: more remembers.
 func (l *Lane) receive() {
+	l.more = false
 	for range 4 {
 		if l.link == nil {
 			return
@@ -142,6 +144,7 @@ func (l *Lane) receive() {
 			return
 		}
 	}
+	l.more = true
 }
 
 // linkGone drops the link. Flows stay: a new client may come for them.
@@ -157,7 +160,7 @@ func (l *Lane) linkGone(err error) {
 	l.poll.control(unix.EPOLL_CTL_DEL, l.link.FD(), 0, 0)
 	l.link.Close()
 	l.link = nil
-	l.blocked = false
+	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte
 	(&ipc.Event{Code: code}).Encode(rec[:])
 	l.channel.send(rec[:])
