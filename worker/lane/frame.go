@@ -96,13 +96,19 @@ func (l *Lane) datagram(p *packet.Packet, o *packet.Offload) {
 		l.Stats.BadFrames++
 	case u.DstPort == portDHCP && p.IPVersion == 4 && l.guest.Has(ipc.FlagDHCP):
 		l.sendOwn(dhcp.Handle(&l.guest, p, u, l.out))
-	case u.DstPort == portDHCPv6 && p.IPVersion == 6 && l.guest.Has(ipc.FlagDHCPv6) && p.Dst.IsMulticast():
+	case u.DstPort == portDHCPv6 && p.IPVersion == 6 && l.guest.Has(ipc.FlagDHCPv6) && l.forServer(&p.Dst):
 		l.sendOwn(dhcpv6.Handle(&l.guest, p, u, l.out))
 	case l.guest.Has(ipc.FlagUDP):
 		l.udp.Input(p, o, u)
 	default:
 		l.Stats.Ignored++
 	}
+}
+
+// forServer tells whether a DHCPv6 message to a is for us: to
+// All_DHCP_Relay_Agents_and_Servers (RFC 8415 section 7.1) or our own address.
+func (l *Lane) forServer(a *packet.Addr) bool {
+	return *a == packet.Addr{0: 0xff, 1: 2, 13: 1, 15: 2} || *a == l.guest.Our6 || *a == l.guest.OurLL6
 }
 
 func (l *Lane) icmpv6(p *packet.Packet, o *packet.Offload) {
@@ -113,6 +119,10 @@ func (l *Lane) icmpv6(p *packet.Packet, o *packet.Offload) {
 	}
 	switch t := b[0]; {
 	case t >= packet.ICMPv6RouterSolicit && t <= packet.ICMPv6Redirect:
+		if p == &l.again {
+			l.Stats.Ignored++ // never in fragments, RFC 6980 section 5
+			return
+		}
 		l.sendOwn(ndp.Handle(&l.guest, p, l.out))
 	case t == packet.ICMPv6EchoRequest && l.guest.Has(ipc.FlagICMP):
 		if l.echo.Decode(b) == nil {

@@ -5,16 +5,16 @@ package lane
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/worker/arp"
 	"aldente/worker/flow"
 	"aldente/worker/link"
 	"aldente/worker/ndp"
-
-	"aldente/worker/arp"
 )
 
 // turn waits for events and does all that they call for.
@@ -337,7 +337,11 @@ func (l *Lane) advertise() {
 		return
 	}
 	l.sendOwn(ndp.Advertise(g, l.out))
-	l.wheel.Set(l.timer+timerRA, l.now+ndp.Next(g, uint64(l.now)*0x9e3779b97f4a7c15))
+	wait := ndp.Next(g, rand.Uint64())
+	if wait == 0 {
+		return
+	}
+	l.wheel.Set(l.timer+timerRA, l.now+wait)
 }
 
 // sendOwn sends the first n bytes of out, a whole frame; none if n is zero.
