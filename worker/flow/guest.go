@@ -88,3 +88,10 @@ func (g *Guest) InboundTarget(src *packet.Addr) packet.Addr {
 	}
 	return g.Seen6
 }
+
+// TakesBypass tells whether a peer of a listener with these flags goes socket to
+// socket, past the guest's link. For what listens in the namespace there is no
+// other way.
+func TakesBypass(flags uint8, peer *packet.Addr) bool {
+	return flags&ipc.ListenerNamespace != 0 || flags&ipc.ListenerMaySplice != 0 && peer.IsLoopback()
+}

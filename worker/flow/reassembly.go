@@ -232,7 +232,7 @@ func (s *reassembly) place(off int, data []byte, more bool, buf []byte) placemen
 	default:
 		return placeOverlap
 	}
-	if s.total >= 0 && (end > s.total || !more) || !more && s.end > end {
+	if s.total >= 0 && end > s.total || !more && s.end > end {
 		return placeOverlap // there is data behind the last fragment
 	}
 	if !more {

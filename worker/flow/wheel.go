@@ -14,6 +14,7 @@ const (
 	wheelSlots  = 1 << wheelBits
 	wheelShift  = 3
 	wheelLevels = 8
+	wheelDue    = wheelLevels * wheelSlots // the bucket of timers about to be fired
 	// Tick is the wheel's resolution in nanoseconds.
 	Tick = 1_000_000
 )
@@ -30,7 +31,7 @@ type timerNode struct {
 // of ids; what a timer means is the owner's to know.
 type Wheel struct {
 	nodes  []timerNode
-	heads  [wheelLevels * wheelSlots]uint32
+	heads  [wheelLevels*wheelSlots + 1]uint32
 	expiry [wheelLevels * wheelSlots]int64 // tick at which the bucket is due
 	used   [wheelLevels]uint64             // bit: bucket is not empty
 	tick   int64                           // all buckets up to this tick are done
@@ -42,7 +43,9 @@ func NewWheel(size int, now int64) *Wheel {
 	return &Wheel{nodes: make([]timerNode, size), tick: now / Tick}
 }
 
-// Set starts or moves the timer of id to at, in nanoseconds.
+// Set starts or moves the timer of id to at, in nanoseconds. It is measured from
+// the last Advance: the caller advances the wheel to the present first, or the
+// timer may be late by an eighth of the time since then too.
 func (w *Wheel) Set(id uint32, at int64) {
 	n := &w.nodes[id]
 	if n.bucket != 0 {
@@ -57,12 +60,19 @@ func (w *Wheel) Set(id uint32, at int64) {
 		level++
 	}
 	gran := int64(1) << (wheelShift * level)
-	if far := w.tick + (wheelSlots-3)*gran; due > far {
-		due = far // beyond the last level: the owner sets it again
+	if far := w.tick + (wheelSlots-2)*gran; due > far {
+		due = far // beyond the last level, 36 hours: the owner sets it again
 	}
 	unit := (due + gran - 1) >> (wheelShift * level)
 	b := uint(level)*wheelSlots + uint(unit)&(wheelSlots-1)
 	w.expiry[b] = unit << (wheelShift * level)
+	w.used[level] |= 1 << (uint(unit) & (wheelSlots - 1))
+	w.push(id, b)
+}
+
+// push puts a timer that is in no bucket into bucket b.
+func (w *Wheel) push(id uint32, b uint) {
+	n := &w.nodes[id]
 	n.bucket = uint16(b + 1)
 	n.prev = 0
 	n.next = w.heads[b]
@@ -70,7 +80,6 @@ func (w *Wheel) Set(id uint32, at int64) {
 		w.nodes[n.next-1].prev = id + 1
 	}
 	w.heads[b] = id + 1
-	w.used[level] |= 1 << (uint(unit) & (wheelSlots - 1))
 }
 
 // Cancel stops the timer of id, if it is set.
@@ -90,7 +99,7 @@ func (w *Wheel) unlink(id uint32) {
 		w.nodes[n.prev-1].next = n.next
 	} else {
 		w.heads[b] = n.next
-		if n.next == 0 {
+		if n.next == 0 && b != wheelDue {
 			w.used[b/wheelSlots] &^= 1 << (b % wheelSlots)
 		}
 	}
@@ -124,9 +133,12 @@ func (w *Wheel) Next() int64 {
 }
 
 // Advance moves the wheel to now and calls fire for each timer that is due,
-// which is no longer set then. fire may set and cancel any timer.
+// in no particular order, which is no longer set then. fire may set and cancel
+// any timer; one that it sets is not due before the next Advance.
 func (w *Wheel) Advance(now int64, fire func(id uint32)) {
 	target := now / Tick
+	// All that is due leaves its bucket before the first is fired: what fire
+	// sets is then measured from now, however long the wheel has stood still.
 	for {
 		next := w.Next()
 		if next == NoTimer || next/Tick > target {
@@ -141,11 +153,16 @@ func (w *Wheel) Advance(now int64, fire func(id uint32)) {
 			for w.heads[b] != 0 && w.expiry[b] <= w.tick {
 				id := w.heads[b] - 1
 				w.unlink(id)
-				fire(id)
+				w.push(id, wheelDue)
 			}
 		}
 	}
 	if target > w.tick {
 		w.tick = target
+	}
+	for w.heads[wheelDue] != 0 {
+		id := w.heads[wheelDue] - 1
+		w.unlink(id)
+		fire(id)
 	}
 }

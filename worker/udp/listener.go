@@ -14,6 +14,7 @@ import (
 type listener struct {
 	id        uint32 // zero: not in use
 	fd        int32
+	flags     uint8 // ipc.Listener*
 	hostPort  uint16
 	guestPort uint16
 	target    packet.Addr
@@ -22,18 +23,16 @@ type listener struct {
 
 // AddListener takes over a bound socket.
 func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
-	n := listener{id: l.ID, fd: fd, hostPort: l.HostPort, guestPort: l.GuestPort, target: l.Target}
-	at := 0
-	for at < len(t.listeners) && t.listeners[at].id != 0 {
-		at++
-	}
-	if at == len(t.listeners) {
-		t.listeners = append(t.listeners, n)
-	} else {
+	n := listener{id: l.ID, fd: fd, flags: l.Flags, hostPort: l.HostPort, guestPort: l.GuestPort, target: l.Target}
+	at := len(t.listeners)
+	if k := len(t.unused); k > 0 {
+		at, t.unused = int(t.unused[k-1]), t.unused[:k-1]
 		t.listeners[at] = n
+	} else {
+		t.listeners = append(t.listeners, n)
 	}
 	if e := t.env.Watch(fd, flow.Token(flow.OwnerUDPListener, l.ID, uint32(at))); e != 0 {
-		t.closeListener(&t.listeners[at])
+		t.closeListener(at)
 	}
 }
 
@@ -41,12 +40,13 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 func (t *Translator) RemoveListener(id uint32) {
 	for k := range t.listeners {
 		if t.listeners[k].id == id {
-			t.closeListener(&t.listeners[k])
+			t.closeListener(k)
 		}
 	}
 }
 
-func (t *Translator) closeListener(l *listener) {
+func (t *Translator) closeListener(at int) {
+	l := &t.listeners[at]
 	if l.id == 0 {
 		return
 	}
@@ -55,6 +55,7 @@ func (t *Translator) closeListener(l *listener) {
 	}
 	t.env.Close(l.fd)
 	*l = listener{}
+	t.unused = append(t.unused, uint32(at))
 }
 
 // ListenerReady is called for events on a listener.
@@ -99,7 +100,11 @@ func (t *Translator) listen(l *listener) {
 			for _, one := range d[:k] {
 				taken += one.N
 			}
-			t.inbound(l, d[:k])
+			if flow.TakesBypass(l.flags, &d[0].From) {
+				t.Bypass(l.id, l.flags, l.hostPort, d[:k])
+			} else {
+				t.inbound(l, d[:k])
+			}
 			d = d[k:]
 		}
 		if e == 0 && n < readBatch {

@@ -225,7 +225,15 @@ func TestBatchIsOneWrite(t *testing.T) {
 	if len(a.Writes) != 3 || a.SetCalls != 1 {
 		t.Errorf("%d writes, %d options set", len(a.Writes), a.SetCalls)
 	}
-	if r.Stats.ToHost != 2+21+101 {
+	a.Writes = nil
+	for range 2 * maxSegments {
+		r.say(remote4, "short")
+	}
+	r.Flush()
+	if len(a.Writes) != 2 || a.SetCalls != 2 {
+		t.Errorf("%d writes of short datagrams, %d options set", len(a.Writes), a.SetCalls)
+	}
+	if r.Stats.ToHost != 2+21+101+2*maxSegments {
 		t.Errorf("%d datagrams counted", r.Stats.ToHost)
 	}
 }

@@ -90,7 +90,12 @@ type Translator struct {
 	batches   [numBatches]batch
 	nextBatch int
 
+	// Bypass takes datagrams of one peer that do not go by the guest's link. It
+	// must be set where listeners have a flag that says so.
+	Bypass func(listener uint32, flags uint8, port uint16, d []flow.Datagram)
+
 	listeners []listener
+	unused    []uint32 // places in listeners
 	ready     []uint32 // flows with more to read than one turn allows
 	waiting   int      // listeners of which the same is true
 
@@ -332,6 +337,6 @@ func (t *Translator) unready(i uint32) {
 func (t *Translator) Close() {
 	t.flows.Each(func(i uint32) { t.remove(i, t.flows.At(i)) })
 	for k := range t.listeners {
-		t.closeListener(&t.listeners[k])
+		t.closeListener(k)
 	}
 }
