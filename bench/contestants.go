@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"aldente/test/netlab"
+)
+
+// contestant is one of the translators, or the kernel.
+type contestant struct {
+	name    string
+	version string
+	binary  string
+	start   func(lab *netlab.Lab, c contestant, mtu int) *entrant
+}
+
+// entrant is a contestant at work in a lab.
+type entrant struct {
+	name  string
+	guest *netlab.NS
+	pids  func() []int // its processes, none for the kernel
+}
+
+func cores() int { return runtime.NumCPU() }
+
+// contestants returns who takes part, the kernel first and aldente last.
+func contestants(o options) []contestant {
+	all := []contestant{
+		{"veth", "the kernel alone: client on the host", "", startVeth},
+		{"pasta", firstLine(o.pasta, "--version"), o.pasta, startPasta},
+		{"slirp4netns", firstLine(o.slirp, "--version"), o.slirp, startSlirp},
+		{"aldente", firstLine(netlab.Pasta(), "--version"), netlab.Pasta(), startPasta},
+	}
+	var present []contestant
+	for _, c := range all {
+		if c.name == "veth" || c.version != "" {
+			present = append(present, c)
+		}
+	}
+	return present
+}
+
+// firstLine runs a program and returns the first line of what it prints, or
+// nothing when it cannot run.
+func firstLine(args ...string) string {
+	if args[0] == "" {
+		return ""
+	}
+	out, err := exec.Command(args[0], args[1:]...).Output()
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return line
+}
+
+func startVeth(lab *netlab.Lab, c contestant, mtu int) *entrant {
+	return &entrant{c.name, lab.Host, func() []int { return nil }}
+}
+
+// startPasta starts passt's pasta or this one. The gateway is not mapped, so
+// that every packet goes to the remote.
+func startPasta(lab *netlab.Lab, c contestant, mtu int) *entrant {
+	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour,
+		Args: []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu)}})
+	ports(g.NS)
+	return &entrant{c.name, g.NS, g.Processes}
+}
+
+func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
+	hold := lab.Host.Start(netlab.Spec{Args: []string{"unshare", "-Urn", "sleep", "3600"}, User: netlab.Nobody, Timeout: time.Hour})
+	host := fmt.Sprintf("net:[%d]", lab.Host.Inode())
+	path := fmt.Sprintf("/proc/%d/ns/net", hold.PID)
+	wait(lab.TB, "unshare", func() bool {
+		link, err := os.Readlink(path)
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", hold.PID))
+		return err == nil && link != host && strings.HasPrefix(string(comm), "sleep")
+	})
+	p := lab.Host.Start(netlab.Spec{Args: []string{c.binary, "-c", "--mtu=" + fmt.Sprint(mtu), fmt.Sprint(hold.PID), "tap0"},
+		User: netlab.Nobody, Timeout: time.Hour})
+	guest := netlab.OpenNS(lab.TB, "slirp's guest", path)
+	wait(lab.TB, "slirp4netns", func() bool {
+		if p.Exited() {
+			lab.TB.Fatalf("slirp4netns: %s", p.Output())
+		}
+		st, out := guest.Run("ip", "-4", "route", "show", "default")
+		return st == 0 && strings.Contains(out, "default")
+	})
+	guest.Sysctl("net/ipv4/tcp_congestion_control", "cubic")
+	ports(guest)
+	return &entrant{c.name, guest, func() []int { return netlab.Children(p.PID) }}
+}
+
+// ports opens the whole range for clients: thousands of connections a second
+// leave as many behind in TIME-WAIT.
+func ports(n *netlab.NS) {
+	n.Sysctl("net/ipv4/ip_local_port_range", "1024 65535")
+	n.Sysctl("net/ipv4/tcp_tw_reuse", "1")
+}
+
+func wait(tb netlab.TB, what string, f func() bool) {
+	for range 200 {
+		if f() {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	tb.Fatalf("%s is not up after 4 s", what)
+}
+
+// cpu returns the processor time that the entrant's processes have used.
+func (e *entrant) cpu() time.Duration {
+	var sum time.Duration
+	for _, p := range e.pids() {
+		sum += netlab.CPU(p)
+	}
+	return sum
+}
+
+// pss returns the proportional memory of the entrant's processes in MiB.
+func (e *entrant) pss() float64 {
+	var sum int64
+	for _, p := range e.pids() {
+		sum += netlab.PSS(p)
+	}
+	return float64(sum) / 1024
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures the kernel's own veth, passt's pasta, slirp4netns and
+// aldente side by side, each row for all of them in turn, round after round,
+// and prints medians and ratios. It makes its own namespaces, fetches the
+// peers from Debian's newest suite into build/, and installs nothing but
+// patchelf.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"aldente/test/netlab"
+)
+
+type options struct {
+	short  bool
+	rounds int
+	span   time.Duration
+	only   *regexp.Regexp
+	pasta  string
+	slirp  string
+	cache  string
+	csv    string
+}
+
+func main() {
+	if len(os.Args) == 5 && os.Args[1] == clientArg {
+		if err := client(os.Args[2], os.Args[3], os.Args[4]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(netlab.Main(run))
+}
+
+func run() int {
+	var o options
+	only := flag.String("only", "", "measure only rows that match this regular expression")
+	flag.BoolVar(&o.short, "short", false, "one short round: under three minutes")
+	flag.IntVar(&o.rounds, "rounds", 0, "rounds (default 5, short: 1)")
+	flag.DurationVar(&o.span, "span", 0, "length of one measurement (default 3s, short: 800ms)")
+	flag.StringVar(&o.pasta, "pasta", "", "use this pasta as peer (default: fetch Debian's newest)")
+	flag.StringVar(&o.slirp, "slirp4netns", "", "use this slirp4netns as peer (default: fetch Debian's newest)")
+	flag.StringVar(&o.cache, "cache", "build/peers", "folder for what is fetched")
+	flag.StringVar(&o.csv, "csv", "", "also write every single measurement to this file")
+	flag.Parse()
+	if o.rounds == 0 {
+		o.rounds = map[bool]int{false: 5, true: 1}[o.short]
+	}
+	if o.span == 0 {
+		o.span = map[bool]time.Duration{false: 3 * time.Second, true: 800 * time.Millisecond}[o.short]
+	}
+	o.only = regexp.MustCompile(*only)
+	if err := bench(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+func bench(o options) error {
+	if o.pasta == "" || o.slirp == "" {
+		if err := fetchPeers(&o); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: no peers, measuring without them:", err)
+		}
+	}
+	t := newTable()
+	start := time.Now()
+	for round := range o.rounds {
+		for _, group := range groups(o.short) {
+			if err := group.measure(o, t); err != nil {
+				return err
+			}
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d done after %v\n", round+1, o.rounds, time.Since(start).Round(time.Second))
+	}
+	printMachine(o)
+	t.print()
+	return t.writeCSV(o.csv)
+}
+
+// printMachine says what the figures were measured on and with.
+func printMachine(o options) {
+	cpu := "unknown"
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if m := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(b); m != nil {
+			cpu = string(m[1])
+		}
+	}
+	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	fmt.Printf("\n%s, %d cores, Linux %s; congestion control cubic everywhere; %d rounds of %v, medians\n",
+		cpu, cores(), strings.TrimSpace(string(kernel)), o.rounds, o.span)
+	for _, c := range contestants(o) {
+		fmt.Printf("%-12s %s\n", c.name, c.version)
+	}
+	fmt.Printf("default: tcp_wmem %s, tcp_rmem %s; tuned: tcp_wmem %s, tcp_rmem %s, on host and remote\n\n",
+		sysctls[0].wmem, sysctls[0].rmem, sysctls[1].wmem, sysctls[1].rmem)
+}
