@@ -13,37 +13,41 @@ const dupThreshold = 3
 func (t *Translator) ack(i uint32, c *conn, s *packet.TCP, n uint32) bool {
 	wnd := uint32(s.Window) << c.sndScale
 	old := c.sndWnd
-	if atLeast(s.Ack, c.sndUna) && (before(c.sndWl1, s.Seq) || c.sndWl1 == s.Seq && notAfter(c.sndWl2, s.Ack)) {
+	// RFC 9293 section 3.10.7.4. Bytes newly acknowledged always bring a window
+	// with them, in a segment sent again too: the old one counted from sndUna.
+	if after(s.Ack, c.sndUna) || s.Ack == c.sndUna &&
+		(before(c.sndWl1, s.Seq) || c.sndWl1 == s.Seq && notAfter(c.sndWl2, s.Ack)) {
 		c.sndWnd = wnd
 		c.maxWnd = max(c.maxWnd, wnd)
 		c.sndWl1, c.sndWl2 = s.Seq, s.Ack
-		if old == 0 && wnd > 0 {
-			c.rtoAt, c.retries = 0, 0 // it was the persist timer
-		}
 	}
-	if c.has(flagSACK) && s.NumSACK > 0 {
-		t.score(c, s)
-	}
+	news := c.has(flagSACK) && s.NumSACK > 0 && t.score(c, s)
 	switch {
 	case after(s.Ack, c.sndUna):
 		t.newAck(i, c, s.Ack)
 		if c.has(flagFINSent) && after(c.sndUna, c.finSeq) && t.finished(i, c) {
 			return false
 		}
-	case s.Ack == c.sndUna && n == 0 && s.Flags&packet.FIN == 0 && c.sndUna != c.sndMax:
-		if c.sndWnd == old && (old > 0 || s.NumSACK > 0) {
-			t.dupAck(i, c)
-		} else if old == 0 && c.sndWnd > 0 {
-			// The window opened again. What was in flight when it closed
-			// may have been thrown away for want of room.
-			c.sndNxt = c.sndUna
-		}
+	case s.Ack != c.sndUna:
+	case old == 0 && c.sndWnd > 0:
+		c.reopened()
+	case c.sndUna == c.sndMax:
+	case news, s.NumSACK == 0 && n == 0 && s.Flags&packet.FIN == 0 && c.sndWnd == old && old > 0:
+		t.dupAck(i, c)
 	}
 	if c.state != stateOpen {
 		return false
 	}
 	t.touch(i, c)
 	return true
+}
+
+// reopened goes on after the guest's window was closed: the timer was that of
+// probes. What was in flight when it closed may have been thrown away for want
+// of room; it is sent when the batch ends, which starts the timer again.
+func (c *conn) reopened() {
+	c.retries, c.rtoAt = 0, 0
+	c.sndNxt = c.sndUna
 }
 
 // newAck moves sndUna.
@@ -91,18 +95,27 @@ func (t *Translator) newAck(i uint32, c *conn, ack uint32) {
 	}
 }
 
-// score notes what the guest has beyond the acknowledgment. Blocks that cannot
-// be, and D-SACKs (RFC 2883), are left out.
-func (t *Translator) score(c *conn, s *packet.TCP) {
+// score notes what the guest has beyond the acknowledgment, and reports whether
+// that was not known: the segment counts as a duplicate acknowledgment then,
+// whatever else it says (RFC 6675 section 2). Blocks that cannot be, and
+// D-SACKs (RFC 2883), are left out.
+func (t *Translator) score(c *conn, s *packet.TCP) bool {
 	una := later(c.sndUna, s.Ack)
+	news := false
 	for _, b := range s.SACK[:s.NumSACK] {
 		if !after(b.Right, b.Left) || !after(b.Left, una) || after(b.Right, c.sndMax) {
 			continue
 		}
-		if set := t.getSet(&c.sacked); set != nil {
+		set := t.getSet(&c.sacked)
+		if set == nil {
+			return true // as without SACK
+		}
+		if !set.covers(b.Left, b.Right) {
 			set.add(b.Left, b.Right)
+			news = true
 		}
 	}
+	return news
 }
 
 // dupAck counts, and starts fast recovery at the third: RFC 5681 section 3.2,
@@ -173,11 +186,9 @@ func (t *Translator) resend(i uint32, c *conn, left, right uint32) uint32 {
 	}
 	end := left + uint32(len(b))
 	fin = fin && end == c.finSeq
-	nxt := c.sndNxt
 	if !t.sendData(i, c, left, b, fin) {
 		return left
 	}
-	c.sndNxt = later(nxt, c.sndNxt)
 	if fin {
 		end++
 	}

@@ -34,15 +34,13 @@ const (
 	flagWritable                    // the socket has not refused data since EPOLLOUT
 	flagDirty                       // in Translator.dirty
 	flagReady                       // in Translator.ready
-	flagAckNow                      // an ACK is owed and must not wait
-	flagAckLater                    // an ACK is owed; data or a timer may carry it
+	flagAckNow                      // an ACK is owed
 	flagGuestFIN                    // FIN from the guest taken, in order
 	flagShutdown                    // FIN passed on to the host
 	flagHostEOF                     // the host's FIN was read: finSeq is known
 	flagFINSent                     // FIN sent to the guest at least once
 	flagSACK                        // both sides may use SACK
 	flagRecovery                    // fast recovery until recover is acknowledged
-	flagClosedWin                   // zero window advertised: reopens with hysteresis
 	flagKeepAlive                   // SO_KEEPALIVE set because the guest probes
 	flagTimedRTT                    // rttSeq is being timed
 	flagHostFirst                   // the host closed first: we owe TIME-WAIT
@@ -64,7 +62,6 @@ type conn struct {
 	rcvNxt   uint32 // next sequence number expected from the guest
 	rcvEdge  uint32 // right edge of the window advertised; never moves left
 	hostSeq  uint32 // first byte that the socket has not taken
-	ackSent  uint32 // acknowledgment number sent last
 	qBase    uint32 // sequence number of the first byte of chunk qHead
 	qHead    uint32 // chunks, flow.None if there are none
 	qTail    uint32 // last chunk of the list
@@ -97,12 +94,13 @@ type conn struct {
 
 	// Timers. Times are nanoseconds, zero: off.
 	retries  uint8
+	probes   uint8  // keep-alive probes since the guest was heard
 	srtt     uint32 // microseconds, RFC 6298
 	rttvar   uint32
 	rttSeq   uint32
 	rttStart int64
 	rtoAt    int64
-	ackAt    int64
+	deqAt    int64 // acknowledged bytes leave the receive queue by then
 	heardAt  int64 // last segment from the guest
 	timerAt  int64 // what the wheel is set to
 }
@@ -140,8 +138,10 @@ type Stats struct {
 type listener struct {
 	id        uint32
 	fd        int32
+	flags     uint8 // ipc.Listener*
 	guestPort uint16
 	target    packet.Addr
+	waiting   bool // connections may wait that no event will announce
 }
 
 func (l *listener) used() bool { return l.id != 0 }

@@ -130,7 +130,9 @@ func (t *Translator) inputTimeWait(i uint32, c *conn, k *flow.Key, p *packet.Pac
 	case s.Flags&(packet.SYN|packet.ACK) == packet.SYN && after(s.Seq, c.rcvNxt):
 		t.remove(i, c)
 		t.openOut(k, p, s)
-	case len(s.Payload) > 0 || s.Flags&packet.FIN != 0:
+	case len(s.Payload) > 0 || s.Flags&(packet.FIN|packet.SYN) != 0:
+		// A SYN that may be an old one: a guest that means it resets us.
+		c.rtoAt = t.env.Now() + timeWait
 		c.set(flagAckNow)
 		t.touch(i, c)
 	}
@@ -144,13 +146,19 @@ func (t *Translator) segment(i uint32, c *conn, s *packet.TCP) {
 	if s.Flags&packet.FIN != 0 {
 		end++
 	}
+	if s.Seq == c.rcvNxt-1 && n <= 1 && s.Flags&(packet.SYN|packet.FIN|packet.RST) == 0 && !c.has(flagKeepAlive) {
+		// The guest asks whether its peer is alive, RFC 9293 section 3.8.4:
+		// have the kernel ask further on.
+		c.set(flagKeepAlive)
+		t.env.Option(c.fd, flow.OptionKeepAlive, 1)
+	}
 	if before(end, c.rcvNxt) || after(s.Seq, c.rcvEdge) {
 		t.outOfWindow(i, c, s)
 		return
 	}
 	if s.Flags&packet.RST != 0 {
 		// RFC 5961 section 3.2: only the exact number resets.
-		if s.Seq == c.rcvNxt || c.has(flagGuestFIN) && s.Seq == c.rcvNxt-1 {
+		if s.Seq == c.rcvNxt {
 			t.abort(i, c)
 		} else {
 			t.challenge(i, c)
@@ -183,12 +191,6 @@ func (t *Translator) outOfWindow(i uint32, c *conn, s *packet.TCP) {
 	if s.Flags&packet.RST != 0 {
 		return
 	}
-	if s.Seq == c.rcvNxt-1 && len(s.Payload) <= 1 && !c.has(flagKeepAlive) && c.fd >= 0 {
-		// The guest asks whether its peer is alive: have the kernel ask
-		// further on.
-		c.set(flagKeepAlive)
-		t.env.Option(c.fd, flow.OptionKeepAlive, 1)
-	}
 	c.set(flagAckNow)
 	t.touch(i, c)
 	if s.Flags&(packet.ACK|packet.SYN) == packet.ACK && notAfter(s.Ack, c.sndMax) && atLeast(s.Ack, c.sndUna) {
@@ -219,6 +221,9 @@ func (t *Translator) Ready(token uint64, events uint32) {
 			return
 		}
 		if events&flow.Writable != 0 {
+			if events&flow.PeerClosed != 0 {
+				c.set(flagHostClosed)
+			}
 			t.connected(i, c)
 		}
 		return

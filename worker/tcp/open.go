@@ -74,7 +74,7 @@ func (t *Translator) options(c *conn, s *packet.TCP, v4 bool) {
 	}
 	c.sndWnd = uint32(s.Window) // never scaled in a SYN, RFC 7323 section 2.2
 	c.rcvNxt = s.Seq + 1
-	c.hostSeq, c.rcvEdge, c.ackSent = c.rcvNxt, c.rcvNxt, c.rcvNxt
+	c.hostSeq, c.rcvEdge = c.rcvNxt, c.rcvNxt
 	c.sndWl1 = s.Seq
 }
 
@@ -179,23 +179,18 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 
 // AddListener takes over a listening socket.
 func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
-	n := listener{id: l.ID, fd: fd, guestPort: l.GuestPort, target: l.Target}
-	at := -1
-	for k := range t.listeners {
-		if !t.listeners[k].used() {
-			at = k
-			break
-		}
-	}
-	if at < 0 {
-		at = len(t.listeners)
-		t.listeners = append(t.listeners, n)
-	} else {
+	n := listener{id: l.ID, fd: fd, flags: l.Flags, guestPort: l.GuestPort, target: l.Target}
+	at := len(t.listeners)
+	if k := len(t.unused); k > 0 {
+		at, t.unused = int(t.unused[k-1]), t.unused[:k-1]
 		t.listeners[at] = n
+	} else {
+		t.listeners = append(t.listeners, n)
 	}
 	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, l.ID, uint32(at))); e != 0 {
 		t.env.Close(fd)
 		t.listeners[at] = listener{}
+		t.unused = append(t.unused, uint32(at))
 	}
 }
 
@@ -205,6 +200,7 @@ func (t *Translator) RemoveListener(id uint32) {
 		if l := &t.listeners[k]; l.id == id {
 			t.env.Close(l.fd)
 			*l = listener{}
+			t.unused = append(t.unused, uint32(k))
 		}
 	}
 }
@@ -218,11 +214,12 @@ func (t *Translator) ListenerReady(token uint64, events uint32) {
 	t.accept(&t.listeners[k])
 }
 
+// acceptAll goes on with the listeners that were left before they were empty.
 func (t *Translator) acceptAll() {
 	t.paused = false
 	for k := range t.listeners {
-		if t.listeners[k].used() {
-			t.accept(&t.listeners[k])
+		if l := &t.listeners[k]; l.used() && l.waiting {
+			t.accept(l)
 		}
 	}
 }
@@ -230,27 +227,38 @@ func (t *Translator) acceptAll() {
 // accept takes connections until none waits; when the table is full or the
 // burst long, the rest waits in the kernel's backlog for another turn.
 func (t *Translator) accept(l *listener) {
+	l.waiting = true
 	for range acceptBurst {
 		if !t.hasRoom() {
-			t.paused = true
-			return
+			break
 		}
 		fd, peer, port, e := t.env.Accept(l.fd)
 		switch e {
 		case 0:
 			t.openIn(l, fd, peer, port)
 		case syscall.EAGAIN:
+			l.waiting = false
 			return
 		case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM:
 			t.Stats.NoMemory++
-			return // the next event tries again
+			t.starved = true // until a descriptor is closed
+			return
+		case syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK, syscall.EOPNOTSUPP:
+			l.waiting = false // no listener: it would fail for ever
+			return
 		}
+		// Any other error is that of a connection which is gone already,
+		// accept(2).
 	}
 	t.paused = true
 }
 
 // openIn starts a connection towards the guest for one accepted on the host.
 func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16) {
+	if flow.TakesBypass(l.flags, &peer) {
+		t.Bypass(l.id, l.flags, fd, peer, port)
+		return
+	}
 	remote := t.g.InboundSource(peer)
 	guest := l.target
 	if guest.IsZero() {
@@ -296,6 +304,6 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 
 func (t *Translator) resetSocket(fd int32) {
 	t.env.Option(fd, flow.OptionLinger0, 1)
-	t.env.Close(fd)
+	t.close(fd)
 	t.Stats.Reset++
 }

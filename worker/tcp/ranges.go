@@ -11,16 +11,18 @@ const maxRanges = 64
 // ranges is a set of sequence ranges in ascending order, disjoint and not
 // touching. A flow has one only while it recovers from loss or reordering.
 type ranges struct {
-	n    int
-	last int // range that was touched last: reported first, RFC 2018 section 4
-	r    [maxRanges]packet.SACKBlock
+	n     int
+	clock uint32
+	r     [maxRanges]packet.SACKBlock
+	at    [maxRanges]uint32 // clock when the range was touched last
 }
 
-func (s *ranges) reset() { s.n, s.last = 0, 0 }
+func (s *ranges) reset() { s.n, s.clock = 0, 0 }
 
 // add puts [left, right) into the set. It reports false, leaving the set as it
 // was, if that would take more than maxRanges.
 func (s *ranges) add(left, right uint32) bool {
+	s.clock++
 	i := 0
 	for i < s.n && before(s.r[i].Right, left) {
 		i++
@@ -34,19 +36,19 @@ func (s *ranges) add(left, right uint32) bool {
 			return false
 		}
 		copy(s.r[i+1:s.n+1], s.r[i:s.n])
+		copy(s.at[i+1:s.n+1], s.at[i:s.n])
 		s.n++
-		s.r[i] = packet.SACKBlock{Left: left, Right: right}
-		s.last = i
+		s.r[i], s.at[i] = packet.SACKBlock{Left: left, Right: right}, s.clock
 		return true
 	}
 	if before(s.r[i].Left, left) {
 		left = s.r[i].Left
 	}
 	right = later(right, s.r[j-1].Right)
-	s.r[i] = packet.SACKBlock{Left: left, Right: right}
+	s.r[i], s.at[i] = packet.SACKBlock{Left: left, Right: right}, s.clock
 	copy(s.r[i+1:], s.r[j:s.n])
+	copy(s.at[i+1:], s.at[j:s.n])
 	s.n -= j - i - 1
-	s.last = i
 	return true
 }
 
@@ -61,8 +63,8 @@ func (s *ranges) advance(seq uint32) uint32 {
 	}
 	if k > 0 {
 		copy(s.r[:], s.r[k:s.n])
+		copy(s.at[:], s.at[k:s.n])
 		s.n -= k
-		s.last = max(s.last-k, 0)
 	}
 	return end
 }
@@ -79,29 +81,33 @@ func (s *ranges) gap(seq uint32) (left, right uint32, ok bool) {
 	return 0, 0, false
 }
 
-// bytes is how much the set covers.
-func (s *ranges) bytes() uint32 {
-	var n uint32
+// covers tells whether all of [left, right) is in the set.
+func (s *ranges) covers(left, right uint32) bool {
 	for i := range s.n {
-		n += s.r[i].Right - s.r[i].Left
+		if atLeast(s.r[i].Right, right) {
+			return notAfter(s.r[i].Left, left)
+		}
 	}
-	return n
+	return false
 }
 
 // blocks fills b with up to four ranges for a SACK option, the one touched
-// last first, and returns how many.
+// last first (RFC 2018 section 4), and returns how many.
 func (s *ranges) blocks(b *[4]packet.SACKBlock) int {
-	if s.n == 0 {
-		return 0
-	}
-	last := min(s.last, s.n-1)
-	b[0] = s.r[last]
-	k := 1
-	for i := 0; i < s.n && k < len(b); i++ {
-		if i != last {
-			b[k] = s.r[i]
-			k++
+	var at [4]uint32
+	n := 0
+	for i := range s.n {
+		k := n
+		for k > 0 && at[k-1] < s.at[i] {
+			k--
 		}
+		if k == len(b) {
+			continue
+		}
+		n = min(n+1, len(b))
+		copy(b[k+1:n], b[k:n-1])
+		copy(at[k+1:n], at[k:n-1])
+		b[k], at[k] = s.r[i], s.at[i]
 	}
-	return k
+	return n
 }

@@ -18,6 +18,8 @@ const (
 	firstReserve = 5  // chunks for a new flow: a window of 64 KiB
 	minReserve   = 2  // chunks for a new flow when the pool is half gone: 16 KiB
 	maxReserve   = 65 // chunks for a bulk flow: a window of 1 MiB
+
+	roundingSlack = 256 // bytes by which the window may exceed its limit
 )
 
 // chunksLeft is how many chunks no window has a claim on.
@@ -25,7 +27,7 @@ func (t *Translator) chunksLeft() int { return t.pool.Len() - t.reserved }
 
 func (t *Translator) reserveFirst(c *conn) {
 	n := firstReserve
-	if t.chunksLeft() < t.pool.Len()/2 {
+	if t.chunksLeft() < max(t.pool.Len()/2, n) {
 		n = minReserve
 	}
 	c.reserved = uint16(n)
@@ -48,9 +50,9 @@ func (t *Translator) grow(c *conn) {
 
 // windowLimit is the window that the chunks of c can hold: the first of them
 // may be used up to its last byte, and rounding to the window scale may add
-// less than 256 bytes.
+// up to roundingSlack.
 func (c *conn) windowLimit() uint32 {
-	return min(uint32(c.reserved-1)*flow.ChunkSize-256, 65535<<c.rcvScale)
+	return min(uint32(c.reserved-1)*flow.ChunkSize-roundingSlack, 65535<<c.rcvScale)
 }
 
 // step is the least by which a small window grows, so that the guest is not
@@ -68,7 +70,13 @@ func (t *Translator) advertise(c *conn) uint16 {
 	if after(edge, c.rcvNxt) {
 		wnd = edge - c.rcvNxt
 	}
+	// Rounded up, so that the edge does not move left; down where one
+	// rounding after the other would lead beyond the chunks. Bytes up to
+	// rcvEdge are taken even then.
 	field := min((wnd+1<<c.rcvScale-1)>>c.rcvScale, 65535)
+	if after(c.rcvNxt+field<<c.rcvScale, c.hostSeq+c.windowLimit()+roundingSlack) {
+		field = wnd >> c.rcvScale
+	}
 	c.rcvEdge = later(c.rcvEdge, c.rcvNxt+field<<c.rcvScale)
 	return uint16(field)
 }
@@ -102,7 +110,13 @@ func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 		b, fin = b[:room], false
 	}
 	if seq != c.rcvNxt {
+		if t.pendOf == i && !t.writePending() {
+			return
+		}
 		t.early(i, c, seq, b, fin)
+		if c.state == stateOpen {
+			t.sendAck(i, c) // at once and each time, RFC 5681 section 4.2
+		}
 		return
 	}
 	if len(b) > 0 && !t.inOrder(i, c, b) {
@@ -120,6 +134,9 @@ func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 // inOrder takes bytes at rcvNxt: to the batch for the socket if nothing is
 // before them, else behind what waits.
 func (t *Translator) inOrder(i uint32, c *conn, b []byte) bool {
+	if t.pendOf == i && len(t.pending) == cap(t.pending) && !t.writePending() {
+		return false
+	}
 	if c.qHead == flow.None && c.has(flagWritable) {
 		c.rcvNxt += uint32(len(b))
 		t.queueWrite(i, b)
@@ -145,7 +162,8 @@ func (t *Translator) inOrder(i uint32, c *conn, b []byte) bool {
 
 // early keeps what came before its turn. It is acknowledged at once and, with
 // SACK, reported; so only what finds no place in the set of ranges is sent
-// again (RFC 9293 section 3.10.7.4, RFC 2018).
+// again (RFC 9293 section 3.10.7.4, RFC 2018). Preconditions: what came before it
+// in the batch is written.
 func (t *Translator) early(i uint32, c *conn, seq uint32, b []byte, fin bool) {
 	t.Stats.OutOfOrder++
 	if fin {
@@ -153,9 +171,6 @@ func (t *Translator) early(i uint32, c *conn, seq uint32, b []byte, fin bool) {
 		c.earlyFIN = seq + uint32(len(b))
 	}
 	if len(b) == 0 {
-		return
-	}
-	if t.pendOf == i && !t.writePending() {
 		return
 	}
 	set := t.getSet(&c.held)
@@ -176,9 +191,10 @@ func (t *Translator) noChunk(i uint32, c *conn) {
 	t.abort(i, c)
 }
 
-// queueWrite adds a payload to the batch for its socket.
+// queueWrite adds a payload to the batch for its socket. Preconditions: if the
+// batch is that of i, it is not full.
 func (t *Translator) queueWrite(i uint32, b []byte) {
-	if t.pendOf != i || len(t.pending) == cap(t.pending) {
+	if t.pendOf != i {
 		t.writePending()
 		t.pendOf = i
 	}

@@ -4,6 +4,7 @@ package tcp
 
 import (
 	"syscall"
+	"time"
 
 	"aldente/worker/flow"
 	"aldente/worker/packet"
@@ -16,6 +17,10 @@ import (
 const (
 	pushTurn      = 8        // super-frames for one flow before others have a turn
 	dequeueLazily = 16 << 10 // bytes acknowledged before a call to dequeue pays
+
+	// dequeueWithin bounds how long fewer bytes than that stay: a small
+	// receive buffer may be full of them.
+	dequeueWithin = int64(50 * time.Millisecond)
 )
 
 // begin fills the fields every segment of a flow has.
@@ -33,16 +38,19 @@ func (t *Translator) emit(payload []byte) bool {
 	return t.env.Send(&t.offload, t.hdr[:n], payload)
 }
 
-// carried notes that a segment with the ACK flag left.
-func (c *conn) carried() {
-	c.ackSent = c.rcvNxt
-	c.clear(flagAckNow | flagAckLater)
-	c.ackAt = 0
+// ackSeq is the sequence number of segments without data. While data are sent
+// again the guest may have more than sndNxt, and would drop what is older.
+func (c *conn) ackSeq() uint32 {
+	if edge := c.sndUna + c.sndWnd; before(edge, c.sndMax) {
+		return edge
+	}
+	return c.sndMax
 }
 
-// sendAck sends a segment without data: acknowledgment, window, SACK.
+// sendAck sends a segment without data: acknowledgment, window, SACK. If the
+// link takes none, it is owed until it does: the guest may wait for it.
 func (t *Translator) sendAck(i uint32, c *conn) {
-	t.begin(i, c, packet.ACK, c.sndNxt)
+	t.begin(i, c, packet.ACK, c.ackSeq())
 	if c.state == stateOpen {
 		t.fields.Window = t.advertise(c)
 	}
@@ -50,8 +58,12 @@ func (t *Translator) sendAck(i uint32, c *conn) {
 		n := t.sets[c.held-1].blocks(&t.sackBuf)
 		t.fields.SACK = t.sackBuf[:n]
 	}
-	t.emit(nil)
-	c.carried()
+	if !t.emit(nil) && !t.env.CanSend() {
+		c.set(flagAckNow)
+		t.makeReady(i, c)
+		return
+	}
+	c.clear(flagAckNow)
 }
 
 // sendSYN sends our SYN, with ACK unless we are the first to speak.
@@ -84,11 +96,17 @@ func (t *Translator) sendSYN(i uint32, c *conn) {
 
 // sendRST resets the guest's side: in sequence, so that it is believed.
 func (t *Translator) sendRST(i uint32, c *conn) {
-	seq := c.sndNxt
-	if c.state == stateOpening || c.state == stateConnecting {
+	seq := c.sndMax
+	switch c.state {
+	case stateOpening, stateConnecting:
 		seq = 0 // answers a SYN: acknowledgment is what counts
+	case stateOpen:
+		seq = c.ackSeq()
 	}
 	t.begin(i, c, packet.RST|packet.ACK, seq)
+	if c.state == stateSynSent {
+		t.fields.Flags, t.fields.Ack = packet.RST, 0 // nothing to acknowledge yet
+	}
 	t.emit(nil)
 }
 
@@ -176,6 +194,7 @@ func (t *Translator) push(i uint32, c *conn) {
 			}
 		}
 		if !t.sendData(i, c, c.sndNxt, b, fin) {
+			c.set(flagReadable) // it is still to be sent
 			return
 		}
 	}
@@ -266,7 +285,9 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 		t.makeReady(i, c)
 		return false
 	}
-	c.carried()
+	if c.held == 0 && seq == c.sndMax {
+		c.clear(flagAckNow) // carried, unless there is SACK to report or the segment may be old
+	}
 	end := seq + uint32(len(b))
 	if fin {
 		c.set(flagFINSent)
@@ -297,9 +318,16 @@ func (t *Translator) dequeue(c *conn, least uint32) {
 		end = c.finSeq
 	}
 	n := end - c.deqSeq
-	if n == 0 || n < least && !c.has(flagHostEOF) {
+	if n == 0 {
 		return
 	}
+	if n < least && !c.has(flagHostEOF) {
+		if c.deqAt == 0 {
+			c.deqAt = t.env.Now() + dequeueWithin
+		}
+		return
+	}
+	c.deqAt = 0
 	got, e := t.env.Discard(c.fd, int(n))
 	if e != 0 {
 		return // a reset, which its own event reports

@@ -44,8 +44,8 @@ func (t *Translator) arm(i uint32, c *conn) {
 	switch c.state {
 	case stateOpen:
 		at = t.keepAt(c)
-		if c.ackAt != 0 {
-			at = min(at, c.ackAt)
+		if c.deqAt != 0 {
+			at = min(at, c.deqAt)
 		}
 	case stateOpening, stateConnecting:
 		return // the host's kernel gives up in its own time
@@ -72,16 +72,20 @@ func (t *Translator) expire(i uint32, c *conn) {
 	if c.rtoAt != 0 && now >= c.rtoAt {
 		c.rtoAt = 0
 		t.timedOut(i, c)
-	} else if c.state == stateOpen && now >= c.heardAt+keepIdle {
-		if now >= c.heardAt+keepIdle+keepProbes*keepInterval {
+	} else if c.state == stateOpen && now < c.heardAt+keepIdle {
+		c.probes = 0
+	} else if c.state == stateOpen {
+		// Counted, not timed: the wheel may have been late.
+		if c.probes++; c.probes > keepProbes {
 			t.sendRST(i, c)
 			t.abort(i, c)
 			return
 		}
 		t.probe(i, c)
 	}
-	if c.state == stateOpen && c.ackAt != 0 && now >= c.ackAt {
-		t.sendAck(i, c)
+	if c.state == stateOpen && c.deqAt != 0 && now >= c.deqAt {
+		c.deqAt = 0
+		t.dequeue(c, 1)
 	}
 	if c.state != 0 {
 		t.arm(i, c)
@@ -90,7 +94,7 @@ func (t *Translator) expire(i uint32, c *conn) {
 
 // timedOut handles the retransmission timer.
 func (t *Translator) timedOut(i uint32, c *conn) {
-	c.retries++
+	c.retries = min(c.retries+1, 200)
 	switch c.state {
 	case stateTimeWait:
 		t.remove(i, c)
@@ -111,6 +115,11 @@ func (t *Translator) timedOut(i uint32, c *conn) {
 	default:
 		return
 	}
+	if c.retries > maxRetries && t.env.Now()-c.heardAt > 2*maxRTO {
+		t.sendRST(i, c)
+		t.abort(i, c)
+		return
+	}
 	if c.sndUna == c.sndMax {
 		// Nothing in flight: the guest's window is closed. It may stay so
 		// for as long as the guest answers, RFC 9293 section 3.8.6.1.
@@ -118,11 +127,6 @@ func (t *Translator) timedOut(i uint32, c *conn) {
 			t.probe(i, c)
 			t.startRTO(c)
 		}
-		return
-	}
-	if c.retries > maxRetries && t.env.Now()-c.heardAt > 2*maxRTO {
-		t.sendRST(i, c)
-		t.abort(i, c)
 		return
 	}
 	t.Stats.Timeouts++
@@ -173,7 +177,7 @@ func (t *Translator) finished(i uint32, c *conn) bool {
 		return true
 	}
 	// The guest's last FIN may come again, RFC 9293 section 3.6.1.
-	t.env.Close(c.fd)
+	t.close(c.fd)
 	c.fd = -1
 	t.dropQueue(c)
 	t.putSet(&c.held)
@@ -183,7 +187,7 @@ func (t *Translator) finished(i uint32, c *conn) bool {
 	c.state = stateTimeWait
 	c.flags &= flagDirty | flagReady | flagGuestFIN
 	c.rtoAt = t.env.Now() + timeWait
-	c.ackAt = 0
+	c.deqAt = 0
 	t.arm(i, c)
 	return true
 }

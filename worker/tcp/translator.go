@@ -5,6 +5,7 @@ package tcp
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"slices"
 
 	"github.com/dchest/siphash"
 
@@ -29,8 +30,14 @@ type Translator struct {
 	sets     []ranges // for flows in recovery
 	freeSets []uint32
 
+	// Bypass takes connections that do not go by the guest's link. It must be
+	// set where listeners have a flag that says so.
+	Bypass func(listener uint32, flags uint8, fd int32, peer packet.Addr, port uint16)
+
 	listeners []listener
-	paused    bool // table full: listeners wait
+	unused    []uint32 // places in listeners
+	paused    bool     // listeners wait for another turn, or for room
+	starved   bool     // listeners wait for a descriptor to be closed
 
 	dirty   []uint32 // flows to look at when the batch ends
 	ready   []uint32 // flows with data for the guest and room for it
@@ -59,7 +66,7 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
 		flows:    flow.NewTable[conn](maxFlows),
 		sets:     make([]ranges, min(maxFlows, 2048)),
-		dirty:    make([]uint32, 0, maxFlows),
+		dirty:    make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
 		ready:    make([]uint32, 0, maxFlows),
 		pending:  make([][]byte, 0, 64),
 		pendOf:   flow.None,
@@ -158,12 +165,7 @@ func (t *Translator) Poll() {
 			continue // removed since
 		}
 		c.clear(flagReady)
-		if c.state == stateOpen {
-			t.push(i, c)
-			if c.state == stateOpen {
-				t.arm(i, c)
-			}
-		}
+		t.settle(i, c)
 	}
 	t.ready = t.ready[:copy(t.ready, t.ready[k:])]
 }
@@ -197,11 +199,16 @@ func (t *Translator) putSet(ref *uint32) {
 // if option Linger0 was set before.
 func (t *Translator) remove(i uint32, c *conn) {
 	if c.fd >= 0 {
-		t.env.Close(c.fd)
+		t.close(c.fd)
 		c.fd = -1
 	}
 	if t.pendOf == i {
 		t.dropPending()
+	}
+	if c.has(flagReady) {
+		// With the link stalled, the list must not grow by flows that end.
+		k := slices.Index(t.ready, i)
+		t.ready = slices.Delete(t.ready, k, k+1)
 	}
 	t.dropQueue(c)
 	t.putSet(&c.held)
@@ -212,6 +219,20 @@ func (t *Translator) remove(i uint32, c *conn) {
 	c.flags = 0
 	c.state = 0
 	t.flows.Remove(i)
+}
+
+// close closes a connection's descriptor, which may be what a listener waits
+// for.
+func (t *Translator) close(fd int32) {
+	t.env.Close(fd)
+	t.Freed()
+}
+
+// Freed tells that a descriptor was closed elsewhere.
+func (t *Translator) Freed() {
+	if t.starved {
+		t.starved, t.paused = false, true
+	}
 }
 
 // abort resets the host's side and forgets the flow.

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"syscall"
+	"testing"
+
+	"aldente/ipc"
+	"aldente/worker/packet"
+)
+
+func TestAcceptBurst(t *testing.T) {
+	e := newEnv(t, withFlows(512), withChunks(4096))
+	l := e.listen(1, 80)
+	m := e.listen(2, 81)
+	for k := range 3 * acceptBurst {
+		l.arrive(e.newSock(), remote4, uint16(1000+k))
+	}
+	e.tr.ListenerReady(l.token, 1)
+	l.edge = false
+	if n := e.tr.Len(); n != acceptBurst || !e.tr.Pending() {
+		t.Fatalf("%d connections in one turn, pending %t", n, e.tr.Pending())
+	}
+	accepts := m.accepts
+	e.settle()
+	if n := e.tr.Len(); n != 3*acceptBurst {
+		t.Errorf("%d connections", n)
+	}
+	if m.accepts > accepts+1 {
+		t.Errorf("the other listener was asked %d times", m.accepts-accepts)
+	}
+	e.tr.RemoveListener(1)
+	e.tr.RemoveListener(2)
+	e.tr.RemoveListener(2)
+	if l.closes != 1 || m.closes != 1 {
+		t.Error("listeners not closed once")
+	}
+	e.tr.ListenerReady(l.token, 1) // late
+	if e.tr.Len() != 3*acceptBurst {
+		t.Error("connections ended with their listener")
+	}
+	e.tr.Close()
+	e.empty()
+}
+
+// What does not fit waits in the backlog until a connection ends.
+func TestAcceptTableFull(t *testing.T) {
+	e := newEnv(t, withFlows(4))
+	l := e.listen(1, 80)
+	for k := range 6 {
+		l.arrive(e.newSock(), remote4, uint16(1000+k))
+	}
+	e.settle()
+	if e.tr.Len() != 4 || len(l.backlog) != 2 || e.tr.Pending() {
+		t.Fatalf("%d connections, %d wait", e.tr.Len(), len(l.backlog))
+	}
+	e.take()
+	for k := range 6 {
+		e.input(guest4, remote4, packet.TCP{SrcPort: 80, DstPort: uint16(1000 + k), Flags: packet.RST | packet.ACK,
+			Ack: e.issOf(80, uint16(1000+k)) + 1, WScale: -1})
+		e.flush()
+		e.settle()
+	}
+	if len(l.backlog) != 0 || e.tr.Len() != 0 {
+		t.Errorf("%d connections, %d wait", e.tr.Len(), len(l.backlog))
+	}
+	e.tr.RemoveListener(1)
+	e.empty()
+}
+
+// issOf is our initial sequence number of a connection.
+func (e *env) issOf(guest, remote uint16) uint32 {
+	var iss uint32
+	e.tr.flows.Each(func(i uint32) {
+		k := e.tr.flows.Key(i)
+		_, r := k.Remote()
+		if _, g := k.Guest(); r == remote && g == guest {
+			iss = e.tr.flows.At(i).iss
+		}
+	})
+	return iss
+}
+
+// Without a descriptor for them, connections wait until one is closed, and the
+// lane does not spin meanwhile.
+func TestAcceptNoDescriptors(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		e := newEnv(t)
+		p := dial(e)
+		l := e.listen(1, 80)
+		l.acceptErr = errno
+		l.arrive(e.newSock(), remote4, 1000)
+		e.settle()
+		if e.tr.Pending() || e.tr.Len() != 1 {
+			t.Fatal("spins")
+		}
+		p.raw(packet.TCP{Flags: packet.RST, Seq: p.seq})
+		if e.tr.Pending() || e.tr.Len() != 0 {
+			t.Fatal("spins")
+		}
+		l.acceptErr = 0
+		e.tr.Freed() // by another protocol
+		e.settle()
+		if e.tr.Len() != 1 || len(l.backlog) != 0 {
+			t.Errorf("%v: %d connections wait", errno, len(l.backlog))
+		}
+		// The same with one of our own.
+		l.acceptErr = errno
+		l.arrive(e.newSock(), remote4, 1001)
+		e.settle()
+		l.acceptErr = 0
+		e.input(guest4, remote4, packet.TCP{SrcPort: 80, DstPort: 1000, Flags: packet.RST | packet.ACK,
+			Ack: e.issOf(80, 1000) + 1, WScale: -1})
+		e.flush()
+		e.settle()
+		if e.tr.Len() != 1 || len(l.backlog) != 0 {
+			t.Errorf("%v: %d connections wait", errno, len(l.backlog))
+		}
+	}
+}
+
+func TestAcceptErrors(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK, syscall.EOPNOTSUPP} {
+		e := newEnv(t)
+		l := e.listen(1, 80)
+		l.acceptErr = errno
+		l.edge = true
+		e.settle() // fails if there is always work
+		if l.accepts > 2 {
+			t.Errorf("%v: %d tries", errno, l.accepts)
+		}
+	}
+}
+
+func TestAcceptWhere(t *testing.T) {
+	other := packet.AddrFrom4([4]byte{10, 0, 2, 77})
+	local := packet.AddrFrom4([4]byte{127, 0, 0, 1})
+	for _, tt := range []struct {
+		name     string
+		peer     packet.Addr
+		target   packet.Addr
+		seen     packet.Addr // the guest's address as it is known
+		src, dst packet.Addr // zero: the connection is reset
+	}{
+		{"the guest", remote4, packet.Addr{}, guest4, remote4, guest4},
+		{"a target", remote4, other, guest4, remote4, other},
+		{"from loopback", local, packet.Addr{}, guest4, our4, guest4},
+		{"guest not known", remote4, packet.Addr{}, packet.Addr{}, packet.Addr{}, packet.Addr{}},
+		{"other family", remote6, guest4, guest4, packet.Addr{}, packet.Addr{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := newEnv(t)
+			e.g.Seen4 = tt.seen
+			l := e.newSock()
+			l.listening = true
+			e.tr.AddListener(&ipc.Listener{ID: 9, Proto: ipc.ProtoTCP, GuestPort: 80, Target: tt.target}, l.fd)
+			s := e.newSock()
+			l.arrive(s, tt.peer, 1234)
+			e.settle()
+			f := e.take()
+			if tt.src.IsZero() {
+				if len(f) != 0 || s.closes != 1 || !s.linger0 {
+					t.Error("not reset")
+				}
+				return
+			}
+			if len(f) != 1 || f[0].src != tt.src || f[0].dst != tt.dst || f[0].tcp.SrcPort != 1234 || f[0].tcp.DstPort != 80 {
+				t.Fatalf("%+v", f)
+			}
+		})
+	}
+}
+
+// A second connection between the same ends cannot be.
+func TestAcceptSameEnds(t *testing.T) {
+	e := newEnv(t)
+	accept(e)
+	s := e.newSock()
+	e.socks[0].arrive(s, remote4, remotePort)
+	e.settle()
+	if s.closes != 1 || !s.linger0 || e.tr.Len() != 1 {
+		t.Error("not reset")
+	}
+}
+
+func TestAcceptWatchFails(t *testing.T) {
+	e := newEnv(t)
+	l := e.listen(1, 80)
+	e.noWatch = syscall.ENOSPC
+	s := e.newSock()
+	l.arrive(s, remote4, 1000)
+	e.settle()
+	if s.closes != 1 || e.tr.Len() != 0 {
+		t.Error("not closed")
+	}
+	m := e.listen(2, 81)
+	if m.closes != 1 {
+		t.Error("a listener that cannot be watched was not closed")
+	}
+}
