@@ -199,3 +199,69 @@ func TestAcceptWatchFails(t *testing.T) {
 		t.Error("a listener that cannot be watched was not closed")
 	}
 }
+
+// A reset, a wrong ACK and a SYN-ACK while the SYN is out.
+func TestAcceptAnswers(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		s    packet.TCP
+		want string // "-": nothing, flow alive; "gone": nothing, flow ended
+	}{
+		{"refused", packet.TCP{Flags: packet.RST | packet.ACK, Ack: ourISN + 1}, "gone"},
+		{"RST without ACK", packet.TCP{Flags: packet.RST}, "-"},
+		{"RST with a wrong ACK", packet.TCP{Flags: packet.RST | packet.ACK, Ack: ourISN + 2}, "-"},
+		{"ACK of what was not sent", packet.TCP{Flags: packet.ACK, Ack: ourISN + 7}, "R 7"},
+		{"SYN-ACK of what was not sent", packet.TCP{Flags: packet.SYN | packet.ACK, Ack: ourISN, WScale: -1}, "R 0"},
+		{"ACK alone", packet.TCP{Flags: packet.ACK, Ack: ourISN + 1}, "-"},
+		{"SYN alone", packet.TCP{Flags: packet.SYN, WScale: -1}, "-"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := newEnv(t)
+			p := e.accepted()
+			p.want("S 0 mss 1460 ws 7 sack true")
+			p.raw(tt.s)
+			switch tt.want {
+			case "gone":
+				p.want()
+				if p.conn() != nil || !p.s.linger0 {
+					t.Error("not reset")
+				}
+			case "-":
+				p.want()
+			default:
+				p.want(tt.want)
+			}
+			if tt.want != "gone" && (p.conn() == nil || p.conn().state != stateSynSent) {
+				t.Error("the flow is gone")
+			}
+			e.tr.Close()
+			e.tr.RemoveListener(1)
+			e.empty()
+		})
+	}
+}
+
+// The guest repeats its SYN-ACK until it sees our ACK.
+func TestAcceptAckLost(t *testing.T) {
+	e := newEnv(t)
+	p := accept(e)
+	s := p.syn()
+	s.Flags, s.Ack = packet.SYN|packet.ACK, p.ack
+	p.raw(s)
+	p.want("A 1 ack 1")
+	if p.s.keepAlive {
+		t.Error("a repeated SYN-ACK was taken for a keep-alive")
+	}
+}
+
+// The host's client may have reset the connection before the guest answers.
+func TestAcceptHostGone(t *testing.T) {
+	e := newEnv(t)
+	p := e.accepted()
+	p.want("S 0 mss 1460 ws 7 sack true")
+	p.s.fail(syscall.ECONNRESET)
+	e.settle()
+	p.want("R 1")
+	e.tr.RemoveListener(1)
+	p.gone()
+}
