@@ -40,18 +40,9 @@ func background(cfg *cli.Config) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	files := []uintptr{0, 1, 2, w.Fd()}
-	if cfg.FD >= 0 {
-		// The link keeps its number: holes are filled with copies of it.
-		for len(files) <= cfg.FD {
-			files = append(files, uintptr(cfg.FD))
-		}
-		if cfg.FD < 4 {
-			return 1, fmt.Errorf("-F %d: a descriptor above 3 is needed to run in the background", cfg.FD)
-		}
-	}
+	files, at := passOnFiles(cfg.FD, w.Fd())
 	pid, _, err := syscall.StartProcess("/proc/self/exe", os.Args, &syscall.ProcAttr{
-		Env:   append(os.Environ(), readyEnv+"=3"),
+		Env:   append(os.Environ(), readyEnv+"="+strconv.Itoa(at)),
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
@@ -76,32 +67,46 @@ func background(cfg *cli.Config) (int, error) {
 	return 1, nil
 }
 
-// ready tells the process in the foreground that all is set up, and lets go of
-// what was the caller's: its working directory and standard streams.
-func ready(fd int) error {
-	if err := unix.Chdir("/"); err != nil {
-		return err
+// passOnFiles returns the descriptors of the process in the background:
+// standard streams, the link of -F (or -1) under its own number, and ready
+// under the first number that is free.
+func passOnFiles(link int, ready uintptr) (files []uintptr, at int) {
+	const none = ^uintptr(0)
+	files, at = []uintptr{0, 1, 2}, 3
+	if link == at {
+		at++
 	}
-	if err := nullStreams(); err != nil {
-		return err
+	for len(files) <= max(link, at) {
+		files = append(files, none)
 	}
-	_, err := unix.Write(fd, []byte{0})
-	unix.Close(fd)
-	return err
+	if link > 2 {
+		files[link] = uintptr(link)
+	}
+	files[at] = ready
+	return files, at
 }
 
-func nullStreams() error {
-	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+// leave lets go of the caller's working directory and returns what is to take
+// the place of its standard streams.
+func leave() (null int, err error) {
+	if err := unix.Chdir("/"); err != nil {
+		return -1, err
 	}
-	defer unix.Close(null)
-	for fd := range 3 {
-		if err := unix.Dup3(null, fd, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+	return unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+}
+
+// ready tells the process in the foreground that all is set up, and lets go of
+// the caller's standard streams.
+func ready(fd, null int) error {
+	for stream := range 3 {
+		if err := unix.Dup3(null, stream, 0); err != nil && !errors.Is(err, unix.EINVAL) {
 			return err
 		}
 	}
-	return nil
+	unix.Close(null)
+	_, err := unix.Write(fd, []byte{0})
+	unix.Close(fd)
+	return err
 }
 
 // tidyDescriptors makes everything the caller left open private to this

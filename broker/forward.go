@@ -3,120 +3,267 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
+	"sync"
 
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/agent"
 	"aldente/broker/cli"
 	"aldente/broker/sockets"
 	"aldente/ipc"
 )
 
+// direction is which way a rule forwards.
+type direction int
+
+const (
+	inbound  direction = iota // -t, -u: from the host to the guest
+	outbound                  // -T, -U: from the namespace's loopback to the host's
+)
+
+// forwarding is all that listens: on the host for the guest, and in the
+// namespace for the host.
+type forwarding struct {
+	mu sync.Mutex // guards the factory's listeners against those who tell the worker of them
+	up bool       // the worker has what the factory has, and hears of changes
+
+	ns   *agent.Sockets
+	auto *autoForward // nil: no rule asks for it
+}
+
+// rules returns the rules of a direction that are in force.
+func (in *instance) rules(d direction) []*cli.Rule {
+	tcp, udp := &in.cfg.TCPPorts, &in.cfg.UDPPorts
+	if d == outbound {
+		tcp, udp = &in.cfg.TCPNS, &in.cfg.UDPNS
+	}
+	var all []*cli.Rule
+	for _, f := range []*cli.Forward{tcp, udp} {
+		for i := range f.Rules {
+			r := &f.Rules[i]
+			if r.Proto == ipc.ProtoTCP && !in.cfg.NoTCP || r.Proto == ipc.ProtoUDP && !in.cfg.NoUDP {
+				all = append(all, r)
+			}
+		}
+	}
+	return all
+}
+
 // listen opens the listening sockets that -t and -u ask for.
 func (in *instance) listen() error {
-	for _, f := range []*cli.Forward{&in.cfg.TCPPorts, &in.cfg.UDPPorts} {
-		for i := range f.Rules {
-			if err := in.listenRule(&f.Rules[i]); err != nil {
-				return err
+	for _, r := range in.rules(inbound) {
+		if r.Auto {
+			continue
+		}
+		var o outcome
+		for p := range r.Len() {
+			_, err := in.factory.Listen(in.hostListener(r, r.First+uint16(p)))
+			if o.note(err); err != nil && !r.Weak {
+				break
 			}
+		}
+		if err := o.judge(r); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// listenRule opens the sockets of one rule. A weak rule does with what it gets,
-// unless that is nothing.
-func (in *instance) listenRule(r *cli.Rule) error {
-	if r.Auto || r.Proto == ipc.ProtoTCP && in.cfg.NoTCP || r.Proto == ipc.ProtoUDP && in.cfg.NoUDP {
-		return nil
-	}
-	bound := 0
-	var failed error
-	for p := 0; p < r.Len(); p++ {
-		_, err := in.factory.Listen(sockets.Listener{
-			Proto: r.Proto, Addr: r.Addr, Interface: r.Interface,
-			Port: r.First + uint16(p), GuestPort: r.TargetPort + uint16(p), Target: r.TargetAddr,
-		})
-		switch {
-		case err == nil:
-			bound++
-		case !r.Weak:
-			return fmt.Errorf("%w, for rule %s", err, r.String())
-		default:
-			failed = err
-		}
-	}
-	if bound == 0 && failed != nil {
-		return fmt.Errorf("no port could be bound for rule %s: %w", r.String(), failed)
-	}
-	return nil
+// outcome counts how many of a rule's ports could be bound.
+type outcome struct {
+	bound, failed int
+	err           error // the first
 }
 
-// summary says what the guest got, one line each, as the original does.
-func (in *instance) summary(tap string) {
-	line := func(format string, args ...any) { in.log.Info(fmt.Sprintf(format, args...)) }
-	var via []string
-	for _, f := range []struct {
-		name string
-		fam  *guestFamily
-	}{{"IPv4", &in.net.v4}, {"IPv6", &in.net.v6}} {
-		if f.fam.enabled && f.fam.link.Name != "" {
-			via = append(via, fmt.Sprintf("%s (%s)", f.fam.link.Name, f.name))
-		}
-	}
-	if len(via) > 0 {
-		line("Template interface: %s", strings.Join(via, ", "))
-	}
-	if tap != "" {
-		line("Namespace interface: %s", tap)
-	}
-	line("MAC:")
-	m := in.cfg.MAC
-	line("    host: %02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
-	in.familySummary(line, "DHCP", "127.0.0.1", &in.net.v4, !in.cfg.NoDHCP)
-	in.familySummary(line, "NDP/DHCPv6", "::1", &in.net.v6, !in.cfg.NoNDP || !in.cfg.NoDHCPv6)
-	if in.cfg.DHCPSearch && len(in.net.search) > 0 {
-		line("DNS search list:")
-		for _, s := range in.net.search {
-			line("    %s", s)
-		}
-	}
-	var rules []string
-	for _, f := range []*cli.Forward{&in.cfg.TCPPorts, &in.cfg.UDPPorts} {
-		for i := range f.Rules {
-			if !f.Rules[i].Auto {
-				rules = append(rules, f.Rules[i].String())
-			}
-		}
-	}
-	if len(rules) > 0 {
-		line("Inbound forwarding rules (HOST):")
-		for _, r := range rules {
-			line("    %s", r)
-		}
-	}
-}
-
-func (in *instance) familySummary(line func(string, ...any), title, loopback string, f *guestFamily, served bool) {
-	if !f.enabled {
+func (o *outcome) note(err error) {
+	if err == nil {
+		o.bound++
 		return
 	}
-	show := func(what string, a netip.Addr) {
-		if a.IsValid() {
-			line("    %s: %s", what, a)
+	if o.failed == 0 {
+		o.err = err
+	}
+	o.failed++
+}
+
+// judge makes an error of it. A weak rule does with what it gets, unless that
+// is nothing.
+func (o *outcome) judge(r *cli.Rule) error {
+	switch {
+	case o.failed == 0, r.Weak && o.bound > 0:
+		return nil
+	case r.Weak:
+		return fmt.Errorf("no port could be bound for rule %s: %w", r, o.err)
+	}
+	return fmt.Errorf("%w, for rule %s", o.err, r)
+}
+
+// hostListener describes the listener of one of a rule's ports on the host.
+func (in *instance) hostListener(r *cli.Rule, port uint16) sockets.Listener {
+	return sockets.Listener{
+		Proto: r.Proto, Addr: r.Addr, Interface: r.Interface,
+		Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
+		Splice: in.cfg.Personality != cli.Passt && !in.cfg.NoSplice,
+	}
+}
+
+// enterForwarding starts what is forwarded by way of the agent, once it has set
+// the namespace up: listeners of -T and -U, and the automatic ones as far as
+// there is something to forward already.
+func (in *instance) enterForwarding() error {
+	f := &in.forward
+	f.ns = in.agent.Sockets(func(err error) {
+		in.log.Error("the agent has ended: nothing is opened in the namespace any more", "error", err)
+	})
+	in.factory.SetNamespace(f.ns)
+	for _, r := range in.rules(outbound) {
+		if r.Auto {
+			continue
+		}
+		ports := make([]uint16, r.Len())
+		for p := range ports {
+			ports[p] = r.First + uint16(p)
+		}
+		o := in.listenNamespace(r, ports, func(uint16, sockets.Listener) {})
+		if err := o.judge(r); err != nil {
+			return err
 		}
 	}
-	show("NAT to host "+loopback, f.mapHostLoopback)
-	show("NAT to guest's address on the host", f.mapGuestAddr)
-	if served && f.addr.IsValid() {
-		line("%s:", title)
-		line("    assign: %s", f.addr)
-		show("router", f.our)
+	return in.startAuto()
+}
+
+// listenNamespace opens listeners for ports of a rule in the namespace, and
+// passes each on.
+func (in *instance) listenNamespace(r *cli.Rule, ports []uint16, opened func(port uint16, l sockets.Listener)) outcome {
+	var o outcome
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, port := range ports {
+		wg.Add(1)
+		in.openNamespace(r, port, func(fds []int, err error) {
+			defer wg.Done()
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				err = fmt.Errorf("cannot listen in the namespace on port %d: %w", port, err)
+			}
+			o.note(err)
+			for _, fd := range fds {
+				opened(port, in.add(sockets.Listener{
+					Proto: r.Proto, Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
+					Namespace: true, FD: fd,
+				}))
+			}
+		})
 	}
-	if len(f.dns) > 0 && in.cfg.DHCPDNS {
-		line("DNS:")
-		for _, a := range f.dns {
-			line("    %s", a)
+	wg.Wait()
+	return o
+}
+
+// openNamespace asks the agent for the listener of one port: on lo, for both
+// families where both are enabled. Kernels that do not let it bind to a device
+// (before 5.7, without capabilities) give the loopback addresses instead.
+func (in *instance) openNamespace(r *cli.Rule, port uint16, done func(fds []int, err error)) {
+	want := ipc.AgentOpen{Proto: r.Proto, Flags: ipc.AgentOpenBind | ipc.AgentOpenListen | ipc.AgentOpenDevice, LocalPort: port}
+	v4 := in.net.v4.enabled && (!r.Addr.IsValid() || r.Addr.Is4())
+	v6 := in.net.v6.enabled && (!r.Addr.IsValid() || r.Addr.Is6())
+	switch {
+	case !v6:
+		want.Flags |= ipc.AgentOpenIPv4
+	case v4:
+		want.Flags |= ipc.AgentOpenDual
+	}
+	in.forward.ns.Open(want, func(fd int, err error) {
+		if err == nil {
+			done([]int{fd}, nil)
+			return
+		}
+		if !errors.Is(err, unix.EPERM) {
+			done(nil, err)
+			return
+		}
+		var addrs []netip.Addr
+		if v4 {
+			addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		}
+		if v6 {
+			addrs = append(addrs, netip.IPv6Loopback())
+		}
+		in.openLoopback(want, addrs, nil, done)
+	})
+}
+
+// openLoopback opens one socket for each address.
+func (in *instance) openLoopback(want ipc.AgentOpen, addrs []netip.Addr, fds []int, done func([]int, error)) {
+	if len(addrs) == 0 {
+		done(fds, nil)
+		return
+	}
+	want.Flags = ipc.AgentOpenBind | ipc.AgentOpenListen
+	if addrs[0].Is4() {
+		want.Flags |= ipc.AgentOpenIPv4
+	}
+	want.Local = addrs[0].As16()
+	in.forward.ns.Open(want, func(fd int, err error) {
+		if err != nil {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			done(nil, err)
+			return
+		}
+		in.openLoopback(want, addrs[1:], append(fds, fd), done)
+	})
+}
+
+// add makes a socket a listener, of which the running worker hears.
+func (in *instance) add(l sockets.Listener) sockets.Listener {
+	f := &in.forward
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l = in.factory.Adopt(l)
+	if f.up {
+		rec := l.Record()
+		// Without a worker, the next one is told.
+		_ = in.worker.Send(rec.Encode(ipc.KindListener), l.FD)
+	}
+	return l
+}
+
+// drop closes a listener; connections that came by it stay.
+func (in *instance) drop(l *sockets.Listener) {
+	f := &in.forward
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	in.factory.Unlisten(l.ID)
+	if f.up {
+		rec := l.Record()
+		_ = in.worker.Send(rec.Encode(ipc.KindUnlisten), -1)
+	}
+}
+
+// sendListeners tells a new worker of all listeners. From then on it hears of
+// changes.
+func (in *instance) sendListeners(control int) error {
+	f := &in.forward
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range in.factory.Listeners() {
+		rec := l.Record()
+		if err := ipc.Send(control, rec.Encode(ipc.KindListener), l.FD); err != nil {
+			return err
 		}
 	}
+	f.up = true
+	return nil
+}
+
+// workerGone notes that nobody is there to be told of changes.
+func (in *instance) workerGone() {
+	in.forward.mu.Lock()
+	in.forward.up = false
+	in.forward.mu.Unlock()
 }

@@ -204,7 +204,7 @@ func (g *guestNet) workerConfig(cfg *cli.Config, mac [6]byte) (*ipc.Config, erro
 			*to = a.As16()
 		}
 	}
-	if g.v4.enabled {
+	if g.v4.enabled && !cfg.SpliceOnly {
 		put(&c.Addr4, g.v4.addr.Addr())
 		c.Prefix4 = uint8(max(g.v4.addr.Bits(), 0))
 		put(&c.Our4, g.v4.our)
@@ -212,7 +212,7 @@ func (g *guestNet) workerConfig(cfg *cli.Config, mac [6]byte) (*ipc.Config, erro
 		put(&c.MapGuestAddr4, g.v4.mapGuestAddr)
 		put(&c.DNSForward4, g.v4.dnsForward)
 	}
-	if g.v6.enabled {
+	if g.v6.enabled && !cfg.SpliceOnly {
 		put(&c.Addr6, g.v6.addr.Addr())
 		c.Prefix6 = uint8(max(g.v6.addr.Bits(), 0))
 		put(&c.Our6, g.v6.our)
@@ -273,6 +273,8 @@ func (g *guestNet) flags(cfg *cli.Config) uint64 {
 		{cfg.Debug, ipc.FlagDebug},
 		{cfg.Trace, ipc.FlagTrace},
 		{cfg.OneOff, ipc.FlagOneOff},
+		{cfg.HostLoToNSLo, ipc.FlagLoToLo},
+		{cfg.SpliceOnly, ipc.FlagSpliceOnly},
 	} {
 		if b.on {
 			f |= b.bit
@@ -292,8 +294,9 @@ func (g *guestNet) factoryConfig(cfg *cli.Config) sockets.Config {
 		}
 	}
 	return sockets.Config{
-		V4: view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
-		V6: view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
+		LoToLo: cfg.HostLoToNSLo || cfg.SpliceOnly,
+		V4:     view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
+		V6:     view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
 	}
 }
 

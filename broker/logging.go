@@ -31,6 +31,7 @@ type logHandler struct {
 type logOutput struct {
 	mu    sync.Mutex
 	write func(level slog.Level, line []byte)
+	later func(level slog.Level, line []byte) // once standard error is gone, nil: no other
 }
 
 func (h *logHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
@@ -101,13 +102,20 @@ func newLog(cfg *cli.Config) (*slog.Logger, *logOutput, error) {
 
 func toStderr(_ slog.Level, line []byte) { os.Stderr.Write(line) }
 
+// prepare opens what detach will need.
+func (o *logOutput) prepare(cfg *cli.Config) {
+	if cfg.LogFile == "" {
+		o.later = newSyslog(cfg.Personality.String())
+	}
+}
+
 // detach is called when standard error is about to be closed: without a log
 // file, the system log takes over.
-func (o *logOutput) detach(cfg *cli.Config) {
+func (o *logOutput) detach() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if cfg.LogFile == "" {
-		o.write = newSyslog(cfg.Personality.String())
+	if o.later != nil {
+		o.write = o.later
 	}
 }
 

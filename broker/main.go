@@ -54,6 +54,9 @@ func main() {
 	if err != nil {
 		os.Exit(cli.Report(os.Stderr, err))
 	}
+	if cfg.Action == cli.ActionSelfTest {
+		os.Exit(selfTest(cfg))
+	}
 	if !cfg.Foreground && cfg.Target.Kind != cli.TargetSpawn && notify < 0 {
 		status, err := background(cfg)
 		if err != nil {
@@ -82,8 +85,11 @@ type instance struct {
 	watch   *netns.Watcher
 	stream  *streamServer // passt: where virtual machines connect
 	capture int           // pcap file, -1: none
+	null    int           // /dev/null, for standard streams in the background
 
 	captured ipc.Capture // what the next worker is told of it
+
+	forward forwarding
 
 	// Set by attach, read by those who start workers: closed when link and
 	// config are there, or nil records if they never will be.
@@ -118,6 +124,7 @@ func run(cfg *cli.Config, notify int) (int, error) {
 			return 1, err
 		}
 	}
+	ignoreSignals() // not before: the command is to inherit none of it
 
 	// 3. What takes privileges: files, ports. Then away with them.
 	if err := in.prepare(host); err != nil {
@@ -133,6 +140,13 @@ func run(cfg *cli.Config, notify int) (int, error) {
 		err = in.attach(host)
 	}
 	close(in.attached)
+
+	// 5. While it starts: nothing but sockets is opened from here on, and no
+	// process made but a worker's. Lock down.
+	<-in.worker.Spawned()
+	if err == nil {
+		err = in.lockDown(notify)
+	}
 	if e := <-started; err == nil {
 		err = e
 	}
@@ -140,15 +154,17 @@ func run(cfg *cli.Config, notify int) (int, error) {
 		return 1, err
 	}
 
-	// 5. Tell whoever waits that all works now.
+	// 6. Tell whoever waits that all works now.
 	if err := in.announce(notify); err != nil {
 		return 1, err
 	}
+	in.captive()
 
-	// 6. Until the guest is gone, or we are told to go. The tap ends with its
+	// 7. Until the guest is gone, or we are told to go. The tap ends with its
 	// last descriptor, which takes the kernel tens of milliseconds: that is
 	// to be the agent's, for which nobody waits.
 	status, err := in.wait(signals)
+	in.factory.Shut()
 	if in.linkFD >= 0 {
 		unix.Close(in.linkFD)
 	}
@@ -201,6 +217,11 @@ func (in *instance) egress(host *hostnet.Network) (sockets.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	local, err := hostnet.NewLocal(in.net.v6.link.Index)
+	if err != nil {
+		return nil, err
+	}
+	p.SetLocal(local.Has)
 	for _, f := range []*guestFamily{&in.net.v4, &in.net.v6} {
 		if f.dnsForward.IsValid() {
 			p.Pin(f.dnsHost)
@@ -290,9 +311,12 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	in.factory.OnEvent = in.workerEvent
 	in.worker, err = supervise.New(supervise.Options{
 		Logger: in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
-		Setup:  in.setUpWorker,
-		Serve:  in.factory.Serve,
-		OnExit: func(supervise.Exit) { in.workerEvent(ipc.EventLinkClosed) },
+		Setup: in.setUpWorker,
+		Serve: in.factory.Serve,
+		OnExit: func(supervise.Exit) {
+			in.workerGone()
+			in.workerEvent(ipc.EventLinkClosed)
+		},
 	})
 	if err != nil {
 		return err
@@ -342,10 +366,35 @@ func (in *instance) attachStream() error {
 // acknowledgments of as many others, has to fit.
 const tapQueue = 16384
 
-// attach has the agent make the tap, and with it completes what a worker needs
-// to know.
+// attach has the agent make the tap and the listeners in the namespace, and with
+// that completes what a worker needs to know.
 func (in *instance) attach(host *hostnet.Network) error {
+	in.agent.Confine(len(in.cfg.TCPNS.Rules)+len(in.cfg.UDPNS.Rules) > 0)
+	tap, err := in.makeTap(host)
+	if err != nil {
+		return err
+	}
+	if err := in.tell("agent", in.agent.Layers()); err != nil {
+		return err
+	}
+	if err := in.enterForwarding(); err != nil {
+		return err
+	}
+	config, err := in.net.workerConfig(in.cfg, tap.MAC)
+	if err != nil {
+		return err
+	}
+	in.config = config
+	in.summary(tap.Name)
+	return nil
+}
+
+// makeTap connects the namespace to a link, unless only its loopback counts.
+func (in *instance) makeTap(host *hostnet.Network) (agent.Tap, error) {
 	cfg := in.cfg
+	if cfg.SpliceOnly {
+		return agent.Tap{}, in.agent.SetupLoopback()
+	}
 	s := agent.Setup{Name: cfg.NSIfName, MAC: cfg.NSMAC, MTU: cfg.MTU, QueueLen: tapQueue, Configure: cfg.ConfigNet}
 	if s.Name == "" {
 		s.Name = host.TapName()
@@ -361,20 +410,14 @@ func (in *instance) attach(host *hostnet.Network) error {
 	}
 	tap, err := in.agent.Setup(s)
 	if err != nil {
-		return err
+		return tap, err
 	}
 	for _, w := range tap.Warnings {
 		in.log.Warn(w)
 	}
 	in.link = ipc.Link{Kind: ipc.LinkTap, Offload: tap.Offload}
 	in.linkFD = tap.FD
-	config, err := in.net.workerConfig(cfg, tap.MAC)
-	if err != nil {
-		return err
-	}
-	in.config = config
-	in.summary(tap.Name)
-	return nil
+	return tap, nil
 }
 
 // setUpWorker sends a new worker its start-up records.
@@ -397,11 +440,8 @@ func (in *instance) setUpWorker(control int) error {
 			return err
 		}
 	}
-	for _, l := range in.factory.Listeners() {
-		rec := l.Record()
-		if err := ipc.Send(control, rec.Encode(ipc.KindListener), l.FD); err != nil {
-			return err
-		}
+	if err := in.sendListeners(control); err != nil {
+		return err
 	}
 	return ipc.Send(control, ipc.Empty(ipc.KindStart), -1)
 }
@@ -426,8 +466,8 @@ func (in *instance) announce(notify int) error {
 		return in.child.Release()
 	}
 	if notify >= 0 {
-		in.out.detach(in.cfg)
-		return ready(notify)
+		in.out.detach()
+		return ready(notify, in.null)
 	}
 	return nil
 }

@@ -13,7 +13,11 @@ import (
 
 	"aldente/broker/cli"
 	"aldente/broker/netns"
+	"aldente/policy"
 )
+
+// firstOpenPort is the default of net.ipv4.ip_unprivileged_port_start.
+const firstOpenPort = 1024
 
 // nobody is the user and group that own nothing.
 const nobody = 65534
@@ -46,7 +50,11 @@ func (in *instance) dropPrivileges() error {
 	if in.cfg.RunAs == nil {
 		in.log.Info("started as root, changing to nobody")
 	}
+	policy.EmptyBoundingSet()
 	err := syscall.Setgroups(nil)
+	if err == nil && in.kept() != 0 {
+		err = policy.KeepThroughSetuid()
+	}
 	if err == nil {
 		err = syscall.Setresgid(int(ids.GID), int(ids.GID), int(ids.GID))
 	}
@@ -59,14 +67,15 @@ func (in *instance) dropPrivileges() error {
 	return nil
 }
 
-// catchSignals takes over the signals that end us, and ignores those that
-// must not.
+// catchSignals takes over the signals that end us.
 func catchSignals() <-chan os.Signal {
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
 	c := make(chan os.Signal, 4)
 	signal.Notify(c, unix.SIGTERM, unix.SIGQUIT, unix.SIGINT)
 	return c
 }
+
+// ignoreSignals ignores those that must not end us.
+func ignoreSignals() { signal.Ignore(unix.SIGPIPE, unix.SIGHUP) }
 
 // passOn gives a signal to the command instead. Interrupts from the terminal
 // have reached it already.

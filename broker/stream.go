@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,20 +30,26 @@ type streamServer struct {
 
 	mu     sync.Mutex
 	busy   bool
+	client int           // ours of the connected socket while busy, to see its end; -1: none
+	freed  chan struct{} // closed when the client is gone
 	ended  bool
 	oneOff bool
 	done   chan struct{} // closed when the only client of --one-off is gone
 }
 
+// handOver is how long the next client waits for the worker to notice that the
+// last one is gone, or for a worker to be there.
+const handOver = time.Second
+
 // givenStream is the server of -F: its one client is connected already.
 func givenStream(log *slog.Logger) *streamServer {
-	return &streamServer{log: log, fd: -1, oneOff: true, busy: true, done: make(chan struct{})}
+	return &streamServer{log: log, fd: -1, client: -1, oneOff: true, busy: true, done: make(chan struct{})}
 }
 
 // listenStream binds the socket: at path, or at the first default path that is
 // free. A socket that nobody listens on is left over and replaced.
 func listenStream(path string, oneOff bool, log *slog.Logger) (*streamServer, error) {
-	s := &streamServer{log: log, oneOff: oneOff, done: make(chan struct{})}
+	s := &streamServer{log: log, client: -1, oneOff: oneOff, done: make(chan struct{})}
 	if path != "" {
 		return s, s.bind(path)
 	}
@@ -70,7 +77,7 @@ func (s *streamServer) bind(path string) error {
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
 	if err == nil {
-		err = unix.Listen(fd, 8)
+		err = unix.Listen(fd, 128)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -121,27 +128,73 @@ func (s *streamServer) spent() bool {
 }
 
 func (s *streamServer) accepted(fd int, worker *supervise.Supervisor) {
-	defer unix.Close(fd)
+	if !s.handedOver(fd, worker) {
+		unix.Close(fd)
+	}
+}
+
+// handedOver gives the client to the worker. It reports false if the client is
+// refused.
+func (s *streamServer) handedOver(fd int, worker *supervise.Supervisor) bool {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		s.log.Warn("client without credentials refused", "error", err)
-		return
+		return false
 	}
+	s.awaitEnd()
+	for deadline := time.Now().Add(handOver); ; time.Sleep(handOver / 100) {
+		given, err := s.give(fd, worker)
+		switch {
+		case given:
+			s.log.Info("client connected", "pid", cred.Pid, "uid", cred.Uid)
+			return true
+		case err == nil:
+			s.log.Info("second client refused", "pid", cred.Pid, "uid", cred.Uid)
+			return false
+		case time.Now().After(deadline):
+			s.log.Warn("client came while no worker was running", "error", err)
+			return false
+		}
+	}
+}
+
+// give sends the client to the worker, unless that has one. An error means
+// that no worker is running, perhaps because the last one died a moment ago.
+func (s *streamServer) give(fd int, worker *supervise.Supervisor) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.busy {
-		s.log.Info("second client refused", "pid", cred.Pid, "uid", cred.Uid)
-		return
+		return false, nil
 	}
 	k := ipc.Link{Kind: ipc.LinkStream}
 	if err := worker.Send(k.Encode(), fd); err != nil {
-		s.log.Warn("client came while no worker was running", "error", err)
-		return
+		return false, err
 	}
-	s.log.Info("client connected", "pid", cred.Pid, "uid", cred.Uid)
-	s.busy = true
+	s.busy, s.client, s.freed = true, fd, make(chan struct{})
 	if s.oneOff {
 		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
+	}
+	return true, nil
+}
+
+// awaitEnd waits for the worker to let go of a client that has hung up: the
+// next one may connect at once, and is not to be refused for that.
+func (s *streamServer) awaitEnd() {
+	s.mu.Lock()
+	freed := s.freed
+	p := []unix.PollFd{{Fd: int32(s.client), Events: unix.POLLRDHUP}}
+	hungUp := s.busy && s.client >= 0
+	if hungUp {
+		n, err := unix.Poll(p, 0)
+		hungUp = err == nil && n > 0
+	}
+	s.mu.Unlock()
+	if !hungUp {
+		return
+	}
+	select {
+	case <-freed:
+	case <-time.After(handOver):
 	}
 }
 
@@ -149,6 +202,11 @@ func (s *streamServer) accepted(fd int, worker *supervise.Supervisor) {
 func (s *streamServer) closed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.client >= 0 {
+		unix.Close(s.client)
+		close(s.freed)
+		s.client = -1
+	}
 	switch {
 	case !s.busy || s.ended:
 		return

@@ -20,12 +20,16 @@ const (
 	AgentKindSetup  AgentKind = 0x100 + iota // AgentSetup: starts a description of the namespace's network
 	AgentKindChange                          // AgentChange: an address or route of that description
 	AgentKindCommit                          // AgentCommit: the description is complete, put it in force
+	AgentKindOpen                            // AgentOpen: a socket in the namespace
 )
 
 const (
 	// Agent to broker.
 	AgentKindTap    AgentKind = 0x180 + iota // AgentTap, with the tap
 	AgentKindReport                          // AgentReport
+	AgentKindDone                            // AgentDone: a set-up without an interface has succeeded
+	AgentKindOpened                          // AgentOpened, with the socket if Errno is zero
+	AgentKindLayer                           // AgentLayer
 )
 
 // Limits of the agent's records.
@@ -48,6 +52,9 @@ type AgentSetup struct {
 // Flags of AgentSetup.
 const (
 	AgentSetupConfigure = 1 << iota // bring the interface up with what AgentChange records say
+	AgentSetupNoLink                // make no interface, only bring lo up; Name is ignored
+	AgentSetupConfine               // give up, at the end, all that opening sockets does not take
+	AgentSetupBind                  // but keep CAP_NET_BIND_SERVICE
 
 	agentSetupFlags = 1<<iota - 1
 )
@@ -136,7 +143,7 @@ func (s *AgentSetup) Decode(b []byte) error {
 	if err := decodeAgent(b, AgentKindSetup, s); err != nil {
 		return err
 	}
-	if s.Flags&^agentSetupFlags != 0 || s.Reserved != [2]byte{} || !validName(&s.Name) {
+	if s.Flags&^agentSetupFlags != 0 || s.Reserved != [2]byte{} || s.Flags&AgentSetupNoLink == 0 && !validName(&s.Name) {
 		return fmt.Errorf("%w: flags %#x, name %q", ErrMalformed, s.Flags, s.Name)
 	}
 	return nil
@@ -205,10 +212,8 @@ func (r *AgentReport) Decode(b []byte) error {
 	if r.Fatal > 1 {
 		return fmt.Errorf("%w: report of level %d", ErrMalformed, r.Fatal)
 	}
-	for _, c := range r.Text.Bytes[:r.Text.Len] {
-		if c < ' ' || c == 0x7f {
-			return fmt.Errorf("%w: control character in a report", ErrMalformed)
-		}
+	if !r.Text.printable() {
+		return fmt.Errorf("%w: control character in a report", ErrMalformed)
 	}
 	return nil
 }

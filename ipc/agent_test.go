@@ -25,6 +25,11 @@ func agentRecords() map[AgentKind][]byte {
 		AgentKindCommit: (&AgentCommit{ID: 1, Changes: 7}).Encode(),
 		AgentKindTap:    (&AgentTap{ID: 1, Index: 2, MAC: [6]byte{2}, Offload: 0x6f, Name: name16("eth0")}).Encode(),
 		AgentKindReport: (&AgentReport{ID: 1, Fatal: 1, Errno: 13, Text: text}).Encode(),
+		AgentKindOpen: (&AgentOpen{ID: 1, Proto: ProtoTCP, Flags: AgentOpenBind | AgentOpenListen | AgentOpenDevice | AgentOpenDual,
+			LocalPort: 80, Local: [16]byte{15: 1}}).Encode(),
+		AgentKindOpened: (&AgentOpened{ID: 1, Errno: 98}).Encode(),
+		AgentKindDone:   (&AgentDone{ID: 1}).Encode(),
+		AgentKindLayer:  (&AgentLayer{ID: 1, State: 2, Name: text}).Encode(),
 	}
 }
 
@@ -49,6 +54,22 @@ func redecode(b []byte) ([]byte, error) {
 		return r.Encode(), err
 	case AgentKindReport:
 		var r AgentReport
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindOpen:
+		var r AgentOpen
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindOpened:
+		var r AgentOpened
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindDone:
+		var r AgentDone
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindLayer:
+		var r AgentLayer
 		err := r.Decode(b)
 		return r.Encode(), err
 	}
@@ -108,6 +129,17 @@ func TestAgentRanges(t *testing.T) {
 		"tap without index":      (&AgentTap{Name: name16("eth0")}).Encode(),
 		"tap without name":       (&AgentTap{Index: 2}).Encode(),
 		"report level":           (&AgentReport{Fatal: 2}).Encode(),
+		"answer with padding":    (&AgentOpened{Padding: 1}).Encode(),
+		"unknown open flag":      (&AgentOpen{Proto: ProtoTCP, Flags: 1 << 7}).Encode(),
+		"open of no protocol":    (&AgentOpen{Proto: ProtoICMP}).Encode(),
+		"diagnosis with flags":   (&AgentOpen{Proto: AgentProtoDiag, Flags: AgentOpenIPv4}).Encode(),
+		"listen without bind":    (&AgentOpen{Proto: ProtoTCP, Flags: AgentOpenListen}).Encode(),
+		"port without bind":      (&AgentOpen{Proto: ProtoTCP, LocalPort: 1}).Encode(),
+		"address without bind":   (&AgentOpen{Proto: ProtoTCP, Local: [16]byte{1}}).Encode(),
+		"dual on IPv4":           (&AgentOpen{Proto: ProtoTCP, Flags: AgentOpenBind | AgentOpenIPv4 | AgentOpenDual}).Encode(),
+		"state of a layer":       (&AgentLayer{State: 3}).Encode(),
+		"layer with padding":     (&AgentLayer{Reserved: [3]byte{2: 1}}).Encode(),
+		"layer escape":           (&AgentLayer{Detail: Name{Len: 1, Bytes: [MaxDomain]byte{0x1b}}}).Encode(),
 		"report escape":          (&AgentReport{Text: Name{Len: 2, Bytes: [MaxDomain]byte{'a', 0x1b}}}).Encode(),
 	} {
 		if _, err := redecode(b); !errors.Is(err, ErrMalformed) {

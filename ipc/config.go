@@ -26,6 +26,8 @@ const (
 	FlagDebug                  // log at debug level
 	FlagTrace                  // log each frame's summary
 	FlagOneOff                 // end with the link's first peer
+	FlagLoToLo                 // bypass from the host's loopback: to the namespace's loopback, not its public address
+	FlagSpliceOnly             // there is no link: all but the bypass is refused
 )
 
 // Limits on the lists that Config carries.

@@ -17,8 +17,9 @@ const (
 
 // Stages of the worker.
 const (
-	StageEnter = "enter" // fresh from clone: mounts and capabilities, then exec of itself
-	StageRun   = "run"   // confines itself and translates
+	StageEnter   = "enter"   // fresh from clone: mounts and capabilities, then exec of itself
+	StageReplace = "replace" // the same, where the file system is empty already
+	StageRun     = "run"     // confines itself and translates
 )
 
 // Arguments is the command line of a worker, written by the broker and by the
@@ -51,7 +52,7 @@ func ParseArguments(argv []string) (Arguments, error) {
 	if a.Debug, err = strconv.ParseBool(argv[5]); err != nil {
 		return a, err
 	}
-	if a.Stage != StageEnter && a.Stage != StageRun || a.Mode != "tap" && a.Mode != "stream" {
+	if a.Stage != StageEnter && a.Stage != StageReplace && a.Stage != StageRun || a.Mode != "tap" && a.Mode != "stream" {
 		return a, fmt.Errorf("arguments %q", strings.Join(argv[1:], " "))
 	}
 	return a, nil

@@ -12,7 +12,7 @@ import (
 type seccompData struct {
 	nr   uint32
 	arch uint32
-	ip   uint64
+	_    uint64 // instruction_pointer: no filter looks at it
 	args [6]uint64
 }
 

@@ -3,7 +3,10 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
+	"syscall"
+	"unsafe"
 
 	"github.com/syndtr/gocapability/capability"
 	"golang.org/x/sys/unix"
@@ -38,6 +41,76 @@ func DropCapabilities() error {
 	c.Clear(capability.CAPS | capability.BOUNDS | capability.AMBS)
 	if err := c.Apply(capability.CAPS | capability.BOUNDS | capability.AMBS); err != nil {
 		return fmt.Errorf("capabilities: %w", err)
+	}
+	return nil
+}
+
+// Capabilities is a set of capabilities; bit N is number N of
+// include/uapi/linux/capability.h.
+type Capabilities uint64
+
+// BindLowPorts is what binding a port below net.ipv4.ip_unprivileged_port_start
+// takes.
+const BindLowPorts Capabilities = 1 << unix.CAP_NET_BIND_SERVICE
+
+// EmptyBoundingSet takes from all threads what they could gain by exec. Those
+// without CAP_SETPCAP have nothing to gain, once under no_new_privs.
+func EmptyBoundingSet() {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&hdr, &data[0]) != nil || data[0].Effective&(1<<unix.CAP_SETPCAP) == 0 {
+		return
+	}
+	for c := range uintptr(highestCapability + 1) {
+		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); errno != 0 {
+			return // EINVAL: above the kernel's last capability
+		}
+	}
+}
+
+// KeepCapabilities takes all capabilities but those in keep from all threads of
+// the process. Nothing is added: what the process does not have it does not get.
+func KeepCapabilities(keep Capabilities) Layer {
+	const name = "capabilities"
+	EmptyBoundingSet()
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return Layer{name, Missing, err.Error()}
+	}
+	if data != ([2]unix.CapUserData{}) {
+		have := Capabilities(data[1].Permitted)<<32 | Capabilities(data[0].Permitted)
+		keep &= have
+		data = [2]unix.CapUserData{
+			{Effective: uint32(keep), Permitted: uint32(keep)},
+			{Effective: uint32(keep >> 32), Permitted: uint32(keep >> 32)},
+		}
+		// Ambient capabilities go with the inheritable ones.
+		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)),
+			uintptr(unsafe.Pointer(&data)), 0); errno != 0 {
+			return Layer{name, Missing, errno.Error()}
+		}
+	} else {
+		keep = 0
+	}
+	l := Layer{name, InForce, "none"}
+	if keep != 0 {
+		l.Detail = "CAP_NET_BIND_SERVICE only"
+	}
+	// Whoever has no capability cannot empty the bounding set, which is of use
+	// only to exec, and not under no_new_privs.
+	if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0, 0, 0); err == nil && has != 0 {
+		l.Detail += ", bounding set without use"
+	}
+	return l
+}
+
+// KeepThroughSetuid has all threads keep their permitted capabilities when they
+// change from user 0 to another, until KeepCapabilities.
+func KeepThroughSetuid() error {
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0)
+	if errno != 0 && !errors.Is(errno, unix.ENOTSUP) { // ENOTSUP: a race detector build
+		return fmt.Errorf("PR_SET_KEEPCAPS: %w", errno)
 	}
 	return nil
 }

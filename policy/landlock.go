@@ -71,26 +71,28 @@ func LandlockNothing() Layer {
 	return restrict(r, "nothing granted", r.fs, r.net, r.scope)
 }
 
-// Paths are the files that a process keeps under LandlockPaths.
+// Paths are the files that a process keeps under LandlockFiles.
 type Paths struct {
 	Read    []string // files and directories to read
-	Write   []string // directories to make and remove files in, and files to write
 	Execute []string // programs to start
 }
 
-// LandlockPaths limits the file system to the paths given; those that do not
-// exist are skipped. Network and signals are left alone: this is for the
-// processes that open sockets.
+// LandlockFiles limits the file system to the paths given; those that do not
+// exist are skipped. Abstract sockets of others are out of reach. The network is
+// left alone: this is for processes that open sockets. So are signals, since the
+// kernel counts the one by which children die with their parent.
 //
-// No process under such a domain, nor a child of it, can mount or pivot_root.
-func LandlockPaths(p Paths) Layer {
+// Under such a domain neither the process nor a child of it can mount or
+// pivot_root, nor trace or look into a process that is not under it.
+func LandlockFiles(p Paths) Layer {
 	r := rights(LandlockABI())
 	read := landlock.AccessFSSet(ll.AccessFSReadFile|ll.AccessFSReadDir) & r.fs
-	write := read | landlock.AccessFSSet(ll.AccessFSWriteFile|ll.AccessFSMakeReg|ll.AccessFSMakeSock|
-		ll.AccessFSRemoveFile|ll.AccessFSTruncate)&r.fs
 	execute := landlock.AccessFSSet(ll.AccessFSExecute|ll.AccessFSReadFile) & r.fs
-	return restrict(r, "files named on the command line", r.fs, 0, 0,
-		grants(read, p.Read), grants(write, p.Write), grants(execute, p.Execute))
+	what := "no file"
+	if len(p.Execute) > 0 {
+		what += " but the worker's program"
+	}
+	return restrict(r, what, r.fs, 0, r.scope&^ll.ScopeSignal, grants(read, p.Read), grants(execute, p.Execute))
 }
 
 // grants gives files only the rights that files have: the kernel refuses a

@@ -10,8 +10,9 @@ import (
 )
 
 // TestNoRetransmissionOnCleanLink asks for what a translator owes its guest
-// where nothing is lost: no time-out and no retransmission in the guest's
-// kernel but probes, whatever the MTU, the host's send buffers and the number of flows.
+// where nothing is lost: no time-out and no retransmission but probes in the
+// guest's kernel, whatever the MTU, the host's send buffers and the number of
+// flows.
 func TestNoRetransmissionOnCleanLink(t *testing.T) {
 	needOurs(t)
 	for _, mtu := range []int{1500, 65520} {

@@ -24,7 +24,13 @@ func TestPcap(t *testing.T) {
 		t.Fatalf("%q, %v", s, err)
 	}
 	g.Close()
-	out := lab.Host.Must("tcpdump", "-Z", "root", "-r", file, "-n", "-A", "--number")
+	// tcpdump changes to another user when started as root, which a user
+	// namespace with a single user does not let it.
+	cmd := []string{"tcpdump", "-Z", "root", "-r", file, "-n", "-A", "--number"}
+	if netlab.Nested() {
+		cmd = append([]string{"unshare", "-U", "--map-user=1000"}, append(cmd[:1], cmd[3:]...)...)
+	}
+	out := lab.Host.Must(cmd...)
 	for _, want := range []string{"ICMP echo request", "ICMP echo reply", "Flags [S]", "Flags [S.]", "captured"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in the capture", want)

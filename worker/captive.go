@@ -6,41 +6,41 @@ package main
 
 import (
 	"crypto/rand"
-	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
 	"aldente/policy"
+	"aldente/policy/captive"
 )
 
 // The captive is the worker with its translator replaced by a prisoner: it goes
-// through the real lock-down and then tries one forbidden thing, named in
-// Arguments.Extra as "attempt=NAME" or, to test the layers behind a filter,
-// "attempt=NAME skip=seccomp". It says on the control channel how the attempt
-// ended, if it still can.
-
-type captive struct {
+// through the real lock-down and then does what its script says, one word after
+// the other, and says how each ended, if it still can:
+//
+//	attempt=NAME   what captured code might try, see policy/captive
+//	skip=LAYER     leave out a layer, to try those behind it
+//	open=…         and the like: what captured code might tell the broker, see hostile.go
+//	report=log     say it in the log, not on the control channel
+//
+// The script is Arguments.Extra, or the host name of the configuration where the
+// real broker has started it.
+type prisoner struct {
 	control int
-	attempt string
-	held    held
+	held    captive.Held
+	script  []string
+	log     bool
+	config  ipc.Config
+	ids     map[uint8]uint32 // of a listener of each protocol
 }
 
-// held are the descriptors that the broker gave it, one of each class.
-type held struct {
-	link     int // as KindLink
-	listener int // as KindListener
-	flow     int // as KindCapture: a connected socket
-}
-
-// extra returns the value of one key of Arguments.Extra.
-func extra(args policy.Arguments, key string) (values []string) {
-	for word := range strings.FieldsSeq(args.Extra) {
+// words returns the values of one key of a script.
+func words(script []string, key string) (values []string) {
+	for _, word := range script {
 		if k, v, ok := strings.Cut(word, "="); ok && k == key {
 			values = append(values, v)
 		}
@@ -50,14 +50,19 @@ func extra(args policy.Arguments, key string) (values []string) {
 
 // unlessSkipped leaves out a layer that "skip=NAME" names.
 func unlessSkipped(args policy.Arguments, name string, layer func() policy.Layer) policy.Layer {
-	if slices.Contains(extra(args, "skip"), name) {
+	if slices.Contains(words(strings.Fields(args.Extra), "skip"), name) {
 		return policy.Layer{Name: name, State: policy.Missing, Detail: "left out by the test"}
 	}
 	return layer()
 }
 
 func prepare(control int) (translator, error) {
-	c := &captive{control: control, held: held{-1, -1, -1}}
+	args, err := policy.ParseArguments(os.Args)
+	if err != nil {
+		return nil, err
+	}
+	c := &prisoner{control: control, held: captive.Nothing(), script: strings.Fields(args.Extra), ids: map[uint8]uint32{}}
+	c.held.Channel, c.held.Log = control, policy.LogFD
 	// As the translators do for their secrets: the vDSO maps its state now.
 	var secret [16]byte
 	_, _ = rand.Read(secret[:])
@@ -71,51 +76,96 @@ func prepare(control int) (translator, error) {
 		if err != nil {
 			return nil, err
 		}
-		switch h.Kind {
-		case ipc.KindLink:
-			c.held.link = fd
-		case ipc.KindListener:
-			c.held.listener = fd
-		case ipc.KindCapture:
-			c.held.flow = fd
-		case ipc.KindStart:
+		if h.Kind == ipc.KindStart {
 			return c, nil
+		}
+		c.take(h.Kind, buf[:n], fd)
+	}
+}
+
+// take notes what a record brings.
+func (c *prisoner) take(kind ipc.Kind, rec []byte, fd int) {
+	switch kind {
+	case ipc.KindConfig:
+		if c.config.Decode(rec) == nil && len(c.script) == 0 {
+			c.script = strings.Fields(c.config.Hostname.String())
+			c.log = true
+		}
+	case ipc.KindLink:
+		c.held.Link = fd
+	case ipc.KindCapture:
+		c.held.Capture = fd
+	case ipc.KindListener:
+		var l ipc.Listener
+		if l.Decode(rec, ipc.KindListener) != nil {
+			return
+		}
+		c.ids[l.Proto] = l.ID
+		if l.Proto == ipc.ProtoTCP {
+			c.held.Listener = fd
+		} else {
+			c.held.Datagram = fd
+		}
+	case ipc.KindOpened:
+		var o ipc.Opened
+		if o.Decode(rec) == nil && fd >= 0 {
+			c.hold(uint8(o.Token), fd)
 		}
 	}
 }
 
-func (c *captive) Run() error {
+// hold keeps a connected socket of a protocol.
+func (c *prisoner) hold(proto uint8, fd int) {
+	switch proto {
+	case ipc.ProtoTCP:
+		c.held.Stream = fd
+	case ipc.ProtoUDP:
+		c.held.Flow = fd
+	default:
+		c.held.Echo = fd
+	}
+}
+
+func (c *prisoner) Run() error {
 	if _, err := unix.Write(c.control, ipc.Empty(ipc.KindReady)); err != nil {
 		return err
 	}
-	args, err := policy.ParseArguments(os.Args)
-	if err != nil {
-		return err
+	if slices.Contains(c.script, "report=log") {
+		c.log = true
 	}
-	for _, name := range extra(args, "attempt") {
-		do, ok := attempts[name]
-		if !ok {
-			return fmt.Errorf("no attempt %q", name)
-		}
-		if _, err := unix.Write(c.control, []byte(outcome(do(c.held)))); err != nil {
-			return err
-		}
+	for _, word := range c.script {
+		c.say(word, c.do(word))
 	}
-	var b [1]byte
 	for {
+		var b [ipc.MaxRecord]byte
 		if n, err := unix.Read(c.control, b[:]); n == 0 || err != nil && err != unix.EINTR {
 			return nil
 		}
 	}
 }
 
-func outcome(err error) string {
-	var errno syscall.Errno
-	switch {
-	case err == nil:
-		return "succeeded"
-	case errors.As(err, &errno):
-		return unix.ErrnoName(errno)
+// do executes one word; the result is empty for those that have none.
+func (c *prisoner) do(word string) string {
+	key, value, _ := strings.Cut(word, "=")
+	switch key {
+	case "attempt":
+		return captive.Try(value, c.held)
+	case "sleep":
+		d, _ := time.ParseDuration(value)
+		time.Sleep(d)
+		return ""
 	}
-	return err.Error()
+	return c.hostile(key, value)
+}
+
+// say tells how a word ended: alone on the control channel, behind the word in
+// the log.
+func (c *prisoner) say(word, result string) {
+	switch {
+	case result == "":
+	case c.log:
+		logf(levelWarning, "captive: %s: %s", word, result)
+	default:
+		_, _ = unix.Write(c.control, []byte(result))
+	}
 }

@@ -39,8 +39,8 @@ func main() {
 	if err != nil {
 		fail(err)
 	}
-	if args.Stage == policy.StageEnter {
-		// Ends in exec of this program, with the other stage.
+	if args.Stage != policy.StageRun {
+		// Ends in exec of this program, with the last stage.
 		if err := enter(args); err != nil {
 			fail(err)
 		}

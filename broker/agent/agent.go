@@ -117,8 +117,16 @@ func (s *server) handle(b []byte) error {
 			return fmt.Errorf("%w: commit of %d changes for %d", ipc.ErrMalformed, c.Changes, c.ID)
 		}
 		s.active = false
+		if s.setup.Flags&ipc.AgentSetupNoLink != 0 {
+			return s.commitLoopback()
+		}
 		return s.commit()
+	case ipc.AgentKindOpen:
+		return s.open(b)
 	default:
+		if s.captive(b) {
+			return nil
+		}
 		return fmt.Errorf("%w: kind %#x", ipc.ErrMalformed, uint16(kind))
 	}
 }
@@ -160,8 +168,22 @@ func (s *server) commit() error {
 		return s.report(err, true)
 	}
 	s.taps[name] = t
+	if err := s.confine(); err != nil {
+		return err
+	}
 	answer := ipc.AgentTap{ID: s.setup.ID, Index: uint32(link.index), MAC: link.mac, Offload: t.offload, Name: s.setup.Name}
 	return ipc.Send(s.channel, answer.Encode(), t.fd)
+}
+
+// commitLoopback answers a set-up without an interface.
+func (s *server) commitLoopback() error {
+	if err := bringUpLoopback(); err != nil {
+		return s.report(err, true)
+	}
+	if err := s.confine(); err != nil {
+		return err
+	}
+	return ipc.Send(s.channel, (&ipc.AgentDone{ID: s.setup.ID}).Encode(), -1)
 }
 
 // report sends a warning or failure.
@@ -172,13 +194,19 @@ func (s *server) report(e error, fatal bool) error {
 	if errors.As(e, &f) {
 		what = f.what
 	}
-	var errno unix.Errno
-	if errors.As(e, &errno) {
-		r.Errno = uint16(errno)
-	}
+	r.Errno = errno(e)
 	if fatal {
 		r.Fatal = 1
 	}
 	r.Text, _ = ipc.MakeName(what[:min(len(what), ipc.MaxDomain)])
 	return ipc.Send(s.channel, r.Encode(), -1)
+}
+
+// errno is the error number in e, zero if there is none.
+func errno(e error) uint16 {
+	var n unix.Errno
+	if errors.As(e, &n) {
+		return uint16(n)
+	}
+	return 0
 }

@@ -14,13 +14,18 @@ import (
 	"aldente/broker/hostnet"
 	"aldente/broker/netns"
 	"aldente/ipc"
+	"aldente/policy"
 )
 
-// Client is the broker's end of an agent. It is not for concurrent use.
+// Client is the broker's end of an agent while it sets the namespace up. It is
+// not for concurrent use. After that, Sockets speaks to the agent.
 type Client struct {
 	process *netns.Agent
 	channel int
 	id      uint32
+
+	flags  uint32 // of set-ups, besides their own
+	layers policy.Report
 }
 
 // Setup is what the namespace's network is to be.
@@ -134,13 +139,31 @@ func (c *Client) Setup(s Setup) (Tap, error) {
 			return Tap{}, c.died(err)
 		}
 	}
-	return c.answer()
+	tap, err := c.answer()
+	if err == nil && tap.FD < 0 {
+		err = fmt.Errorf("agent: %w: set-up without a tap", ipc.ErrMalformed)
+	}
+	return tap, err
+}
+
+// SetupLoopback only brings up the namespace's loopback.
+func (c *Client) SetupLoopback() error {
+	c.id++
+	head := ipc.AgentSetup{ID: c.id, Flags: ipc.AgentSetupNoLink | c.flags}
+	commit := ipc.AgentCommit{ID: c.id}
+	for _, r := range [][]byte{head.Encode(), commit.Encode()} {
+		if err := ipc.Send(c.channel, r, -1); err != nil {
+			return c.died(err)
+		}
+	}
+	_, err := c.answer()
+	return err
 }
 
 // records encodes a set-up.
 func (c *Client) records(s *Setup) ([][]byte, error) {
 	c.id++
-	head := ipc.AgentSetup{ID: c.id, MAC: s.MAC, MTU: uint32(s.MTU), QueueLen: uint32(s.QueueLen)}
+	head := ipc.AgentSetup{ID: c.id, Flags: c.flags, MAC: s.MAC, MTU: uint32(s.MTU), QueueLen: uint32(s.QueueLen)}
 	if len(s.Name) >= len(head.Name) {
 		return nil, fmt.Errorf("interface name %q is longer than %d bytes", s.Name, len(head.Name)-1)
 	}
@@ -212,6 +235,24 @@ func (c *Client) answer() (Tap, error) {
 		switch ipc.AgentKindOf(buf[:n]) {
 		case ipc.AgentKindTap:
 			return tap, c.takeTap(&tap, buf[:n], fd)
+		case ipc.AgentKindDone:
+			var d ipc.AgentDone
+			if err := d.Decode(buf[:n]); err != nil || d.ID != c.id || fd >= 0 {
+				if fd >= 0 {
+					unix.Close(fd)
+				}
+				return Tap{}, fmt.Errorf("agent: %w: end of request %d", ipc.ErrMalformed, d.ID)
+			}
+			return Tap{FD: -1}, nil
+		case ipc.AgentKindLayer:
+			err := c.takeLayer(buf[:n])
+			if fd >= 0 {
+				unix.Close(fd)
+				err = ipc.ErrMalformed
+			}
+			if err != nil {
+				return Tap{}, fmt.Errorf("agent: %w", err)
+			}
 		case ipc.AgentKindReport:
 			if fd >= 0 {
 				unix.Close(fd)

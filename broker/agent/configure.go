@@ -91,6 +91,17 @@ func configure(name string, s *ipc.AgentSetup, changes []ipc.AgentChange) (l lin
 	return l, append(warnings, more...), awaitUsable(c, l.index)
 }
 
+// bringUpLoopback is all there is to configure without an interface.
+func bringUpLoopback() error {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = run(c, []step{{what: "bring lo up", req: linkUp(loopback)}})
+	return err
+}
+
 // run does the steps in one go. IPv6 addresses fail without harm if the
 // namespace has IPv6 disabled.
 func run(c *rtnl.Conn, steps []step) (warnings []error, err error) {

@@ -224,5 +224,5 @@ var options = []option{
 	{long: "strict", extra: true, in: both, group: policy, set: flag(func(c *Config) *bool { return &c.Strict }),
 		help: "don't start if the kernel lacks a sandbox layer"},
 	{long: "self-test", extra: true, in: both, group: policy, set: action(ActionSelfTest),
-		help: "try to break out of the sandbox, report and exit"},
+		help: "put up the sandbox, report each layer and exit:\nstatus 0 if none is missing"},
 }

@@ -157,7 +157,8 @@ func parseEntry(from, to string, mapped bool) (e entry, why string) {
 	if !mapped {
 		return e, ""
 	}
-	target, ranged := e.PortRange, false
+	var target PortRange
+	var ranged bool
 	if addr, ports, slash := strings.Cut(to, "/"); slash {
 		if e.targetAddr, ok = parseTarget(addr); !ok {
 			return e, " has no valid target address"

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/fork"
 )
 
 // Capabilities of the agent: what configuring an interface, and binding low
@@ -57,16 +59,14 @@ const (
 //go:noinline
 //go:norace
 func forkAgent(s *agentSpec) (int, syscall.Errno) {
-	syscall.ForkLock.Lock()
-	beforeFork()
-	pid, errno := clone(0)
+	fork.Before()
+	pid, errno := fork.Clone(0, 0)
 	if errno != 0 || pid != 0 {
-		afterFork()
-		syscall.ForkLock.Unlock()
+		fork.After()
 		runtime.KeepAlive(s)
 		return int(pid), errno
 	}
-	afterForkInChild()
+	fork.InChild()
 	agentChild(s)
 	return 0, 0
 }
@@ -79,57 +79,62 @@ func forkAgent(s *agentSpec) (int, syscall.Errno) {
 //go:norace
 func agentChild(s *agentSpec) {
 	// A session of its own: the terminal's signals are meant for the command.
-	call(unix.SYS_SETSID, 0, 0, 0, 0, 0)
+	fork.Call(unix.SYS_SETSID, 0, 0, 0, 0, 0)
 	if s.user >= 0 {
-		failOn(s, stepUser, call(unix.SYS_SETNS, uintptr(s.user), unix.CLONE_NEWUSER, 0, 0, 0))
+		failOn(s, stepUser, fork.Call(unix.SYS_SETNS, uintptr(s.user), unix.CLONE_NEWUSER, 0, 0, 0))
 	}
-	failOn(s, stepNet, call(unix.SYS_SETNS, uintptr(s.net), unix.CLONE_NEWNET, 0, 0, 0))
+	failOn(s, stepNet, fork.Call(unix.SYS_SETNS, uintptr(s.net), unix.CLONE_NEWNET, 0, 0, 0))
 	agentIdentity(s)
-	failOn(s, stepFiles, call(unix.SYS_DUP3, uintptr(s.null), 0, 0, 0, 0))
-	failOn(s, stepFiles, call(unix.SYS_DUP3, uintptr(s.null), 1, 0, 0, 0))
-	failOn(s, stepFiles, call(unix.SYS_DUP3, uintptr(s.stderr), 2, 0, 0, 0))
-	failOn(s, stepFiles, call(unix.SYS_DUP3, uintptr(s.channel), 3, 0, 0, 0))
-	call(unix.SYS_CLOSE_RANGE, 4, allFDs, closeRangeCloexec, 0, 0)
-	call(unix.SYS_CHDIR, uintptr(unsafe.Pointer(&rootDir[0])), 0, 0, 0, 0)
+	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.null), 0, 0, 0, 0))
+	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.null), 1, 0, 0, 0))
+	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.stderr), 2, 0, 0, 0))
+	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.channel), 3, 0, 0, 0))
+	fork.Call(unix.SYS_CLOSE_RANGE, 4, fork.AllFDs, fork.CloseRangeCloexec, 0, 0)
+	fork.Call(unix.SYS_CHDIR, uintptr(unsafe.Pointer(&rootDir[0])), 0, 0, 0, 0)
 	// After the changes of identity, which clear it.
-	call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	failOn(s, stepExec, call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&s.path[0])),
+	fork.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	failOn(s, stepExec, fork.Call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&s.path[0])),
 		uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0))
 }
 
 // agentIdentity leaves the process with agentCaps only, in a form that survives
 // execve whatever user identifier it has in the namespace: our own need not be
-// mapped to 0 there, or at all, and then only ambient capabilities are kept.
+// mapped to 0 there, or at all, and then only ambient capabilities are kept. The
+// bounding set is emptied altogether: nothing that is given up comes back.
 //
 //go:nosplit
 //go:norace
 func agentIdentity(s *agentSpec) {
-	for c := uintptr(0); c < 64; c++ {
-		if agentCaps>>c&1 == 0 && call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0) == syscall.EINVAL {
-			break
-		}
-	}
 	if s.setIDs {
-		call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
-		call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0)
+		fork.Call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+		fork.Call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0)
 		gid, uid := uintptr(s.gid), uintptr(s.uid)
-		gerr := call(unix.SYS_SETRESGID, gid, gid, gid, 0, 0)
-		uerr := call(unix.SYS_SETRESUID, uid, uid, uid, 0, 0)
+		gerr := fork.Call(unix.SYS_SETRESGID, gid, gid, gid, 0, 0)
+		uerr := fork.Call(unix.SYS_SETRESUID, uid, uid, uid, 0, 0)
 		if s.mustSet {
 			failOn(s, stepCaps, gerr)
 			failOn(s, stepCaps, uerr)
 		}
 	}
 	header, data := uintptr(unsafe.Pointer(&s.capHeader)), uintptr(unsafe.Pointer(&s.capData))
-	failOn(s, stepCaps, call(unix.SYS_CAPGET, header, data, 0, 0, 0))
+	failOn(s, stepCaps, fork.Call(unix.SYS_CAPGET, header, data, 0, 0, 0))
 	// Never more than there is: without CAP_NET_BIND_SERVICE the tap still works.
 	have := s.capData[0].Permitted & agentCaps
+	// The inheritable set cannot grow beyond the bounding set, so it comes first.
+	s.capData[0].Effective, s.capData[0].Inheritable = s.capData[0].Permitted, have
+	s.capData[1].Effective, s.capData[1].Inheritable = s.capData[1].Permitted, 0
+	failOn(s, stepCaps, fork.Call(unix.SYS_CAPSET, header, data, 0, 0, 0))
+	for c := uintptr(0); c < 64; c++ {
+		if fork.Call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0) == syscall.EINVAL {
+			break
+		}
+	}
 	s.capData[0] = unix.CapUserData{Effective: have, Permitted: have, Inheritable: have}
 	s.capData[1] = unix.CapUserData{}
-	failOn(s, stepCaps, call(unix.SYS_CAPSET, header, data, 0, 0, 0))
+	failOn(s, stepCaps, fork.Call(unix.SYS_CAPSET, header, data, 0, 0, 0))
 	for c := uintptr(0); c < 32; c++ {
 		if have>>c&1 != 0 {
-			call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c, 0, 0)
+			fork.Call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c, 0, 0)
 		}
 	}
 }
@@ -143,8 +148,8 @@ func failOn(s *agentSpec, step int32, errno syscall.Errno) {
 		return
 	}
 	s.failure.Step, s.failure.Errno = step, int32(errno)
-	call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.failure)), 8, 0, 0)
-	exit(1)
+	fork.Call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.failure)), 8, 0, 0)
+	fork.Exit(1)
 }
 
 var rootDir = cstring("/")

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/fork"
 	"aldente/broker/netns/nofile"
 )
 
@@ -52,16 +53,14 @@ var (
 //go:noinline
 //go:norace
 func forkCommand(s *commandSpec) (int, syscall.Errno) {
-	syscall.ForkLock.Lock()
-	beforeFork()
-	pid, errno := clone(s.flags)
+	fork.Before()
+	pid, errno := fork.Clone(s.flags, 0)
 	if errno != 0 || pid != 0 {
-		afterFork()
-		syscall.ForkLock.Unlock()
+		fork.After()
 		runtime.KeepAlive(s)
 		return int(pid), errno
 	}
-	afterForkInChild()
+	fork.InChild()
 	commandChild(s)
 	return 0, 0
 }
@@ -72,39 +71,39 @@ func forkCommand(s *commandSpec) (int, syscall.Errno) {
 //go:norace
 func commandChild(s *commandSpec) {
 	// If the broker dies its guest's network is gone for good.
-	call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	call(unix.SYS_CLOSE, uintptr(s.parent[0]), 0, 0, 0, 0)
-	call(unix.SYS_CLOSE, uintptr(s.parent[1]), 0, 0, 0, 0)
+	fork.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	fork.Call(unix.SYS_CLOSE, uintptr(s.parent[0]), 0, 0, 0, 0)
+	fork.Call(unix.SYS_CLOSE, uintptr(s.parent[1]), 0, 0, 0, 0)
 	awaitByte(s)
 	if s.dropIDs {
-		call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0)
-		if call(unix.SYS_SETRESGID, 0, 0, 0, 0, 0) != 0 || call(unix.SYS_SETRESUID, 0, 0, 0, 0, 0) != 0 {
-			exit(statusCannotExec)
+		fork.Call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0)
+		if fork.Call(unix.SYS_SETRESGID, 0, 0, 0, 0, 0) != 0 || fork.Call(unix.SYS_SETRESUID, 0, 0, 0, 0, 0) != 0 {
+			fork.Exit(statusCannotExec)
 		}
 		// A change of identity cleared it.
-		call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		fork.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	}
 	if s.mount {
-		s.report.Mount = int32(call(unix.SYS_MOUNT, uintptr(unsafe.Pointer(&procName[0])), uintptr(unsafe.Pointer(&procPath[0])), uintptr(unsafe.Pointer(&procName[0])),
+		s.report.Mount = int32(fork.Call(unix.SYS_MOUNT, uintptr(unsafe.Pointer(&procName[0])), uintptr(unsafe.Pointer(&procPath[0])), uintptr(unsafe.Pointer(&procName[0])),
 			unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0))
 	}
 	if len(s.hostname) > 0 {
-		s.report.Hostname = int32(call(unix.SYS_SETHOSTNAME, uintptr(unsafe.Pointer(&s.hostname[0])), uintptr(len(s.hostname)), 0, 0, 0))
+		s.report.Hostname = int32(fork.Call(unix.SYS_SETHOSTNAME, uintptr(unsafe.Pointer(&s.hostname[0])), uintptr(len(s.hostname)), 0, 0, 0))
 	}
 	s.report.PingRange = int32(writePingRange())
-	call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.report)), 12, 0, 0)
+	fork.Call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.report)), 12, 0, 0)
 	awaitByte(s)
 
-	call(unix.SYS_CLOSE_RANGE, 3, allFDs, closeRangeCloexec, 0, 0)
+	fork.Call(unix.SYS_CLOSE_RANGE, 3, fork.AllFDs, fork.CloseRangeCloexec, 0, 0)
 	if s.limit.Max != 0 {
-		call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&s.limit)), 0, 0)
+		fork.Call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&s.limit)), 0, 0)
 	}
 	s.result = int32(execute(s))
-	call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.result)), 4, 0, 0)
+	fork.Call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.result)), 4, 0, 0)
 	if s.result == int32(syscall.ENOENT) {
-		exit(statusNotFound)
+		fork.Exit(statusNotFound)
 	}
-	exit(statusCannotExec)
+	fork.Exit(statusCannotExec)
 }
 
 // awaitByte waits for the parent, and ends with it.
@@ -118,7 +117,7 @@ func awaitByte(s *commandSpec) {
 			continue
 		}
 		if errno != 0 || n != 1 {
-			exit(0)
+			fork.Exit(0)
 		}
 		return
 	}
@@ -129,12 +128,12 @@ func awaitByte(s *commandSpec) {
 //go:nosplit
 //go:norace
 func writePingRange() syscall.Errno {
-	fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, atFDCWD, uintptr(unsafe.Pointer(&pingRange[0])), unix.O_WRONLY|unix.O_CLOEXEC, 0, 0, 0)
+	fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, fork.AtFDCWD, uintptr(unsafe.Pointer(&pingRange[0])), unix.O_WRONLY|unix.O_CLOEXEC, 0, 0, 0)
 	if errno != 0 {
 		return errno
 	}
-	errno = call(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&pingValue[0])), uintptr(len(pingValue)), 0, 0)
-	call(unix.SYS_CLOSE, fd, 0, 0, 0, 0)
+	errno = fork.Call(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&pingValue[0])), uintptr(len(pingValue)), 0, 0)
+	fork.Call(unix.SYS_CLOSE, fd, 0, 0, 0, 0)
 	return errno
 }
 
@@ -146,9 +145,9 @@ func writePingRange() syscall.Errno {
 func execute(s *commandSpec) syscall.Errno {
 	worst := syscall.ENOENT
 	for i := range s.paths {
-		errno := call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&s.paths[i][0])), uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0)
+		errno := fork.Call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&s.paths[i][0])), uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0)
 		if errno == syscall.ENOEXEC {
-			call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(s.scripts[i][0])), uintptr(unsafe.Pointer(&s.scripts[i][0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0)
+			fork.Call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(s.scripts[i][0])), uintptr(unsafe.Pointer(&s.scripts[i][0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0)
 		}
 		switch errno {
 		case syscall.ENOENT, syscall.ENOTDIR:

@@ -127,7 +127,7 @@ func TestSpawnAgent(t *testing.T) {
 	for name, n := range map[string]*Namespace{"created": &c.Namespace, "opened": opened} {
 		text, a, channel := probe(t, n)
 		for _, w := range []string{want("net"), want("user"), "cwd /\n", "leader true\n", "\nCapInh:\t0000000000001400\nCapPrm:\t0000000000001400\n" +
-			"CapEff:\t0000000000001400\nCapBnd:\t0000000000001400\nCapAmb:\t0000000000001400\n", "\nSigBlk:\t0000000000000000\n"} {
+			"CapEff:\t0000000000001400\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000001400\n", "\nSigBlk:\t0000000000000000\n"} {
 			if !strings.Contains(text, w) {
 				t.Errorf("%s: %q is missing in\n%s", name, w, text)
 			}

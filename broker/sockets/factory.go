@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,9 @@ type Config struct {
 	Policy Policy // nil: everything is allowed
 
 	V4, V6 Family
+
+	Namespace Namespace // see SetNamespace
+	LoToLo    bool      // the bypass may lead to the namespace's loopback
 }
 
 // Family holds what depends on the address family.
@@ -65,22 +69,30 @@ func New(cfg Config) *Factory {
 	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}}
 }
 
+// SetNamespace tells who opens sockets in the guest's namespace. It must be
+// called before the first worker is served.
+func (f *Factory) SetNamespace(n Namespace) { f.cfg.Namespace = n }
+
 // Serve answers the worker's requests until the channel ends, which is
 // io.EOF, or the worker sends what no worker of ours sends, which is
 // ipc.ErrMalformed.
 func (f *Factory) Serve(control int) error {
 	buf := make([]byte, ipc.MaxBatch*ipc.OpenSize)
 	var replies ipc.Replies
+	s := &served{fd: control}
+	defer s.end()
+	var pace pace
 	for {
 		n, fd, err := ipc.Receive(control, buf, 0)
 		if err != nil {
 			return err
 		}
+		pace.take(max(n/ipc.OpenSize, 1), time.Now())
 		if fd >= 0 {
 			unix.Close(fd)
 			return fmt.Errorf("%w: a descriptor from the worker", ipc.ErrMalformed)
 		}
-		if err := f.message(buf[:n], &replies); err != nil {
+		if err := f.message(buf[:n], &replies, s); err != nil {
 			replies.Send(control)
 			return err
 		}
@@ -94,7 +106,7 @@ func (f *Factory) Serve(control int) error {
 }
 
 // message handles one message: an event, or an array of requests.
-func (f *Factory) message(b []byte, replies *ipc.Replies) error {
+func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
 	h, err := ipc.ParseHeader(b)
 	if err != nil {
 		return err
@@ -122,18 +134,32 @@ func (f *Factory) message(b []byte, replies *ipc.Replies) error {
 			return err
 		}
 		answer := ipc.Opened{Token: r.Token}
-		fd := f.open(&r, &answer)
-		replies.Add(&answer, fd)
+		fd, later, err := f.open(&r, &answer, s)
+		if err != nil {
+			return err
+		}
+		if !later {
+			replies.Add(&answer, fd)
+		}
 	}
 	return nil
 }
 
 // open handles one request. It returns the socket, or -1 with answer.Errno
-// set.
-func (f *Factory) open(r *ipc.Open, answer *ipc.Opened) int {
-	if r.Listener != 0 {
-		return f.openReply(r, answer)
+// set, or reports that the answer comes later by itself. An error is the
+// worker's end.
+func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+	switch {
+	case r.Flags&ipc.OpenSplice != 0:
+		return f.openBypass(r, answer, s)
+	case r.Listener != 0:
+		return f.openReply(r, answer, s)
 	}
+	return f.openOut(r, answer), false, nil
+}
+
+// openOut opens a flow's socket to where the guest wants it.
+func (f *Factory) openOut(r *ipc.Open, answer *ipc.Opened) int {
 	src, dst := netip.AddrFrom16(r.Src).Unmap(), netip.AddrFrom16(r.Dst).Unmap()
 	fam := f.family(dst)
 	if !fam.Enabled || src.Is4() != dst.Is4() {

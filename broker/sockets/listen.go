@@ -16,7 +16,8 @@ import (
 // it by net.core.somaxconn.
 const backlog = 4096
 
-// Listener is one socket on the host that stands for a port of the guest.
+// Listener is one socket on the host that stands for a port of the guest, or one
+// on the namespace's loopback that stands for a port of the host.
 type Listener struct {
 	ID        uint32
 	Proto     uint8
@@ -25,22 +26,42 @@ type Listener struct {
 	Port      uint16
 	GuestPort uint16
 	Target    netip.Addr // address in the guest, zero: the guest's own
+	Splice    bool       // peers on the host's loopback take the bypass
+	Namespace bool       // in the namespace; Addr is zero, Target an address on the host or zero
 	FD        int
 }
 
 // Listen opens the socket and gives it an identifier.
 func (f *Factory) Listen(l Listener) (Listener, error) {
-	fd, err := f.bindListener(&l)
+	l, err := f.Bind(l)
 	if err != nil {
 		return l, err
 	}
+	return f.Adopt(l), nil
+}
+
+// Bind opens the socket of a listener and no more.
+func (f *Factory) Bind(l Listener) (Listener, error) {
+	fd, err := f.bindListener(&l)
 	l.FD = fd
+	return l, err
+}
+
+// Adopt takes over a socket that listens and gives it an identifier.
+func (f *Factory) Adopt(l Listener) Listener {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.nextID++ // 24 bits serve as generation in the worker: no use comes near
 	l.ID = f.nextID
 	f.listeners[l.ID] = l
-	return l, nil
+	return l
+}
+
+func (f *Factory) listener(id uint32) (Listener, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l, ok := f.listeners[id]
+	return l, ok
 }
 
 // Unlisten closes our copy of a listener and forgets it.
@@ -50,6 +71,16 @@ func (f *Factory) Unlisten(id uint32) {
 	if l, ok := f.listeners[id]; ok {
 		unix.Close(l.FD)
 		delete(f.listeners, id)
+	}
+}
+
+// Shut has the listening sockets of TCP listen no more, whoever else still holds
+// them: on the way out, so that the next instance can have their ports at once.
+func (f *Factory) Shut() {
+	for _, l := range f.Listeners() {
+		if l.Proto == ipc.ProtoTCP {
+			unix.Shutdown(l.FD, unix.SHUT_RDWR)
+		}
 	}
 }
 
@@ -67,8 +98,13 @@ func (f *Factory) Listeners() []Listener {
 // Record is what the worker is told of l.
 func (l *Listener) Record() ipc.Listener {
 	r := ipc.Listener{ID: l.ID, Proto: l.Proto, HostPort: l.Port, GuestPort: l.GuestPort}
-	if l.Target.IsValid() {
+	switch {
+	case l.Namespace:
+		r.Flags = ipc.ListenerNamespace
+	case l.Target.IsValid():
 		r.Target = l.Target.As16()
+	case l.Splice:
+		r.Flags = ipc.ListenerMaySplice
 	}
 	return r
 }
@@ -148,10 +184,8 @@ func boolInt(b bool) int {
 // openReply makes the socket for answers to a datagram that came to a UDP
 // listener: on the listener's port, connected to the peer. The kernel then
 // prefers it to the listener for that peer's datagrams.
-func (f *Factory) openReply(r *ipc.Open, answer *ipc.Opened) int {
-	f.mu.Lock()
-	l, ok := f.listeners[r.Listener]
-	f.mu.Unlock()
+func (f *Factory) openReply(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+	l, ok := f.listener(r.Listener)
 	peer := netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort)
 	local := netip.AddrFrom16(r.Src).Unmap()
 	fam := f.family(peer.Addr())
@@ -159,26 +193,28 @@ func (f *Factory) openReply(r *ipc.Open, answer *ipc.Opened) int {
 		local.Is4() != peer.Addr().Is4() && !local.IsUnspecified() ||
 		l.Addr.IsValid() && !l.Addr.IsUnspecified() && l.Addr.WithZone("") != local {
 		answer.Errno = uint16(unix.EINVAL)
-		return -1
+		return -1, false, nil
+	}
+	answer.Addr = peer.Addr().As16()
+	if l.Namespace {
+		return f.openNamespaceReply(&l, netip.AddrPortFrom(local, l.Port), peer, answer, s)
 	}
 	if peer.Addr().IsMulticast() || peer.Addr().IsUnspecified() {
 		answer.Errno = uint16(unix.EACCES)
-		return -1
+		return -1, false, nil
 	}
 	if !f.allowed(ipc.ProtoUDP, peer, answer) {
-		return -1
+		return -1, false, nil
 	}
 	if local.IsUnspecified() {
 		local = any(peer.Addr())
 	}
 	m := *fam
 	m.Interface = l.Interface
-	fd, err := boundUDP(&m, netip.AddrPortFrom(local, l.Port), peer)
-	if err != nil {
+	if fd, err = boundUDP(&m, netip.AddrPortFrom(local, l.Port), peer); err != nil {
 		answer.Errno = errno(err)
-		return -1
+		return -1, false, nil
 	}
 	answer.LocalPort = l.Port
-	answer.Addr = peer.Addr().As16()
-	return fd
+	return fd, false, nil
 }

@@ -131,19 +131,10 @@ func openUDP(m *Family, to netip.AddrPort, port uint16, answer *ipc.Opened) (int
 func boundUDP(m *Family, from, to netip.AddrPort) (int, error) {
 	o := newSocket(to.Addr(), unix.SOCK_DGRAM, unix.IPPROTO_UDP)
 	o.deafen()
-	// Two flows of the guest from one port to two places are two sockets on
-	// one port.
-	o.try(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	o.datagramOptions(to.Addr().Is4())
 	if m.Freebind {
 		o.try(unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
 	}
-	if to.Addr().Is4() {
-		o.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
-	} else {
-		o.try(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
-		o.try(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-	}
-	o.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	o.device(m.Interface)
 	o.bind(from, m.Scope)
 	o.connect(to, m.Scope)

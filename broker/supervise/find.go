@@ -41,12 +41,23 @@ func find(dirs ...string) (string, error) {
 	return "", fmt.Errorf("%s not found in %q", program, dirs)
 }
 
+// firstSpare is above every descriptor that a worker's are moved to.
+const firstSpare = 10
+
 // openProgram opens the worker's program without reading it, so that each
 // worker runs the same file even if a newer one is installed meanwhile.
-func openProgram(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+func openProgram(path string) (int, error) { return openSpare(path, unix.O_PATH) }
+
+// openSpare opens a file on a descriptor from firstSpare on.
+func openSpare(path string, flags int) (int, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	if err == nil && fd < firstSpare {
+		low := fd
+		fd, err = unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, firstSpare)
+		unix.Close(low)
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
 }

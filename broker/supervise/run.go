@@ -8,6 +8,8 @@ import (
 	"io"
 	"runtime"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Times between the end of a worker and the start of the next.
@@ -37,8 +39,7 @@ func (s *Supervisor) run() {
 	// ends. Never unlocked: the thread ends with this function.
 	runtime.LockOSThread()
 	defer close(s.done)
-	defer s.exe.Close()
-	defer s.kernel.close()
+	defer s.close()
 
 	var b backoff
 	for !s.stopping() {
@@ -70,9 +71,29 @@ func (s *Supervisor) run() {
 	s.announce(ErrStopped)
 }
 
+// tellMade closes made, the first time.
+func (s *Supervisor) tellMade() {
+	select {
+	case <-s.made:
+	default:
+		close(s.made)
+	}
+}
+
+// close gives up what starting workers takes.
+func (s *Supervisor) close() {
+	s.kernel.close()
+	unix.Close(s.exe)
+	unix.Close(s.null)
+	if s.home != nil {
+		s.home.close()
+	}
+}
+
 // one runs a single worker from start to end.
 func (s *Supervisor) one() Exit {
 	l, err := s.spawn()
+	s.tellMade()
 	if err != nil {
 		return Exit{Cause: err.Error()}
 	}

@@ -29,7 +29,7 @@ const sendTimeout = 5
 // life is one worker from clone to wait.
 type life struct {
 	pid     int
-	pidfd   int // -1 on kernels without
+	pidfd   int
 	control int
 	logPipe *os.File
 	log     *logReader
@@ -46,11 +46,7 @@ func (l *life) kill() {
 	if l.reaped {
 		return
 	}
-	if l.pidfd >= 0 {
-		_ = unix.PidfdSendSignal(l.pidfd, unix.SIGKILL, nil, 0)
-		return
-	}
-	_ = unix.Kill(l.pid, unix.SIGKILL)
+	_ = unix.PidfdSendSignal(l.pidfd, unix.SIGKILL, nil, 0)
 }
 
 // end asks the worker to end, and kills it if it does not.
@@ -81,9 +77,7 @@ func (l *life) wait() waitStatus {
 // close closes the broker's ends, after wait.
 func (l *life) close() {
 	unix.Close(l.control)
-	if l.pidfd >= 0 {
-		unix.Close(l.pidfd)
-	}
+	unix.Close(l.pidfd)
 }
 
 // spawn starts a worker in new namespaces. The calling thread must be locked.
@@ -105,11 +99,14 @@ func (s *Supervisor) spawn() (*life, error) {
 	}
 	defer logWrite.Close()
 
-	pid, pidfd, err := s.clone(theirs, int(logWrite.Fd()))
+	pid, pidfd, spaces, err := s.clone(theirs, int(logWrite.Fd()))
 	if err != nil {
 		unix.Close(ours)
 		logRead.Close()
 		return nil, fmt.Errorf("starting %s: %w", s.opts.Executable, err)
+	}
+	if err := s.keep(pid, spaces); err != nil {
+		s.opts.Logger.Warn("the worker's namespaces cannot be kept", "error", err)
 	}
 	return &life{
 		pid:     pid,
@@ -120,24 +117,29 @@ func (s *Supervisor) spawn() (*life, error) {
 	}, nil
 }
 
-// clone tries the namespaces that the system may grant, most first. What is
-// missing in the end the worker reports, or refuses under Strict.
-func (s *Supervisor) clone(control, log int) (pid, pidfd int, err error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return 0, 0, err
+// clone starts the program: in the namespaces of the first worker, if there was
+// one, else in new ones. It tries those that the system may grant, most first.
+// What is missing in the end the worker reports, or refuses under Strict.
+func (s *Supervisor) clone(control, log int) (pid, pidfd int, spaces uintptr, err error) {
+	if s.home != nil {
+		pid, pidfd, err = s.respawn(control, log)
+		return pid, pidfd, s.spaces, err
 	}
-	defer null.Close()
-	files := []uintptr{null.Fd(), null.Fd(), uintptr(log), uintptr(control), s.exe.Fd()}
+	files := []uintptr{uintptr(s.null), uintptr(s.null), uintptr(log), uintptr(control), uintptr(s.exe)}
 	restore := dumpable()
 	defer restore()
-	for _, flags := range attempts(s.spaces) {
-		pid, pidfd, err = s.cloneWith(flags, files)
+	for _, spaces = range attempts(s.spaces) {
+		pid, pidfd, err = s.cloneWith(spaces, files)
 		if !refused(err) {
-			return pid, pidfd, err
+			break
 		}
 	}
-	return pid, pidfd, err
+	if err == nil && pidfd < 0 {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, _ = syscall.Wait4(pid, nil, 0, nil)
+		err = fmt.Errorf("kernel without pidfd (before Linux 5.4): %w", unix.ENOSYS)
+	}
+	return pid, pidfd, spaces, err
 }
 
 // refused says whether err may come from the namespaces asked for: forbidden
@@ -171,15 +173,20 @@ func availableNamespaces() (flags uintptr) {
 	return flags
 }
 
-func (s *Supervisor) cloneWith(flags uintptr, files []uintptr) (pid, pidfd int, err error) {
-	args := policy.Arguments{
-		Stage:      policy.StageEnter,
+// arguments are the command line of a worker.
+func (s *Supervisor) arguments(stage string, spaces uintptr) policy.Arguments {
+	return policy.Arguments{
+		Stage:      stage,
 		Mode:       s.opts.Mode,
-		Namespaces: flags,
+		Namespaces: spaces,
 		Strict:     s.opts.Strict,
 		Debug:      s.opts.Debug,
 		Extra:      s.opts.Extra,
 	}
+}
+
+func (s *Supervisor) cloneWith(flags uintptr, files []uintptr) (pid, pidfd int, err error) {
+	args := s.arguments(policy.StageEnter, flags)
 	pidfd = -1
 	sys := &syscall.SysProcAttr{
 		Cloneflags: flags,

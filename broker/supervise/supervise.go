@@ -14,12 +14,14 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/policy"
 )
 
 // Options says how to run the worker. Logger, Setup and Serve are required.
@@ -65,11 +67,14 @@ var errNotReady = errors.New("worker did not become ready")
 // Supervisor runs one worker at a time.
 type Supervisor struct {
 	opts   Options
-	exe    *os.File // the worker's program, the same for each new worker
+	exe    int // the worker's program, the same for each new worker
+	null   int // /dev/null
 	kernel *kernelLog
-	spaces uintptr    // CLONE_NEW* flags that the kernel has
-	first  chan error // outcome of the first start
-	tell   sync.Once  // for first
+	spaces uintptr       // CLONE_NEW* flags that the kernel has
+	home   *home         // set once a worker has all that spaces says
+	made   chan struct{} // closed by the first attempt to start one
+	first  chan error    // outcome of the first start
+	tell   sync.Once     // for first
 	done   chan struct{}
 	stop   chan struct{}
 	once   sync.Once // for stop
@@ -100,15 +105,37 @@ func New(opts Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
+	null, err := openSpare(os.DevNull, unix.O_RDWR)
+	if err != nil {
+		unix.Close(exe)
+		return nil, err
+	}
 	return &Supervisor{
 		opts:   opts,
 		exe:    exe,
+		null:   null,
 		kernel: openKernelLog(),
 		spaces: availableNamespaces(),
+		made:   make(chan struct{}),
 		first:  make(chan error, 1),
 		done:   make(chan struct{}),
 		stop:   make(chan struct{}),
 	}, nil
+}
+
+// Spawned is closed once the first worker's process exists, or could not be
+// made, which Start tells. What the supervisor does after that it can do from
+// within a policy.Confinement with Needs.
+func (s *Supervisor) Spawned() <-chan struct{} { return s.made }
+
+// Needs says which files replacing a worker takes, after Spawned. It reports
+// false if a replacement would have to do what no confined process can:
+// make its namespaces anew, because the system did not grant the first one all.
+func (s *Supervisor) Needs() (p policy.Paths, ok bool) {
+	if s.home == nil {
+		return p, false
+	}
+	return policy.Paths{Execute: []string{"/proc/self/fd/" + strconv.Itoa(s.exe)}}, true
 }
 
 // Start starts the first worker and returns when it is ready, or with the
@@ -147,11 +174,12 @@ func (s *Supervisor) Control() int {
 }
 
 // Send sends one record to the running worker, with a descriptor unless fd is
-// negative. Without a worker it returns unix.EPIPE.
+// negative. Without a worker, or before it is ready, it returns unix.EPIPE:
+// nothing may come between start-up records.
 func (s *Supervisor) Send(rec []byte, fd int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.current == nil {
+	if s.current == nil || !s.current.ready.Load() {
 		return unix.EPIPE
 	}
 	return ipc.Send(s.current.control, rec, fd)
@@ -165,6 +193,13 @@ func (s *Supervisor) Pid() int {
 		return -1
 	}
 	return s.current.pid
+}
+
+// Ready tells whether a worker runs and has said that it is ready.
+func (s *Supervisor) Ready() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current != nil && s.current.ready.Load()
 }
 
 // Kill ends the running worker with SIGKILL; it is replaced like any that died.

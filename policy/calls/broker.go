@@ -2,7 +2,11 @@
 
 package calls
 
-import "golang.org/x/sys/unix"
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
 
 // sockets permits a family with the types and protocols listed. Raw and packet
 // sockets, and MPTCP, which Landlock's TCP rights do not see, are in no list.
@@ -18,105 +22,171 @@ func sockets(user, why string, domain uint64, typ uint64, protocols ...uint64) [
 	return rules
 }
 
-// inet is what opening a flow's socket takes, in the broker and in the agent.
+// inet is the sockets that flows and listeners are made of, and what is done to
+// them in the broker and in the agent.
 func inet(user string) []Rule {
 	return join(
 		sockets(user, "TCP", unix.AF_INET, unix.SOCK_STREAM, 0, unix.IPPROTO_TCP),
 		sockets(user, "TCP", unix.AF_INET6, unix.SOCK_STREAM, 0, unix.IPPROTO_TCP),
 		sockets(user, "UDP", unix.AF_INET, unix.SOCK_DGRAM, 0, unix.IPPROTO_UDP),
 		sockets(user, "UDP", unix.AF_INET6, unix.SOCK_DGRAM, 0, unix.IPPROTO_UDP),
+		plain(user, "flows and listeners", "bind", "listen"),
+		options(user, "listeners and flows of one port, the interface, ears closed until connected", "setsockopt",
+			unix.SOL_SOCKET, unix.SO_REUSEADDR, unix.SO_BINDTODEVICE, unix.SO_ATTACH_FILTER),
+		options(user, "errors, where a datagram was sent to", "setsockopt", unix.IPPROTO_IP, unix.IP_RECVERR, unix.IP_PKTINFO),
+		options(user, "one family or both, errors, where a datagram was sent to", "setsockopt",
+			unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, unix.IPV6_RECVERR, unix.IPV6_RECVPKTINFO),
+		options(user, "datagrams of equal size in one call", "setsockopt", unix.IPPROTO_UDP, unix.UDP_GRO),
+	)
+}
+
+// outward is what connecting a flow takes besides.
+func outward(user string) []Rule {
+	return join(
 		sockets(user, "echo", unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP),
 		sockets(user, "echo", unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6),
-		plain(user, "flows and listeners", "bind", "connect", "listen", "getsockname", "getpeername", "accept4", "shutdown"),
-		plain(user, "options of flows and listeners", "setsockopt", "getsockopt"),
-		plain(user, "datagrams that arrive between bind and connect", "recvfrom", "recvmsg"),
+		plain(user, "flows", "connect", "getsockname"),
+		options("x/sys", "which protocol, asked by its getsockname", "getsockopt", unix.SOL_SOCKET, unix.SO_PROTOCOL),
+		options(user, "peeking, ears opened once connected", "setsockopt", unix.SOL_SOCKET, unix.SO_PEEK_OFF, unix.SO_DETACH_FILTER),
+		options(user, "source port chosen late, foreign addresses", "setsockopt",
+			unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, unix.IP_FREEBIND),
+		options(user, "latency", "setsockopt", unix.IPPROTO_TCP, unix.TCP_NODELAY),
 	)
 }
 
-// channel is what talking to the other processes takes.
-func channel() []Rule {
-	return join(
-		plain("ipc", "records and descriptors", "sendmsg", "recvmsg", "sendto", "recvfrom", "ppoll"),
-		[]Rule{{Call: "socketpair", Args: []Arg{is(0, unix.AF_UNIX)}, Why: "channels", User: "ipc"}},
-		[]Rule{{Call: "poll", Why: "waiting on a channel", User: "ipc", Arch: "amd64"}},
-	)
+// diag is what listing the bound ports of a namespace takes.
+func diag(user string) []Rule {
+	return sockets(user, "bound ports, for automatic forwarding", unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG)
 }
 
-func netlink(user, why string, protocols ...uint64) []Rule {
+// descriptors is what the runtime and package os do with a descriptor that they
+// have.
+func descriptors() []Rule {
 	return join(
-		sockets(user, why, unix.AF_NETLINK, unix.SOCK_RAW, protocols...),
-		sockets(user, why, unix.AF_NETLINK, unix.SOCK_DGRAM, protocols...),
+		plain("package os", "pipes, log, errors", "read", "write", "close"),
+		plain(runtime, "network poller", "epoll_ctl"),
+		plain(runtime, "signal handlers", "rt_sigaction"),
 	)
 }
 
 // Agent is the agent in the guest's namespace once the tap is made and
-// configured.
+// configured: it makes sockets, binds some of them, and passes them to the
+// broker. It connects none, opens no file and starts no process.
 func Agent() List {
 	const agent = "broker/agent"
 	return List{
 		Name: "agent",
 		Doc:  "agent, after set-up",
 		Rules: join(
-			goFull(),
-			channel(),
+			goRunning(),
+			goStarting(),
+			descriptors(),
+			plain("ipc", "records and descriptors", "sendmsg", "recvmsg"),
 			inet(agent),
-			netlink(agent, "addresses, routes and bound ports of the namespace", unix.NETLINK_ROUTE, unix.NETLINK_SOCK_DIAG),
-			plain(agent, "end of the namespace and of the command", "inotify_add_watch", "inotify_rm_watch", "waitid", "wait4"),
-			each(agent, "dying with the broker", "prctl", 0, unix.PR_SET_PDEATHSIG, unix.PR_SET_DUMPABLE, unix.PR_SET_NO_NEW_PRIVS),
+			diag(agent),
 		),
 	}
 }
 
-// workerEntering is what a new worker needs before it confines itself. A filter
-// is inherited, so a broker that is to start workers must permit it; without
-// capabilities, it is of use only in namespaces of one's own.
-func workerEntering() []Rule {
-	const entering = "worker, entering"
+// replacement is what starting another worker takes. The children inherit the
+// filter, so it has to permit what they do before they confine themselves.
+func replacement() []Rule {
+	const (
+		supervise = "broker/supervise"
+		entering  = "worker, entering"
+		// What a replacement gets new; it joins the other two.
+		spaces = unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+		child  = uint64(unix.SIGCHLD)
+	)
+	self := func(why string, option uint64, rest ...Arg) Rule {
+		return Rule{Call: "prctl", Args: append([]Arg{is(0, option)}, rest...), Why: why, User: entering}
+	}
 	return join(
-		plain(entering, "empty file system", "mount", "umount2", "pivot_root", "fstatfs"),
+		[]Rule{
+			{Call: "clone", Args: []Arg{is(0, unix.CLONE_FILES|child)},
+				Why: "process that joins the first worker's namespaces", User: supervise},
+			{Call: "clone", Args: []Arg{except(0, spaces, unix.CLONE_PARENT|unix.CLONE_PIDFD|child)},
+				Why: "the worker, in further ones of its own", User: supervise},
+			{Call: "setns", Args: []Arg{is(1, unix.CLONE_NEWUSER)}, Why: "user namespace of the first worker", User: supervise},
+			{Call: "setns", Args: []Arg{is(1, unix.CLONE_NEWNS)}, Why: "mount namespace of the first worker", User: supervise},
+			{Call: "execveat", Args: []Arg{is(4, unix.AT_EMPTY_PATH)}, Why: "the worker's program, by its descriptor", User: supervise},
+			{Call: "socketpair", Args: []Arg{is(0, unix.AF_UNIX)}, Why: "channel", User: supervise},
+		},
+		options(supervise, "a worker that does not read", "setsockopt", unix.SOL_SOCKET, unix.SO_SNDTIMEO),
+		plain(supervise, "log, channel and session of a new worker", "pipe2", "dup3", "setsid"),
+		plain(supervise, "end of a process", "wait4", "waitid"),
+		each(supervise, "ending a worker, by its descriptor", "pidfd_send_signal", 1, uint64(unix.SIGKILL)),
+		[]Rule{
+			{Call: "arch_prctl", Why: "thread pointer of a new image", User: runtime, Arch: "amd64"},
+			{Call: "openat", Args: []Arg{within(2, unix.O_CLOEXEC|unix.O_NONBLOCK)},
+				Why: "what the runtime asks of a new image: to read, and it gets nothing", User: runtime},
+		},
+		plain(runtime, "start of a new image", "sched_getaffinity", "uname"),
+		[]Rule{{Call: "prlimit64", Args: []Arg{is(0, 0)}, Why: "limits, its own only", User: entering}},
+		plain(entering, "empty file system", "statfs"),
 		plain(entering, "empty capabilities", "capget", "capset"),
-		plain(entering, "second stage", "close_range", "execveat"),
+		plain(entering, "second stage", "close_range"),
 		plain(entering, "Landlock", "landlock_create_ruleset", "landlock_restrict_self"),
-		each(entering, "what a process does to itself", "prctl", 0,
-			unix.PR_SET_PDEATHSIG, unix.PR_SET_DUMPABLE, unix.PR_SET_NO_NEW_PRIVS, unix.PR_SET_NAME, unix.PR_SET_MDWE,
-			unix.PR_SET_SECUREBITS, unix.PR_CAPBSET_DROP, unix.PR_CAPBSET_READ, unix.PR_CAP_AMBIENT),
-		// Not limited to Self, which is the broker where the worker inherits it.
-		plain(entering, "Landlock on all threads", "tgkill"),
-		[]Rule{{Call: "arch_prctl", Why: "thread pointer of a new image", User: runtime, Arch: "amd64"}},
+		// A worker is the first process of its namespace.
+		[]Rule{{Call: "tgkill", Args: []Arg{is(0, 1)}, Why: "Landlock on all threads", User: entering}},
+		[]Rule{
+			self("dying with the broker", unix.PR_SET_PDEATHSIG, is(1, uint64(unix.SIGKILL))),
+			self("non-dumpable", unix.PR_SET_DUMPABLE, is(1, 0)),
+			self("no new privileges", unix.PR_SET_NO_NEW_PRIVS, is(1, 1)),
+			self("name", unix.PR_SET_NAME),
+			self("no writable code", unix.PR_SET_MDWE, is(1, unix.PR_MDWE_REFUSE_EXEC_GAIN)),
+			self("nothing by exec", unix.PR_SET_SECUREBITS),
+			self("empty capabilities", unix.PR_CAPBSET_DROP),
+			self("empty capabilities", unix.PR_CAPBSET_READ),
+			self("empty capabilities", unix.PR_CAP_AMBIENT, is(1, unix.PR_CAP_AMBIENT_LOWER)),
+		},
 	)
 }
 
-// Broker is the broker once the guest is connected: it opens sockets, starts
-// workers, writes its log.
+// inherited is what a worker does and a broker does not: a replacement's own
+// lists are stacked on the broker's.
+func inherited(have []Rule) []Rule {
+	var more []Rule
+	for _, r := range WorkerStart().Rules {
+		same := func(h Rule) bool { return h.Call == r.Call && slices.Equal(h.Args, r.Args) }
+		if r.Call == "tgkill" || slices.ContainsFunc(have, same) {
+			continue // tgkill: with its own number, in replacement
+		}
+		r.Why += " (by a replacement)"
+		more = append(more, r)
+	}
+	return more
+}
+
+// Broker is the broker once the guest is connected: it opens sockets, replaces
+// workers, writes its log. It can open no file by name: Landlock leaves it the
+// worker's program and nothing else.
 func Broker() List {
 	const (
-		factory   = "broker/sockets"
-		supervise = "broker/supervise"
+		broker  = "broker"
+		factory = "broker/sockets"
 	)
-	// What a new worker gets: a process of its own in new namespaces.
-	const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID |
-		unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
-	const child = uint64(unix.SIGCHLD)
-	return List{
-		Name: "broker",
-		Doc:  "broker, after set-up",
-		Rules: join(
-			goFull(),
-			channel(),
-			inet(factory),
-			sockets(factory, "guest's stream socket, system log", unix.AF_UNIX, unix.SOCK_STREAM, 0),
-			sockets(factory, "guest's stream socket, system log", unix.AF_UNIX, unix.SOCK_DGRAM, 0),
-			netlink("broker/hostnet", "addresses and routes of the host", unix.NETLINK_ROUTE, unix.NETLINK_SOCK_DIAG),
-			[]Rule{
-				{Call: "clone", Args: []Arg{except(0, namespaces|unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_PIDFD, child)},
-					Why: "starting a worker", User: supervise},
-			},
-			plain(supervise, "starting a worker", "execve", "chdir", "setsid"),
-			plain(supervise, "end of a worker", "wait4", "waitid", "pidfd_send_signal", "kill"),
-			each(supervise, "maps of users of a worker's namespace", "prctl", 0, unix.PR_GET_DUMPABLE),
-			workerEntering(),
-			plain("broker", "end of the namespace", "inotify_init1", "inotify_add_watch", "inotify_rm_watch"),
-			plain("broker", "rotating the log, removing files it made", "renameat", "renameat2", "fchmod"),
-		),
-	}
+	own := join(
+		goRunning(),
+		goStarting(),
+		descriptors(),
+		plain("package os", "pipes, log", "fstat", "pread64"),
+		each("package os", "descriptors", "fcntl", 1,
+			unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_SETFD, unix.F_DUPFD_CLOEXEC),
+		plain("ipc", "records and descriptors; answers to many requests in one call", "sendmsg", "recvmsg", "sendmmsg"),
+		plain("broker", "waiting on a channel", "ppoll"),
+		[]Rule{{Call: "poll", Why: "waiting on a channel", User: broker, Arch: "amd64"}},
+		inet(factory),
+		outward(factory),
+		diag(factory),
+		plain(factory, "netlink: bound ports, and whether an address is the host's own", "sendto", "recvfrom"),
+		plain(broker, "virtual machines on the stream socket", "accept4", "shutdown"),
+		options(broker, "the agent's sockets are what was asked for, and of its namespace", "getsockopt", unix.SOL_SOCKET,
+			unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_NETNS_COOKIE),
+		options(broker, "who connects", "getsockopt", unix.SOL_SOCKET, unix.SO_PEERCRED),
+		plain(broker, "path of the guest's namespace", "newfstatat"),
+		plain(broker, "log file within its size", "ftruncate"),
+		replacement(),
+	)
+	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own))}
 }

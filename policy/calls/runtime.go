@@ -54,31 +54,16 @@ func goStarting() []Rule {
 		[]Rule{
 			{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_DROPPABLE|unix.MAP_ANONYMOUS)},
 				Why: "state of the vDSO's getrandom", User: runtime},
-			{Call: "mmap", Args: []Arg{within(2, readWrite), except(3, unix.MAP_NORESERVE|unix.MAP_POPULATE, anonymous)},
-				Why: "buffers and pools mapped once", User: "worker/lane"},
-			{Call: "seccomp", Args: []Arg{is(0, unix.SECCOMP_SET_MODE_FILTER), is(1, unix.SECCOMP_FILTER_FLAG_TSYNC)},
-				Why: "loading the narrower list", User: "policy"},
 		},
 	)
 }
 
-// goFull is what the runtime and the standard library need in a program that
-// also opens files and starts processes.
-func goFull() []Rule {
-	return join(
-		goRunning(),
-		goStarting(),
-		plain(runtime, "signal handlers", "rt_sigaction"),
-		plain(runtime, "preemption timer while profiling", "setitimer"),
-		plain(runtime, "number of processors", "sched_getaffinity"),
-		each(runtime, "preparing descriptors", "fcntl", 1,
-			unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_SETFD, unix.F_DUPFD_CLOEXEC),
-		plain("package os", "files", "openat", "read", "pread64", "write", "pwrite64", "readv", "writev", "close",
-			"lseek", "fstat", "newfstatat", "getdents64", "ftruncate", "readlinkat", "unlinkat", "fsync",
-			"faccessat", "faccessat2", "getcwd"),
-		plain("package os", "pipes", "pipe2", "dup3"),
-		plain("package os", "identity", "getuid", "geteuid", "getgid", "getegid", "getppid", "uname"),
-		plain("package os", "limits", "prlimit64"),
-		plain(runtime, "network poller", "epoll_ctl"),
-	)
+// narrowing is what a worker does between its two lists.
+func narrowing() []Rule {
+	return []Rule{
+		{Call: "mmap", Args: []Arg{within(2, readWrite), except(3, unix.MAP_NORESERVE|unix.MAP_POPULATE, anonymous)},
+			Why: "buffers and pools mapped once", User: "worker/lane"},
+		{Call: "seccomp", Args: []Arg{is(0, unix.SECCOMP_SET_MODE_FILTER), is(1, unix.SECCOMP_FILTER_FLAG_TSYNC)},
+			Why: "loading the narrower list", User: "policy"},
+	}
 }

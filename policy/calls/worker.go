@@ -4,6 +4,10 @@ package calls
 
 import "golang.org/x/sys/unix"
 
+// splicePipe is the size of the bypass's pipes, in bytes: pipe-max-size where
+// nobody changed it, as worker/lane asks for it.
+const splicePipe = 1 << 20
+
 const (
 	lane = "worker/lane"
 	link = "worker/link"
@@ -17,6 +21,7 @@ func WorkerStart() List {
 		Doc:  "worker, reading start-up records",
 		Rules: join(
 			goStarting(),
+			narrowing(),
 			workerRunning(),
 			tapOnly(),
 			each(lane, "non-blocking mode of passed descriptors", "fcntl", 1, unix.F_GETFL, unix.F_SETFL),
@@ -67,6 +72,8 @@ func workerRunning() []Rule {
 				Why: "inbound connections on passed listeners", User: lane},
 			{Call: "splice", Args: []Arg{within(5, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MORE)},
 				Why: "loopback flows socket to socket", User: "worker/splice"},
+			{Call: "pipe2", Args: []Arg{is(1, unix.O_NONBLOCK|unix.O_CLOEXEC)}, Why: "pipes for splice", User: "worker/splice"},
+			{Call: "fcntl", Args: []Arg{is(1, unix.F_SETPIPE_SZ), is(2, splicePipe)}, Why: "pipes for splice", User: "worker/splice"},
 		},
 		plain(lane, "addresses of an accepted connection", "getsockname", "getpeername"),
 		workerOptions(),
@@ -78,7 +85,7 @@ func workerOptions() []Rule {
 		options(lane, "end of connect, free send buffer", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR, unix.SO_MEMINFO),
 		options(lane, "peer's window, acknowledged bytes", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
 		options(lane, "peeking offset, reset at close, keep-alive, buffers, polling", "setsockopt", unix.SOL_SOCKET,
-			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_BUSY_POLL),
+			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_RCVLOWAT, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_BUSY_POLL),
 		options(lane, "the guest's TTL and TOS", "setsockopt", unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS),
 		options(lane, "the guest's hop limit and traffic class", "setsockopt", unix.IPPROTO_IPV6,
 			unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS),

@@ -6,6 +6,7 @@ package egress
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -23,7 +24,8 @@ const (
 // address that a socket would really be connected to.
 type Policy struct {
 	rules []rule
-	pins  []netip.AddrPort // allowed in spite of denied sets, see Pin
+	pins  []netip.Addr // resolvers, see Pin
+	local func(netip.Addr) bool
 }
 
 // rule is one --allow or --deny.
@@ -34,11 +36,12 @@ type rule struct {
 	ports       bool // first and last count; echo has none and does not match
 	prefixes    []netip.Prefix
 	exact       bool // one address, not a set or a range
+	host        bool // the set "host": prefixes, and what is local when asked
 	text        string
 }
 
-// Named sets of destinations. Host is completed by New with the host's
-// own addresses.
+// Named sets of destinations. Host is completed by New with the host's own
+// addresses, and by SetLocal with those it gets later.
 var sets = map[string][]netip.Prefix{
 	"any": prefixes("0.0.0.0/0", "::/0"),
 	// RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3; unspecified addresses
@@ -80,7 +83,7 @@ func New(rules []Rule, own []netip.Addr) (*Policy, error) {
 		}
 		p.allow = r.Allow
 		p.text = option + " " + r.Dest
-		if p.prefixes == nil { // the set "host"
+		if p.host {
 			p.prefixes = append(p.prefixes, sets["host"]...)
 			for _, a := range own {
 				a = a.Unmap().WithZone("")
@@ -92,7 +95,11 @@ func New(rules []Rule, own []netip.Addr) (*Policy, error) {
 	return e, nil
 }
 
-// parse reads one destination. Prefixes are nil for the set "host".
+// SetLocal says how to find out whether an address is the host's own at the
+// time of asking: hosts get addresses while guests run.
+func (e *Policy) SetLocal(local func(netip.Addr) bool) { e.local = local }
+
+// parse reads one destination.
 func parse(s string) (r rule, err error) {
 	for name, proto := range map[string]uint8{"tcp:": protoTCP, "udp:": protoUDP, "icmp:": protoICMP} {
 		if rest, ok := strings.CutPrefix(s, name); ok {
@@ -114,6 +121,7 @@ func parse(s string) (r rule, err error) {
 		r.ports = true
 	}
 	if dest == "host" {
+		r.host = true
 		return r, nil
 	}
 	if set, ok := sets[dest]; ok {
@@ -178,41 +186,58 @@ func parsePorts(s string) (first, last uint16, err error) {
 // unless a rule denies it by its own address: a guest that may not reach the
 // host can still have names resolved.
 func (e *Policy) Pin(resolver netip.Addr) {
-	if !resolver.IsValid() {
-		return
+	if resolver.IsValid() {
+		e.pins = append(e.pins, resolver.Unmap().WithZone(""))
 	}
-	resolver = resolver.Unmap().WithZone("")
-	for _, r := range e.rules {
-		if r.exact && r.prefixes[0].Contains(resolver) {
-			return
-		}
-	}
-	e.pins = append(e.pins, netip.AddrPortFrom(resolver, 53), netip.AddrPortFrom(resolver, 853))
 }
 
+// pinned tells whether a pin allows what other rules may not.
+func (e *Policy) pinned(proto uint8, a netip.Addr, port uint16) bool {
+	if proto == protoICMP || port != 53 && port != 853 || !slices.Contains(e.pins, a) {
+		return false
+	}
+	for i := range e.rules {
+		if r := &e.rules[i]; r.exact && r.matches(e, proto, a, port) {
+			return r.allow
+		}
+	}
+	return true
+}
+
+// nat64 is the prefix by which translators reach IPv4, RFC 6052 section 2.1.
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
 // Allowed tells whether the guest may connect to dst by proto, which is a
-// protocol number of IP. Echo has port zero.
+// protocol number of IP. Echo has port zero. What a translator on the way would
+// send to an IPv4 address has to be allowed there as well.
 func (e *Policy) Allowed(proto uint8, dst netip.AddrPort) bool {
 	if proto == protoICMPv6 {
 		proto = protoICMP
 	}
 	a := dst.Addr().Unmap().WithZone("")
-	if proto != protoICMP {
-		for _, p := range e.pins {
-			if p.Addr() == a && p.Port() == dst.Port() {
-				return true
-			}
+	if nat64.Contains(a) {
+		b := a.As16()
+		if !e.decide(proto, netip.AddrFrom4([4]byte(b[12:])), dst.Port()) {
+			return false
 		}
 	}
+	return e.decide(proto, a, dst.Port())
+}
+
+// decide is Allowed for one bare address.
+func (e *Policy) decide(proto uint8, a netip.Addr, port uint16) bool {
+	if e.pinned(proto, a, port) {
+		return true
+	}
 	for i := range e.rules {
-		if e.rules[i].matches(proto, a, dst.Port()) {
+		if e.rules[i].matches(e, proto, a, port) {
 			return e.rules[i].allow
 		}
 	}
 	return true
 }
 
-func (r *rule) matches(proto uint8, a netip.Addr, port uint16) bool {
+func (r *rule) matches(e *Policy, proto uint8, a netip.Addr, port uint16) bool {
 	if r.proto != 0 && r.proto != proto || r.ports && (proto == protoICMP || port < r.first || port > r.last) {
 		return false
 	}
@@ -221,7 +246,7 @@ func (r *rule) matches(proto uint8, a netip.Addr, port uint16) bool {
 			return true
 		}
 	}
-	return false
+	return r.host && e.local != nil && e.local(a)
 }
 
 // Rules returns the rules as they were given, in order.

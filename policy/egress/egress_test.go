@@ -84,6 +84,84 @@ func TestPin(t *testing.T) {
 	}
 }
 
+// TestPinAndRules: a rule that names the resolver itself decides, one that only
+// covers it does not.
+func TestPinAndRules(t *testing.T) {
+	resolver := netip.MustParseAddr("10.0.0.53")
+	for _, c := range []struct {
+		rules []string
+		proto uint8
+		port  uint16
+		want  bool
+	}{
+		{[]string{"-any"}, protoUDP, 53, true},
+		{[]string{"-any"}, protoTCP, 853, true},
+		{[]string{"-any"}, protoTCP, 80, false},
+		{[]string{"-any"}, protoICMP, 0, false},
+		{[]string{"-private"}, protoUDP, 53, true},
+		{[]string{"-10.0.0.0/8"}, protoUDP, 53, true},
+		{[]string{"-10.0.0.53"}, protoUDP, 53, false},
+		{[]string{"-udp:10.0.0.53"}, protoUDP, 53, false},
+		{[]string{"-udp:10.0.0.53"}, protoTCP, 53, true},
+		{[]string{"-tcp:10.0.0.53:80"}, protoUDP, 53, true},
+		{[]string{"+tcp:10.0.0.53:80", "-any"}, protoUDP, 53, true},
+		{[]string{"+10.0.0.53", "-10.0.0.53"}, protoUDP, 53, true},
+	} {
+		e := must(t, "", c.rules...)
+		e.Pin(resolver)
+		e.Pin(netip.Addr{})
+		if got := e.Allowed(c.proto, netip.AddrPortFrom(resolver, c.port)); got != c.want {
+			t.Errorf("%v, %d port %d: %v, want %v", c.rules, c.proto, c.port, got, c.want)
+		}
+	}
+}
+
+// TestLocal: the host's addresses are asked for, those it had at the start are
+// remembered.
+func TestLocal(t *testing.T) {
+	e := must(t, "203.0.113.5", "+203.0.113.8", "-tcp:host", "+any")
+	asked := 0
+	e.SetLocal(func(a netip.Addr) bool {
+		asked++
+		return a == netip.MustParseAddr("203.0.113.7") || a == netip.MustParseAddr("203.0.113.8")
+	})
+	for dst, want := range map[string]bool{
+		"203.0.113.5:80": false, "203.0.113.6:80": true, "203.0.113.7:80": false,
+		"[::ffff:203.0.113.7]:80": false, "203.0.113.8:80": true,
+	} {
+		if got := e.Allowed(protoTCP, netip.MustParseAddrPort(dst)); got != want {
+			t.Errorf("%s: %v, want %v", dst, got, want)
+		}
+	}
+	if asked != 3 {
+		t.Errorf("asked %d times", asked)
+	}
+	if !e.Allowed(protoUDP, netip.MustParseAddrPort("203.0.113.7:80")) || asked != 3 {
+		t.Error("a rule for TCP decides on UDP")
+	}
+}
+
+// TestTranslators: an address behind NAT64 is no way around a rule.
+func TestTranslators(t *testing.T) {
+	for _, c := range []struct {
+		rules []string
+		dst   string
+		want  bool
+	}{
+		{[]string{"-private"}, "[64:ff9b::10.1.2.3]:80", false},
+		{[]string{"-metadata"}, "[64:ff9b::169.254.169.254]:80", false},
+		{[]string{"-host"}, "[64:ff9b::127.0.0.1]:80", false},
+		{[]string{"-private"}, "[64:ff9b::198.51.100.1]:80", true},
+		{[]string{"-64:ff9b::/96"}, "[64:ff9b::198.51.100.1]:80", false},
+		{[]string{"+64:ff9b::/96", "-private"}, "[64:ff9b::10.1.2.3]:80", false},
+		{[]string{"-private"}, "[64:ff9b:1::10.1.2.3]:80", true}, // not the well-known prefix
+	} {
+		if got := must(t, "", c.rules...).Allowed(protoTCP, netip.MustParseAddrPort(c.dst)); got != c.want {
+			t.Errorf("%v, %s: %v, want %v", c.rules, c.dst, got, c.want)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for _, s := range []string{"", "tcp:", "example.org", "192.0.2.1/24", "192.0.2.1:0", "192.0.2.1:5-4", "any:x",
 		"icmp:any:7", "fe80::1%eth0", "::ffff:0:0/90", "192.0.2.0/33", "[2001:db8::1]:70000", "sctp:any"} {

@@ -74,6 +74,7 @@ func (s *summary) end(e event, key string) {
 	if e.Test == "" {
 		if e.Action == "fail" {
 			s.broken = true
+			s.unfinished(e.Package)
 			fmt.Print(text)
 			return
 		}
@@ -93,6 +94,18 @@ func (s *summary) end(e event, key string) {
 	case "fail":
 		s.failed++
 		fmt.Print(text)
+	}
+}
+
+// unfinished shows what the tests of a package printed that have no end:
+// those that ran when the test binary died.
+func (s *summary) unfinished(pkg string) {
+	for key, b := range s.output {
+		if strings.HasPrefix(key, pkg+" ") {
+			s.failed++
+			fmt.Print(b.String())
+			delete(s.output, key)
+		}
 	}
 }
 

@@ -155,7 +155,6 @@ func TestReassembleAnyOrder(t *testing.T) {
 		type job struct {
 			whole []byte
 			id    uint32
-			done  int
 		}
 		jobs := make([]job, rapid.IntRange(1, 4).Draw(t, "datagrams"))
 		type item struct {

@@ -14,6 +14,7 @@ type poller struct {
 	fd     int32
 	events [256]unix.EpollEvent
 	change unix.EpollEvent
+	short  unix.Timespec
 }
 
 // rawWait is how long a wait may last, in milliseconds, that the Go scheduler
@@ -23,11 +24,15 @@ type poller struct {
 const rawWait = 1
 
 // wait fills events and returns their number. timeout is in milliseconds; -1:
-// until something happens.
-func (p *poller) wait(timeout int) int {
-	first := timeout
-	if first < 0 || first > rawWait {
+// until something happens. soon says that events are likely within rawWait;
+// if they are not, the monitor is woken for a wait that it need not know of.
+func (p *poller) wait(timeout int, soon bool) int {
+	first := 0
+	if soon {
 		first = rawWait
+	}
+	if timeout >= 0 && timeout < first {
+		first = timeout
 	}
 	n, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.fd),
 		uintptr(unsafe.Pointer(&p.events)), uintptr(len(p.events)), uintptr(first), 0, 0)
@@ -46,6 +51,20 @@ func (p *poller) wait(timeout int) int {
 		return 0
 	}
 	return int(n)
+}
+
+// waitShortly is wait for less than a millisecond, in nanoseconds.
+func (p *poller) waitShortly(timeout int64) int {
+	p.short.Nsec = timeout
+	n, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT2, uintptr(p.fd),
+		uintptr(unsafe.Pointer(&p.events)), uintptr(len(p.events)), uintptr(unsafe.Pointer(&p.short)), 0, 0)
+	switch e {
+	case 0:
+		return int(n)
+	case syscall.ENOSYS: // before Linux 5.11
+		return p.wait(rawWait, true)
+	}
+	return 0
 }
 
 func (p *poller) control(op int, fd int32, events uint32, token uint64) syscall.Errno {

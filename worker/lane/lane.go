@@ -20,6 +20,7 @@ import (
 	"aldente/worker/icmp"
 	"aldente/worker/link"
 	"aldente/worker/packet"
+	"aldente/worker/splice"
 	"aldente/worker/tcp"
 	"aldente/worker/udp"
 )
@@ -29,12 +30,18 @@ const (
 	maxTCP  = 128 << 10
 	maxUDP  = 16 << 10
 	maxICMP = 1 << 10
+
+	// Flows of the bypass.
+	maxSplice    = 64 << 10
+	maxSpliceUDP = 4 << 10
+
 	// spareFDs are the descriptors that are not flows: channel, link, epoll,
 	// listeners.
 	spareFDs = 64
 
 	// poolBytes is address space for data that wait; see package tcp.
-	poolBytes = 2 << 30
+	poolBytes    = 2 << 30
+	udpPoolBytes = 64 << 20
 )
 
 // Timer ids of the lane itself follow those of the translators.
@@ -63,6 +70,7 @@ type Lane struct {
 	channel channel
 	start   time.Time
 	now     int64
+	busy    bool // the last wait was short
 
 	guest   flow.Guest
 	link    link.Link
@@ -70,6 +78,7 @@ type Lane struct {
 	blocked bool // the link had a backlog when last looked at
 	batch   *link.Batch
 	capture *link.Capture
+	freed   bool // a descriptor was closed since tcp was told
 	pkt     packet.Packet
 	again   packet.Packet // a datagram put together from fragments
 	seg     packet.TCP
@@ -83,6 +92,7 @@ type Lane struct {
 	tcp   *tcp.Translator
 	udp   *udp.Translator
 	icmp  *icmp.Translator
+	loop  *splice.Translator
 	timer uint32 // first of laneTimers
 	hello int    // announcements made so far
 	fire  func(id uint32)
@@ -122,7 +132,7 @@ func (l *Lane) startUp(control int) error {
 	for configured := false; ; {
 		n, fd, err := ipc.Receive(control, buf, 0)
 		if errors.Is(err, unix.EAGAIN) {
-			l.poll.wait(-1)
+			l.poll.wait(-1, false)
 			continue
 		}
 		if err != nil {
@@ -163,18 +173,22 @@ func (l *Lane) configure(rec []byte) error {
 	nTCP := min(maxTCP, fds)
 	nUDP := min(maxUDP, max(fds/2, 32))
 	nICMP := min(maxICMP, max(fds/4, 16))
+	nSplice, nSpliceUDP := min(maxSplice, fds/2), min(maxSpliceUDP, max(fds/4, 16))
 	pool, err := unix.Mmap(-1, 0, poolBytes, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return fmt.Errorf("address space for buffers: %w", err)
 	}
-	chunks := flow.NewPool(pool)
-	l.timer = uint32(nTCP + nUDP + nICMP)
+	// TCP's windows are promises on all of its pool; UDP has one of its own.
+	chunks, datagrams := flow.NewPool(pool[udpPoolBytes:]), flow.NewPool(pool[:udpPoolBytes])
+	l.timer = uint32(nTCP + nUDP + nICMP + nSpliceUDP)
 	l.wheel = flow.NewWheel(int(l.timer)+laneTimers, l.now)
 	l.reasm = flow.NewReassembler()
 	l.tcp = tcp.New(l, g, l.wheel, 0, chunks, nTCP)
-	l.udp = udp.New(l, g, l.wheel, uint32(nTCP), chunks, nUDP)
+	l.udp = udp.New(l, g, l.wheel, uint32(nTCP), datagrams, nUDP)
 	l.icmp = icmp.New(l, g, l.wheel, uint32(nTCP+nUDP), nICMP)
+	l.loop = splice.New(l, g, l.wheel, uint32(nTCP+nUDP+nICMP), datagrams, nSplice, nSpliceUDP)
+	l.tcp.Bypass, l.udp.Bypass = l.loop.Accepted, l.loop.Datagrams
 	l.batch = link.NewBatch()
 	return nil
 }
@@ -216,7 +230,12 @@ func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 }
 
 // CanSend implements flow.Env.
-func (l *Lane) CanSend() bool { return l.link != nil && l.link.CanSend() }
+func (l *Lane) CanSend() bool {
+	if l.link == nil {
+		return l.guest.Has(ipc.FlagSpliceOnly) // nothing is ever sent, and nothing waits
+	}
+	return l.link.CanSend()
+}
 
 // Open implements flow.Env.
 func (l *Lane) Open(r *ipc.Open) bool { return l.channel.add(r) }
@@ -227,4 +246,7 @@ func (l *Lane) Watch(fd int32, token uint64) syscall.Errno {
 }
 
 // Close implements flow.Env.
-func (l *Lane) Close(fd int32) { raw(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
+func (l *Lane) Close(fd int32) {
+	raw(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+	l.freed = true
+}

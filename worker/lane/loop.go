@@ -20,8 +20,11 @@ import (
 // turn waits for events and does all that they call for.
 func (l *Lane) turn() {
 	l.tick()
-	n := l.poll.wait(l.timeout())
+	began := l.now
+	n := l.wait()
 	l.tick()
+	l.busy = l.now-began < rawWait*1e6
+	l.wheel.Advance(l.now, l.fire) // first: timers are set relative to it
 	fromGuest := false
 	for k := range n {
 		events, token := l.poll.at(k)
@@ -33,6 +36,8 @@ func (l *Lane) turn() {
 			l.udp.Ready(token, events)
 		case flow.OwnerICMP:
 			l.icmp.Ready(token, events)
+		case flow.OwnerSplice:
+			l.loop.Ready(token, events)
 		case flow.OwnerTCPListener:
 			l.tcp.ListenerReady(token, events)
 		case flow.OwnerUDPListener:
@@ -50,13 +55,21 @@ func (l *Lane) turn() {
 		l.receive()
 	}
 	l.poll1()
-	l.wheel.Advance(l.now, l.fire)
 	l.finish()
+}
+
+// wait waits for events and returns their number.
+func (l *Lane) wait() int {
+	timeout := l.timeout()
+	if p := l.loop.Patience(); p > 0 && timeout != 0 {
+		return l.poll.waitShortly(p)
+	}
+	return l.poll.wait(timeout, l.busy)
 }
 
 // timeout is how long to wait, in milliseconds; -1: no reason to wake up.
 func (l *Lane) timeout() int {
-	if l.more || l.tcp.Pending() || l.udp.Pending() {
+	if l.more || l.tcp.Pending() || l.udp.Pending() || l.loop.Pending() {
 		return 0
 	}
 	next := l.wheel.Next()
@@ -71,6 +84,16 @@ func (l *Lane) timeout() int {
 
 // poll1 continues what the last turn left for the sake of fairness.
 func (l *Lane) poll1() {
+	if l.freed {
+		l.freed = false
+		l.tcp.Freed()
+	}
+	if l.loop.Patience() > 0 {
+		l.loop.Impatient()
+	}
+	if l.loop.Pending() {
+		l.loop.Poll()
+	}
 	if l.tcp.Pending() {
 		l.tcp.Poll()
 	}
@@ -210,7 +233,7 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 		o.Errno = uint16(syscall.EMFILE)
 	}
 	if syscall.Errno(o.Errno) == syscall.EMFILE {
-		l.udp.Evict()
+		_ = l.udp.Evict() || l.loop.Evict()
 	}
 	switch owner, _, _ := flow.SplitToken(o.Token); owner {
 	case flow.OwnerTCP:
@@ -219,6 +242,8 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 		l.udp.Opened(o.Token, fd, &o)
 	case flow.OwnerICMP:
 		l.icmp.Opened(o.Token, fd, &o)
+	case flow.OwnerSplice:
+		l.loop.Opened(o.Token, fd, &o)
 	}
 	return nil
 }
@@ -295,13 +320,17 @@ func (l *Lane) expire(id uint32) {
 
 func (l *Lane) expireFlow(id uint32) {
 	nTCP := uint32(l.tcp.Cap())
+	nUDP := nTCP + uint32(l.udp.Cap())
+	nICMP := nUDP + uint32(l.icmp.Cap())
 	switch {
 	case id < nTCP:
 		l.tcp.Timer(id)
-	case id < nTCP+uint32(l.udp.Cap()):
+	case id < nUDP:
 		l.udp.Timer(id)
-	default:
+	case id < nICMP:
 		l.icmp.Timer(id)
+	default:
+		l.loop.Timer(id)
 	}
 }
 

@@ -25,6 +25,7 @@ type sockets struct {
 	skip   [64 << 10]byte
 	linger unix.Linger
 	value  int32
+	pipe   [2]int32
 
 	mmsg  [maxDatagrams]mmsghdr
 	miov  [maxDatagrams]unix.Iovec

@@ -81,11 +81,18 @@ func checksumOK(p *packet.Packet) bool {
 // without source is duplicate address detection (RFC 4862 section 5.4), and no
 // address that the guest chooses is in anybody's way.
 func neighbour(g *flow.Guest, p *packet.Packet, m, out []byte) int {
-	if len(m) < neighbourMessageSize || !optionsOK(m[neighbourMessageSize:]) || p.Src.IsUnspecified() {
+	if len(m) < neighbourMessageSize || !optionsOK(m[neighbourMessageSize:]) {
 		return 0
 	}
 	target := packet.Addr(m[8:24])
-	if target.IsMulticast() || target.IsZero() || target.IsLoopback() || target.Is4() || target == packet.Addr(g.Addr6) {
+	if target.IsMulticast() || target.IsZero() || target.IsLoopback() || target.Is4() {
+		return 0
+	}
+	if p.Src.IsUnspecified() {
+		claim(g, p, target)
+		return 0
+	}
+	if target == packet.Addr(g.Addr6) {
 		return 0
 	}
 	// Section 7.2.4: an advertisement on behalf of somebody else does not
@@ -107,6 +114,18 @@ func neighbour(g *flow.Guest, p *packet.Packet, m, out []byte) int {
 		src = target
 	}
 	return finish(g, out, n, src, p.Src, p.SrcMAC)
+}
+
+// claim notes an address that the guest is about to take, so that connections
+// from outside find it there before it has sent anything from it.
+func claim(g *flow.Guest, p *packet.Packet, target packet.Addr) {
+	switch {
+	case !p.Dst.IsMulticast() || ours(g, target): // section 7.1.1
+	case target.IsLinkLocal():
+		g.SeenLL6 = target
+	case !g.Has(ipc.FlagAddr6Fixed):
+		g.Seen6 = target
+	}
 }
 
 // ours tells whether the address stands for us and not for some remote host.

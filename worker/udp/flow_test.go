@@ -132,7 +132,7 @@ func TestLifetime(t *testing.T) {
 func TestLifetimeConfigured(t *testing.T) {
 	r := newRig(t)
 	r.guest.UDPIdle, r.guest.UDPStream = 5, 9
-	s, token := r.connect(remote4)
+	r.connect(remote4)
 	for range 20 { // in use, it lives on
 		r.advance(4)
 		r.say(remote4, "x")
@@ -142,7 +142,7 @@ func TestLifetimeConfigured(t *testing.T) {
 	if r.Len() != 0 {
 		t.Error("an idle flow lives on")
 	}
-	s, token = r.connect(remote4)
+	s, token := r.connect(remote4)
 	for range 20 {
 		r.advance(4)
 		s.Receive([]byte("y"), 0)

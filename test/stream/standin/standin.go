@@ -9,8 +9,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
-	"runtime"
 	"os/exec"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -21,16 +21,16 @@ import (
 )
 
 // arg as first argument makes the binary the stand-in: descriptor of a tap,
-// path of the stream socket.
+// path of the stream socket, MTU of the guest for a fast one or 0.
 const arg = "stream-stand-in"
 
 // Main is to be called first by every program that uses Start: it runs the
 // stand-in, and does not return, if the program was started as such.
 func Main() {
-	if len(os.Args) != 4 || os.Args[1] != arg {
+	if len(os.Args) != 5 || os.Args[1] != arg {
 		return
 	}
-	if err := run(os.Args[2], os.Args[3]); err != nil {
+	if err := run(os.Args[2], os.Args[3], os.Args[4]); err != nil {
 		fmt.Fprintln(os.Stderr, "stand-in:", err)
 		os.Exit(1)
 	}
@@ -45,14 +45,26 @@ type Process struct{ cmd *exec.Cmd }
 
 // Start makes a network card in the caller's network namespace, down and
 // without addresses, and joins it to the stream socket at path. A socket that
-// is not there yet is waited for.
-func Start(path string) (*Process, error) {
-	tap, err := openTap()
+// is not there yet is waited for. The guest's kernel cuts its segments, and
+// computes and verifies all checksums, by itself.
+func Start(path string) (*Process, error) { return start(path, 0) }
+
+// StartFast is Start for measurements: the stand-in does the guest's kernel's
+// part of that work, and puts segments together as a network card's driver
+// does. The stream is the same. mtu is that of the guest.
+func StartFast(path string, mtu int) (*Process, error) { return start(path, mtu) }
+
+func start(path string, mtu int) (*Process, error) {
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if mtu > 0 {
+		flags = tapFlags
+	}
+	tap, err := openTap(flags)
 	if err != nil {
 		return nil, err
 	}
 	defer tap.Close()
-	cmd := exec.Command("/proc/self/exe", arg, "3", path)
+	cmd := exec.Command("/proc/self/exe", arg, "3", path, strconv.Itoa(mtu))
 	cmd.ExtraFiles = []*os.File{tap}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -80,11 +92,13 @@ const (
 	downBatch = 512 << 10
 )
 
-// run copies frames both ways until the stream ends. There are no offloads, as
-// QEMU's stream has none: the guest's kernel cuts segments and computes and
-// verifies checksums.
-func run(tapFD, path string) error {
+// run copies frames both ways until the stream ends.
+func run(tapFD, path, fast string) error {
 	tap, err := strconv.Atoi(tapFD)
+	if err != nil {
+		return err
+	}
+	mtu, err := strconv.Atoi(fast)
 	if err != nil {
 		return err
 	}
@@ -97,8 +111,17 @@ func run(tapFD, path string) error {
 	debug.SetGCPercent(-1)
 	runtime.GOMAXPROCS(4)
 	ended := make(chan error, 2)
-	go func() { ended <- upward(tap, stream) }()
-	go func() { ended <- downward(stream, tap) }()
+	m := &merger{tap: tap, plain: mtu == 0}
+	if mtu > 0 {
+		if err := unix.SetNonblock(stream, true); err != nil {
+			return err
+		}
+		go func() { ended <- fastUpward(tap, stream, mtu) }()
+		go func() { ended <- downward(stream, m.take, m.flush) }()
+	} else {
+		go func() { ended <- upward(tap, stream) }()
+		go func() { ended <- downward(stream, m.write, func() {}) }()
+	}
 	return <-ended
 }
 
@@ -124,7 +147,6 @@ func dial(path string) (int, error) {
 func upward(tap, stream int) error {
 	runtime.LockOSThread()
 	b := make([]byte, upBatch)
-	wait := []unix.PollFd{{Fd: int32(tap), Events: unix.POLLIN}}
 	for {
 		end := 0
 		for len(b)-end >= prefixLen+maxFrame {
@@ -139,9 +161,7 @@ func upward(tap, stream int) error {
 			end += prefixLen + n
 		}
 		if end == 0 {
-			if _, err := unix.Poll(wait, -1); err != nil && err != unix.EINTR {
-				return fmt.Errorf("poll: %w", err)
-			}
+			wait(tap, unix.POLLIN)
 			continue
 		}
 		for rest := b[:end]; len(rest) > 0; {
@@ -154,20 +174,23 @@ func upward(tap, stream int) error {
 	}
 }
 
-// downward writes each frame of the stream to the tap.
-func downward(stream, tap int) error {
+// downward gives each frame of the stream to take, and calls flush when there
+// are no more for now.
+func downward(stream int, take func([]byte), flush func()) error {
 	runtime.LockOSThread()
 	b := make([]byte, downBatch)
 	have := 0
 	for {
 		n, err := call(unix.SYS_READ, stream, b[have:])
-		if err == unix.EINTR {
+		switch {
+		case err == unix.EINTR:
 			continue
-		}
-		if err != 0 {
+		case err == unix.EAGAIN:
+			wait(stream, unix.POLLIN)
+			continue
+		case err != 0:
 			return fmt.Errorf("stream: %w", err)
-		}
-		if n == 0 {
+		case n == 0:
 			return nil
 		}
 		have += n
@@ -180,10 +203,10 @@ func downward(stream, tap int) error {
 			if len(rest) < size {
 				break
 			}
-			// A frame that the tap refuses is a lost one.
-			_, _ = call(unix.SYS_WRITE, tap, rest[prefixLen:size])
+			take(rest[prefixLen:size])
 			rest = rest[size:]
 		}
+		flush()
 		have = copy(b, rest)
 	}
 }
@@ -198,7 +221,7 @@ func call(trap uintptr, fd int, b []byte) (int, unix.Errno) {
 }
 
 // openTap makes the guest's network card.
-func openTap() (*os.File, error) {
+func openTap(flags uint16) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("/dev/net/tun: %w", err)
@@ -206,8 +229,11 @@ func openTap() (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "tap")
 	r, err := unix.NewIfreq(Interface)
 	if err == nil {
-		r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		r.SetUint16(flags)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+	}
+	if err == nil && flags&unix.IFF_VNET_HDR != 0 {
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffload)
 	}
 	if err != nil {
 		f.Close()

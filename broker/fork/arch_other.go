@@ -2,7 +2,7 @@
 
 //go:build !s390x
 
-package netns
+package fork
 
 // isS390x: clone(2) takes its first two arguments in the other order there.
 const isS390x = false

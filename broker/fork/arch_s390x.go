@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package netns
+package fork
 
 // isS390x: clone(2) takes its first two arguments in the other order there.
 const isS390x = true

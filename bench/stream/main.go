@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command stream measures translators behind QEMU's stream socket side by
+// side: passt, gvproxy and aldente, with the kernel's own tcp_wmem and with
+// one that starts at 4 MiB, each row for all of them in turn, round after
+// round. A stand-in takes QEMU's place, since an emulated guest would be
+// slower than any of them. It prints medians, and the ratio of aldente to the
+// best of the others.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"aldente/test/netlab"
+	"aldente/test/stream/standin"
+)
+
+type options struct {
+	rounds  int
+	span    time.Duration
+	passt   string
+	gvproxy string
+	ours    string
+	cache   string
+	only    *regexp.Regexp
+	rows    *regexp.Regexp
+}
+
+func main() {
+	standin.Main()
+	os.Exit(netlab.Main(run))
+}
+
+func run() int {
+	var o options
+	only := flag.String("only", "", "measure only contestants that match this regular expression")
+	rows := flag.String("rows", "", "measure only rows that match this regular expression")
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds")
+	flag.DurationVar(&o.span, "span", 2*time.Second, "length of one measurement")
+	flag.StringVar(&o.passt, "passt", "build/peers/run/passt", "the original passt")
+	flag.StringVar(&o.gvproxy, "gvproxy", "", "gvproxy (default: build the latest)")
+	flag.StringVar(&o.ours, "ours", "", "the passt under test (default: the repository's)")
+	flag.StringVar(&o.cache, "cache", "build/peers", "folder for what is built")
+	flag.Parse()
+	o.only, o.rows = regexp.MustCompile(*only), regexp.MustCompile(*rows)
+	if err := bench(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/stream:", err)
+		return 1
+	}
+	return 0
+}
+
+// prepare finds all contestants' programs; a missing one is left out.
+func (o *options) prepare() (err error) {
+	if o.ours == "" {
+		o.ours = filepath.Join(filepath.Dir(netlab.Pasta()), "passt")
+	}
+	if o.gvproxy == "" {
+		if o.gvproxy, err = buildGvproxy(o.cache); err != nil {
+			fmt.Fprintln(os.Stderr, "measuring without gvproxy:", err)
+		}
+	}
+	if o.gvproxy, err = stageCopy(o.gvproxy); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.passt); err != nil {
+		fmt.Fprintln(os.Stderr, "measuring without passt:", err)
+		o.passt = ""
+	}
+	return nil
+}
+
+func bench(o options) error {
+	if err := o.prepare(); err != nil {
+		return err
+	}
+	t := newTable(contestants(o))
+	start := time.Now()
+	for round := range o.rounds {
+		for _, w := range wmems {
+			for _, mtu := range mtus {
+				for _, c := range t.contestants {
+					if err := measure(o, t, c, w, mtu); err != nil {
+						fmt.Fprintf(os.Stderr, "%s, MTU %d: %v\n", c.name, mtu, err)
+					}
+				}
+			}
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d done after %v\n", round+1, o.rounds, time.Since(start).Round(time.Second))
+	}
+	t.print(o)
+	return nil
+}
+
+// measure adds to the table what one set-up is good for: both directions.
+func measure(o options, t *table, c contestant, w wmem, mtu int) error {
+	var rows []row
+	for _, down := range []bool{false, true} {
+		if r := (row{w, mtu, down}); o.rows.MatchString(r.String()) {
+			rows = append(rows, r)
+		}
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	b := &bed{}
+	defer b.close()
+	return try(func() {
+		s := setUp(netlab.New(b, netlab.Options{}), c, w, mtu)
+		for _, r := range rows {
+			res, err := s.bulk(r.down, o.span)
+			if err != nil {
+				fmt.Fprintf(os.Stderr, "%s, %s: %v\n%s\n", c.name, r, err, strings.TrimSpace(s.proc.Output()))
+			}
+			t.add(r, c, res)
+		}
+	})
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"aldente/test/netlab"
+	"aldente/test/stream/standin"
+)
+
+const (
+	remoteAddr = "192.0.2.9:9000"
+	chunk      = 256 << 10 // of one write
+)
+
+// wmem is a setting of net.ipv4.tcp_wmem of the host's namespace, where the
+// translator's sockets are.
+type wmem struct{ name, value string }
+
+var wmems = []wmem{
+	{"default", "4096 16384 4194304"},       // the kernel's own
+	{"from 4 MiB", "4096 4194304 67108864"}, // sockets start with a large buffer
+}
+
+var mtus = []int{1500, 65520}
+
+// row is one line of the table.
+type row struct {
+	wmem wmem
+	mtu  int
+	down bool
+}
+
+func (r row) String() string {
+	way := "up"
+	if r.down {
+		way = "down"
+	}
+	return fmt.Sprintf("tcp_wmem %s, MTU %d, %s", r.wmem.name, r.mtu, way)
+}
+
+// result is one measurement: Gbit/s of payload, processor seconds of the
+// translator for each GiB, and TCP segments that guest or remote sent twice.
+type result struct {
+	gbit, cpu float64
+	again     int64
+}
+
+// stage is a translator at work, with a guest behind it.
+type stage struct {
+	guest  *netlab.NS
+	proc   *netlab.Proc
+	remote *netlab.NS
+}
+
+// setUp starts the translator, the guest's namespace and the stand-in.
+func setUp(lab *netlab.Lab, c contestant, w wmem, mtu int) *stage {
+	tb := lab.TB
+	lab.Host.Sysctl("net/ipv4/tcp_wmem", w.value)
+	dir, err := os.MkdirTemp(netlab.Stage(), "sock")
+	if err == nil {
+		err = os.Chmod(dir, 0o777)
+	}
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	socket := filepath.Join(dir, "s")
+	s := &stage{guest: netlab.NewNS(tb, "guest"), remote: lab.Remote}
+	s.proc = c.start(c, lab.Host, socket, mtu)
+	err = s.guest.Do(func() error {
+		in, err := standin.StartFast(socket, mtu)
+		if err == nil {
+			tb.Cleanup(in.Kill)
+		}
+		return err
+	})
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	// A plain tap does not slow its sender down: with a short queue, its own
+	// drops would be measured.
+	s.guest.IP(fmt.Sprintf("link set %s mtu %d txqueuelen 32768 up", standin.Interface, mtu),
+		"addr add "+c.addr+" dev "+standin.Interface, "route add default via "+c.router)
+	return s
+}
+
+// bulk moves data over one TCP connection for span, after a quarter of it for
+// warming up.
+func (s *stage) bulk(down bool, span time.Duration) (r result, err error) {
+	ln := s.remote.Listen("tcp4", remoteAddr)
+	defer ln.Close()
+	near, err := s.guest.DialError("tcp4", remoteAddr, 5*time.Second)
+	if err != nil {
+		return r, err
+	}
+	_ = ln.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	far, err := ln.Accept()
+	if err != nil {
+		near.Close()
+		return r, err
+	}
+	from, to := near, far
+	if down {
+		from, to = far, near
+	}
+	var received atomic.Int64
+	var wg sync.WaitGroup
+	wg.Go(func() { pour(from) })
+	wg.Go(func() { drain(to, &received) })
+	defer wg.Wait()
+	defer near.Close()
+	defer far.Close()
+	time.Sleep(span / 4)
+	bytes, cpu, again, start := received.Load(), s.cpu(), s.again(), time.Now()
+	time.Sleep(span)
+	bytes, cpu, again = received.Load()-bytes, s.cpu()-cpu, s.again()-again
+	seconds := time.Since(start).Seconds()
+	if bytes == 0 {
+		return r, fmt.Errorf("nothing moved")
+	}
+	return result{float64(bytes) * 8 / 1e9 / seconds, cpu.Seconds() / (float64(bytes) / (1 << 30)), again}, nil
+}
+
+func (s *stage) cpu() (sum time.Duration) {
+	for _, p := range netlab.Children(s.proc.PID) {
+		sum += netlab.CPU(p)
+	}
+	return sum
+}
+
+func (s *stage) again() int64 {
+	return s.guest.Counters()["TcpRetransSegs"] + s.remote.Counters()["TcpRetransSegs"]
+}
+
+func pour(c net.Conn) {
+	b := make([]byte, chunk)
+	for {
+		if _, err := c.Write(b); err != nil {
+			return
+		}
+	}
+}
+
+func drain(c net.Conn, count *atomic.Int64) {
+	b := make([]byte, chunk)
+	for {
+		n, err := c.Read(b)
+		count.Add(int64(n))
+		if err != nil {
+			return
+		}
+	}
+}

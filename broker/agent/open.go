@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// backlog is how many connections may wait to be accepted; the kernel bounds
+// it by net.core.somaxconn.
+const backlog = 4096
+
+// open answers one request for a socket.
+func (s *server) open(b []byte) error {
+	var o ipc.AgentOpen
+	if err := o.Decode(b); err != nil {
+		return err
+	}
+	answer := ipc.AgentOpened{ID: o.ID}
+	fd, err := openSocket(&o)
+	if err != nil {
+		answer.Errno = errno(err)
+	}
+	err = ipc.Send(s.channel, answer.Encode(), fd)
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// openSocket makes the socket that a request describes.
+func openSocket(o *ipc.AgentOpen) (int, error) {
+	if o.Proto == ipc.AgentProtoDiag {
+		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	}
+	domain, typ := unix.AF_INET6, unix.SOCK_STREAM
+	if o.Flags&ipc.AgentOpenIPv4 != 0 {
+		domain = unix.AF_INET
+	}
+	if o.Proto == ipc.ProtoUDP {
+		typ = unix.SOCK_DGRAM
+	}
+	// Without a protocol: TCP would not be, where MPTCP is the default.
+	fd, err := unix.Socket(domain, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(o.Proto))
+	if err != nil {
+		return -1, err
+	}
+	setOptions(fd, domain, o)
+	if o.Flags&ipc.AgentOpenBind != 0 {
+		err = bind(fd, domain, o)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// setOptions sets what a socket is better with; none is missed where the kernel
+// lacks it.
+func setOptions(fd, domain int, o *ipc.AgentOpen) {
+	set := func(level, name int) { _ = unix.SetsockoptInt(fd, level, name, 1) }
+	v4, v6 := domain == unix.AF_INET, domain == unix.AF_INET6
+	set(unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	if o.Proto == ipc.ProtoTCP {
+		return
+	}
+	set(unix.IPPROTO_UDP, unix.UDP_GRO)
+	switch listens := o.Flags&ipc.AgentOpenListen != 0; {
+	case listens:
+		if v4 || o.Flags&ipc.AgentOpenDual != 0 {
+			set(unix.IPPROTO_IP, unix.IP_PKTINFO)
+		}
+		if v6 {
+			set(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO)
+		}
+	case v4:
+		set(unix.IPPROTO_IP, unix.IP_RECVERR)
+	default:
+		set(unix.IPPROTO_IPV6, unix.IPV6_RECVERR)
+	}
+}
+
+// bind binds the socket, and has it listen if it is to.
+func bind(fd, domain int, o *ipc.AgentOpen) error {
+	if domain == unix.AF_INET6 {
+		v6only := 1
+		if o.Flags&ipc.AgentOpenDual != 0 {
+			v6only = 0
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, v6only); err != nil {
+			return err
+		}
+	}
+	listen := o.Flags&ipc.AgentOpenListen != 0
+	if o.Proto == ipc.ProtoUDP && !listen {
+		// It is going to be connected, and to hear nobody until then.
+		drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+		prog := unix.SockFprog{Len: 1, Filter: &drop}
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
+			return err
+		}
+	}
+	if o.Flags&ipc.AgentOpenDevice != 0 {
+		if err := unix.BindToDevice(fd, "lo"); err != nil {
+			return err
+		}
+	}
+	local := netip.AddrPortFrom(netip.AddrFrom16(o.Local), o.LocalPort)
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(o.LocalPort), Addr: local.Addr().As16()}
+	if domain == unix.AF_INET {
+		v4 := &unix.SockaddrInet4{Port: int(o.LocalPort)}
+		copy(v4.Addr[:], o.Local[12:])
+		sa = v4
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return err
+	}
+	if listen && o.Proto == ipc.ProtoTCP {
+		return unix.Listen(fd, backlog)
+	}
+	return nil
+}

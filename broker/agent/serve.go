@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// Numbers of unconnected sockets kept at hand, so that a connection into the
+// namespace does not wait for the agent: fewer of UDP, whose flows last.
+const (
+	keepTCP = 32
+	keepUDP = 8
+)
+
+// maxAsked bounds the requests that are unanswered: as many as fit the channel
+// in either direction, so that sending one never blocks.
+const maxAsked = 64
+
+// Sockets opens sockets in the namespace, for as long as the agent lives. It is
+// for concurrent use and takes the channel of its Client over.
+type Sockets struct {
+	client *Client
+	cookie uint64 // of our own namespace, zero: unknown
+
+	mu      sync.Mutex
+	err     error // why no more are opened
+	id      uint32
+	waiting map[uint32]request // asked
+	queue   []request          // to be asked
+	spare   [4]spare
+}
+
+// request is one that the agent has not answered.
+type request struct {
+	open ipc.AgentOpen
+	done func(fd int, err error)
+}
+
+// spare holds sockets of one protocol and family.
+type spare struct {
+	fds   []int
+	asked int
+	keep  int
+}
+
+// Sockets hands the channel over to a goroutine that reads it until the agent is
+// gone, which calls ended. The client must not be used after that, except for
+// Close.
+func (c *Client) Sockets(ended func(error)) *Sockets {
+	s := &Sockets{client: c, id: c.id, waiting: make(map[uint32]request)}
+	for k := range s.spare {
+		s.spare[k].keep = keepTCP
+		if k&spareUDP != 0 {
+			s.spare[k].keep = keepUDP
+		}
+	}
+	s.cookie = ownCookie()
+	go func() { ended(s.read()) }()
+	return s
+}
+
+// Indices of Sockets.spare.
+const (
+	spareV4  = 1 << 0
+	spareUDP = 1 << 1
+)
+
+func kind(proto uint8, v4 bool) int {
+	k := 0
+	if v4 {
+		k |= spareV4
+	}
+	if proto == ipc.ProtoUDP {
+		k |= spareUDP
+	}
+	return k
+}
+
+// Open asks for a socket and calls done when it is there, or with an error, once.
+func (s *Sockets) Open(o ipc.AgentOpen, done func(fd int, err error)) {
+	s.mu.Lock()
+	err := s.err
+	if err == nil {
+		s.ask(o, done)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		done(-1, err)
+	}
+}
+
+// ask queues one request, and sends as many as may be under way. If the agent is
+// gone, the reader sees it too and ends them all.
+func (s *Sockets) ask(o ipc.AgentOpen, done func(fd int, err error)) {
+	s.queue = append(s.queue, request{o, done})
+	s.send()
+}
+
+func (s *Sockets) send() {
+	for len(s.queue) > 0 && len(s.waiting) < maxAsked {
+		r := s.queue[0]
+		s.queue = s.queue[1:]
+		s.id++
+		r.open.ID = s.id
+		s.waiting[s.id] = r
+		_ = ipc.Send(s.client.channel, r.open.Encode(), -1)
+	}
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+}
+
+// Take returns a socket that is neither bound nor connected, or -1 if none is at
+// hand; then some are asked for.
+func (s *Sockets) Take(proto uint8, v4 bool) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.spare[kind(proto, v4)]
+	fd := -1
+	if n := len(p.fds); n > 0 {
+		fd = p.fds[n-1]
+		p.fds = p.fds[:n-1]
+	}
+	if len(p.fds)+p.asked <= p.keep/2 && s.err == nil {
+		s.refill(p, proto, v4)
+	}
+	return fd
+}
+
+func (s *Sockets) refill(p *spare, proto uint8, v4 bool) {
+	o := ipc.AgentOpen{Proto: proto}
+	if v4 {
+		o.Flags = ipc.AgentOpenIPv4
+	}
+	keep := func(fd int, err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		p.asked--
+		if err == nil {
+			p.fds = append(p.fds, fd)
+		}
+	}
+	for len(p.fds)+p.asked < p.keep {
+		p.asked++
+		s.ask(o, keep)
+	}
+}
+
+// read takes answers until the channel ends. An error is the agent's fault.
+func (s *Sockets) read() error {
+	buf := make([]byte, ipc.MaxRecord)
+	for {
+		n, fd, err := ipc.Receive(s.client.channel, buf, 0)
+		if err == nil {
+			err = s.answered(buf[:n], fd)
+		}
+		if err != nil {
+			err = s.client.died(err)
+			s.fail(err)
+			return err
+		}
+	}
+}
+
+// answered matches an answer with its request.
+func (s *Sockets) answered(b []byte, fd int) error {
+	var a ipc.AgentOpened
+	err := a.Decode(b)
+	s.mu.Lock()
+	r, ok := s.waiting[a.ID]
+	delete(s.waiting, a.ID)
+	s.send()
+	s.mu.Unlock()
+	if err == nil && (!ok || (a.Errno == 0) != (fd >= 0)) {
+		err = fmt.Errorf("%w: answer to request %d", ipc.ErrMalformed, a.ID)
+	}
+	if err == nil && fd >= 0 {
+		err = s.check(&r.open, fd)
+	}
+	switch {
+	case err != nil:
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if ok {
+			r.done(-1, err)
+		}
+		return err
+	case a.Errno != 0:
+		r.done(-1, unix.Errno(a.Errno))
+	default:
+		r.done(fd, nil)
+	}
+	return nil
+}
+
+// check makes sure that a socket is what was asked for, and not one of our own
+// namespace: what it is connected to is not subject to the policy.
+func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
+	domain, proto := unix.AF_INET6, int(o.Proto)
+	switch {
+	case o.Proto == ipc.AgentProtoDiag:
+		domain, proto = unix.AF_NETLINK, unix.NETLINK_SOCK_DIAG
+	case o.Flags&ipc.AgentOpenIPv4 != 0:
+		domain = unix.AF_INET
+	}
+	for name, want := range map[int]int{unix.SO_DOMAIN: domain, unix.SO_PROTOCOL: proto} {
+		if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err != nil || got != want {
+			return fmt.Errorf("%w: a socket of another kind", ipc.ErrMalformed)
+		}
+	}
+	if s.cookie != 0 {
+		if c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || c == s.cookie {
+			return fmt.Errorf("%w: a socket of another namespace", ipc.ErrMalformed)
+		}
+	}
+	return nil
+}
+
+// ownCookie identifies our network namespace; zero where the kernel does not
+// tell, before Linux 5.14.
+func ownCookie() uint64 {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return c
+}
+
+// fail ends all requests, now and later.
+func (s *Sockets) fail(err error) {
+	s.mu.Lock()
+	s.err = errors.Join(unix.EPIPE, err)
+	rest := s.queue
+	for _, r := range s.waiting {
+		rest = append(rest, r)
+	}
+	s.queue, s.waiting = nil, nil
+	s.mu.Unlock()
+	for _, r := range rest {
+		r.done(-1, s.err)
+	}
+}

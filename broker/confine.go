@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !race
+
+package main
+
+import (
+	"aldente/ipc"
+	"aldente/policy"
+)
+
+// confine gives up what only set-up needed. All that it may still open are
+// sockets; the program of the worker is all that it may still execute.
+//
+// A command that we started was cloned before, and is under nothing of this.
+func (in *instance) confine() policy.Report {
+	files, replaceable := in.worker.Needs()
+	c := policy.Confinement{Filter: unlessSkipped(policy.FilterBroker), Capabilities: in.kept(), Files: files}
+	if !replaceable {
+		// A worker without a PID namespace has calls of its own to make, with
+		// a number that no filter can know. That it lacks namespaces is
+		// reported as well, and refused under --strict.
+		c.Filter = ""
+	}
+	return c.Apply()
+}
+
+// kept are the capabilities that forwarding needs later: automatic forwarding
+// binds ports as they come, and answers to datagrams leave from the port that
+// they came to.
+func (in *instance) kept() policy.Capabilities {
+	for i := range in.cfg.TCPPorts.Rules {
+		if in.cfg.TCPPorts.Rules[i].Auto {
+			return policy.BindLowPorts
+		}
+	}
+	for i := range in.cfg.UDPPorts.Rules {
+		if in.cfg.UDPPorts.Rules[i].Auto {
+			return policy.BindLowPorts
+		}
+	}
+	for _, l := range in.factory.Listeners() {
+		if l.Proto == ipc.ProtoUDP && l.Port < firstOpenPort {
+			return policy.BindLowPorts
+		}
+	}
+	return 0
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !captive
+
+package main
+
+// captive is for test builds only, which try there what captured code might.
+func (in *instance) captive() {}
+
+// unlessSkipped returns the filter's name. Only test builds leave any out.
+func unlessSkipped(filter string) string { return filter }

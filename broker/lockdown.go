@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"time"
+
+	"aldente/policy"
+)
+
+// lockDown opens the last files and confines the process.
+func (in *instance) lockDown(notify int) error {
+	_, _ = time.Now().Zone() // the log's: read from a file, once
+	if notify >= 0 {
+		in.out.prepare(in.cfg)
+		var err error
+		if in.null, err = leave(); err != nil {
+			return err
+		}
+	}
+	return in.tell("broker", in.confine())
+}
+
+// tell reports the layers around a process: those that are missing always, the
+// others when debugging. With --strict a missing one is an error.
+func (in *instance) tell(component string, report policy.Report) error {
+	log := in.log.With("component", component)
+	for _, l := range report {
+		if l.State == policy.InForce {
+			log.Debug(l.String())
+		} else {
+			log.Warn(l.String())
+		}
+	}
+	if in.cfg.Strict {
+		return report.Err()
+	}
+	return nil
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/cli"
+	"aldente/broker/fork"
+)
+
+// selfTest puts up the whole sandbox, of all three processes, around a guest
+// that never runs, says what is in force, one line for each layer and process,
+// and tries whether it holds. It returns the status to exit with: zero if
+// nothing is missing.
+func selfTest(given *cli.Config) int {
+	r := &selfReport{}
+	in := &instance{
+		cfg: &cli.Config{
+			Personality: cli.Aldente, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true,
+			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"},
+		},
+		log: slog.New(r), capture: -1, linkFD: -1, attached: make(chan struct{}),
+	}
+	if err := in.selfTest(r); err != nil {
+		r.line("%v", err)
+		r.missing++
+	}
+	if r.missing > 0 {
+		r.line("%d missing", r.missing)
+		return 1
+	}
+	r.line("all layers are in force")
+	return 0
+}
+
+// selfTest follows run up to the point where a guest would be let loose.
+func (in *instance) selfTest(r *selfReport) error {
+	host, err := in.discover()
+	if err != nil {
+		return err
+	}
+	if err := in.enter(); err != nil {
+		return err
+	}
+	if err := in.prepare(host); err != nil {
+		return err
+	}
+	started := make(chan error, 1)
+	go func() { started <- in.worker.Start() }()
+	err = in.attach(host)
+	close(in.attached)
+	<-in.worker.Spawned()
+	if err == nil {
+		err = in.lockDown(-1)
+	}
+	if e := <-started; err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	r.probe("opening a file is refused", openRefused())
+	r.probe("a forbidden system call ends the process", forbiddenKills())
+	r.mu.Lock()
+	r.quiet = true
+	r.mu.Unlock()
+	took, err := in.replaceWorker()
+	r.probe(fmt.Sprintf("a worker is replaced, within %v", took.Round(time.Millisecond)), err)
+	return nil
+}
+
+// openRefused tries to read a file that everybody may read.
+func openRefused() error {
+	fd, err := unix.Open("/etc/passwd", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(fd)
+		return fmt.Errorf("/etc/passwd can be opened")
+	}
+	return nil
+}
+
+// forbiddenKills has a child make a call that no list permits.
+func forbiddenKills() error {
+	pid := forkForbidden()
+	if pid < 0 {
+		return fmt.Errorf("no child can be made")
+	}
+	var ws syscall.WaitStatus
+	if _, err := syscall.Wait4(pid, &ws, 0, nil); err != nil {
+		return err
+	}
+	if !ws.Signaled() || ws.Signal() != unix.SIGSYS {
+		return fmt.Errorf("it returned")
+	}
+	return nil
+}
+
+//go:noinline
+//go:norace
+func forkForbidden() int {
+	fork.Before()
+	pid, errno := fork.Clone(unix.CLONE_FILES, 0)
+	if errno != 0 || pid != 0 {
+		fork.After()
+		if errno != 0 {
+			return -1
+		}
+		return int(pid)
+	}
+	fork.InChild()
+	fork.Call(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0, 0, 0)
+	fork.Exit(0)
+	return 0
+}
+
+// replaceWorker kills the worker and waits for the next.
+func (in *instance) replaceWorker() (time.Duration, error) {
+	start, old := time.Now(), in.worker.Pid()
+	in.worker.Kill()
+	for time.Since(start) < 5*time.Second {
+		if pid := in.worker.Pid(); pid > 0 && pid != old && in.worker.Ready() {
+			return time.Since(start), nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return time.Since(start), fmt.Errorf("no worker came up again")
+}
+
+// selfReport prints what the parts of the program log: layers, each behind the
+// name of its process.
+type selfReport struct {
+	mu      sync.Mutex
+	missing int
+	quiet   bool // the layers of a replacement are those of the first
+}
+
+func (r *selfReport) line(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+
+// probe prints the outcome of one trial.
+func (r *selfReport) probe(what string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.line("broker: %s: FAILED: %v", what, err)
+		r.missing++
+		return
+	}
+	r.line("broker: %s", what)
+}
+
+// selfHandler is one component's handler.
+type selfHandler struct {
+	*selfReport
+	component string
+}
+
+// Enabled implements slog.Handler.
+func (r *selfReport) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle implements slog.Handler: what the program itself says is left out.
+func (r *selfReport) Handle(context.Context, slog.Record) error { return nil }
+
+// WithGroup implements slog.Handler.
+func (r *selfReport) WithGroup(string) slog.Handler { return r }
+
+// WithAttrs implements slog.Handler.
+func (r *selfReport) WithAttrs(attrs []slog.Attr) slog.Handler {
+	for _, a := range attrs {
+		if a.Key == "component" {
+			return &selfHandler{r, a.Value.String()}
+		}
+	}
+	return r
+}
+
+// Handle implements slog.Handler.
+func (h *selfHandler) Handle(_ context.Context, rec slog.Record) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.quiet {
+		h.line("%s: %s", h.component, rec.Message)
+	}
+	if strings.Contains(rec.Message, ": missing") {
+		h.missing++
+	}
+	return nil
+}
+
+// WithAttrs implements slog.Handler: the component is settled.
+func (h *selfHandler) WithAttrs([]slog.Attr) slog.Handler { return h }

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// Namespace is the guest's namespace, as far as sockets are opened there.
+type Namespace interface {
+	// Take returns a socket of the protocol and family that is neither bound
+	// nor connected, or -1 if none is at hand.
+	Take(proto uint8, v4 bool) int
+	// Open asks for a socket and calls done with it or an error, once, from
+	// another goroutine or before it returns.
+	Open(o ipc.AgentOpen, done func(fd int, err error))
+}
+
+// served is a worker's channel while its requests are served. Answers that had
+// to wait for the namespace come to it at any time; once the worker is gone they
+// go nowhere.
+type served struct {
+	mu      sync.Mutex
+	fd      int // -1: gone
+	waiting int
+}
+
+// begin counts a request that is answered later. It reports false if there
+// are more than any worker of ours makes.
+func (s *served) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting++
+	return s.waiting <= ipc.MaxOutstanding
+}
+
+// answer sends one answer and closes our copy of its descriptor.
+func (s *served) answer(o *ipc.Opened, fd int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting--
+	if s.fd >= 0 {
+		var rec [ipc.OpenedSize]byte
+		o.Encode(rec[:])
+		_ = ipc.Send(s.fd, rec[:], fd) // fails only if the worker is gone
+	}
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+}
+
+func (s *served) end() {
+	s.mu.Lock()
+	s.fd = -1
+	s.mu.Unlock()
+}
+
+// far is a checked request for the far end of the bypass.
+type far struct {
+	to   netip.AddrPort
+	port uint16 // source port wanted, UDP
+}
+
+// bypass checks a request for the far end of a flow that came by a listener, and
+// says where that is: the rule decides on the port, and on the address as far as
+// it can; the worker only knows which address the guest has, or which of
+// loopback's was spoken to.
+func (f *Factory) bypass(l *Listener, r *ipc.Open) (far, unix.Errno) {
+	addr, peer := netip.AddrFrom16(r.Src).Unmap(), netip.AddrFrom16(r.Dst).Unmap()
+	switch {
+	case l.Proto != r.Proto || !l.Splice && !l.Namespace || !peer.IsLoopback() || addr.Is4() != peer.Is4():
+		return far{}, unix.EINVAL
+	case !f.family(addr).Enabled:
+		return far{}, unix.EAFNOSUPPORT
+	case l.Namespace && l.Target.IsValid():
+		addr = l.Target
+	case l.Namespace && !addr.IsLoopback(), !l.Namespace && addr.IsLoopback() && !f.cfg.LoToLo,
+		addr.IsUnspecified(), addr.IsMulticast():
+		return far{}, unix.EACCES
+	}
+	return far{netip.AddrPortFrom(addr, l.GuestPort), r.DstPort}, 0
+}
+
+// openBypass handles a request for the far end of the bypass. It reports later
+// if the answer comes by itself.
+func (f *Factory) openBypass(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+	l, ok := f.listener(r.Listener)
+	if !ok {
+		answer.Errno = uint16(unix.EINVAL) // gone since
+		return -1, false, nil
+	}
+	to, e := f.bypass(&l, r)
+	if e != 0 {
+		answer.Errno = uint16(e)
+		return -1, false, nil
+	}
+	answer.Addr = to.to.Addr().As16()
+	if l.Namespace {
+		return f.openHost(r.Proto, to, answer), false, nil
+	}
+	return f.openNamespace(r.Proto, to, answer, s)
+}
+
+// openHost opens the far end on the host.
+func (f *Factory) openHost(proto uint8, to far, answer *ipc.Opened) int {
+	if !f.allowed(proto, to.to, answer) {
+		return -1
+	}
+	typ := unix.SOCK_STREAM
+	if proto == ipc.ProtoUDP {
+		typ = unix.SOCK_DGRAM
+	}
+	o := newSocket(to.to.Addr(), typ, 0)
+	if proto == ipc.ProtoUDP {
+		o.datagramOptions(to.to.Addr().Is4())
+	}
+	return finish(o, proto, to, answer)
+}
+
+// openNamespace opens the far end in the namespace, with a socket made there: at
+// once if one is at hand.
+func (f *Factory) openNamespace(proto uint8, to far, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+	if f.cfg.Namespace == nil {
+		answer.Errno = uint16(unix.EOPNOTSUPP)
+		return -1, false, nil
+	}
+	v4 := to.to.Addr().Is4()
+	if fd := f.cfg.Namespace.Take(proto, v4); fd >= 0 {
+		return finish(&opening{fd: fd}, proto, to, answer), false, nil
+	}
+	req := ipc.AgentOpen{Proto: proto}
+	if v4 {
+		req.Flags |= ipc.AgentOpenIPv4
+	}
+	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int { return finish(o, proto, to, a) })
+}
+
+// openNamespaceReply opens the socket for answers to a datagram that came to a
+// listener in the namespace.
+func (f *Factory) openNamespaceReply(l *Listener, local, peer netip.AddrPort, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+	if f.cfg.Namespace == nil || !local.Addr().IsLoopback() || !peer.Addr().IsLoopback() {
+		answer.Errno = uint16(unix.EACCES)
+		return -1, false, nil
+	}
+	req := ipc.AgentOpen{
+		Proto: ipc.ProtoUDP, Flags: ipc.AgentOpenBind | ipc.AgentOpenDevice,
+		Local: local.Addr().As16(), LocalPort: l.Port,
+	}
+	if local.Addr().Is4() {
+		req.Flags |= ipc.AgentOpenIPv4
+	}
+	answer.LocalPort = l.Port
+	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int {
+		o.connect(peer, 0)
+		o.hear()
+		return o.answer(a)
+	})
+}
+
+// later asks the namespace for a socket and answers when it comes.
+func (f *Factory) later(req ipc.AgentOpen, a ipc.Opened, s *served, use func(*opening, *ipc.Opened) int) (int, bool, error) {
+	if !s.begin() {
+		return -1, false, fmt.Errorf("%w: more than %d requests unanswered", ipc.ErrMalformed, ipc.MaxOutstanding)
+	}
+	f.cfg.Namespace.Open(req, func(fd int, err error) {
+		if err != nil {
+			a.Errno = errno(err)
+			s.answer(&a, -1)
+			return
+		}
+		fd = use(&opening{fd: fd}, &a)
+		s.answer(&a, fd)
+	})
+	return -1, true, nil
+}
+
+// finish connects a socket, wherever it was made, and returns it or -1.
+func finish(o *opening, proto uint8, to far, answer *ipc.Opened) int {
+	if proto == ipc.ProtoTCP {
+		o.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		o.connect(to.to, 0)
+		if errors.Is(o.err, unix.EINPROGRESS) {
+			o.err = nil
+			answer.Flags |= ipc.OpenedInProgress
+		}
+		return o.answer(answer)
+	}
+	// The peer's port where it is free: some protocols know their peers by it.
+	// Between bind and connect the socket would hear anybody.
+	o.deafen()
+	o.bind(netip.AddrPortFrom(any(to.to.Addr()), to.port), 0)
+	if errors.Is(o.err, unix.EADDRINUSE) || errors.Is(o.err, unix.EACCES) {
+		o.err = nil
+	}
+	o.connect(to.to, 0)
+	o.hear()
+	return o.answer(answer)
+}
+
+// answer ends the opening: it returns the descriptor, or -1 with the error in a.
+func (o *opening) answer(a *ipc.Opened) int {
+	fd, err := o.done()
+	if err != nil {
+		a.Errno = errno(err)
+		return -1
+	}
+	return fd
+}
+
+// datagramOptions sets what all connected UDP sockets have.
+func (o *opening) datagramOptions(v4 bool) {
+	// Two flows from one port to two places are two sockets on one port.
+	o.try(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if v4 {
+		o.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+	} else {
+		o.try(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+		o.try(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	o.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+}

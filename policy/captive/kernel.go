@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build captive
+
+package captive
+
+import "golang.org/x/sys/unix"
+
+var kernel = attempts{
+	"bpf":               call(unix.SYS_BPF, 0, addr(&[120]byte{}), 120),
+	"perf_event_open":   call(unix.SYS_PERF_EVENT_OPEN, addr(&[120]byte{}), 0, mask, mask, 0),
+	"io_uring_setup":    call(unix.SYS_IO_URING_SETUP, 8, addr(&[120]byte{})),
+	"keyctl":            call(unix.SYS_KEYCTL, 0, mask-2, 1),
+	"add_key":           call(unix.SYS_ADD_KEY, cstr("user"), cstr("x"), cstr("y"), 1, mask-2),
+	"prctl-seccomp":     call(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, 0, 0, 0, 0),
+	"prctl-dumpable":    call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1, 0, 0, 0),
+	"prctl-ambient":     call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, unix.CAP_NET_RAW, 0, 0),
+	"seccomp":           call(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, addr(&[1]uint32{})),
+	"capset":            call(unix.SYS_CAPSET, addr(&[2]uint32{unix.LINUX_CAPABILITY_VERSION_3}), addr(&[6]uint32{1 << unix.CAP_SYS_ADMIN, 1 << unix.CAP_SYS_ADMIN})),
+	"setuid":            call(unix.SYS_SETUID, 0),
+	"sethostname":       call(unix.SYS_SETHOSTNAME, cstr("x"), 1),
+	"reboot":            call(unix.SYS_REBOOT, 0, 0, 0, 0),
+	"init_module":       call(unix.SYS_INIT_MODULE, 0, 0, 0),
+	"landlock":          call(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, 1),
+	"prlimit":           call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, addr(&[2]uint64{1, 1}), 0),
+	"syslog":            call(unix.SYS_SYSLOG, 3, 0, 0),
+	"shmget":            call(unix.SYS_SHMGET, 0, 4096, 0o600),
+	"rt_sigaction":      call(unix.SYS_RT_SIGACTION, uintptr(unix.SIGUSR1), 0, 0, 8),
+	"epoll_create1":     call(unix.SYS_EPOLL_CREATE1, 0),
+	"nosys":             call(1000, 0),
+	"tgkill-self":       func(Held) error { return raw(unix.SYS_TGKILL, uintptr(unix.Getpid()), uintptr(unix.Gettid()), 0) },
+	"prctl-mdwe-off":    call(unix.SYS_PRCTL, unix.PR_SET_MDWE, 0, 0, 0, 0),
+	"prctl-pdeathsig":   call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, 0, 0, 0, 0),
+	"prctl-keepcaps":    call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0),
+	"prctl-ptracer":     call(unix.SYS_PRCTL, unix.PR_SET_PTRACER, mask, 0, 0, 0),
+	"io_uring_enter":    call(unix.SYS_IO_URING_ENTER, 3, 0, 0, 0, 0, 0),
+	"io_uring_register": call(unix.SYS_IO_URING_REGISTER, 3, 0, 0, 0),
+	"request_key":       call(unix.SYS_REQUEST_KEY, cstr("user"), cstr("x"), 0, mask-2),
+	"finit_module":      call(unix.SYS_FINIT_MODULE, 3, cstr(""), 0),
+	"delete_module":     call(unix.SYS_DELETE_MODULE, cstr("x"), 0),
+	"kexec_load":        call(unix.SYS_KEXEC_LOAD, 0, 0, 0, 0),
+	"swapon":            call(unix.SYS_SWAPON, cstr("/x"), 0),
+	"acct":              call(unix.SYS_ACCT, 0),
+	"quotactl":          call(unix.SYS_QUOTACTL, 0, 0, 0, 0),
+	"settimeofday":      call(unix.SYS_SETTIMEOFDAY, addr(&[2]int64{}), 0),
+	"clock_settime":     call(unix.SYS_CLOCK_SETTIME, 0, addr(&[2]int64{})),
+	"adjtimex":          call(unix.SYS_ADJTIMEX, addr(&[64]int64{})),
+	"setdomainname":     call(unix.SYS_SETDOMAINNAME, cstr("x"), 1),
+	"personality":       call(unix.SYS_PERSONALITY, 0x0040000),
+	"lookup_dcookie":    call(unix.SYS_LOOKUP_DCOOKIE, 0, 0, 0),
+	"vhangup":           call(unix.SYS_VHANGUP),
+	"msgget":            call(unix.SYS_MSGGET, 0, 0o600),
+	"semget":            call(unix.SYS_SEMGET, 0, 1, 0o600),
+	"mq_open":           call(unix.SYS_MQ_OPEN, cstr("x"), unix.O_CREAT, 0o600, 0),
+	"lsm_set_self_attr": call(460, 0, 0, 0, 0),
+	"seccomp-filter":    call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, addr(&[16]byte{})),
+}

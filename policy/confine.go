@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+// Confinement is what a process that opens sockets for others keeps once it is
+// set up.
+type Confinement struct {
+	Filter       string       // Filter*; empty: none, which is reported
+	Capabilities Capabilities // of those that it has
+	Files        Paths
+}
+
+// Apply puts up every layer, on all threads, and returns what is in force. The
+// order is that of the worker's.
+func (c *Confinement) Apply() (r Report) {
+	r.Add(KeepCapabilities(c.Capabilities))
+	r.Add(Limits(false))
+	r.Add(NoNewPrivs())
+	r.Add(NonDumpable())
+	r.Add(DenyWriteExecute())
+	r.Add(LandlockFiles(c.Files))
+	if c.Filter == "" {
+		r.Add(Layer{"seccomp", Missing, "not possible without namespaces for the worker"})
+		return r
+	}
+	r.Add(Seccomp(c.Filter))
+	return r
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"aldente/test/netlab"
+)
+
+// captives returns a folder with programs built with the captive tag, see
+// package policy/captive: all of them, or only those named, beside real ones.
+func captives(t *testing.T, which string) string {
+	t.Helper()
+	needOurs(t)
+	dir, err := buildCaptives()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, which)
+}
+
+// Folders of captives.
+const (
+	captiveBroker = "broker" // with a real worker
+	captiveWorker = "worker" // with a real broker
+)
+
+var buildCaptives = sync.OnceValues(func() (string, error) {
+	dir := filepath.Join(netlab.Stage(), "captives")
+	for which, programs := range map[string]map[string]string{
+		captiveBroker: {"aldente": "captive", "aldente-worker": "none"},
+		captiveWorker: {"aldente": "none", "aldente-worker": "captive"},
+	} {
+		for program, tag := range programs {
+			pkg := "aldente/broker"
+			if program == "aldente-worker" {
+				pkg = "aldente/worker"
+			}
+			cmd := exec.Command("go", "build", "-trimpath", "-tags", tag, "-o", filepath.Join(dir, which, program), pkg)
+			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return "", &exec.Error{Name: strings.Join(cmd.Args, " ") + ": " + string(out), Err: err}
+			}
+		}
+		for _, name := range []string{"pasta", "passt"} {
+			if err := os.Symlink("aldente", filepath.Join(dir, which, name)); err != nil {
+				return "", err
+			}
+		}
+	}
+	return dir, nil
+})
+
+var captivePort atomic.Int32
+
+// tryCaptive has a process try something once it is locked down and returns how
+// that ended: "killed" by SIGSYS, or what it said.
+func tryCaptive(t *testing.T, lab *netlab.Lab, who, attempt string, args ...string) string {
+	t.Helper()
+	dir := captives(t, captiveBroker)
+	s := netlab.GuestSpec{Binary: filepath.Join(dir, "pasta"), User: netlab.Nobody, Timeout: 20 * time.Second,
+		Wrap: []string{"env", "ALDENTE_CAPTIVE=" + who + ":" + attempt}}
+	// A new port each time: a killed broker's worker takes a moment to follow.
+	port := strconv.Itoa(20000 + int(captivePort.Add(1)))
+	args = append(append([]string{"--config-net", "-t", port, "-u", port, "-T", "none", "-U", "none"}, args...), "--", "sleep", "0.05")
+	p := lab.For(t).StartPasta(s, args...)
+	st := p.Wait()
+	if st == 128+31 { // SIGSYS
+		return "killed"
+	}
+	for line := range strings.Lines(p.Output()) {
+		said, ok := strings.CutPrefix(line, "captive: "+attempt+": ")
+		switch {
+		case !ok:
+		case strings.HasPrefix(said, "killed by bad system call"):
+			return "killed"
+		default:
+			return strings.TrimSpace(said)
+		}
+	}
+	t.Fatalf("status %d\n%s", st, p.Output())
+	return ""
+}
+
+// alike are attempts that end broker and agent both.
+var alike = strings.Fields(`
+	openat-write openat-proc openat-tun openat-path openat2 memfd_create mkdirat unlinkat renameat2 linkat symlinkat mknodat
+	fchmodat fchownat utimensat truncate chdir name-handle inotify fanotify flock lseek-capture
+	execve execveat-path chroot pivot_root mount mount-proc umount2 fsopen open_tree move_mount mount_setattr
+	ioctl-tap ioctl-flow fcntl-owner
+	socket-mptcp socket-unix socket-netlink socket-raw socket-packet socket-sctp socket-vsock socket-audit socket-generic
+	socket-alg socket-xdp socket-high-bits
+	sockopt-mark sockopt-transparent sockopt-ip-options sockopt-rthdr sockopt-broadcast sockopt-membership
+	sockopt-repair sockopt-ulp sockopt-congestion sockopt-reuseport
+	mmap-exec mmap-rwx mmap-shared mmap-file mmap-high-bits mprotect-exec mremap madvise-remove madvise-inject
+	userfaultfd pkey_mprotect memfd_secret remap_file_pages process_madvise mlock
+	kill-parent kill-all kill-self tgkill-other tkill pidfd_open pidfd_getfd pidfd-signal-term ptrace ptrace-traceme
+	process_vm_readv process_vm_writev kcmp rt_sigqueueinfo
+	clone-process clone-newuser clone-thread-user clone3 unshare-user unshare-net
+	setns setns-net setns-pid setns-ipc setns-uts setns-cgroup
+	setuid setresgid setgroups setpriority sched_setscheduler sched_setaffinity prlimit-other
+	bpf perf_event_open io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key
+	prctl-seccomp prctl-dumpable prctl-ambient prctl-mdwe-off prctl-pdeathsig prctl-keepcaps prctl-ptracer seccomp seccomp-filter
+	init_module finit_module delete_module kexec_load reboot swapon acct quotactl syslog sethostname setdomainname
+	settimeofday clock_settime adjtimex personality shmget msgget semget mq_open nosys`)
+
+// outcomes are those that differ.
+var outcomes = map[string]map[string]string{
+	"broker": {
+		// Landlock: the call is there for a new worker's runtime.
+		"openat": "EACCES", "openat-etc": "EACCES", "openat-self": "EACCES", "openat-environ": "EACCES",
+		"execveat-self": "EACCES",
+		// No capability.
+		"capset": "EPERM", "prlimit": "EPERM", "clone-worker": "EPERM",
+		// The kernel: a process with threads joins no namespace.
+		"setns-user": "EINVAL", "setns-mnt": "EINVAL",
+		"read-caps": "succeeded",
+	},
+	"agent": {
+		"openat": "killed", "openat-etc": "killed", "openat-self": "killed", "openat-environ": "killed",
+		"execveat-self": "killed", "capset": "killed", "prlimit": "killed", "clone-worker": "killed",
+		"setns-user": "killed", "setns-mnt": "killed", "landlock": "killed",
+		// It makes sockets and binds them, no more.
+		"connect": "killed", "reconnect": "killed", "disconnect": "killed", "connect-listener": "killed",
+		"accept-plain": "killed", "accept4-blocking": "killed", "sendto-aimed": "killed", "sendmmsg": "killed",
+		"getsockopt-other": "killed", "socket-echo": "killed", "socketpair": "killed",
+		"socket-netlink-diag": "succeeded",
+	},
+}
+
+// TestCaptives has broker and agent try, from inside their finished
+// confinement, what captured code might. That of the worker is
+// broker/supervise's.
+func TestCaptives(t *testing.T) {
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for who, special := range outcomes {
+		if n := len(alike) + len(special); n < 60 {
+			t.Errorf("%s: only %d attempts", who, n)
+		}
+		for _, attempt := range alike {
+			special[attempt] = "killed"
+		}
+		for attempt, want := range special {
+			t.Run(who+"/"+attempt, func(t *testing.T) {
+				if got := tryCaptive(t, lab, who, attempt); got != want {
+					t.Errorf("%s, want %s", got, want)
+				}
+			})
+		}
+	}
+}
+
+// TestLayersBehindBrokersFilter leaves the filter out: no layer may rely on
+// another.
+func TestLayersBehindBrokersFilter(t *testing.T) {
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	t.Setenv("ALDENTE_CAPTIVE_SKIP", "seccomp")
+	for attempt, want := range map[string]string{
+		"openat-etc":   "EACCES", // Landlock
+		"openat-write": "EACCES",
+		"openat-proc":  "EACCES",
+		"openat-tun":   "EACCES",
+		"execve":       "EACCES",
+		"mount":        "EPERM",
+		"pivot_root":   "EPERM",
+		"chroot":       "EPERM", // no capability
+		"unshare-net":  "EPERM",
+		"sethostname":  "EPERM",
+		"socket-raw":   "EPERM",
+		"reboot":       "EPERM",
+		"capset":       "EPERM",
+		"ptrace":       "EPERM",
+		"mmap-rwx":     "EACCES", // memory-deny-write-execute
+	} {
+		t.Run(attempt, func(t *testing.T) {
+			if got := tryCaptive(t, lab, "broker", attempt); got != want {
+				t.Errorf("%s, want %s", got, want)
+			}
+		})
+	}
+}

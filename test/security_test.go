@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"aldente/test/netlab"
+)
+
+// byProgram returns the translator's processes by what they are.
+func byProgram(t *testing.T, g *netlab.Guest) map[string]int {
+	t.Helper()
+	m := map[string]int{"broker": g.Proc.PID, "worker": mustWorker(t, g)}
+	for _, p := range g.Processes() {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p))
+		if strings.TrimSpace(string(comm)) == "aldente-agent" {
+			m["agent"] = p
+		}
+	}
+	if m["agent"] == 0 {
+		t.Fatalf("no agent among %v", g.Processes())
+	}
+	return m
+}
+
+// statusLines returns the lines of /proc/PID/task/*/status by their keys, all
+// threads' values that differ joined.
+func statusLines(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if len(files) == 0 {
+		t.Fatalf("process %d is gone", pid)
+	}
+	all := map[string]string{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for line := range strings.Lines(string(b)) {
+			k, v, _ := strings.Cut(line, ":")
+			v = strings.Join(strings.Fields(v), " ")
+			if old, ok := all[k]; ok && old != v {
+				v = old + " and " + v
+			}
+			all[k] = v
+		}
+	}
+	return all
+}
+
+const (
+	noCapability = "0000000000000000"
+	bindOnly     = "0000000000000400" // CAP_NET_BIND_SERVICE
+)
+
+// TestProcessesFromOutside looks at all threads of broker, agent and worker once
+// a guest is connected.
+func TestProcessesFromOutside(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	g := lab.Guest()
+	for who, pid := range byProgram(t, g) {
+		t.Run(who, func(t *testing.T) {
+			got := statusLines(t, pid)
+			for k, want := range map[string]string{"CapInh": noCapability, "CapPrm": noCapability, "CapEff": noCapability,
+				"CapAmb": noCapability, "NoNewPrivs": "1", "Seccomp": "2"} {
+				if got[k] != want {
+					t.Errorf("%s is %s, want %s", k, got[k], want)
+				}
+			}
+			if who != "broker" && got["CapBnd"] != noCapability {
+				t.Errorf("CapBnd is %s", got["CapBnd"])
+			}
+			var st syscall.Stat_t
+			if err := syscall.Stat(fmt.Sprintf("/proc/%d/mem", pid), &st); err != nil || st.Uid == netlab.Nobody.UID {
+				t.Errorf("/proc/PID/mem belongs to user %d (%v): the process can be dumped", st.Uid, err)
+			}
+			limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, what := range []string{"Max core file size", "Max locked memory", "Max msgqueue size"} {
+				if !regexp.MustCompile(what + ` +0 +0 `).Match(limits) {
+					t.Errorf("%s is not zero", what)
+				}
+			}
+			mapsOf(t, pid)
+		})
+	}
+}
+
+// mapsOf wants no memory of a process that can be written and executed.
+func mapsOf(t *testing.T, pid int) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && f[1][1] == 'w' && f[1][2] == 'x' {
+			t.Errorf("writable code: %s", line)
+		}
+	}
+}
+
+// TestCapabilityKept: binding low ports, where forwarding needs it later, and
+// that alone, in a broker that root has started.
+func TestCapabilityKept(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"nothing forwarded", nil, noCapability},
+		{"TCP below 1024", []string{"-t", "81"}, noCapability},
+		{"UDP below 1024", []string{"-u", "81"}, bindOnly},
+		{"UDP from 1024 on", []string{"-u", "8081"}, noCapability},
+		{"automatic", []string{"-t", "auto"}, bindOnly},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := lab.For(t).GuestWith(netlab.GuestSpec{User: netlab.Root, Args: append([]string{"--config-net"}, tt.args...)})
+			got := statusLines(t, g.Proc.PID)
+			if uid := strings.Fields(got["Uid"]); !slices.Equal(uid, []string{"65534", "65534", "65534", "65534"}) {
+				t.Errorf("user %s", got["Uid"])
+			}
+			for k, want := range map[string]string{"CapPrm": tt.want, "CapEff": tt.want, "CapInh": noCapability,
+				"CapAmb": noCapability, "CapBnd": noCapability, "Seccomp": "2"} {
+				if got[k] != want {
+					t.Errorf("%s is %s, want %s", k, got[k], want)
+				}
+			}
+		})
+	}
+}
+
+// TestCommandInheritsNothing compares what a command finds under pasta with what
+// it finds without.
+func TestCommandInheritsNothing(t *testing.T) {
+	needOurs(t)
+	const look = `grep -E '^(NoNewPrivs|Seccomp|SigIgn|SigBlk|SigCgt|CoreDumping):' /proc/self/status
+		grep -vE 'pending signals|processes' /proc/self/limits; ls /proc/self/fd | grep -v 3; grep -c . /proc/self/maps >/dev/null
+		cat /proc/self/oom_score_adj; env | sort | grep -v -E '^(_|PWD|OLDPWD|SHLVL)='`
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	plain := lab.Host.Start(netlab.Spec{Args: []string{"sh", "-c", look}, User: netlab.Nobody})
+	if st := plain.Wait(); st != 0 {
+		t.Fatalf("status %d\n%s", st, plain.Output())
+	}
+	st, p := pastaRun(t, lab, "", "--config-net", "--", "sh", "-c", look)
+	want := strings.Replace(plain.Stdout(), "\nSHELL=/bin/bash\n", "\n", 1)
+	got := strings.Replace(p.Stdout(), "\nSHELL=/bin/sh\n", "\n", 1)
+	if st != 0 || got != want {
+		t.Errorf("status %d; under pasta:\n%s\nwithout:\n%s", st, p.Output(), plain.Stdout())
+	}
+}
+
+// TestSelfTest wants every layer of every process named, and none missing where
+// none is.
+func TestSelfTest(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	run := func(wrap ...string) (int, string) {
+		argv := append(wrap, filepath.Join(filepath.Dir(netlab.Pasta()), "aldente"), "--self-test")
+		p := lab.Host.Start(netlab.Spec{Args: argv, User: netlab.Nobody})
+		return p.Wait(), p.Output()
+	}
+	st, out := run()
+	layers := []string{"capabilities", "limits", "no_new_privs", "non-dumpable", "memory-deny-write-execute", "landlock", "seccomp"}
+	for who, more := range map[string][]string{"broker": nil, "agent": nil, "worker": {"namespaces", "file system"}} {
+		for _, layer := range slices.Concat(layers, more) {
+			if !strings.Contains(out, "\n"+who+": "+layer) && !strings.HasPrefix(out, who+": "+layer) {
+				t.Errorf("nothing said of %s's %s", who, layer)
+			}
+		}
+	}
+	missing := strings.Contains(out, ": missing") || strings.Contains(out, "FAILED")
+	if (st == 0) == missing {
+		t.Errorf("status %d", st)
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+	// A system without user namespaces: it says so.
+	st, out = run("unshare", "-Ur", "sh", "-c", `echo 0 >/proc/sys/user/max_user_namespaces; exec "$0" "$@"`)
+	if st == 0 || !strings.Contains(out, "namespaces") {
+		t.Errorf("without user namespaces: status %d\n%s", st, out)
+	}
+}
+
+// TestLayersReported: -d names the layers of all processes, without it a
+// complete sandbox is not mentioned; --strict accepts it.
+func TestLayersReported(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	_, p := pastaRun(t, lab, "", "-d", "--config-net", "--", "true")
+	if strings.Contains(p.Output(), ": missing") {
+		t.Skipf("this system lacks a layer:\n%s", p.Output())
+	}
+	for _, who := range []string{"broker", "agent", "worker"} {
+		if n := len(regexp.MustCompile(`: in force.* component=`+who).FindAllString(p.Output(), -1)); n < 7 {
+			t.Errorf("%d layers of the %s", n, who)
+		}
+	}
+	st, p := pastaRun(t, lab, "", "--strict", "--config-net", "--", "true")
+	if st != 0 || strings.Contains(p.Output(), "component=") {
+		t.Errorf("--strict: status %d\n%s", st, p.Output())
+	}
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package splice moves loopback flows from socket to socket, past the guest's
+// link: from the host's loopback into a namespace, and from the namespace's
+// loopback to the host. It never sees a frame.
+//
+// Both ends of a flow are sockets. One is accepted from, or answers for, a
+// listener; the other comes from the broker, which decides where it leads. TCP
+// is moved by splice(2) through pipes, or copied where it comes in small pieces;
+// UDP is copied in batches.
+package splice
+
+import (
+	"syscall"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// Env is what the bypass asks of its lane besides what all translators do.
+type Env interface {
+	flow.Env
+	// Pipe makes a non-blocking pipe that holds size bytes, or what the kernel
+	// grants.
+	Pipe() (r, w int32, size int, err syscall.Errno)
+	// Splice moves up to n bytes from one descriptor to another, of which one
+	// is a pipe.
+	Splice(from, to int32, n int) (int, syscall.Errno)
+	// LowWater sets how many bytes a socket must have before it counts as
+	// readable, SO_RCVLOWAT.
+	LowWater(fd int32, n int) syscall.Errno
+}
+
+// Stats counts what happened. All counters only grow.
+type Stats struct {
+	Opened, Refused, Reset, Closed uint64 // TCP flows
+	NoRoom                         uint64 // flows of both protocols that found the table full
+	Spliced, Copied                uint64 // bytes of TCP
+	Datagrams, Dropped             uint64 // datagrams written, and not
+	FlowsUDP, Evicted, Expired     uint64
+}
+
+// Translator holds all flows of the bypass.
+type Translator struct {
+	env Env
+	g   *flow.Guest
+
+	streams streams
+	pipes   pipes
+	busy    []uint32 // streams whose turn was over before their data
+	patient []uint64 // tokens of sockets that wait for more than a byte
+	buf     []byte   // what is copied
+	open    ipc.Open
+
+	datagrams
+
+	Stats Stats
+}
+
+// New makes a translator for up to maxStreams connections and maxUDP datagram
+// flows; the latter use as many timer ids from timerBase on. What comes before
+// a socket is there waits in chunks of pool.
+func New(env Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Pool, maxStreams, maxUDP int) *Translator {
+	t := &Translator{
+		env: env, g: g,
+		streams: newStreams(maxStreams),
+		pipes:   newPipes(),
+		busy:    make([]uint32, 0, maxStreams),
+		patient: make([]uint64, 0, maxPatient),
+		buf:     make([]byte, bufferSize),
+	}
+	t.datagrams.init(w, timerBase, pool, maxUDP)
+	return t
+}
+
+// CapUDP is the number of datagram flows that fit, and of timer ids used.
+func (t *Translator) CapUDP() int { return t.flows.Cap() }
+
+// Len is the number of connections, LenUDP that of datagram flows.
+func (t *Translator) Len() int { return t.streams.count }
+
+// LenUDP is the number of datagram flows.
+func (t *Translator) LenUDP() int { return t.flows.Len() }
+
+// Tokens carry, in the index, the flow, which of its sockets is meant, and
+// whether it is one of datagrams.
+const (
+	indexFar = 1 << 0
+	indexUDP = 1 << 31
+)
+
+func token(gen, i uint32, side int, udp uint32) uint64 {
+	return flow.Token(flow.OwnerSplice, gen, i<<1|uint32(side)|udp)
+}
+
+// Ready is called for events on a flow's socket.
+func (t *Translator) Ready(tok uint64, events uint32) {
+	_, gen, index := flow.SplitToken(tok)
+	i, side := index&^indexUDP>>1, int(index&indexFar)
+	if index&indexUDP != 0 {
+		t.readyUDP(i, gen, side, events)
+		return
+	}
+	if s := t.streams.live(i, gen); s != nil {
+		t.ready(i, s, side, events)
+	}
+}
+
+// Opened takes the broker's answer to the Open with this token.
+func (t *Translator) Opened(tok uint64, fd int32, o *ipc.Opened) {
+	_, gen, index := flow.SplitToken(tok)
+	i := index &^ indexUDP >> 1
+	if index&indexUDP != 0 {
+		t.openedUDP(i, gen, int(index&indexFar), fd, o)
+		return
+	}
+	s := t.streams.live(i, gen)
+	if s == nil {
+		if fd >= 0 {
+			t.env.Close(fd)
+		}
+		return
+	}
+	t.opened(i, s, fd, o)
+}
+
+// Pending tells whether Poll has work that no event will announce.
+func (t *Translator) Pending() bool { return len(t.busy) > 0 || t.pendingUDP() }
+
+// Poll gives each flow that had more to move than its turn allowed another one.
+func (t *Translator) Poll() {
+	n := len(t.busy)
+	for _, i := range t.busy[:n] {
+		s := &t.streams.all[i]
+		if !s.has(flagBusy) {
+			continue // gone since
+		}
+		s.flags &^= flagBusy
+		t.turn(i, s)
+	}
+	t.busy = t.busy[:copy(t.busy, t.busy[n:])]
+	t.pollUDP()
+}
+
+// farAddress is where a flow leads that came by a listener: for one on the host
+// the guest's own address, so that services of its loopback stay private, or
+// its loopback where that was asked for; for one in the namespace the
+// loopback address that was spoken to. A zero result refuses the flow.
+func (t *Translator) farAddress(flags uint8, peer, local *packet.Addr) packet.Addr {
+	if flags&ipc.ListenerNamespace != 0 {
+		if peer.IsLoopback() && local.IsLoopback() {
+			return *local
+		}
+		return packet.Addr{}
+	}
+	only := t.g.Has(ipc.FlagSpliceOnly)
+	switch {
+	case local.IsLoopback() && (only || t.g.Has(ipc.FlagLoToLo)):
+		return *local
+	case only && peer.Is4():
+		return packet.AddrFrom4([4]byte{127, 0, 0, 1})
+	case only:
+		return packet.Addr{15: 1}
+	case peer.Is4():
+		return t.g.Seen4
+	}
+	return t.g.Seen6
+}
+
+// Close ends all flows.
+func (t *Translator) Close() {
+	for i := range t.streams.all {
+		if s := &t.streams.all[i]; s.state != 0 {
+			t.abort(uint32(i), s)
+		}
+	}
+	t.closeUDP()
+	t.pipes.close(t.env)
+}

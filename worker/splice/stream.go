@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package splice
+
+import (
+	"aldente/ipc"
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+type state uint8
+
+const (
+	stateOpening    state = iota + 1 // the broker was asked for the far end
+	stateConnecting                  // its connect is under way
+	stateOpen
+)
+
+// Flags of a stream.
+const (
+	flagBusy = 1 << iota // in Translator.busy
+)
+
+// Flags of a side.
+const (
+	readable = 1 << iota // may have more than was read
+	writable             // has not refused data since it was ready for them
+	finished             // its peer has closed: short reads are not the last
+	ended                // read up to the end
+	shut                 // told the end of the other side
+	bulky                // comes in large pieces
+	patient              // in Translator.patient, with a low-water mark set
+)
+
+// near is the side that came by a listener, far the other.
+const (
+	near = 0
+	far  = 1
+)
+
+// side is one socket of a flow, and what of its data is on the way.
+type side struct {
+	fd    int32
+	held  int32  // bytes in pipe, which the other side has not taken
+	pipe  uint32 // number of the pipe that holds them
+	flags uint8
+	rush  rush
+}
+
+func (s *side) has(f uint8) bool { return s.flags&f != 0 }
+
+// stream is one connection. It holds no pointers.
+type stream struct {
+	sides [2]side
+	gen   uint32
+	state state
+	flags uint8
+}
+
+func (s *stream) has(f uint8) bool { return s.flags&f != 0 }
+
+// streams is the table of all connections. Nothing looks them up by address.
+type streams struct {
+	all   []stream
+	free  []uint32
+	next  uint32
+	count int
+}
+
+func newStreams(size int) streams {
+	return streams{all: make([]stream, size), free: make([]uint32, 0, size)}
+}
+
+func (t *streams) insert() (uint32, *stream) {
+	var i uint32
+	switch {
+	case len(t.free) > 0:
+		i = t.free[len(t.free)-1]
+		t.free = t.free[:len(t.free)-1]
+	case int(t.next) < len(t.all):
+		i = t.next
+		t.next++
+	default:
+		return 0, nil
+	}
+	t.count++
+	s := &t.all[i]
+	*s = stream{gen: s.gen + 1, state: stateOpening}
+	s.sides[near].fd, s.sides[far].fd = -1, -1
+	return i, s
+}
+
+func (t *streams) remove(i uint32) {
+	s := &t.all[i]
+	*s = stream{gen: s.gen + 1}
+	t.count--
+	t.free = append(t.free, i)
+}
+
+// live returns the stream of a token, nil if it is gone.
+func (t *streams) live(i, gen uint32) *stream {
+	if i >= t.next || t.all[i].state == 0 || t.all[i].gen&0xffffff != gen {
+		return nil
+	}
+	return &t.all[i]
+}
+
+// Accepted takes over a connection that came by a listener with these flags and
+// identifier.
+func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packet.Addr, port uint16) {
+	local, _, e := t.env.LocalAddr(fd)
+	if e != 0 {
+		t.refuse(fd)
+		return
+	}
+	to := t.farAddress(flags, &peer, &local)
+	if to.IsUnspecified() || to.Is4() != peer.Is4() {
+		t.refuse(fd)
+		return
+	}
+	i, s := t.streams.insert()
+	if s == nil {
+		t.Stats.NoRoom++
+		t.refuse(fd)
+		return
+	}
+	s.sides[near].fd = fd
+	t.open = ipc.Open{
+		Token: token(s.gen, i, far, 0), Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: listener,
+		Src: to, Dst: peer, SrcPort: 0, DstPort: port,
+	}
+	if !t.env.Open(&t.open) {
+		t.Stats.NoRoom++
+		t.abort(i, s)
+		return
+	}
+	// What is said in small pieces is not to wait for acknowledgments.
+	t.env.Option(fd, flow.OptionNoDelay, 1)
+}
+
+func (t *Translator) refuse(fd int32) {
+	t.Stats.Refused++
+	t.env.Option(fd, flow.OptionLinger0, 1)
+	t.env.Close(fd)
+}
+
+// opened takes the far end.
+func (t *Translator) opened(i uint32, s *stream, fd int32, o *ipc.Opened) {
+	if o.Errno != 0 || fd < 0 || s.state != stateOpening {
+		if fd >= 0 {
+			t.env.Close(fd)
+		}
+		t.Stats.Refused++
+		t.abort(i, s)
+		return
+	}
+	s.sides[far].fd = fd
+	s.state = stateConnecting
+	for k := range s.sides {
+		if e := t.env.Watch(s.sides[k].fd, token(s.gen, i, k, 0)); e != 0 {
+			t.abort(i, s)
+			return
+		}
+	}
+}
+
+// ready notes what a socket is ready for, and moves what can be moved.
+func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
+	d := &s.sides[k]
+	if events&flow.Failed != 0 {
+		if e := t.env.TakeError(d.fd); e != 0 {
+			if s.state == stateConnecting {
+				t.Stats.Refused++
+			}
+			t.abort(i, s)
+			return
+		}
+	}
+	if events&(flow.PeerClosed|flow.HungUp) != 0 {
+		d.flags |= readable | finished
+	}
+	if events&flow.Readable != 0 {
+		d.flags |= readable
+	}
+	if events&flow.Writable != 0 {
+		d.flags |= writable
+		if k == far && s.state == stateConnecting {
+			s.state = stateOpen
+			t.Stats.Opened++
+		}
+	}
+	if s.state == stateOpen {
+		t.turn(i, s)
+	}
+}
+
+// abort ends a flow for both peers, with RST.
+func (t *Translator) abort(i uint32, s *stream) {
+	t.Stats.Reset++
+	for k := range s.sides {
+		if s.sides[k].fd >= 0 {
+			t.env.Option(s.sides[k].fd, flow.OptionLinger0, 1)
+		}
+	}
+	t.remove(i, s)
+}
+
+func (t *Translator) remove(i uint32, s *stream) {
+	for k := range s.sides {
+		d := &s.sides[k]
+		if d.pipe != 0 {
+			t.pipes.discard(t.env, d.pipe)
+		}
+		if d.fd >= 0 {
+			t.env.Close(d.fd)
+		}
+	}
+	t.streams.remove(i)
+}
