@@ -140,7 +140,7 @@ func (in *instance) replaceWorker() (time.Duration, error) {
 type selfReport struct {
 	mu      sync.Mutex
 	missing int
-	quiet   bool // the layers of a replacement are those of the first
+	quiet   bool // from now on: the layers of a replacement are those of the first
 }
 
 func (r *selfReport) line(format string, args ...any) { fmt.Printf(format+"\n", args...) }
@@ -157,10 +157,11 @@ func (r *selfReport) probe(what string, err error) {
 	r.line("broker: %s", what)
 }
 
-// selfHandler is one component's handler.
+// selfHandler is one process's handler.
 type selfHandler struct {
 	*selfReport
 	component string
+	quiet     bool
 }
 
 // Enabled implements slog.Handler.
@@ -176,7 +177,9 @@ func (r *selfReport) WithGroup(string) slog.Handler { return r }
 func (r *selfReport) WithAttrs(attrs []slog.Attr) slog.Handler {
 	for _, a := range attrs {
 		if a.Key == "component" {
-			return &selfHandler{r, a.Value.String()}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return &selfHandler{r, a.Value.String(), r.quiet}
 		}
 	}
 	return r

@@ -141,6 +141,7 @@ func (s *streamServer) handedOver(fd int, worker *supervise.Supervisor) bool {
 		s.log.Warn("client without credentials refused", "error", err)
 		return false
 	}
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4<<20)
 	s.awaitEnd()
 	for deadline := time.Now().Add(handOver); ; time.Sleep(handOver / 100) {
 		given, err := s.give(fd, worker)

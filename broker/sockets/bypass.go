@@ -49,7 +49,11 @@ func (s *served) answer(o *ipc.Opened, fd int) {
 	if s.fd >= 0 {
 		var rec [ipc.OpenedSize]byte
 		o.Encode(rec[:])
-		_ = ipc.Send(s.fd, rec[:], fd) // fails only if the worker is gone
+		if ipc.Send(s.fd, rec[:], fd) != nil {
+			// It is gone, or it does not read what it asked for: the next
+			// answer is not to wait for it as long again.
+			unix.Shutdown(s.fd, unix.SHUT_RDWR)
+		}
 	}
 	if fd >= 0 {
 		unix.Close(fd)

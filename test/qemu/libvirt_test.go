@@ -128,6 +128,9 @@ func TestLibvirt(t *testing.T) {
 		since := time.Now()
 		if st, out := s.virsh("create", xml); st != 0 {
 			b, _ := os.ReadFile(log)
+			if strings.Contains(string(out), "element 'backend'") || strings.Contains(string(b), "element 'backend'") {
+				t.Skip("this libvirt has no passt backend: 9.2 has")
+			}
 			t.Fatalf("virsh create: %s\n%s", out, b)
 		}
 		t.Logf("created after %v", time.Since(since).Round(time.Millisecond))
