@@ -18,7 +18,9 @@ nc netcat-openbsd
 ethtool ethtool
 unshare util-linux
 setpriv util-linux
-gcc gcc'
+gcc gcc
+qemu-system-x86_64 qemu-system-x86
+busybox busybox-static'
 
 PATH=$PATH:/usr/sbin:/sbin
 missing() {
