@@ -62,16 +62,19 @@ func (t *Translator) Impatient() {
 			continue
 		}
 		d := &s.sides[k]
-		// A socket that has data for a peer that takes none is not silent.
-		if d.held == 0 && !d.has(readable) && t.env.Now()-d.rush.at >= patienceTime {
-			d.flags &^= patient
-			d.rush.moved = 0
-			t.env.LowWater(d.fd, 1) // raises an event if there is anything
-			d.rush.need = min(2*max(d.rush.need, firstRush), lastRush)
+		if t.env.Now()-d.rush.at < patienceTime {
+			t.patient[n] = tok
+			n++
 			continue
 		}
-		t.patient[n] = tok
-		n++
+		d.flags &^= patient
+		t.env.LowWater(d.fd, 1) // raises an event if there is anything
+		// One that has data for a peer that takes none is not silent: it gets the
+		// mark again as soon as it runs dry.
+		if d.held == 0 && !d.has(readable) {
+			d.rush.moved = 0
+			d.rush.need = min(2*max(d.rush.need, firstRush), lastRush)
+		}
 	}
 	t.patient = t.patient[:n]
 }

@@ -88,22 +88,8 @@ func (p *pipes) close(env Env) {
 	p.free = p.free[:0]
 }
 
-// A pipe holds pages, or larger pieces of memory where a socket's data are in
-// such: several times its size then. That is made use of while few pipes hold
-// anything, to move more at a time.
-const (
-	plenty   = 8  // times its size
-	fewInUse = 16 // pipes
-)
-
-// fill takes bytes from a socket into pipe k.
-func (p *pipes) fill(env Env, k uint32, fd int32) (int, syscall.Errno) {
-	n := p.all[k].size
-	if maxPipes-len(p.free)-len(p.closed) <= fewInUse {
-		n *= plenty
-	}
-	return env.Splice(fd, p.all[k].w, n)
-}
+// fill takes bytes from a socket into the pipe.
+func (p *pipe) fill(env Env, fd int32) (int, syscall.Errno) { return env.Splice(fd, p.w, p.size) }
 
 // drain passes n bytes on to a socket.
 func (p *pipe) drain(env Env, fd int32, n int) (int, syscall.Errno) { return env.Splice(p.r, fd, n) }

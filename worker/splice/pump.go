@@ -24,6 +24,9 @@ func (t *Translator) turn(i uint32, s *stream) {
 		from := &s.sides[k]
 		had := from.has(readable)
 		more, ok := t.pump(from, &s.sides[1-k])
+		if ok && from.flags&(readable|muted) == muted {
+			ok = t.listen(i, s, k)
+		}
 		if !ok {
 			t.abort(i, s)
 			return
@@ -71,7 +74,9 @@ func (t *Translator) pump(from, to *side) (more, ok bool) {
 		case from.has(ended):
 			if !to.has(shut) {
 				to.flags |= shut
-				t.env.ShutdownWrite(to.fd)
+				if !to.has(ended) || !from.has(shut) { // otherwise both are about to be closed
+					t.env.ShutdownWrite(to.fd)
+				}
 			}
 			return false, true
 		case !from.has(readable) || !to.has(writable):
@@ -96,7 +101,7 @@ func (t *Translator) take(from, to *side) (int, bool) {
 	}
 	p := &t.pipes.all[k]
 	if from.has(bulky) {
-		n, e := t.pipes.fill(t.env, k, from.fd)
+		n, e := p.fill(t.env, from.fd)
 		switch {
 		case e == 0 && n > 0:
 			from.held, from.pipe = int32(n), k

@@ -27,6 +27,10 @@ type Env interface {
 	// Splice moves up to n bytes from one descriptor to another, of which one
 	// is a pipe.
 	Splice(from, to int32, n int) (int, syscall.Errno)
+	// Rewatch changes what is reported of a watched socket: flow.Readable,
+	// flow.Writable, or both; its peer's end and errors always are. What the
+	// socket is ready for now is reported again.
+	Rewatch(fd int32, token uint64, events uint32) syscall.Errno
 	// LowWater sets how many bytes a socket must have before it counts as
 	// readable, SO_RCVLOWAT.
 	LowWater(fd int32, n int) syscall.Errno
@@ -166,6 +170,11 @@ func (t *Translator) farAddress(flags uint8, peer, local *packet.Addr) packet.Ad
 		return t.g.Seen4
 	}
 	return t.g.Seen6
+}
+
+// asksLocal tells whether farAddress goes by the local address.
+func (t *Translator) asksLocal(flags uint8) bool {
+	return flags&ipc.ListenerNamespace != 0 || t.g.Has(ipc.FlagSpliceOnly) || t.g.Has(ipc.FlagLoToLo)
 }
 
 // Close ends all flows.

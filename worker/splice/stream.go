@@ -3,6 +3,8 @@
 package splice
 
 import (
+	"syscall"
+
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
@@ -30,6 +32,7 @@ const (
 	shut                 // told the end of the other side
 	bulky                // comes in large pieces
 	patient              // in Translator.patient, with a low-water mark set
+	muted                // readable, and not reported as such
 )
 
 // near is the side that came by a listener, far the other.
@@ -108,10 +111,13 @@ func (t *streams) live(i, gen uint32) *stream {
 // Accepted takes over a connection that came by a listener with these flags and
 // identifier.
 func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packet.Addr, port uint16) {
-	local, _, e := t.env.LocalAddr(fd)
-	if e != 0 {
-		t.refuse(fd)
-		return
+	var local packet.Addr
+	if t.asksLocal(flags) {
+		var e syscall.Errno
+		if local, _, e = t.env.LocalAddr(fd); e != 0 {
+			t.refuse(fd)
+			return
+		}
 	}
 	to := t.farAddress(flags, &peer, &local)
 	if to.IsUnspecified() || to.Is4() != peer.Is4() {
@@ -180,6 +186,9 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 		d.flags |= readable | finished
 	}
 	if events&flow.Readable != 0 {
+		if d.flags&(readable|muted) == readable && !s.sides[1-k].has(writable) {
+			t.mute(i, s, k)
+		}
 		d.flags |= readable
 	}
 	if events&flow.Writable != 0 {
@@ -192,6 +201,25 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 	if s.state == stateOpen {
 		t.turn(i, s)
 	}
+}
+
+// mute has a socket no more reported as readable: it is known to have more than
+// the other side takes, and each packet would wake us. Room, the end and errors
+// still are reported.
+func (t *Translator) mute(i uint32, s *stream, k int) {
+	d := &s.sides[k]
+	if t.env.Rewatch(d.fd, token(s.gen, i, k, 0), flow.Writable) == 0 {
+		d.flags |= muted
+	}
+}
+
+// listen takes mute back. A muted side is readable, in the sense of the flag, so
+// this is due whenever that flag is cleared; what came in between raises an event
+// then, since a change of what is watched looks at the socket anew.
+func (t *Translator) listen(i uint32, s *stream, k int) bool {
+	d := &s.sides[k]
+	d.flags &^= muted
+	return t.env.Rewatch(d.fd, token(s.gen, i, k, 0), flow.Readable|flow.Writable) == 0
 }
 
 // abort ends a flow for both peers, with RST.
