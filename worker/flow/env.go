@@ -37,6 +37,9 @@ type Env interface {
 	// (EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP) to the translator
 	// under token.
 	Watch(fd int32, token uint64) syscall.Errno
+	// WatchInput is Watch without EPOLLOUT, for datagram sockets: theirs comes
+	// with each datagram that leaves, and would wake the lane each time.
+	WatchInput(fd int32, token uint64) syscall.Errno
 	// Close closes a descriptor, which ends its watch.
 	Close(fd int32)
 

@@ -30,12 +30,16 @@ func (g *Guest) LinkMTU() int {
 	return int(g.MTU)
 }
 
-// Learn notes the source of a frame from the guest.
+// Learn notes the source of a frame from the guest. That of ARP counts like that
+// of IP: a guest that sets its address by hand announces it or asks for its
+// router, and connections from outside find it before it has sent anything else.
 func (g *Guest) Learn(p *packet.Packet) {
 	if !p.SrcMAC.IsGroup() && !p.SrcMAC.IsZero() {
 		g.MAC = p.SrcMAC
 	}
 	switch p.IPVersion {
+	case 0:
+		g.learnARP(p)
 	case 4:
 		if !g.Has(ipc.FlagAddr4Fixed) && usable(&p.Src) {
 			g.Seen4 = p.Src
@@ -46,6 +50,16 @@ func (g *Guest) Learn(p *packet.Packet) {
 		} else if !g.Has(ipc.FlagAddr6Fixed) && usable(&p.Src) {
 			g.Seen6 = p.Src
 		}
+	}
+}
+
+func (g *Guest) learnARP(p *packet.Packet) {
+	var a packet.ARP
+	if p.EtherType != packet.EtherTypeARP || g.Has(ipc.FlagAddr4Fixed) || a.Decode(p.Payload()) != nil {
+		return
+	}
+	if src := packet.AddrFrom4(a.SPA); usable(&src) && src != packet.Addr(g.Our4) {
+		g.Seen4 = src
 	}
 }
 

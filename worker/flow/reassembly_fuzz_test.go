@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"aldente/fuzz"
 	"aldente/worker/packet"
 )
 
@@ -21,7 +22,7 @@ func FuzzReassemble(f *testing.F) {
 			b = binary.BigEndian.AppendUint16(b, uint16(len(fr)))
 			b = append(b, fr...)
 		}
-		f.Add(b)
+		fuzz.Add(f, b)
 	}
 	seed(cut(whole, piece{0, 32, true}, 1, false), cut(whole, piece{32, 36, false}, 1, false))
 	seed(cut(whole6, piece{32, 36, false}, 1, true), cut(whole6, piece{0, 32, true}, 1, true))

@@ -53,6 +53,7 @@ type Table[V any] struct {
 	vals  []V
 	free  []uint32 // stack of indices given back
 	next  uint32   // first index never used
+	last  uint32   // index+1 of the flow last found, 0: none
 	count int
 }
 
@@ -81,14 +82,19 @@ func (t *Table[V]) Cap() int { return len(t.vals) }
 
 func (t *Table[V]) home(k *Key) uint32 { return uint32(maphash.Bytes(t.seed, k[:])) & t.mask }
 
-// Find returns the flow's index, or None.
+// Find returns the flow's index, or None. Frames of one flow come in rows, so
+// the flow found last is looked at first.
 func (t *Table[V]) Find(k *Key) uint32 {
+	if i := t.last; i != 0 && t.keys[i-1] == *k {
+		return i - 1
+	}
 	for s := t.home(k); ; s = (s + 1) & t.mask {
 		i := t.slots[s]
 		if i == 0 {
 			return None
 		}
 		if t.keys[i-1] == *k {
+			t.last = i
 			return i - 1
 		}
 	}
@@ -130,6 +136,9 @@ func (t *Table[V]) Remove(i uint32) {
 	t.gens[i]++
 	t.free = append(t.free, i)
 	t.count--
+	if t.last == i+1 {
+		t.last = 0
+	}
 	// Close the gap: every entry behind it that could not be found across an
 	// empty slot moves up.
 	for j := s; ; {

@@ -34,8 +34,9 @@ func (l *Lane) frame(f *link.Frame) {
 	case p.IPVersion == 4 && l.guest.Has(ipc.FlagIPv4), p.IPVersion == 6 && l.guest.Has(ipc.FlagIPv6):
 		l.ip(p, &f.Offload)
 	case p.EtherType == packet.EtherTypeARP && l.guest.Has(ipc.FlagIPv4):
+		n := arp.Handle(&l.guest, p, l.out) // not by what it is about to teach us
 		l.guest.Learn(p)
-		l.sendOwn(arp.Handle(&l.guest, p, l.out))
+		l.sendOwn(n)
 	default:
 		l.Stats.Ignored++
 	}

@@ -74,8 +74,9 @@ type Lane struct {
 
 	guest   flow.Guest
 	link    link.Link
-	more    bool // the link may hold frames that no event announces
-	blocked bool // the link had a backlog when last looked at
+	last    link.Link // the one before, closed: its memory serves the next
+	more    bool      // the link may hold frames that no event announces
+	blocked bool      // the link had a backlog when last looked at
 	batch   *link.Batch
 	capture *link.Capture
 	freed   bool // a descriptor was closed since tcp was told
@@ -87,17 +88,18 @@ type Lane struct {
 	out     []byte
 	none    packet.Offload
 
-	wheel *flow.Wheel
-	reasm *flow.Reassembler
-	tcp   *tcp.Translator
-	udp   *udp.Translator
-	icmp  *icmp.Translator
-	loop  *splice.Translator
-	timer uint32 // first of laneTimers
-	hello int    // announcements made so far
-	fire  func(id uint32)
-	take  func(rec []byte, fd int32)
-	err   error
+	wheel             *flow.Wheel
+	reasm             *flow.Reassembler
+	chunks, datagrams *flow.Pool // tcp's, and the others'
+	tcp               *tcp.Translator
+	udp               *udp.Translator
+	icmp              *icmp.Translator
+	loop              *splice.Translator
+	timer             uint32 // first of laneTimers
+	hello             int    // announcements made so far
+	fire              func(id uint32)
+	take              func(rec []byte, fd int32)
+	err               error
 
 	Stats Stats
 }
@@ -180,14 +182,14 @@ func (l *Lane) configure(rec []byte) error {
 		return fmt.Errorf("address space for buffers: %w", err)
 	}
 	// TCP's windows are promises on all of its pool; UDP has one of its own.
-	chunks, datagrams := flow.NewPool(pool[udpPoolBytes:]), flow.NewPool(pool[:udpPoolBytes])
+	l.chunks, l.datagrams = flow.NewPool(pool[udpPoolBytes:]), flow.NewPool(pool[:udpPoolBytes])
 	l.timer = uint32(nTCP + nUDP + nICMP + nSpliceUDP)
 	l.wheel = flow.NewWheel(int(l.timer)+laneTimers, l.now)
 	l.reasm = flow.NewReassembler()
-	l.tcp = tcp.New(l, g, l.wheel, 0, chunks, nTCP)
-	l.udp = udp.New(l, g, l.wheel, uint32(nTCP), datagrams, nUDP)
+	l.tcp = tcp.New(l, g, l.wheel, 0, l.chunks, nTCP)
+	l.udp = udp.New(l, g, l.wheel, uint32(nTCP), l.datagrams, nUDP)
 	l.icmp = icmp.New(l, g, l.wheel, uint32(nTCP+nUDP), nICMP)
-	l.loop = splice.New(l, g, l.wheel, uint32(nTCP+nUDP+nICMP), datagrams, nSplice, nSpliceUDP)
+	l.loop = splice.New(l, g, l.wheel, uint32(nTCP+nUDP+nICMP), l.datagrams, nSplice, nSpliceUDP)
 	l.tcp.Bypass, l.udp.Bypass = l.loop.Accepted, l.loop.Datagrams
 	l.batch = link.NewBatch()
 	return nil
@@ -243,6 +245,11 @@ func (l *Lane) Open(r *ipc.Open) bool { return l.channel.add(r) }
 // Watch implements flow.Env.
 func (l *Lane) Watch(fd int32, token uint64) syscall.Errno {
 	return l.poll.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
+}
+
+// WatchInput implements flow.Env.
+func (l *Lane) WatchInput(fd int32, token uint64) syscall.Errno {
+	return l.poll.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLET&0xffffffff, token)
 }
 
 // Close implements flow.Env.

@@ -15,9 +15,12 @@ const (
 	levelDebug   = 7
 )
 
+// logFD is standard error; tests look away.
+var logFD = 2
+
 // logf writes one line to standard error, which the broker reads. It is for
 // what happens rarely; guest data never go into it.
 func logf(level int, format string, args ...any) {
 	b := fmt.Appendf(nil, "<%d>"+format+"\n", append([]any{level}, args...)...)
-	unix.Write(2, b)
+	unix.Write(logFD, b)
 }

@@ -144,30 +144,48 @@ func (l *Lane) writable(events uint32) {
 	l.icmp.Resume()
 }
 
+// A turn takes this many batches from the guest. Those of a stream are short: its
+// sender's buffer, which is not ours to enlarge, holds about 200 KiB.
+const (
+	tapBatches    = 4
+	streamBatches = 8
+)
+
 // receive takes frames from the guest, batch by batch, for a bounded number
 // of batches: sockets and timers have a turn then. Whole frames may wait in
 // the batch's memory, which no event announces: more remembers.
+//
+// Payload leaves with its batch. What is owed to the guest goes with it on a tap;
+// on a stream, where each frame costs the other end a wake-up, it goes once for
+// all batches of the turn.
 func (l *Lane) receive() {
 	l.more = false
-	for range 4 {
-		if l.link == nil {
-			return
+	stream := l.guest.LinkKind == ipc.LinkStream
+	left := tapBatches
+	if stream {
+		left = streamBatches
+	}
+	for more := true; more && l.link != nil; left-- {
+		if left == 0 {
+			l.more = true
+			break
 		}
-		more, err := l.link.Receive(l.batch)
+		var err error
+		more, err = l.link.Receive(l.batch)
 		for k := range l.batch.Frames {
 			l.frame(&l.batch.Frames[k])
 		}
-		l.tcp.Flush()
+		if stream {
+			l.tcp.Write()
+		} else {
+			l.tcp.Flush()
+		}
 		l.udp.Flush()
 		if err != nil {
 			l.linkGone(err)
-			return
-		}
-		if !more {
-			return
 		}
 	}
-	l.more = true
+	l.tcp.Flush()
 }
 
 // linkGone drops the link. Flows stay: a new client may come for them.
@@ -182,7 +200,7 @@ func (l *Lane) linkGone(err error) {
 	logf(levelInfo, "link closed: %v", err)
 	l.poll.control(unix.EPOLL_CTL_DEL, l.link.FD(), 0, 0)
 	l.link.Close()
-	l.link = nil
+	l.last, l.link = l.link, nil
 	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte
 	(&ipc.Event{Code: code}).Encode(rec[:])
@@ -262,7 +280,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 	if k.Kind == ipc.LinkTap {
 		l.link = link.NewTap(fd, k.Offload)
 	} else {
-		l.link = link.NewStream(fd, l.guest.LinkMTU())
+		l.link = link.NextStream(l.last, fd, l.guest.LinkMTU())
 	}
 	l.watchLink(unix.EPOLL_CTL_ADD)
 	l.hello = 0
@@ -351,6 +369,9 @@ func (l *Lane) greet() {
 		}
 	}
 	if l.hello == 0 {
+		if g.LinkKind == ipc.LinkStream {
+			l.sendOwn(arp.Announce(g, l.out))
+		}
 		l.advertise()
 	}
 	if l.hello++; l.hello < 4 && g.MAC.IsZero() {

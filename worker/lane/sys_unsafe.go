@@ -86,16 +86,21 @@ func (s *sockets) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
 	s.iov[n].SetLen(len(b))
 	s.msg = unix.Msghdr{Iov: &s.iov[0]}
 	s.msg.SetIovlen(n + 1)
-	got, e := raw(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msg)), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	switch {
-	case e != 0:
-		return 0, e
-	case got < skip:
-		return 0, syscall.EAGAIN
-	case got == skip && len(b) > 0 && !s.atEnd(fd):
-		return 0, syscall.EAGAIN
+	for again := false; ; again = true {
+		got, e := raw(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msg)), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case e != 0:
+			return 0, e
+		case got < skip:
+			return 0, syscall.EAGAIN
+		case got > skip || len(b) == 0 || again:
+			return got - skip, 0
+		case !s.atEnd(fd):
+			return 0, syscall.EAGAIN
+		}
+		// The last bytes may have come with the end, after the peek; behind it
+		// none come.
 	}
-	return got - skip, 0
 }
 
 // atEnd tells whether the peer has closed: only then does a read that skipped
@@ -256,7 +261,13 @@ func (s *sockets) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
 		return errno
 	}
 	*e = flow.SocketError{Buf: e.Buf, N: n}
-	for m := range cmsgs(s.oob[:s.msg.Controllen]) {
+	errorControl(s.oob[:s.msg.Controllen], e)
+	return 0
+}
+
+// errorControl reads control messages of the error queue.
+func errorControl(oob []byte, e *flow.SocketError) {
+	for m := range cmsgs(oob) {
 		level, typ, data := m.level, m.typ, m.data
 		v4 := level == unix.SOL_IP && typ == unix.IP_RECVERR
 		v6 := level == unix.SOL_IPV6 && typ == unix.IPV6_RECVERR
@@ -278,7 +289,6 @@ func (s *sockets) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
 			}
 		}
 	}
-	return 0
 }
 
 // cmsg is one control message, cmsg(3).

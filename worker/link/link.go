@@ -28,7 +28,7 @@ const (
 )
 
 // MaxFrames bounds the frames of one batch.
-const MaxFrames = 128
+const MaxFrames = 256
 
 const batchSize = 256<<10 + 64<<10
 

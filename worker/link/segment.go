@@ -30,8 +30,9 @@ const (
 	udpLen      = 8
 )
 
-// maxPayload bounds the payload of a super-frame, as IP's length fields do.
-const maxPayload = 65535
+// maxPayload bounds the payload of a super-frame. IP's length fields do not:
+// they are written anew for each segment. The kernel's tap takes 64 KiB.
+const maxPayload = 256 << 10
 
 // cutter cuts a super-frame into the frames it stands for, as a network card
 // with TSO and USO would: headers are summed once and patched for each

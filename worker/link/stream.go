@@ -14,8 +14,10 @@ const (
 	prefixLen = 4 // big-endian length before each frame
 
 	// queueSize bounds what waits for a peer that does not read. It holds
-	// what a super-frame becomes, together with what may be gathered.
-	queueSize = 512 << 10
+	// what a super-frame becomes at the least MSS, 48 bytes, with the longest
+	// headers (886 KiB), together with what may be gathered. Memory is touched
+	// only as far as it is used.
+	queueSize = 1 << 20
 	// flushAt is how much is gathered before it is written: a super-frame of
 	// 64 KiB with the headers of all its segments, and more behind it.
 	flushAt = 80 << 10
@@ -29,6 +31,9 @@ const (
 	copySegment = 2 << 10
 	// maxSegments is what longer ones can become.
 	maxSegments = maxPayload/(copySegment+1) + 1
+	// bulky is a read after which there is likely more by the time that it has
+	// been dealt with: a writer with a short buffer is woken by each read.
+	bulky = 64 << 10
 	// minRoom is the least room for a read before the beginning of a frame
 	// is moved to the front of the batch.
 	minRoom = 128 << 10
@@ -52,6 +57,7 @@ type stream struct {
 
 	rest    []byte // received and not passed on yet; lies in the batch
 	drained bool   // the last read took all there was
+	bulky   bool   // and that was much
 
 	queue      []byte
 	head, tail int // what waits is queue[head:tail]
@@ -73,6 +79,17 @@ func NewStream(fd int32, mtu int) Link {
 		scratch: make([]byte, maxSegments*(prefixLen+packet.MaxHeaders)),
 		vecs:    1,
 	}
+}
+
+// NextStream is NewStream in the memory of a stream that was closed: clients
+// come and go, and none is to cost more than the first.
+func NextStream(last Link, fd int32, mtu int) Link {
+	s, ok := last.(*stream)
+	if !ok {
+		return NewStream(fd, mtu)
+	}
+	*s = stream{fd: fd, mtu: mtu, queue: s.queue, scratch: s.scratch, vecs: 1}
+	return s
 }
 
 func (s *stream) FD() int32           { return s.fd }
@@ -107,12 +124,12 @@ func (s *stream) Receive(b *Batch) (more bool, err error) {
 			return false, s.err
 		}
 		s.rest = s.rest[:len(s.rest)+n]
-		s.drained = n < len(room)
+		s.drained, s.bulky = n < len(room), n >= bulky
 		if !s.parse(b) {
 			return false, s.err
 		}
 	}
-	return b.full() || !s.drained, nil
+	return b.full() || !s.drained || s.bulky, nil
 }
 
 // room is the memory behind what was received so far. Only when that runs out

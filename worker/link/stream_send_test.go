@@ -90,7 +90,7 @@ func TestSendSuper(t *testing.T) {
 	small := random(70)
 	for _, mtu := range []int{576, 1500, 9000, 65520} {
 		for _, size := range []int{1, 100, copySegment, copySegment + 1, 500, 1448, 65480} {
-			for _, n := range []int{1, 1448, 4 * 1448, 8000, 30000, 65480} {
+			for _, n := range []int{1, 1448, 4 * 1448, 8000, 30000, 65480, 4 * 65480, maxPayload} {
 				if n/size > 3000 {
 					continue
 				}
@@ -238,7 +238,7 @@ func TestSendPeerGone(t *testing.T) {
 // Whatever is sent while the peer reads as it likes: what Send took arrives,
 // in order and unharmed; what it dropped does not, not even in part.
 func TestSendProperty(t *testing.T) {
-	data := random(65535)
+	data := random(maxPayload)
 	rapid.Check(t, func(t *rapid.T) {
 		s, peer, done := pair(t, 1500, rapid.SampledFrom([]int{4608, 20000, 212992, 1 << 20}).Draw(t, "buffer"))
 		defer done()
@@ -253,9 +253,9 @@ func TestSendProperty(t *testing.T) {
 					want = append(want, padded(f))
 				}
 			case 2, 3:
-				n := rapid.IntRange(1, 65000).Draw(t, "payload")
+				n := rapid.IntRange(1, maxPayload).Draw(t, "payload")
 				super := tcpSuper(i%2 == 0, packet.ACK, 0, data[:n],
-					rapid.SampledFrom([]int{100, 536, 1448, 60000}).Draw(t, "mss"))
+					rapid.SampledFrom([]int{48, 536, 1448, 60000}).Draw(t, "mss"))
 				if s.Send(&super.o, super.headers, super.payload) {
 					var c cutter
 					c.start(&super.o, super.headers, super.payload, 1500)

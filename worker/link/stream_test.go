@@ -248,3 +248,54 @@ func TestReceiveFlood(t *testing.T) {
 		t.Errorf("%d frames of %d", next, count)
 	}
 }
+
+// TestNextStream has one client after another: nothing is left of the last,
+// and nothing is allocated.
+func TestNextStream(t *testing.T) {
+	first, _, done := pair(t, 1500, 0)
+	defer done()
+	first.Send(nil, random(60), nil)
+	first.rest = random(100)
+	first.err = ErrClosed
+	queue := &first.queue[0]
+	if n := testing.AllocsPerRun(10, func() { NextStream(first, first.fd, 1500) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	next := NextStream(first, first.fd, 9000).(*stream)
+	if &next.queue[0] != queue || next.mtu != 9000 {
+		t.Error("the memory is not that of the last one")
+	}
+	if b := NewBatch(); !next.CanSend() || next.tail != 0 || len(next.rest) != 0 || next.counters != (Counters{}) {
+		t.Errorf("not as new: %+v", next.counters)
+	} else if _, err := next.Receive(b); err != nil || len(b.Frames) != 0 {
+		t.Errorf("received %d frames, %v", len(b.Frames), err)
+	}
+	if next := NextStream(nil, first.fd, 1500); !next.CanSend() {
+		t.Error("the first cannot send")
+	}
+}
+
+// TestReceiveBulky has the caller look again at once after much was read, and
+// wait for the descriptor after little was.
+func TestReceiveBulky(t *testing.T) {
+	s, peer, done := pair(t, 1500, 1<<20)
+	defer done()
+	b := NewBatch()
+	for _, tt := range []struct {
+		size int
+		more bool
+	}{{60, false}, {bulky - prefixLen - 1, false}, {bulky - prefixLen, true}} {
+		wire := framed(random(min(tt.size, 1000)))
+		if tt.size > 1000 {
+			wire = append(wire, framed(random(tt.size-1000-prefixLen))...)
+		}
+		peerWrite(t, peer, wire, func() {})
+		more, err := s.Receive(b)
+		if err != nil || len(b.Frames) == 0 || more != tt.more {
+			t.Errorf("%d bytes: %d frames, more %v, %v", tt.size, len(b.Frames), more, err)
+		}
+		if more, err := s.Receive(b); more || err != nil || len(b.Frames) != 0 {
+			t.Errorf("then: %d frames, more %v, %v", len(b.Frames), more, err)
+		}
+	}
+}

@@ -14,12 +14,18 @@ import (
 // header, and some more, by which a frame that was cut off is told.
 const tapSlot = 64<<10 + 128
 
+// While frames come one by one, as questions and answers do, the read that
+// would find nothing is left out: the descriptor is level-triggered. Every
+// lookAgain-th time it is done, so that the first batch ends that.
+const lookAgain = 8
+
 // tap is a tap device with IFF_VNET_HDR and the header's original length.
 // One call moves one frame; super-frames make that enough.
 type tap struct {
 	fd       int32
 	offload  uint32
 	closed   bool
+	lone     uint8 // calls of Receive in a row that found one frame, up to lookAgain
 	counters Counters
 	cut      cutter
 	none     packet.Offload
@@ -65,8 +71,26 @@ func (t *tap) Receive(b *Batch) (more bool, err error) {
 	if t.closed {
 		return false, ErrBroken
 	}
+	most := MaxFrames
+	if t.lone > 1 && t.lone < lookAgain {
+		most = 1
+	}
+	more, err = t.fill(b, most)
+	switch {
+	case len(b.Frames) > 1:
+		t.lone = 0
+	case t.lone == lookAgain:
+		t.lone = 2
+	default:
+		t.lone++
+	}
+	return more && most > 1, err
+}
+
+// fill reads up to most frames.
+func (t *tap) fill(b *Batch, most int) (more bool, err error) {
 	off := 0
-	for range MaxFrames {
+	for range most {
 		if off+tapSlot > len(b.buf) {
 			break
 		}

@@ -174,8 +174,7 @@ func (t *Translator) resend(i uint32, c *conn, left, right uint32) uint32 {
 	}
 	n := right - left
 	if n > uint32(c.mss) {
-		n = min(n, maxPayload)
-		n -= n % uint32(c.mss)
+		n = min(n-n%uint32(c.mss), t.superPayload(c))
 	}
 	var b []byte
 	if n > 0 {

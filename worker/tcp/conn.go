@@ -35,6 +35,7 @@ const (
 	flagDirty                       // in Translator.dirty
 	flagReady                       // in Translator.ready
 	flagAckNow                      // an ACK is owed
+	flagAckLater                    // one is owed at ackAt
 	flagGuestFIN                    // FIN from the guest taken, in order
 	flagShutdown                    // FIN passed on to the host
 	flagHostEOF                     // the host's FIN was read: finSeq is known
@@ -95,11 +96,14 @@ type conn struct {
 	// Timers. Times are nanoseconds, zero: off.
 	retries  uint8
 	probes   uint8  // keep-alive probes since the guest was heard
+	answers  uint8  // in a row that came quickly, up to quickEnough
 	srtt     uint32 // microseconds, RFC 6298
 	rttvar   uint32
 	rttSeq   uint32
 	rttStart int64
 	rtoAt    int64
+	ackAt    int64 // a delayed ACK is due
+	askedAt  int64 // when the guest last sent a small segment, until it is answered
 	deqAt    int64 // acknowledged bytes leave the receive queue by then
 	heardAt  int64 // last segment from the guest
 	timerAt  int64 // what the wheel is set to

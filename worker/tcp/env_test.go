@@ -3,13 +3,13 @@
 package tcp
 
 import (
-	"encoding/binary"
 	"syscall"
 	"testing"
 
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/tcp/tcptest"
 )
 
 var (
@@ -101,6 +101,7 @@ func newEnv(t testing.TB, opts ...option) *env {
 	e.pool = flow.NewPool(cfg.pool)
 	e.tr = New(e, &e.g, e.wheel, 0, e.pool, cfg.flows)
 	e.tr.isn0, e.tr.isn1 = 1, 2 // so that a failure can be repeated
+	e.tr.answers = 0            // so that every segment's acknowledgment is seen at once
 	return e
 }
 
@@ -406,26 +407,7 @@ func (e *env) empty() {
 	}
 }
 
-// pattern is byte k of a stream, the same for all streams of a test: a shift
-// or swap shows.
-const patternPeriod = 65521
-
-var pattern = func() []byte {
-	b := make([]byte, patternPeriod+1<<16)
-	x := uint64(88172645463325252)
-	for i := 0; i < patternPeriod+8; i += 8 {
-		x ^= x << 13
-		x ^= x >> 7
-		x ^= x << 17
-		binary.LittleEndian.PutUint64(b[i:], x)
-	}
-	copy(b[patternPeriod:], b[:patternPeriod])
-	copy(b[2*patternPeriod:], b)
-	return b
-}()
-
 // stream is n bytes, at most 65536, of the test stream from offset off.
-func stream(off, n int) []byte {
-	off %= patternPeriod
-	return pattern[off : off+n]
-}
+func stream(off, n int) []byte { return tcptest.Stream(off, n) }
+
+const never = tcptest.Never

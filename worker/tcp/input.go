@@ -213,20 +213,16 @@ func (t *Translator) Ready(token uint64, events uint32) {
 	}
 	c := t.flows.At(i)
 	if c.state == stateConnecting {
-		if events&(flow.Writable|flow.Failed|flow.HungUp) == 0 {
-			return
-		}
-		if e := t.env.TakeError(c.fd); e != 0 {
-			t.refuse(i, c, e, false)
-			return
-		}
-		if events&flow.Writable != 0 {
-			if events&flow.PeerClosed != 0 {
-				c.set(flagHostClosed)
+		if events&(flow.Failed|flow.HungUp) != 0 {
+			if e := t.env.TakeError(c.fd); e != 0 {
+				t.refuse(i, c, e, false)
+				return
 			}
-			t.connected(i, c)
 		}
-		return
+		if events&flow.Writable == 0 {
+			return
+		}
+		t.connected(i, c)
 	}
 	if events&flow.Failed != 0 {
 		if e := t.env.TakeError(c.fd); e != 0 {

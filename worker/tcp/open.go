@@ -46,6 +46,7 @@ func (t *Translator) insert(k *flow.Key, s state) (uint32, *conn) {
 	c.iss = t.isn(k)
 	c.sndUna, c.sndNxt, c.sndMax = c.iss, c.iss, c.iss
 	c.rcvScale = rcvScale
+	c.answers = t.answers
 	c.heardAt = t.env.Now()
 	t.reserveFirst(c)
 	return i, c
@@ -132,11 +133,12 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	}
 }
 
-// connected answers the guest's SYN: the host's end is there.
+// connected answers the guest's SYN: the host's end is there. What the host has
+// to say makes an event, now or later.
 func (t *Translator) connected(i uint32, c *conn) {
 	t.Stats.Opened++
 	c.state = stateSynAckSent
-	c.set(flagWritable | flagReadable)
+	c.set(flagWritable)
 	c.sndNxt, c.sndMax = c.iss+1, c.iss+1
 	c.deqSeq, c.peekSeq = c.iss+1, c.iss+1
 	t.sendSYN(i, c)

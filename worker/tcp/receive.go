@@ -15,9 +15,9 @@ import (
 // and the window follows what it took.
 
 const (
-	firstReserve = 5  // chunks for a new flow: a window of 64 KiB
-	minReserve   = 2  // chunks for a new flow when the pool is half gone: 16 KiB
-	maxReserve   = 65 // chunks for a bulk flow: a window of 1 MiB
+	firstReserve = 5   // chunks for a new flow: a window of 64 KiB
+	minReserve   = 2   // chunks for a new flow when the pool is half gone: 16 KiB
+	maxReserve   = 257 // chunks for a bulk flow: a window of 4 MiB
 
 	roundingSlack = 256 // bytes by which the window may exceed its limit
 )
@@ -93,8 +93,13 @@ func (t *Translator) windowUpdate(i uint32, c *conn) {
 // data takes the payload and FIN of an acceptable segment.
 func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 	t.touch(i, c)
-	c.set(flagAckNow)
 	seq, b, fin := s.Seq, s.Payload, s.Flags&packet.FIN != 0
+	if seq == c.rcvNxt && !fin && c.mayDelay(len(b)) {
+		c.set(flagAckLater)
+	} else {
+		c.set(flagAckNow)
+	}
+	c.asked(len(b), t.env.Now())
 	if c.has(flagGuestFIN) {
 		return // a FIN seen again; nothing may follow it
 	}

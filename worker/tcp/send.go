@@ -63,7 +63,7 @@ func (t *Translator) sendAck(i uint32, c *conn) {
 		t.makeReady(i, c)
 		return
 	}
-	c.clear(flagAckNow)
+	c.acked()
 }
 
 // sendSYN sends our SYN, with ACK unless we are the first to speak.
@@ -180,8 +180,7 @@ func (t *Translator) push(i uint32, c *conn) {
 			return
 		}
 		if n > uint32(c.mss) {
-			n = min(n, maxPayload)
-			n -= n % uint32(c.mss)
+			n = min(n-n%uint32(c.mss), t.superPayload(c))
 		}
 		b, ok := t.peek(i, c, c.sndNxt, int(n))
 		if !ok {
@@ -286,8 +285,9 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 		return false
 	}
 	if c.held == 0 && seq == c.sndMax {
-		c.clear(flagAckNow) // carried, unless there is SACK to report or the segment may be old
+		c.acked() // carried, unless there is SACK to report or the segment may be old
 	}
+	c.answered(t.env.Now())
 	end := seq + uint32(len(b))
 	if fin {
 		c.set(flagFINSent)

@@ -12,6 +12,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/tcp/tcptest"
 )
 
 var (
@@ -36,7 +37,7 @@ type network struct {
 type sim struct {
 	*env
 	r    *rand.Rand
-	g    *guestTCP
+	g    *tcptest.Guest
 	s    *sock
 	down network // to the guest
 	up   network
@@ -99,10 +100,9 @@ func newSim(t testing.TB, seed uint64) *sim {
 		w.resetAt = w.now + int64(r.IntN(200))*ms
 	}
 	w.clean = w.calm && w.stallAt == never && w.resetAt == never
-	w.g = &guestTCP{t: t, now: &w.now, r: r, mss: int(mtu) - 40, scale: int8(r.IntN(10)) - 1, wantSACK: r.IntN(4) > 0,
-		iss: r.Uint32(), tso: r.IntN(2) == 0, buf: []int{1000, 4000, 65536, 200000, 1 << 20}[r.IntN(5)]}
-	w.g.theirs = -1
-	w.g.send = func(s packet.TCP) {
+	w.g = &tcptest.Guest{T: t, Now: &w.now, Rand: r, MSS: int(mtu) - 40, Scale: int8(r.IntN(10)) - 1, WantSACK: r.IntN(4) > 0,
+		ISS: r.Uint32(), TSO: r.IntN(2) == 0, Buf: []int{1000, 4000, 65536, 200000, 1 << 20}[r.IntN(5)]}
+	w.g.Send = func(s packet.TCP) {
 		s.SrcPort, s.DstPort = guestPort, remotePort
 		w.travel(&w.up, s)
 	}
@@ -165,8 +165,8 @@ func (w *sim) sees(i uint32, f *frame, n int) {
 		return
 	}
 	c := w.tr.flows.At(i)
-	if after(s.Ack, g.max) {
-		w.t.Fatalf("acknowledges %d, the guest has sent up to %d", s.Ack-g.iss, g.max-g.iss)
+	if after(s.Ack, g.Max) {
+		w.t.Fatalf("acknowledges %d, the guest has sent up to %d", s.Ack-g.ISS, g.Max-g.ISS)
 	}
 	right := s.Ack + uint32(s.Window)
 	unit := uint32(1)
@@ -176,22 +176,22 @@ func (w *sim) sees(i uint32, f *frame, n int) {
 	}
 	if w.started && c.state == stateOpen {
 		if before(s.Ack, w.lastAck) {
-			w.t.Fatalf("acknowledgment moved left, from %d to %d", w.lastAck-g.iss, s.Ack-g.iss)
+			w.t.Fatalf("acknowledgment moved left, from %d to %d", w.lastAck-g.ISS, s.Ack-g.ISS)
 		}
 		if notAfter(right+unit, w.edge) {
-			w.t.Fatalf("right edge moved left, from %d to %d", w.edge-g.iss, right-g.iss)
+			w.t.Fatalf("right edge moved left, from %d to %d", w.edge-g.ISS, right-g.ISS)
 		}
 	} else {
 		w.edge = right
 	}
 	w.started, w.lastAck, w.edge = true, s.Ack, later(w.edge, right)
 	for _, x := range s.SACK[:s.NumSACK] {
-		if !after(x.Left, s.Ack) || !after(x.Right, x.Left) || after(x.Right, g.max) {
-			w.t.Fatalf("SACK [%d,%d) with ACK %d", x.Left-g.iss, x.Right-g.iss, s.Ack-g.iss)
+		if !after(x.Left, s.Ack) || !after(x.Right, x.Left) || after(x.Right, g.Max) {
+			w.t.Fatalf("SACK [%d,%d) with ACK %d", x.Left-g.ISS, x.Right-g.ISS, s.Ack-g.ISS)
 		}
 	}
-	if s.Flags&packet.SYN == 0 && after(s.Seq+uint32(n), g.rcvAdv) {
-		w.t.Fatalf("sends up to %d, the guest's window ends at %d", s.Seq+uint32(n)-g.irs, g.rcvAdv-g.irs)
+	if s.Flags&packet.SYN == 0 && after(s.Seq+uint32(n), g.RcvAdv) {
+		w.t.Fatalf("sends up to %d, the guest's window ends at %d", s.Seq+uint32(n)-g.IRS, g.RcvAdv-g.IRS)
 	}
 }
 
@@ -216,16 +216,16 @@ func (w *sim) step() bool {
 	w.harvest()
 	for k := 0; w.down.next() <= w.now; k++ {
 		s := w.down.take()
-		w.g.receive(&s)
+		w.g.Receive(&s)
 		if k%8 == 7 {
-			w.g.acknowledge()
+			w.g.Acknowledge()
 		}
 	}
-	w.g.acknowledge()
-	w.g.expire()
+	w.g.Acknowledge()
+	w.g.Expire()
 
 	w.wake()
-	next := min(w.up.next(), w.down.next(), w.g.deadline(), w.wheel.Next(), w.guestAt, w.hostAt,
+	next := min(w.up.next(), w.down.next(), w.g.Deadline(), w.wheel.Next(), w.guestAt, w.hostAt,
 		w.stallAt, w.resumeAt, w.resetAt, w.connectAt)
 	if w.answered < len(w.opens) {
 		next = w.now
@@ -259,7 +259,7 @@ func (w *sim) deliverUp(s packet.TCP) {
 			end = edge
 		}
 		if before(c.rcvNxt, end) {
-			w.t.Fatalf("bytes up to %d in the window, taken up to %d", end-w.g.iss, c.rcvNxt-w.g.iss)
+			w.t.Fatalf("bytes up to %d in the window, taken up to %d", end-w.g.ISS, c.rcvNxt-w.g.ISS)
 		}
 	}
 }
@@ -280,10 +280,10 @@ func (w *sim) script() {
 	if w.now >= w.resetAt {
 		w.resetAt = never
 		if w.r.IntN(2) == 0 {
-			w.g.abort()
+			w.g.Abort()
 		} else if w.s.closes == 0 {
 			w.s.fail(syscall.ECONNRESET)
-			w.g.resetBy = "host"
+			w.g.ResetBy = "host"
 		}
 	}
 }
@@ -299,13 +299,13 @@ func (w *sim) pause() int64 {
 func (w *sim) applications() {
 	g, s := w.g, w.s
 	if w.now >= w.guestAt {
-		n := min(w.guestTotal-g.total, 1+w.r.IntN(60000))
-		if g.state == guestOpen && !g.closed {
-			g.write(n, g.total+n == w.guestTotal)
+		n := min(w.guestTotal-g.Total, 1+w.r.IntN(60000))
+		if g.State == tcptest.Open && !g.Closed {
+			g.Write(n, g.Total+n == w.guestTotal)
 		}
-		g.read(1 + w.r.IntN(100000))
+		g.Read(1 + w.r.IntN(100000))
 		w.guestAt = w.pause()
-		if g.state == guestReset || g.closed && g.unread == 0 {
+		if g.State == tcptest.Reset || g.Closed && g.Unread == 0 {
 			w.guestAt = never
 		}
 	}
@@ -337,7 +337,7 @@ func (w *sim) applications() {
 
 // wake has an application that had nothing to do look again.
 func (w *sim) wake() {
-	if w.guestAt == never && w.g.unread > 0 && w.g.state == guestOpen {
+	if w.guestAt == never && w.g.Unread > 0 && w.g.State == tcptest.Open {
 		w.guestAt = w.pause()
 	}
 	if w.hostAt == never && w.s.closes == 0 && !w.s.dead && w.s.txRoom < w.sndBuf {
@@ -349,7 +349,7 @@ func (w *sim) wake() {
 func (w *sim) run() {
 	k := flow.MakeKey(&remote4, &guest4, remotePort, guestPort)
 	if w.r.IntN(2) == 0 {
-		w.g.connect()
+		w.g.Connect()
 	} else {
 		w.listener()
 	}
@@ -358,30 +358,30 @@ func (w *sim) run() {
 		if !w.step() {
 			break
 		}
-		over := w.tr.flows.Find(&k) == flow.None && w.g.state != guestSynSent
+		over := w.tr.flows.Find(&k) == flow.None && w.g.State != tcptest.SynSent
 		if over && len(w.down.queue)+len(w.up.queue) == 0 {
 			break
 		}
 		if w.now-begin > 4*3600*second || steps > 200000 {
 			w.t.Fatalf("no end after %d s, %d steps: %+v", (w.now-begin)/second, steps, *w.g)
 		}
-		if w.g.resetBy == "" && w.now-begin > 1200*second {
+		if w.g.ResetBy == "" && w.now-begin > 1200*second {
 			w.t.Fatalf("no end after %d s: guest %+v", (w.now-begin)/second, *w.g)
 		}
 	}
-	if w.g.resetBy == "" || w.g.resetBy == "translator" {
+	if w.g.ResetBy == "" || w.g.ResetBy == "translator" {
 		if w.s.txTotal != w.guestTotal || !w.s.shut {
-			w.t.Fatalf("%d of %d bytes to the host, FIN %t, reset by %q", w.s.txTotal, w.guestTotal, w.s.shut, w.g.resetBy)
+			w.t.Fatalf("%d of %d bytes to the host, FIN %t, reset by %q", w.s.txTotal, w.guestTotal, w.s.shut, w.g.ResetBy)
 		}
-		if w.g.received != w.hostTotal || !w.g.gotFIN {
-			w.t.Fatalf("%d of %d bytes to the guest, FIN %t, reset by %q", w.g.received, w.hostTotal, w.g.gotFIN, w.g.resetBy)
+		if w.g.Received != w.hostTotal || !w.g.GotFIN {
+			w.t.Fatalf("%d of %d bytes to the guest, FIN %t, reset by %q", w.g.Received, w.hostTotal, w.g.GotFIN, w.g.ResetBy)
 		}
 		if w.s.linger0 {
 			w.t.Fatal("the host's side was reset")
 		}
 	}
-	if w.clean && (w.tr.Stats.Retransmits != 0 || w.tr.Stats.Timeouts != 0 || w.g.timeouts != 0) {
-		w.t.Fatalf("sent again over a clean link: %+v, the guest %d times", w.tr.Stats, w.g.timeouts)
+	if w.clean && (w.tr.Stats.Retransmits != 0 || w.tr.Stats.Timeouts != 0 || w.g.Timeouts != 0) {
+		w.t.Fatalf("sent again over a clean link: %+v, the guest %d times", w.tr.Stats, w.g.Timeouts)
 	}
 	for _, s := range w.socks {
 		if s.listening {

@@ -140,6 +140,8 @@ func (s *sock) free(n int) {
 
 // What the translator does.
 
+func (e *env) WatchInput(int32, uint64) syscall.Errno { panic("a stream is not for input alone") }
+
 func (e *env) Watch(fd int32, token uint64) syscall.Errno {
 	s := e.sock(fd)
 	s.handed = true

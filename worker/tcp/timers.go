@@ -47,6 +47,9 @@ func (t *Translator) arm(i uint32, c *conn) {
 		if c.deqAt != 0 {
 			at = min(at, c.deqAt)
 		}
+		if c.ackAt != 0 {
+			at = min(at, c.ackAt)
+		}
 	case stateOpening, stateConnecting:
 		return // the host's kernel gives up in its own time
 	}
@@ -82,6 +85,9 @@ func (t *Translator) expire(i uint32, c *conn) {
 			return
 		}
 		t.probe(i, c)
+	}
+	if c.state == stateOpen && c.ackAt != 0 && now >= c.ackAt {
+		t.ackLate(i, c)
 	}
 	if c.state == stateOpen && c.deqAt != 0 && now >= c.deqAt {
 		c.deqAt = 0
@@ -168,7 +174,7 @@ func (t *Translator) finished(i uint32, c *conn) bool {
 	if !c.has(flagGuestFIN) || !c.has(flagShutdown) || !c.has(flagFINSent) || !after(c.sndUna, c.finSeq) {
 		return false
 	}
-	if c.has(flagAckNow) {
+	if c.has(flagAckNow | flagAckLater) {
 		t.sendAck(i, c)
 	}
 	t.dequeue(c, 0)
@@ -187,7 +193,7 @@ func (t *Translator) finished(i uint32, c *conn) bool {
 	c.state = stateTimeWait
 	c.flags &= flagDirty | flagReady | flagGuestFIN
 	c.rtoAt = t.env.Now() + timeWait
-	c.deqAt = 0
+	c.deqAt, c.ackAt = 0, 0
 	t.arm(i, c)
 	return true
 }

@@ -18,6 +18,32 @@ import (
 // bytes less the largest headers without options.
 const maxPayload = 65535 - 60 - 20
 
+// streamPayload is the same for large segments where package link cuts them
+// and the kernel copies them from where they lie: fewer system calls, and fewer
+// times that the reader at the other end is woken. Small ones are copied once
+// more, and had better stay in the cache.
+const (
+	streamPayload = 256 << 10
+	largeSegment  = 8 << 10
+)
+
+func bufferSize(g *flow.Guest) int {
+	if g.LinkKind == ipc.LinkStream {
+		return streamPayload
+	}
+	return maxPayload
+}
+
+// superPayload is the most that one super-frame of c carries, in whole
+// segments.
+func (t *Translator) superPayload(c *conn) uint32 {
+	n := uint32(maxPayload)
+	if c.mss >= largeSegment {
+		n = uint32(len(t.buf))
+	}
+	return n - n%uint32(c.mss)
+}
+
 // Translator holds all TCP connections of a lane.
 type Translator struct {
 	env   flow.Env
@@ -45,7 +71,8 @@ type Translator struct {
 	pendLen int
 	pendOf  uint32
 
-	reserved   int // chunks set aside for windows
+	reserved   int   // chunks set aside for windows
+	answers    uint8 // quick ones that a new connection is taken to have had
 	isn0, isn1 uint64
 	buf        []byte // what was peeked at
 	hdr        [packet.MaxHeaders]byte
@@ -68,9 +95,10 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 		sets:     make([]ranges, min(maxFlows, 2048)),
 		dirty:    make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
 		ready:    make([]uint32, 0, maxFlows),
-		pending:  make([][]byte, 0, 64),
+		pending:  make([][]byte, 0, 256),
 		pendOf:   flow.None,
-		buf:      make([]byte, maxPayload),
+		answers:  quickEnough,
+		buf:      make([]byte, bufferSize(g)),
 		freeSets: make([]uint32, 0, min(maxFlows, 2048)),
 	}
 	for i := range t.sets {
@@ -109,6 +137,10 @@ func (t *Translator) makeReady(i uint32, c *conn) {
 	}
 }
 
+// Write gives the sockets what frames from the guest carried. The frames'
+// memory is free for reuse then.
+func (t *Translator) Write() { t.writePending() }
+
 // Flush ends a batch of frames from the guest: what they carried goes to the
 // sockets, what they acknowledged is dequeued, what is owed to the guest is
 // sent.
@@ -141,8 +173,11 @@ func (t *Translator) settle(i uint32, c *conn) {
 			return
 		}
 	}
-	if c.has(flagAckNow) {
+	switch {
+	case c.has(flagAckNow):
 		t.sendAck(i, c)
+	case c.has(flagAckLater) && c.ackAt == 0:
+		c.ackAt = t.env.Now() + ackDelay
 	}
 	t.arm(i, c)
 }

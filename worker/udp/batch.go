@@ -135,6 +135,9 @@ func (t *Translator) flushBatch(b *batch) {
 		t.writeOne(i, c, bufs[0])
 		return
 	}
+	if !c.bulk {
+		t.isBulk(c)
+	}
 	e := syscall.EINVAL
 	if t.setSegment(c, size) {
 		e = t.write(i, c, bufs)

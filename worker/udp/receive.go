@@ -41,12 +41,12 @@ func (t *Translator) Ready(token uint64, events uint32) {
 
 // receive passes what the socket holds on to the guest, for one turn.
 func (t *Translator) receive(i uint32, c *conn) {
-	taken := 0
+	taken, most := 0, c.most()
 	for range turnRounds {
 		if taken >= turnBytes || !t.env.CanSend() {
 			break
 		}
-		n, e := t.env.RecvDatagrams(c.fd, t.datagrams[:])
+		n, e := t.env.RecvDatagrams(c.fd, t.datagrams[:most])
 		switch {
 		case e == syscall.EAGAIN:
 			return
@@ -61,11 +61,38 @@ func (t *Translator) receive(i uint32, c *conn) {
 		}
 		t.touch(i, c)
 		t.deliver(i, c, t.datagrams[:n])
-		if n < readBatch {
+		if !c.bulk && (n == most || t.datagrams[0].Segment > 0) {
+			t.isBulk(c)
+		}
+		if n < most {
 			return // more would raise a new event
 		}
+		most = readBatch
 	}
 	t.makeReady(i, c)
+}
+
+// fewDatagrams is what is asked of a socket at first: preparing a call for many
+// costs more than getting one.
+const fewDatagrams = 2
+
+func (c *conn) most() int {
+	if c.bulk {
+		return readBatch
+	}
+	return fewDatagrams
+}
+
+// bulkBuffer is the room, in bytes, that the sockets of a flow get once
+// datagrams come in numbers, as far as net.core.rmem_max and wmem_max allow: what
+// comes while the lane does something else has to wait there.
+const bulkBuffer = 4 << 20
+
+// isBulk notes that datagrams come in numbers.
+func (t *Translator) isBulk(c *conn) {
+	c.bulk = true
+	t.env.Option(c.fd, flow.OptionRecvBuffer, bulkBuffer)
+	t.env.Option(c.fd, flow.OptionSendBuffer, bulkBuffer)
 }
 
 // deliver sends datagrams of one flow to the guest.

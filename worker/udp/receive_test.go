@@ -105,6 +105,10 @@ func TestReceiveIsOneFrame(t *testing.T) {
 func TestReceiveTurn(t *testing.T) {
 	r := newRig(t)
 	s, token := r.connect(remote4)
+	for range fewDatagrams {
+		s.Receive([]byte("x"), 0)
+	}
+	r.Ready(token, flow.Readable) // it is known to send many now
 	for range turnRounds*readBatch + 5 {
 		s.Receive([]byte("x"), 0)
 	}
@@ -276,5 +280,31 @@ func TestReceiveAllocs(t *testing.T) {
 	}
 	if r.Stats.ToGuest == 0 || r.Stats.Errors == 0 {
 		t.Errorf("stats %+v", r.Stats)
+	}
+}
+
+// A flow of single datagrams has the kernel's buffers; one that sends many at a
+// time gets larger ones, once.
+func TestBulkBuffers(t *testing.T) {
+	r := newRig(t)
+	s, token := r.connect(remote4)
+	for range 3 {
+		s.Receive([]byte("x"), 0)
+		r.Ready(token, flow.Readable)
+	}
+	if s.SetCalls != 0 {
+		t.Errorf("%d options set for single datagrams", s.SetCalls)
+	}
+	for range 3 {
+		for range 10 {
+			s.Receive([]byte("x"), 0)
+		}
+		r.Ready(token, flow.Readable)
+		if len(s.Datagrams) != 0 {
+			t.Fatalf("%d left", len(s.Datagrams))
+		}
+	}
+	if s.SetCalls != 2 || s.Options[flow.OptionRecvBuffer] != bulkBuffer || s.Options[flow.OptionSendBuffer] != bulkBuffer {
+		t.Errorf("%d options set: %v", s.SetCalls, s.Options)
 	}
 }

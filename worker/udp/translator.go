@@ -44,6 +44,7 @@ type conn struct {
 	state        state
 	batch        uint8 // 1 + index of the batch that collects for it, 0: none
 	ready        bool  // in Translator.ready
+	bulk         bool  // has had several datagrams at a time
 	inbound      bool  // came by a listener
 	in, out      uint8 // datagrams in each direction, up to 2
 	ttl, tos     uint8 // as the socket has them

@@ -106,6 +106,9 @@ func (h *Host) Watch(fd int32, token uint64) syscall.Errno {
 	return h.WatchErr
 }
 
+// WatchInput implements flow.Env.
+func (h *Host) WatchInput(fd int32, token uint64) syscall.Errno { return h.Watch(fd, token) }
+
 // Close implements flow.Env. Closing twice is a fault that a test sees in
 // Socket.Closes.
 func (h *Host) Close(fd int32) {

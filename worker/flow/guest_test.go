@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+import (
+	"testing"
+
+	"aldente/ipc"
+	"aldente/worker/packet"
+)
+
+// What an ARP frame of the guest says of its address.
+func TestLearnFromARP(t *testing.T) {
+	guest, our := [4]byte{10, 1, 2, 3}, [4]byte{192, 0, 2, 1}
+	before, mac := packet.AddrFrom4([4]byte{192, 0, 2, 2}), packet.MAC{2, 0, 0, 0, 0, 1}
+	for _, tt := range []struct {
+		name     string
+		op       uint16
+		src, dst [4]byte
+		fixed    bool
+		learned  bool
+	}{
+		{"announcement", packet.ARPRequest, guest, guest, false, true},
+		{"request", packet.ARPRequest, guest, our, false, true},
+		{"reply", packet.ARPReply, guest, our, false, true},
+		{"probe", packet.ARPRequest, [4]byte{}, guest, false, false},
+		{"our address", packet.ARPRequest, our, guest, false, false},
+		{"loopback", packet.ARPRequest, [4]byte{127, 0, 0, 1}, our, false, false},
+		{"multicast", packet.ARPRequest, [4]byte{224, 0, 0, 1}, our, false, false},
+		{"broadcast", packet.ARPRequest, [4]byte{255, 255, 255, 255}, our, false, false},
+		{"fixed", packet.ARPRequest, guest, our, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := &Guest{Seen4: before}
+			g.Flags, g.Our4 = ipc.FlagIPv4, packet.AddrFrom4(our)
+			if tt.fixed {
+				g.Flags |= ipc.FlagAddr4Fixed
+			}
+			want := before
+			if tt.learned {
+				want = packet.AddrFrom4(tt.src)
+			}
+			frame := make([]byte, 60)
+			packet.PutARP(frame, tt.op, mac, packet.Broadcast, mac, tt.src, packet.MAC{}, tt.dst)
+			var p packet.Packet
+			if err := p.Decode(frame); err != nil {
+				t.Fatal(err)
+			}
+			g.Learn(&p)
+			if g.Seen4 != want || g.MAC != mac {
+				t.Errorf("address %v of %v", g.Seen4, g.MAC)
+			}
+			if p.Decode(frame[:30]) == nil { // cut short
+				g.Learn(&p)
+				if g.Seen4 != want {
+					t.Errorf("address %v after a frame cut short", g.Seen4)
+				}
+			}
+		})
+	}
+}

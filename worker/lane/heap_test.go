@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"math/rand/v2"
+	"runtime"
+	"runtime/debug"
+	"testing"
+)
+
+// TestHeapFlat runs worlds until every lane has seen everything, and more: turns
+// allocate nothing, and in the end the heap holds as many objects as before.
+func TestHeapFlat(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // the collector's own objects would be counted
+	objects := func(from, to uint64) uint64 {
+		for s := from; s < to; s++ {
+			t.Run("", func(t *testing.T) {
+				w := randomWorld(t, rand.NewPCG(s, 11))
+				w.counting = s%4 == 0
+				w.live()
+				if w.allocs > 20 { // a new thread of the runtime's costs six
+					t.Errorf("seed %d: %d allocations in the lane's turns", s, w.allocs)
+				}
+			})
+		}
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapObjects
+	}
+	first := objects(0, 30)
+	last := objects(30, 60)
+	t.Logf("%d objects, then %d", first, last)
+	if last > first+300 {
+		t.Errorf("heap objects grew from %d to %d", first, last)
+	}
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+	"aldente/worker/tcp/tcptest"
+)
+
+// TestRecvSkipToTheEnd reads streams by skipping what was read already. Bytes
+// and the stream's end may arrive between the system calls of which that
+// consists: the end must not be taken for that of what was seen.
+func TestRecvSkipToTheEnd(t *testing.T) {
+	w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, false)
+	const total = 3000
+	buf := make([]byte, 4000)
+	for round := range 300 {
+		fd, host := w.connected()
+		for n := range 2 {
+			unix.Write(host, tcptest.Stream(n*1000, 1000))
+		}
+		done := make(chan bool)
+		go func() {
+			for range round % 50 * 20 { // not quite at once
+				runtime.KeepAlive(done)
+			}
+			unix.Write(host, tcptest.Stream(2000, 1000))
+			unix.Shutdown(host, unix.SHUT_WR)
+			close(done)
+		}()
+		seen := 0
+		for end := time.Now().Add(5 * time.Second); ; {
+			n, e := w.l.RecvSkip(int32(fd), seen, buf)
+			if e == syscall.EAGAIN && time.Now().Before(end) {
+				continue
+			}
+			if e != 0 {
+				t.Fatalf("behind %d bytes: %v", seen, e)
+			}
+			if n == 0 {
+				break
+			}
+			if !bytes.Equal(buf[:n], tcptest.Stream(seen, n)) {
+				t.Fatalf("other bytes behind %d", seen)
+			}
+			seen += n
+		}
+		<-done
+		unix.Close(fd)
+		unix.Close(host)
+		if seen != total {
+			t.Fatalf("round %d: the stream ended at %d of %d", round, seen, total)
+		}
+	}
+}

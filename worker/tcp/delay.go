@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import "time"
+
+// An answer carries the acknowledgment of what it answers. Where a guest asks
+// and is answered at once, again and again, the acknowledgment of a small
+// segment waits for the answer: RFC 9293 section 3.8.6.3, which allows half a
+// second. It waits much shorter, so that a guest that holds back the rest of
+// its question until it is acknowledged (RFC 896) hardly notices. A new
+// connection is trusted to be of that kind: many have one question.
+const (
+	ackDelay    = int64(time.Millisecond)
+	smallQuery  = 1024 // bytes of a segment that may be a whole question
+	quickEnough = 3    // quick answers in a row, after which one more is expected
+)
+
+// mayDelay tells whether the acknowledgment of n bytes at rcvNxt may wait: that
+// of every second segment may not.
+func (c *conn) mayDelay(n int) bool {
+	return c.answers >= quickEnough && n <= smallQuery && c.held == 0 && !c.has(flagAckLater)
+}
+
+// asked notes that the guest has sent something small.
+func (c *conn) asked(n int, now int64) {
+	c.askedAt = 0
+	if n <= smallQuery {
+		c.askedAt = now
+	}
+}
+
+// answered notes that something is sent to the guest.
+func (c *conn) answered(now int64) {
+	switch {
+	case c.askedAt == 0:
+	case now-c.askedAt > ackDelay:
+		c.answers = 0
+	case c.answers < quickEnough:
+		c.answers++
+	}
+	c.askedAt = 0
+}
+
+// acked notes that everything received is acknowledged.
+func (c *conn) acked() {
+	c.clear(flagAckNow | flagAckLater)
+	c.ackAt = 0
+}
+
+// ackLate sends an acknowledgment that has waited long enough, and has the next
+// ones not wait.
+func (t *Translator) ackLate(i uint32, c *conn) {
+	c.answers, c.askedAt = 0, 0
+	t.sendAck(i, c)
+}
