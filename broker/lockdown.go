@@ -8,8 +8,12 @@ import (
 	"aldente/policy"
 )
 
-// lockDown opens the last files and confines the process.
+// lockDown opens the last files, lets go of the guest's namespaces, which the
+// agent has joined, and confines the process.
 func (in *instance) lockDown(notify int) error {
+	if in.ns != nil {
+		in.ns.Close()
+	}
 	_, _ = time.Now().Zone() // the log's: read from a file, once
 	if notify >= 0 {
 		in.out.prepare(in.cfg)
@@ -18,7 +22,11 @@ func (in *instance) lockDown(notify int) error {
 			return err
 		}
 	}
-	return in.tell("broker", in.confine())
+	err := in.tell("broker", in.confine())
+	if err == nil {
+		close(in.locked)
+	}
+	return err
 }
 
 // tell reports the layers around a process: those that are missing always, the

@@ -9,8 +9,11 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +40,7 @@ type logOutput struct {
 func (h *logHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
 
 func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
-	line := append([]byte(nil), r.Message...)
+	line := append([]byte(nil), strings.Map(shown, r.Message)...)
 	line = append(line, h.attrs...)
 	r.Attrs(func(a slog.Attr) bool {
 		line = appendAttr(line, a)
@@ -62,13 +65,22 @@ func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 func (h *logHandler) WithGroup(string) slog.Handler { return h }
 
+// shown replaces what a terminal might take for a command: some of what is
+// logged comes from processes that a guest may have taken over.
+func shown(c rune) rune {
+	if c == '\n' || c == '\t' || unicode.IsPrint(c) {
+		return c
+	}
+	return '?'
+}
+
 func appendAttr(b []byte, a slog.Attr) []byte {
 	v := a.Value.Resolve().String()
 	b = append(b, ' ')
 	b = append(b, a.Key...)
 	b = append(b, '=')
-	for _, c := range []byte(v) {
-		if c <= ' ' || c == '"' || c == 0x7f {
+	for _, c := range v {
+		if c == ' ' || c == '"' || c == utf8.RuneError || !unicode.IsPrint(c) {
 			return strconv.AppendQuote(b, v)
 		}
 	}
@@ -86,7 +98,7 @@ func newLog(cfg *cli.Config) (*slog.Logger, *logOutput, error) {
 	}
 	out := &logOutput{write: toStderr}
 	if cfg.LogFile != "" {
-		f, err := openLogFile(cfg.LogFile, cfg.LogSize)
+		f, err := openLogFile(cfg.LogFile, cfg.LogSize, noLink(cfg))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -126,8 +138,8 @@ type logFile struct {
 	max  int64
 }
 
-func openLogFile(path string, max int64) (*logFile, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND|unix.O_CLOEXEC, 0o600)
+func openLogFile(path string, max int64, flags int) (*logFile, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND|unix.O_CLOEXEC|flags, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("log file: %w", err)
 	}

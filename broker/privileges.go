@@ -41,6 +41,16 @@ func inInitialUserNamespace() bool {
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
 }
 
+// noLink is O_NOFOLLOW while this process is more than it is going to be: a file
+// that root creates in a directory of another is not to be one of root's own, by
+// a link put there.
+func noLink(cfg *cli.Config) int {
+	if int(unprivileged(cfg).UID) != os.Geteuid() {
+		return unix.O_NOFOLLOW
+	}
+	return 0
+}
+
 // dropPrivileges becomes who unprivileged says, in all threads.
 func (in *instance) dropPrivileges() error {
 	ids := unprivileged(in.cfg)
@@ -50,6 +60,7 @@ func (in *instance) dropPrivileges() error {
 	if in.cfg.RunAs == nil {
 		in.log.Info("started as root, changing to nobody")
 	}
+	defer policy.Awake()()
 	policy.EmptyBoundingSet()
 	err := syscall.Setgroups(nil)
 	if err == nil && in.kept() != 0 {

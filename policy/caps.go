@@ -61,6 +61,7 @@ func EmptyBoundingSet() {
 	if unix.Capget(&hdr, &data[0]) != nil || data[0].Effective&(1<<unix.CAP_SETPCAP) == 0 {
 		return
 	}
+	defer Awake()()
 	for c := range uintptr(highestCapability + 1) {
 		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); errno != 0 {
 			return // EINVAL: above the kernel's last capability
@@ -85,6 +86,7 @@ func KeepCapabilities(keep Capabilities) Layer {
 			{Effective: uint32(keep), Permitted: uint32(keep)},
 			{Effective: uint32(keep >> 32), Permitted: uint32(keep >> 32)},
 		}
+		defer Awake()()
 		// Ambient capabilities go with the inheritable ones.
 		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)),
 			uintptr(unsafe.Pointer(&data)), 0); errno != 0 {
@@ -108,6 +110,7 @@ func KeepCapabilities(keep Capabilities) Layer {
 // KeepThroughSetuid has all threads keep their permitted capabilities when they
 // change from user 0 to another, until KeepCapabilities.
 func KeepThroughSetuid() error {
+	defer Awake()()
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0)
 	if errno != 0 && !errors.Is(errno, unix.ENOTSUP) { // ENOTSUP: a race detector build
 		return fmt.Errorf("PR_SET_KEEPCAPS: %w", errno)

@@ -8,11 +8,15 @@ type Confinement struct {
 	Filter       string       // Filter*; empty: none, which is reported
 	Capabilities Capabilities // of those that it has
 	Files        Paths
+	EmptyRoot    bool // the file system was emptied before, which is checked
 }
 
 // Apply puts up every layer, on all threads, and returns what is in force. The
 // order is that of the worker's.
 func (c *Confinement) Apply() (r Report) {
+	if c.EmptyRoot {
+		r.Add(CheckRoot())
+	}
 	r.Add(KeepCapabilities(c.Capabilities))
 	r.Add(Limits(false))
 	r.Add(NoNewPrivs())

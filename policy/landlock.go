@@ -128,6 +128,7 @@ func restrict(r rightsOf, what string, fs landlock.AccessFSSet, net landlock.Acc
 	for _, rs := range rules {
 		all = append(all, rs...)
 	}
+	defer Awake()()
 	if err := c.Restrict(all...); err != nil {
 		return Layer{l.Name, Missing, err.Error()}
 	}

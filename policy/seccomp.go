@@ -60,6 +60,8 @@ func Seccomp(name string) Layer {
 		l.State, l.Detail = Missing, "kernel without seccomp filters"
 	case err != nil:
 		l.State, l.Detail = Missing, err.Error()
+	case DebugFilter:
+		l.State = Missing // captured code could go on after the signal
 	}
 	return l
 }

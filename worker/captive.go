@@ -23,6 +23,7 @@ import (
 // the other, and says how each ended, if it still can:
 //
 //	attempt=NAME   what captured code might try, see policy/captive
+//	held=          names the classes of descriptors that it was given
 //	skip=LAYER     leave out a layer, to try those behind it
 //	open=…         and the like: what captured code might tell the broker, see hostile.go
 //	report=log     say it in the log, not on the control channel
@@ -150,12 +151,28 @@ func (c *prisoner) do(word string) string {
 	switch key {
 	case "attempt":
 		return captive.Try(value, c.held)
+	case "held":
+		return c.classes()
 	case "sleep":
 		d, _ := time.ParseDuration(value)
 		time.Sleep(d)
 		return ""
 	}
 	return c.hostile(key, value)
+}
+
+// classes names what the prisoner holds.
+func (c *prisoner) classes() string {
+	var names []string
+	for _, h := range []struct {
+		name string
+		fd   int
+	}{{"link", c.held.Link}, {"TCP listener", c.held.Listener}, {"UDP listener", c.held.Datagram}, {"capture", c.held.Capture}} {
+		if h.fd >= 0 {
+			names = append(names, h.name)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // say tells how a word ended: alone on the control channel, behind the word in

@@ -1,30 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !race
+//go:build !race && !unconfined
 
 package main
 
 import (
-	"runtime/debug"
-	"time"
-
 	"golang.org/x/sys/unix"
 
 	"aldente/policy"
 )
 
-// heapLimit is a safety net, in bytes: nothing on the packet path allocates, so
-// the collector is off unless something leaks.
-const heapLimit = 1 << 30
-
-// settleRuntime makes the runtime do now what it would otherwise do when first
-// needed, and be killed for.
-func settleRuntime() {
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(heapLimit)
-	// The first timer makes the runtime's own epoll and eventfd descriptors.
-	// The collector's scavenger uses timers.
-	time.AfterFunc(time.Hour, func() {}).Stop()
+// giveUp leaves the process without files and capabilities, before the second
+// stage.
+func giveUp(args policy.Arguments) {
+	if args.Stage == policy.StageEnter && args.Namespaces&unix.CLONE_NEWNS != 0 {
+		if err := policy.EmptyRoot(); err != nil {
+			logf(levelWarning, "%v", err)
+		}
+	}
+	if err := policy.DropCapabilities(); err != nil {
+		logf(levelWarning, "%v", err)
+	}
 }
 
 // confine puts up every layer and returns what is in force.

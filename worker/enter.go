@@ -28,14 +28,7 @@ func enter(args policy.Arguments) error {
 	// Descriptors that the broker inherited and its child with it. Kernels
 	// before 5.11 refuse: there the broker's own close_range has to do.
 	_ = unix.CloseRange(policy.ExecutableFD+1, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
-	if args.Stage == policy.StageEnter && args.Namespaces&unix.CLONE_NEWNS != 0 {
-		if err := policy.EmptyRoot(); err != nil {
-			logf(levelWarning, "%v", err)
-		}
-	}
-	if err := policy.DropCapabilities(); err != nil {
-		logf(levelWarning, "%v", err)
-	}
+	giveUp(args)
 	args.Stage = policy.StageRun
 	return execSelf(args.Strings(), runtimeEnvironment)
 }

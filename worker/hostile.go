@@ -32,6 +32,7 @@ var protocols = map[string]uint8{
 //	record=HEX                       any bytes
 //	burst=N,PROTO,DST,PORT           N requests as fast as they go, answers read
 //	deaf=N,PROTO,DST,PORT            N requests, no answer read
+//	hoard=N,PROTO,DST,PORT           N flows, none closed
 //	events=N                         N events
 //	fd=                              a descriptor, which takes a forbidden call
 func (c *prisoner) hostile(key, value string) string {
@@ -45,6 +46,13 @@ func (c *prisoner) hostile(key, value string) string {
 		return c.ask(&o)
 	case "record":
 		return c.record(value)
+	case "hoard":
+		n, _ := strconv.Atoi(f[0])
+		o, err := c.request("open", f[1:])
+		if err != nil {
+			return err.Error()
+		}
+		return c.hoard(n, &o)
 	case "burst", "deaf":
 		n, _ := strconv.Atoi(f[0])
 		o, err := c.request("open", f[1:])
@@ -146,6 +154,21 @@ func (c *prisoner) answer() (a ipc.Opened, fd int, err error) {
 		err = a.Decode(buf[:n])
 	}
 	return a, fd, err
+}
+
+// hoard opens flows and keeps them, as many as it gets.
+func (c *prisoner) hoard(n int, o *ipc.Open) string {
+	var rec [ipc.OpenSize]byte
+	o.Encode(rec[:])
+	for held := range n {
+		if _, err := unix.Write(c.control, rec[:]); err != nil {
+			return fmt.Sprintf("%d held, then %v", held, err)
+		}
+		if _, fd, err := c.answer(); err != nil || fd < 0 {
+			return fmt.Sprintf("%d held, then none", held)
+		}
+	}
+	return fmt.Sprintf("%d held", n)
 }
 
 // record sends bytes as one message.

@@ -19,6 +19,7 @@ import (
 
 	"aldente/broker/netns"
 	"aldente/ipc"
+	"aldente/policy"
 )
 
 // failure is an error that says what was tried, apart from the error number, so
@@ -48,7 +49,21 @@ type server struct {
 	// kernel tens of milliseconds, in whoever closes it last. That is to be this
 	// process, for which nobody waits, not the broker or the worker.
 	taps map[string]tap
+	tun  int // clone device of the first, -1: to be opened
+
+	// Answers to requests for sockets, held back while there are more requests:
+	// the broker is to be woken once for all of them.
+	held []answer
 }
+
+// answer is a record with its descriptor, or -1.
+type answer struct {
+	rec []byte
+	fd  int
+}
+
+// maxHeld bounds the answers held back.
+const maxHeld = 16
 
 // tap is one interface that this process made.
 type tap struct {
@@ -59,23 +74,18 @@ type tap struct {
 // Main is the whole life of the agent. It returns when the broker has closed the
 // channel, and ends the process if the broker does not speak our language.
 func Main() {
-	// The name that ps shows would be "exe". Tracing is for nobody.
-	setName(netns.AgentName)
+	// The name that ps shows would be a number. Tracing is for nobody.
+	policy.SetName(netns.AgentName)
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	s := &server{channel: netns.AgentChannel, taps: make(map[string]tap)}
+	s := &server{channel: netns.AgentChannel, taps: make(map[string]tap), tun: -1}
 	unix.CloseOnExec(s.channel)
+	if len(os.Args) > 1 && os.Args[1] == netns.AgentHasTun {
+		s.tun = netns.AgentTun
+		unix.CloseOnExec(s.tun)
+	}
 	if err := s.serve(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", netns.AgentName, err)
 		os.Exit(1)
-	}
-}
-
-// setName names the process, whatever thread this is. Package os would start the
-// runtime's poller for it.
-func setName(name string) {
-	if fd, err := unix.Open("/proc/self/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
-		_, _ = unix.Write(fd, []byte(name))
-		unix.Close(fd)
 	}
 }
 
@@ -83,7 +93,17 @@ func setName(name string) {
 func (s *server) serve() error {
 	buf := make([]byte, ipc.MaxRecord)
 	for {
-		n, fd, err := ipc.Receive(s.channel, buf, 0)
+		flags := 0
+		if len(s.held) > 0 {
+			flags = unix.MSG_DONTWAIT
+		}
+		n, fd, err := ipc.Receive(s.channel, buf, flags)
+		if errors.Is(err, unix.EAGAIN) {
+			if err := s.answer(); err != nil {
+				return err
+			}
+			continue
+		}
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			return nil
 		}
@@ -102,7 +122,13 @@ func (s *server) serve() error {
 
 // handle takes one record. An error is a broken channel, not a failed request.
 func (s *server) handle(b []byte) error {
-	switch kind := ipc.AgentKindOf(b); kind {
+	kind := ipc.AgentKindOf(b)
+	if kind != ipc.AgentKindOpen {
+		if err := s.answer(); err != nil {
+			return err
+		}
+	}
+	switch kind {
 	case ipc.AgentKindSetup:
 		s.active, s.changes = true, nil
 		return s.setup.Decode(b)
@@ -150,9 +176,10 @@ func (s *server) commit() error {
 	t, ours := s.taps[name]
 	if !ours {
 		var err error
-		if t.fd, t.offload, err = openTap(name); err != nil {
+		if t.fd, t.offload, err = s.openTap(name); err != nil {
 			return s.report(err, true)
 		}
+		s.taps[name] = t // whatever else fails, for another try
 	}
 	link, warnings, err := configure(name, &s.setup, s.changes)
 	s.changes = nil
@@ -162,12 +189,8 @@ func (s *server) commit() error {
 		}
 	}
 	if err != nil {
-		if !ours {
-			unix.Close(t.fd)
-		}
 		return s.report(err, true)
 	}
-	s.taps[name] = t
 	if err := s.confine(); err != nil {
 		return err
 	}

@@ -41,6 +41,17 @@ func bindRoute(body []byte, index int) ([]byte, error) {
 	if len(body) < unix.SizeofRtMsg {
 		return nil, &failure{"route record too short", unix.EBADMSG}
 	}
+	// An attribute cut short, or not padded, would take in the one that is
+	// appended.
+	if len(body)%unix.NLMSG_ALIGNTO != 0 {
+		return nil, &failure{"route record malformed", unix.EBADMSG}
+	}
+	for rest := body[unix.SizeofRtMsg:]; len(rest) > 0; {
+		var ok bool
+		if _, _, rest, ok = rtnl.NextAttr(rest); !ok {
+			return nil, &failure{"route record malformed", unix.EBADMSG}
+		}
+	}
 	hops := rtnl.Attr(body[unix.SizeofRtMsg:], unix.RTA_MULTIPATH)
 	if hops == nil {
 		return rtnl.AppendAttrUint32(body, unix.RTA_OIF, uint32(index)), nil

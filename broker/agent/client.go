@@ -103,7 +103,7 @@ func Start(ns *netns.Namespace, stderr int) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := netns.SpawnAgent(ns, its, stderr)
+	p, err := netns.SpawnAgent(ns, its, stderr, true)
 	unix.Close(its)
 	if err != nil {
 		unix.Close(ours)

@@ -15,7 +15,7 @@ func (s *server) confine() error {
 	if s.setup.Flags&ipc.AgentSetupConfine == 0 {
 		return nil
 	}
-	c := policy.Confinement{Filter: policy.FilterAgent}
+	c := policy.Confinement{Filter: policy.FilterAgent, EmptyRoot: true}
 	if s.setup.Flags&ipc.AgentSetupBind != 0 {
 		c.Capabilities = policy.BindLowPorts
 	}

@@ -14,21 +14,35 @@ import (
 // it by net.core.somaxconn.
 const backlog = 4096
 
-// open answers one request for a socket.
+// open carries out one request for a socket. Its answer may wait for the next.
 func (s *server) open(b []byte) error {
 	var o ipc.AgentOpen
 	if err := o.Decode(b); err != nil {
 		return err
 	}
-	answer := ipc.AgentOpened{ID: o.ID}
+	opened := ipc.AgentOpened{ID: o.ID}
 	fd, err := openSocket(&o)
 	if err != nil {
-		answer.Errno = errno(err)
+		opened.Errno = errno(err)
 	}
-	err = ipc.Send(s.channel, answer.Encode(), fd)
-	if fd >= 0 {
-		unix.Close(fd)
+	s.held = append(s.held, answer{opened.Encode(), fd})
+	if len(s.held) < maxHeld {
+		return nil
 	}
+	return s.answer()
+}
+
+// answer sends the answers held back.
+func (s *server) answer() (err error) {
+	for _, a := range s.held {
+		if err == nil {
+			err = ipc.Send(s.channel, a.rec, a.fd)
+		}
+		if a.fd >= 0 {
+			unix.Close(a.fd)
+		}
+	}
+	s.held = s.held[:0]
 	return err
 }
 

@@ -162,6 +162,9 @@ func (s *Sockets) read() error {
 			err = s.answered(buf[:n], fd)
 		}
 		if err != nil {
+			if errors.Is(err, ipc.ErrMalformed) {
+				s.client.process.Kill() // it is not ours any more
+			}
 			err = s.client.died(err)
 			s.fail(err)
 			return err
@@ -204,14 +207,17 @@ func (s *Sockets) answered(b []byte, fd int) error {
 // check makes sure that a socket is what was asked for, and not one of our own
 // namespace: what it is connected to is not subject to the policy.
 func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
-	domain, proto := unix.AF_INET6, int(o.Proto)
+	domain, typ, proto := unix.AF_INET6, unix.SOCK_STREAM, int(o.Proto)
 	switch {
 	case o.Proto == ipc.AgentProtoDiag:
-		domain, proto = unix.AF_NETLINK, unix.NETLINK_SOCK_DIAG
+		domain, typ, proto = unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG
 	case o.Flags&ipc.AgentOpenIPv4 != 0:
 		domain = unix.AF_INET
 	}
-	for name, want := range map[int]int{unix.SO_DOMAIN: domain, unix.SO_PROTOCOL: proto} {
+	if o.Proto == ipc.ProtoUDP {
+		typ = unix.SOCK_DGRAM
+	}
+	for name, want := range map[int]int{unix.SO_DOMAIN: domain, unix.SO_TYPE: typ, unix.SO_PROTOCOL: proto} {
 		if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err != nil || got != want {
 			return fmt.Errorf("%w: a socket of another kind", ipc.ErrMalformed)
 		}

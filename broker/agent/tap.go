@@ -25,13 +25,14 @@ const (
 // openTap makes the interface in the namespace of the process, or attaches to a
 // persistent one of that name, and returns its descriptor and the offloads in
 // force.
-func openTap(name string) (fd int, offload uint32, err error) {
-	fd, err = unix.Open(tunDevice, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, 0, &failure{"cannot open " + tunDevice + openHint(err), err}
+func (s *server) openTap(name string) (fd int, offload uint32, err error) {
+	if fd, s.tun = s.tun, -1; fd < 0 {
+		if fd, err = unix.Open(tunDevice, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+			return -1, 0, &failure{"cannot open " + tunDevice + openHint(err), err}
+		}
 	}
 	if offload, err = setTap(fd, name); err != nil {
-		unix.Close(fd)
+		s.tun = fd // still good for another name
 		return -1, 0, err
 	}
 	return fd, offload, nil

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/policy/calls"
 )
 
 // For running the test binary where there is no Go tool chain.
@@ -337,5 +339,18 @@ func TestLayersBehindFilter(t *testing.T) {
 				t.Errorf("said %q, ended by %q; want %s", said, exit.Cause, tt.want)
 			}
 		})
+	}
+}
+
+// TestEveryLimitIsTried: for each call whose arguments are limited, something
+// beyond the limits is tried.
+func TestEveryLimitIsTried(t *testing.T) {
+	for _, list := range []calls.List{calls.WorkerTap(), calls.WorkerStream()} {
+		for _, r := range list.Rules {
+			tried := slices.ContainsFunc(forbidden, func(f struct{ attempt, call string }) bool { return f.call == r.Call })
+			if len(r.Args) > 0 && !tried {
+				t.Errorf("%s: nothing is tried of %s", list.Name, r.Call)
+			}
+		}
 	}
 }

@@ -61,7 +61,8 @@ func seenFromOutside(t *testing.T, proc string) {
 	t.Run("environment", func(t *testing.T) {
 		env := readFile(t, proc+"/environ")
 		if want := "GODEBUG=asyncpreemptoff=1\x00GOMAXPROCS=1\x00"; env != want {
-			t.Errorf("%q, want %q", env, want)
+			// Not the text: it may be what the tests were started with.
+			t.Errorf("%d variables in %d bytes, want %q", strings.Count(env, "\x00"), len(env), want)
 		}
 	})
 	t.Run("limits", func(t *testing.T) {

@@ -271,7 +271,7 @@ func awaitReady(control int, timeout time.Duration) error {
 	p := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}}
 	deadline := time.Now().Add(timeout)
 	for {
-		n, err := unix.Poll(p, int(time.Until(deadline).Milliseconds()))
+		n, err := unix.Poll(p, int(max(time.Until(deadline), 0).Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}

@@ -110,7 +110,10 @@ func replacement() []Rule {
 			{Call: "setns", Args: []Arg{is(1, unix.CLONE_NEWUSER)}, Why: "user namespace of the first worker", User: supervise},
 			{Call: "setns", Args: []Arg{is(1, unix.CLONE_NEWNS)}, Why: "mount namespace of the first worker", User: supervise},
 			{Call: "execveat", Args: []Arg{is(4, unix.AT_EMPTY_PATH)}, Why: "the worker's program, by its descriptor", User: supervise},
-			{Call: "socketpair", Args: []Arg{is(0, unix.AF_UNIX)}, Why: "channel", User: supervise},
+			// Of a type that is connected for good: one end of a datagram pair
+			// could be connected to any socket in the file system.
+			{Call: "socketpair", Args: []Arg{is(0, unix.AF_UNIX), except(1, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.SOCK_SEQPACKET), is(2, 0)},
+				Why: "channel", User: supervise},
 		},
 		options(supervise, "a worker that does not read", "setsockopt", unix.SOL_SOCKET, unix.SO_SNDTIMEO),
 		plain(supervise, "log, channel and session of a new worker", "pipe2", "dup3", "setsid"),
@@ -127,8 +130,12 @@ func replacement() []Rule {
 		plain(entering, "empty capabilities", "capget", "capset"),
 		plain(entering, "second stage", "close_range"),
 		plain(entering, "Landlock", "landlock_create_ruleset", "landlock_restrict_self"),
-		// A worker is the first process of its namespace.
-		[]Rule{{Call: "tgkill", Args: []Arg{is(0, 1)}, Why: "Landlock on all threads", User: entering}},
+		// A worker is the first process of its namespace. With the broker's
+		// numbers that is init, which other signals might tell something.
+		[]Rule{
+			{Call: "tgkill", Args: []Arg{is(0, 1), is(2, sigPerThreadSyscall)}, Why: "Landlock on all threads", User: entering},
+			{Call: "tgkill", Args: []Arg{is(0, 1), is(2, uint64(unix.SIGURG))}, Why: "preemption", User: runtime},
+		},
 		[]Rule{
 			self("dying with the broker", unix.PR_SET_PDEATHSIG, is(1, uint64(unix.SIGKILL))),
 			self("non-dumpable", unix.PR_SET_DUMPABLE, is(1, 0)),

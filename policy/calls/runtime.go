@@ -16,6 +16,10 @@ const (
 	threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES |
 		unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
 
+	// What the runtime sends its own threads to have each make a call, SIGRTMIN
+	// + 1 as the kernel counts (runtime/os_linux.go).
+	sigPerThreadSyscall = 33
+
 	readWrite = unix.PROT_READ | unix.PROT_WRITE
 	anonymous = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
 )

@@ -27,10 +27,12 @@ type Held struct {
 	Capture  int // regular file
 	Channel  int // to another process
 	Log      int // pipe
+	User     int // user namespace of the worker
+	Mount    int // mount namespace of the worker
 }
 
 // Nothing is Held by a process that has no descriptor to try with.
-func Nothing() Held { return Held{-1, -1, -1, -1, -1, -1, -1, -1, -1} }
+func Nothing() Held { return Held{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1} }
 
 // Try makes the attempt and returns how it ended, if it came back: "succeeded",
 // the name of an error number, or another text.

@@ -56,6 +56,13 @@ var files = attempts{
 	"read-capture": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_READ, uintptr(h.Capture), addr(&[8]byte{}), 8}
 	}),
+	"fcntl-pipe": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_FCNTL, uintptr(h.Log), unix.F_SETPIPE_SZ, 1 << 19}
+	}),
+	"pipe2-direct": call(unix.SYS_PIPE2, addr(&[2]int32{}), unix.O_DIRECT|unix.O_CLOEXEC),
+	"splice-gift": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_SPLICE, uintptr(h.Log), 0, uintptr(h.Flow), 0, 1, unix.SPLICE_F_GIFT}
+	}),
 	"ioctl-flow": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_IOCTL, uintptr(h.Flow), unix.SIOCGIFNAME, addr(&[64]byte{})}
 	}),

@@ -22,6 +22,9 @@ var memory = attempts{
 	"remap_file_pages": call(unix.SYS_REMAP_FILE_PAGES, 0, 4096, 0, 0, 0),
 	"process_madvise":  call(unix.SYS_PROCESS_MADVISE, 3, 0, 0, unix.MADV_COLD, 0),
 	"mlock":            call(unix.SYS_MLOCK, 0, 4096),
+	"futex-shared":     call(unix.SYS_FUTEX, addr(&[1]uint32{}), 0, 1, 0, 0, 0),     // FUTEX_WAIT without FUTEX_PRIVATE_FLAG
+	"futex-requeue":    call(unix.SYS_FUTEX, addr(&[1]uint32{}), 3|128, 0, 0, 0, 0), // FUTEX_REQUEUE
+	"futex-pi":         call(unix.SYS_FUTEX, addr(&[1]uint32{}), 6|128, 0, 0, 0, 0), // FUTEX_LOCK_PI
 	"set_mempolicy":    call(unix.SYS_SET_MEMPOLICY, 0, 0, 0),
 	"mseal":            call(462, 0, 4096, 0),
 }

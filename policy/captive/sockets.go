@@ -7,17 +7,20 @@ package captive
 import "golang.org/x/sys/unix"
 
 var sockets = attempts{
-	"socket-tcp":     call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0),
-	"socket-udp":     call(unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_DGRAM, 0),
-	"socket-mptcp":   call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP),
-	"socket-unix":    call(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0),
-	"socket-netlink": call(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, 0),
-	"socket-raw":     call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
-	"socket-vsock":   call(unix.SYS_SOCKET, unix.AF_VSOCK, unix.SOCK_STREAM, 0),
-	"socketpair":     call(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_STREAM, 0, addr(&[2]int32{})),
-	"connect":        withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_CONNECT, uintptr(h.Flow), addr(loopback()), 16} }),
-	"bind":           withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_BIND, uintptr(h.Flow), addr(loopback()), 16} }),
-	"listen":         withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_LISTEN, uintptr(h.Flow), 1} }),
+	"socket-tcp":          call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0),
+	"socket-udp":          call(unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_DGRAM, 0),
+	"socket-mptcp":        call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP),
+	"socket-unix":         call(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0),
+	"socket-netlink":      call(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, 0),
+	"socket-raw":          call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
+	"socket-vsock":        call(unix.SYS_SOCKET, unix.AF_VSOCK, unix.SOCK_STREAM, 0),
+	"socketpair":          call(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_STREAM, 0, addr(&[2]int32{})),
+	"socketpair-datagram": call(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_DGRAM, 0, addr(&[2]int32{})),
+	"socketpair-inet":     call(unix.SYS_SOCKETPAIR, unix.AF_INET, unix.SOCK_SEQPACKET, 0, addr(&[2]int32{})),
+	"pair-connect":        pairConnect,
+	"connect":             withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_CONNECT, uintptr(h.Flow), addr(loopback()), 16} }),
+	"bind":                withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_BIND, uintptr(h.Flow), addr(loopback()), 16} }),
+	"listen":              withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_LISTEN, uintptr(h.Flow), 1} }),
 	"sendto-aimed": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_SENDTO, uintptr(h.Flow), addr(&[4]byte{}), 4, 0, addr(loopback()), 16}
 	}),
@@ -45,6 +48,12 @@ var sockets = attempts{
 	}),
 	"getsockopt-other": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_GETSOCKOPT, uintptr(h.Flow), unix.SOL_SOCKET, unix.SO_PEERCRED, addr(&[16]byte{}), addr(&[1]uint32{16})}
+	}),
+	"getsockopt-filter": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_GETSOCKOPT, uintptr(h.Datagram), unix.SOL_SOCKET, unix.SO_GET_FILTER, addr(&[16]byte{}), addr(&[1]uint32{16})}
+	}),
+	"getsockopt-level": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_GETSOCKOPT, uintptr(h.Stream), unix.IPPROTO_IP, unix.TCP_INFO, addr(&[16]byte{}), addr(&[1]uint32{16})}
 	}),
 	"accept-plain": withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_ACCEPT, uintptr(h.Listener), 0, 0} }),
 	"accept4-blocking": withHeld(func(h Held) []uintptr {
@@ -121,6 +130,16 @@ func spliceTo(fd int) error {
 		return err
 	}
 	return raw(unix.SYS_SPLICE, uintptr(p[0]), 0, uintptr(fd), 0, 1, unix.SPLICE_F_NONBLOCK)
+}
+
+// pairConnect makes what a channel is made of and dissolves the connection, to
+// make another.
+func pairConnect(Held) error {
+	var p [2]int32
+	if err := raw(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0, addr(&p)); err != nil {
+		return err
+	}
+	return raw(unix.SYS_CONNECT, uintptr(p[0]), addr(&[16]byte{}), 16) // AF_UNSPEC
 }
 
 // passDescriptor sends a descriptor over the channel.

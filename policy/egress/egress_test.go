@@ -170,13 +170,3 @@ func TestErrors(t *testing.T) {
 		}
 	}
 }
-
-func FuzzParse(f *testing.F) {
-	f.Add("tcp:[2001:db8::]/32:80-90")
-	f.Fuzz(func(t *testing.T, s string) {
-		e, err := New([]Rule{{Dest: s}}, nil)
-		if err == nil && len(e.Rules()) != 1 {
-			t.Error("no rule and no error")
-		}
-	})
-}

@@ -6,7 +6,7 @@
 // for each architecture, and writes the programs with their readable form
 // beside them. It needs cgo and libseccomp's development files:
 //
-//	CGO_ENABLED=1 go run -tags seccompgen ./policy/generate -o policy/filters
+//	CGO_ENABLED=1 go run -tags seccompgen ./policy/generate -o policy/filters -doc SECURITY.md
 package main
 
 import (
@@ -26,8 +26,13 @@ const highestCall = 1024
 
 func main() {
 	out := flag.String("o", "policy/filters", "directory to write to")
+	doc := flag.String("doc", "", "document whose tables of system calls are to be made anew")
 	flag.Parse()
-	if err := run(*out); err != nil {
+	err := run(*out)
+	if err == nil && *doc != "" {
+		err = fill(*doc)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "generate:", err)
 		os.Exit(1)
 	}
@@ -55,6 +60,19 @@ func run(out string) error {
 		}
 	}
 	return nil
+}
+
+// fill makes the tables of a document anew.
+func fill(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	text, err := calls.Fill(string(b))
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return os.WriteFile(path, []byte(text), 0o644)
 }
 
 // writeFilter compiles one list. The readable form is written for the real

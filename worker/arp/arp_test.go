@@ -220,26 +220,3 @@ func TestAllocs(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
-
-// FuzzHandle feeds any frame. A reply is always to whoever asked, for what was
-// asked.
-func FuzzHandle(f *testing.F) {
-	f.Add(request(f, 1, packet.Broadcast, guestMAC, guestIP, ourIP))
-	f.Add(request(f, 1, packet.Broadcast, guestMAC, [4]byte{}, guestIP))
-	f.Add(request(f, 2, ourMAC, guestMAC, guestIP, ourIP))
-	f.Fuzz(func(t *testing.T, frame []byte) {
-		var p packet.Packet
-		if p.Decode(frame) != nil {
-			return
-		}
-		reply := handle(t, guest(), frame)
-		if len(reply) == 0 {
-			return
-		}
-		_, arp := parse(t, reply)
-		if !bytes.Equal(arp.SourceProtAddress, frame[38:42]) || !bytes.Equal(arp.DstHwAddress, frame[22:28]) ||
-			bytes.Equal(arp.SourceProtAddress, guestIP[:]) {
-			t.Errorf("%x answers %x", reply, frame)
-		}
-	})
-}

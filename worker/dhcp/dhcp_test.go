@@ -254,34 +254,3 @@ func TestAllocs(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
-
-// FuzzHandle feeds any message. A reply is always one that the oracle reads,
-// in a frame that the link carries.
-func FuzzHandle(f *testing.F) {
-	f.Add(query(f, 1).ToBytes(), uint16(0))
-	f.Add(query(f, 1, raw(80), dhcpv4.WithBroadcast(true)).ToBytes(), uint16(65520))
-	f.Add(query(f, 3, dhcpv4.WithClientIP(guestIP)).ToBytes(), uint16(1500))
-	f.Add(query(f, 3, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(otherIP))).ToBytes(), uint16(576))
-	f.Add(query(f, 8, raw(57, 5, 220), raw(55, 119, 81, 15, 6), raw(81, 1, 0, 0)).ToBytes(), uint16(1280))
-	f.Add(append(query(f, 0).ToBytes()[:240], 52, 1, 3, 53, 1, 1, 255), uint16(100))
-	f.Fuzz(func(t *testing.T, message []byte, mtu uint16) {
-		if len(message) > 1<<15 {
-			return
-		}
-		g := guest()
-		g.MTU = mtu
-		b := exchange(t, g, message)
-		if len(b) == 0 {
-			return
-		}
-		if len(b) > max(min(g.LinkMTU(), 1500), 328)+packet.EthernetLen {
-			t.Errorf("frame of %d bytes at MTU %d", len(b), mtu)
-		}
-		mac := guestMAC
-		guestMAC = net.HardwareAddr(message[28:34])
-		defer func() { guestMAC = mac }()
-		if bytes.HasPrefix(message[fixedSize:], magicCookie[:]) {
-			read(t, b)
-		}
-	})
-}

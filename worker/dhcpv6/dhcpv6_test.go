@@ -305,34 +305,3 @@ func TestAllocs(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
-
-// FuzzHandle feeds any message. A reply is always one that the oracle reads,
-// in a frame that the link carries.
-func FuzzHandle(f *testing.F) {
-	f.Add(query(f, dhcp.MessageTypeSolicit, client(), na(1), pd(2), ta(3)).ToBytes(), uint16(0))
-	f.Add(query(f, dhcp.MessageTypeSolicit, client(), generic(14), na(1)).ToBytes(), uint16(1500))
-	f.Add(query(f, dhcp.MessageTypeRequest, client(), server(), na(1, guestIP), na(2, otherIP)).ToBytes(), uint16(1280))
-	f.Add(query(f, dhcp.MessageTypeRenew, client(), server(), na(1, otherIP, guestIP), generic(39, 1)).ToBytes(), uint16(68))
-	f.Add(query(f, dhcp.MessageTypeRebind, client(), na(1, otherIP), generic(6, 0, 39)).ToBytes(), uint16(1400))
-	f.Add(query(f, dhcp.MessageTypeConfirm, client(), na(1, otherIP)).ToBytes(), uint16(1400))
-	f.Add(query(f, dhcp.MessageTypeRelease, client(), server(), na(1)).ToBytes(), uint16(1400))
-	f.Add(query(f, dhcp.MessageTypeInformationRequest).ToBytes(), uint16(1400))
-	f.Fuzz(func(t *testing.T, message []byte, mtu uint16) {
-		if len(message) > 1<<15 {
-			return
-		}
-		g := guest()
-		g.MTU = mtu
-		b := exchange(t, g, message)
-		if len(b) == 0 {
-			return
-		}
-		if len(b) > min(max(g.LinkMTU(), 1280), 1500)+packet.EthernetLen {
-			t.Errorf("frame of %d bytes at MTU %d", len(b), mtu)
-		}
-		if _, err := dhcp.MessageFromBytes(message); err != nil {
-			return // for the server identifiers are opaque; the oracle has opinions, and would not read them in the reply
-		}
-		read(t, b)
-	})
-}
