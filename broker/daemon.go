@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -110,15 +111,56 @@ func ready(fd, null int) error {
 }
 
 // tidyDescriptors makes everything the caller left open private to this
-// process, save what an option names, and fills standard streams that are
-// closed, so that no later descriptor is taken for one.
-func tidyDescriptors() {
+// process, and fills standard streams that are closed, so that no later
+// descriptor is taken for one. It returns what the caller left open: a number
+// that an option names may be among it.
+func tidyDescriptors() (inherited []int) {
 	for fd := range 3 {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == unix.EBADF {
 			unix.Open(os.DevNull, unix.O_RDWR, 0) // takes the lowest free number
 		}
 	}
 	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	// Without package os, which may make descriptors of its own.
+	dir, err := unix.Open("/proc/self/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(dir)
+	buf := make([]byte, 4096)
+	for {
+		n, err := unix.ReadDirent(dir, buf)
+		if err != nil || n <= 0 {
+			return inherited
+		}
+		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
+		for _, name := range names {
+			if fd, err := strconv.Atoi(name); err == nil && fd > 2 && fd != dir && !runtimes(name) {
+				inherited = append(inherited, fd)
+			}
+		}
+	}
+}
+
+// runtimes tells whether a descriptor may be one of the runtime's own: it has
+// its poller as soon as the initialisation of any package reads a file.
+func runtimes(name string) bool {
+	var link [32]byte
+	n, err := unix.Readlink("/proc/self/fd/"+name, link[:])
+	if err != nil {
+		return true
+	}
+	l := string(link[:n])
+	return l == "anon_inode:[eventpoll]" || l == "anon_inode:[eventfd]"
+}
+
+// closeInherited closes what the caller left open, save what is wanted.
+func closeInherited(inherited []int, wanted ...int) {
+	for _, fd := range inherited {
+		if !slices.Contains(wanted, fd) {
+			unix.Close(fd)
+		}
+	}
 }
 
 // writePID writes the process number, as shells and daemons read it.

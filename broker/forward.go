@@ -5,8 +5,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +55,14 @@ func (in *instance) rules(d direction) []*cli.Rule {
 	return all
 }
 
+// Whoever starts an instance in place of one that was killed, or whose namespace
+// was removed as "podman restart" does, may be faster than the old one's end: its
+// ports are free a moment later, on a busy machine some tenths of a second.
+const (
+	handOverTries = 50
+	handOverPause = 10 * time.Millisecond
+)
+
 // listen opens the listening sockets that -t and -u ask for.
 func (in *instance) listen() error {
 	for _, r := range in.rules(inbound) {
@@ -60,12 +71,17 @@ func (in *instance) listen() error {
 		}
 		var o outcome
 		for p := range r.Len() {
-			_, err := in.factory.Listen(in.hostListener(r, r.First+uint16(p)))
-			if o.note(err); err != nil && !r.Weak {
+			l := in.hostListener(r, r.First+uint16(p))
+			_, err := in.factory.Listen(l)
+			for tries := 0; !r.Weak && errors.Is(err, unix.EADDRINUSE) && tries < handOverTries; tries++ {
+				time.Sleep(handOverPause)
+				_, err = in.factory.Listen(l)
+			}
+			if o.note(err); err != nil && (!r.Weak || errors.Is(err, unix.EMFILE)) {
 				break
 			}
 		}
-		if err := o.judge(r); err != nil {
+		if err := o.judge(r, in.log); err != nil {
 			return err
 		}
 	}
@@ -90,10 +106,15 @@ func (o *outcome) note(err error) {
 }
 
 // judge makes an error of it. A weak rule does with what it gets, unless that
-// is nothing.
-func (o *outcome) judge(r *cli.Rule) error {
+// is nothing, or with what descriptors there are.
+func (o *outcome) judge(r *cli.Rule, log *slog.Logger) error {
 	switch {
-	case o.failed == 0, r.Weak && o.bound > 0:
+	case o.failed == 0:
+		return nil
+	case r.Weak && errors.Is(o.err, unix.EMFILE):
+		log.Warn(fmt.Sprintf("not all ports are forwarded for rule %s: %v", r, o.err))
+		return nil
+	case r.Weak && o.bound > 0:
 		return nil
 	case r.Weak:
 		return fmt.Errorf("no port could be bound for rule %s: %w", r, o.err)
@@ -128,38 +149,47 @@ func (in *instance) enterForwarding() error {
 			ports[p] = r.First + uint16(p)
 		}
 		o := in.listenNamespace(r, ports, func(uint16, sockets.Listener) {})
-		if err := o.judge(r); err != nil {
+		if err := o.judge(r, in.log); err != nil {
 			return err
 		}
 	}
 	return in.startAuto()
 }
 
+// askAhead is how many listeners are asked of the agent at a time.
+const askAhead = 256
+
 // listenNamespace opens listeners for ports of a rule in the namespace, and
 // passes each on.
 func (in *instance) listenNamespace(r *cli.Rule, ports []uint16, opened func(port uint16, l sockets.Listener)) outcome {
 	var o outcome
 	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for _, port := range ports {
-		wg.Add(1)
-		in.openNamespace(r, port, func(fds []int, err error) {
-			defer wg.Done()
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				err = fmt.Errorf("cannot listen in the namespace on port %d: %w", port, err)
-			}
+	for some := range slices.Chunk(ports, askAhead) {
+		if err := in.factory.Room(); err != nil {
 			o.note(err)
-			for _, fd := range fds {
-				opened(port, in.add(sockets.Listener{
-					Proto: r.Proto, Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
-					Namespace: true, FD: fd,
-				}))
-			}
-		})
+			break
+		}
+		var wg sync.WaitGroup
+		wg.Add(len(some))
+		for _, port := range some {
+			in.openNamespace(r, port, func(fds []int, err error) {
+				defer wg.Done()
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					err = fmt.Errorf("cannot listen in the namespace on port %d: %w", port, err)
+				}
+				o.note(err)
+				for _, fd := range fds {
+					opened(port, in.add(sockets.Listener{
+						Proto: r.Proto, Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
+						Namespace: true, FD: fd,
+					}))
+				}
+			})
+		}
+		wg.Wait()
 	}
-	wg.Wait()
 	return o
 }
 
@@ -252,6 +282,11 @@ func (in *instance) sendListeners(control int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, l := range in.factory.Listeners() {
+		l, err := in.factory.Revive(l)
+		if err != nil {
+			in.log.Warn("a port is not forwarded any more", "port", l.Port, "error", err)
+			continue
+		}
 		rec := l.Record()
 		if err := ipc.Send(control, rec.Encode(ipc.KindListener), l.FD); err != nil {
 			return err
@@ -266,4 +301,13 @@ func (in *instance) workerGone() {
 	in.forward.mu.Lock()
 	in.forward.up = false
 	in.forward.mu.Unlock()
+}
+
+// release lets go of all ports, so that the next instance can have them at once.
+// A UDP socket hears as long as anybody holds it: these end with the worker.
+func (in *instance) release() {
+	in.factory.Shut()
+	if slices.ContainsFunc(in.factory.Listeners(), func(l sockets.Listener) bool { return l.Proto == ipc.ProtoUDP }) {
+		in.worker.Stop()
+	}
 }

@@ -294,6 +294,8 @@ func (g *guestNet) factoryConfig(cfg *cli.Config) sockets.Config {
 		}
 	}
 	return sockets.Config{
+		MaxListeners: int(descriptors() / 4 * 3),
+
 		LoToLo: cfg.HostLoToNSLo || cfg.SpliceOnly,
 		V4:     view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
 		V6:     view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),

@@ -27,7 +27,6 @@ import (
 	"aldente/broker/sockets"
 	"aldente/broker/supervise"
 	"aldente/ipc"
-	"aldente/policy/egress"
 )
 
 func init() {
@@ -36,12 +35,17 @@ func init() {
 	runtime.LockOSThread()
 }
 
+// minProcs keeps a processor idle, in the Go scheduler's terms, while the others
+// wait in system calls: its monitor then need not look after each of these.
+const minProcs = 4
+
 func main() {
 	if os.Args[0] == netns.AgentName {
 		agent.Main()
 		return
 	}
-	tidyDescriptors()
+	inherited := tidyDescriptors()
+	runtime.GOMAXPROCS(max(runtime.NumCPU(), minProcs))
 	notify := readyFD()
 	cfg, err := cli.Parse(os.Args)
 	if err == nil {
@@ -54,6 +58,7 @@ func main() {
 	if err != nil {
 		os.Exit(cli.Report(os.Stderr, err))
 	}
+	closeInherited(inherited, notify, cfg.FD)
 	if cfg.Action == cli.ActionSelfTest {
 		os.Exit(selfTest(cfg))
 	}
@@ -91,6 +96,8 @@ type instance struct {
 
 	forward forwarding
 
+	locked chan struct{} // closed when this process is confined
+
 	// Set by attach, read by those who start workers: closed when link and
 	// config are there, or nil records if they never will be.
 	attached chan struct{}
@@ -105,7 +112,7 @@ func run(cfg *cli.Config, notify int) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	in := &instance{cfg: cfg, log: log, out: out, capture: -1, linkFD: -1, attached: make(chan struct{})}
+	in := &instance{cfg: cfg, log: log, out: out, capture: -1, linkFD: -1, attached: make(chan struct{}), locked: make(chan struct{})}
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
@@ -164,7 +171,7 @@ func run(cfg *cli.Config, notify int) (int, error) {
 	// last descriptor, which takes the kernel tens of milliseconds: that is
 	// to be the agent's, for which nobody waits.
 	status, err := in.wait(signals)
-	in.factory.Shut()
+	in.release()
 	if in.linkFD >= 0 {
 		unix.Close(in.linkFD)
 	}
@@ -192,42 +199,18 @@ func (in *instance) discover() (*hostnet.Network, error) {
 	for _, n := range notes {
 		in.log.Info(n)
 	}
+	policy, err := in.egress(host)
+	if err != nil {
+		return nil, err
+	}
+	in.forwardResolvers(host, resolvers, asked(policy))
 	fc := in.net.factoryConfig(cfg)
 	fc.Logger = in.log
-	if fc.Policy, err = in.egress(host); err != nil {
-		return nil, err
+	if fc.Policy = asked(policy); policy != nil {
+		in.pinResolvers(policy)
 	}
 	in.factory = sockets.New(fc)
 	return host, nil
-}
-
-// egress makes the policy of --allow and --deny; nil if there is none.
-func (in *instance) egress(host *hostnet.Network) (sockets.Policy, error) {
-	var rules []egress.Rule
-	for _, r := range in.cfg.Egress {
-		rules = append(rules, egress.Rule(r))
-	}
-	if in.cfg.Personality == cli.Aldente {
-		rules = append(rules, egress.Rule{Dest: "host"}, egress.Rule{Dest: "metadata"})
-	}
-	if len(rules) == 0 {
-		return nil, nil
-	}
-	p, err := egress.New(rules, host.Own)
-	if err != nil {
-		return nil, err
-	}
-	local, err := hostnet.NewLocal(in.net.v6.link.Index)
-	if err != nil {
-		return nil, err
-	}
-	p.SetLocal(local.Has)
-	for _, f := range []*guestFamily{&in.net.v4, &in.net.v6} {
-		if f.dnsForward.IsValid() {
-			p.Pin(f.dnsHost)
-		}
-	}
-	return p, nil
 }
 
 // enter makes or opens the guest's namespaces and starts the agent there.
@@ -238,6 +221,7 @@ func (in *instance) enter() error {
 			Path: in.cfg.Command[0], Args: append([]string(nil), in.cfg.Command...),
 			HostnamePrefix: in.cfg.Personality.String() + "-",
 			NoPIDNS:        in.cfg.NoPidns,
+			ResolvConf:     in.commandResolv(hostnet.ResolvConf),
 			UID:            int(ids.UID), GID: int(ids.GID),
 		}
 		if in.cfg.LoginShell {
@@ -292,7 +276,7 @@ func (in *instance) prepare(host *hostnet.Network) error {
 		return err
 	}
 	if in.cfg.Pcap != "" {
-		fd, err := unix.Open(in.cfg.Pcap, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+		fd, err := unix.Open(in.cfg.Pcap, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_CLOEXEC|noLink(in.cfg), 0o600)
 		if err != nil {
 			return fmt.Errorf("packet capture %s: %w", in.cfg.Pcap, err)
 		}
@@ -312,7 +296,7 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	in.worker, err = supervise.New(supervise.Options{
 		Logger: in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
 		Setup: in.setUpWorker,
-		Serve: in.factory.Serve,
+		Serve: in.serveWorker,
 		OnExit: func(supervise.Exit) {
 			in.workerGone()
 			in.workerEvent(ipc.EventLinkClosed)
@@ -334,14 +318,6 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	return err
 }
 
-// workerEvent takes what a worker tells, its death included: a stream's client
-// goes with it, since nobody knows how far into a frame it was.
-func (in *instance) workerEvent(code uint32) {
-	if in.stream != nil && code == ipc.EventLinkClosed {
-		in.stream.closed()
-	}
-}
-
 // attachStream completes what a worker needs to know to serve a virtual
 // machine: its hardware address is learned, its link comes when it connects.
 func (in *instance) attachStream() error {
@@ -354,6 +330,7 @@ func (in *instance) attachStream() error {
 			return fmt.Errorf("-F %d: %w", in.cfg.FD, err)
 		}
 		unix.CloseOnExec(in.cfg.FD)
+		enlarge(in.cfg.FD)
 		in.link, in.linkFD = ipc.Link{Kind: ipc.LinkStream}, in.cfg.FD
 	}
 	in.config = config
@@ -418,32 +395,6 @@ func (in *instance) makeTap(host *hostnet.Network) (agent.Tap, error) {
 	in.link = ipc.Link{Kind: ipc.LinkTap, Offload: tap.Offload}
 	in.linkFD = tap.FD
 	return tap, nil
-}
-
-// setUpWorker sends a new worker its start-up records.
-func (in *instance) setUpWorker(control int) error {
-	<-in.attached
-	if in.config == nil {
-		return errors.New("there is no link to the guest")
-	}
-	if err := ipc.Send(control, in.config.Encode(), -1); err != nil {
-		return err
-	}
-	if in.capture >= 0 {
-		if err := ipc.Send(control, in.captured.Encode(), in.capture); err != nil {
-			return err
-		}
-		in.captured.Append = 1
-	}
-	if in.linkFD >= 0 {
-		if err := ipc.Send(control, in.link.Encode(), in.linkFD); err != nil {
-			return err
-		}
-	}
-	if err := in.sendListeners(control); err != nil {
-		return err
-	}
-	return ipc.Send(control, ipc.Empty(ipc.KindStart), -1)
 }
 
 // announce lets the command run, or the caller go on.

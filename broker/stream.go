@@ -37,6 +37,15 @@ type streamServer struct {
 	done   chan struct{} // closed when the only client of --one-off is gone
 }
 
+// streamBuffer is the send buffer that is asked for on a client's socket, in
+// bytes: room for several super-frames, so that a guest that is busy for a
+// moment does not stop us. The kernel doubles it, and grants no more than
+// sysctl net.core.wmem_max.
+const streamBuffer = 4 << 20
+
+// enlarge asks for it. Without, everything works a little slower.
+func enlarge(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, streamBuffer) }
+
 // handOver is how long the next client waits for the worker to notice that the
 // last one is gone, or for a worker to be there.
 const handOver = time.Second
@@ -87,15 +96,18 @@ func (s *streamServer) bind(path string) error {
 	return nil
 }
 
-// inUse tells whether somebody listens at path.
+// inUse tells whether a socket at path belongs to a living process. The probe
+// is of a type that no stream socket can be connected from, so that whoever
+// listens there does not take it for a client, and has been found already while
+// not listening yet.
 func inUse(path string) bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
 	switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPROTOTYPE):
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EACCES):
 		return false
 	}
 	return true
@@ -141,7 +153,7 @@ func (s *streamServer) handedOver(fd int, worker *supervise.Supervisor) bool {
 		s.log.Warn("client without credentials refused", "error", err)
 		return false
 	}
-	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4<<20)
+	enlarge(fd)
 	s.awaitEnd()
 	for deadline := time.Now().Add(handOver); ; time.Sleep(handOver / 100) {
 		given, err := s.give(fd, worker)

@@ -151,18 +151,3 @@ func TestAgentRanges(t *testing.T) {
 		t.Errorf("longest body: %v", err)
 	}
 }
-
-func FuzzAgentRecords(f *testing.F) {
-	for _, b := range agentRecords() {
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		again, err := redecode(b)
-		if err == nil && !bytes.Equal(b, again) {
-			t.Fatalf("%x decodes to what encodes as %x", b, again)
-		}
-		if err != nil && !errors.Is(err, ErrMalformed) {
-			t.Fatalf("error %v", err)
-		}
-	})
-}

@@ -215,6 +215,9 @@ func (o *Opened) Decode(b []byte) error {
 		return err
 	}
 	p := b[HeaderSize:]
+	if p[14] != 0 || p[15] != 0 || binary.LittleEndian.Uint16(p[10:])&^(OpenedInProgress|OpenedProhibited) != 0 {
+		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
+	}
 	o.Token = binary.LittleEndian.Uint64(p[0:])
 	o.Errno = binary.LittleEndian.Uint16(p[8:])
 	o.Flags = binary.LittleEndian.Uint16(p[10:])

@@ -239,33 +239,6 @@ func TestRunAs(t *testing.T) {
 	}
 }
 
-// FuzzParse: no command line panics, and what is accepted is sound.
-func FuzzParse(f *testing.F) {
-	for _, line := range []string{
-		"pasta\x00--config-net\x00-t\x0022-25:122-125\x00--\x00sh",
-		"passt\x00-1\x00-f4s/x\x00--mtu=1500",
-		"aldente\x00--allow\x00any\x00-a\x00[fd00::5]/64\x00-n\x0024\x00123",
-		"pasta\x00--no",
-		"pasta\x00--netns\x00x\x00--userns\x00/y\x00-S\x00a b",
-		"",
-	} {
-		f.Add(line)
-	}
-	f.Fuzz(func(t *testing.T, line string) {
-		c, err := ParseWith(strings.Split(line, "\x00"), testPorts)
-		if err != nil {
-			if _, ok := err.(*UsageError); !ok || err.Error() == "" {
-				t.Fatalf("%q: %T %v", line, err, err)
-			}
-			return
-		}
-		if c.Action != ActionRun && c.Action != ActionSelfTest {
-			return
-		}
-		checkConfig(t, c)
-	})
-}
-
 func checkConfig(t *testing.T, c *Config) {
 	if c.MTU < -1 || c.MTU > MaxMTU || c.LogSize < MinLogSize || c.IPv4Only && c.IPv6Only {
 		t.Fatalf("unsound: %+v", c)

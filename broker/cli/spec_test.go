@@ -190,46 +190,6 @@ func TestSubtract(t *testing.T) {
 	}
 }
 
-// addSpecSeeds adds the specifications of the table and some that once failed.
-func addSpecSeeds(f *testing.F) {
-	text, err := os.ReadFile("testdata/specs.txt")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(line, "-") {
-			continue
-		}
-		for i, w := range words(line) {
-			if i%2 == 1 {
-				f.Add(w, uint8(i))
-			}
-		}
-	}
-}
-
-// FuzzSpec: no input panics, errors are UsageErrors, rules are sound and are
-// what their own text means.
-func FuzzSpec(f *testing.F) {
-	addSpecSeeds(f)
-	f.Fuzz(func(t *testing.T, spec string, bits uint8) {
-		o := SpecOptions{
-			Proto: ipc.ProtoTCP, Ephemeral: PortRange{32768, 60999}, Auto: true,
-			Outbound: bits&1 != 0, IPv4Only: bits&6 == 2, IPv6Only: bits&6 == 4,
-		}
-		rules, err := ParseSpec(spec, o)
-		if err != nil {
-			if _, ok := err.(*UsageError); !ok {
-				t.Fatalf("%q: %T", spec, err)
-			}
-			return
-		}
-		for i := range rules {
-			checkRule(t, rules, i, o)
-		}
-	})
-}
-
 func checkRule(t *testing.T, rules []Rule, i int, o SpecOptions) {
 	r := &rules[i]
 	if r.First == 0 || r.TargetPort == 0 || r.First > r.Last || r.Target().Len() != r.Len() {

@@ -118,14 +118,7 @@ func copyRoute(r *route, index int) []byte {
 	copy(b, r.body)
 	binary.NativeEndian.PutUint32(b[rtmFlags:], binary.NativeEndian.Uint32(b[rtmFlags:])&unix.RTNH_F_ONLINK)
 	attrs := r.body[unix.SizeofRtMsg:]
-	b = copyAttrs(b, attrs, func(typ uint16) bool {
-		switch typ {
-		case unix.RTA_PREFSRC, rtaNhID, unix.RTA_OIF, unix.RTA_IIF, unix.RTA_CACHEINFO,
-			unix.RTA_MULTIPATH, unix.RTA_EXPIRES:
-			return false
-		}
-		return true
-	})
+	b = copyAttrs(b, attrs, routeAttr)
 	mp := rtnl.Attr(attrs, unix.RTA_MULTIPATH)
 	if mp == nil {
 		return b
@@ -138,9 +131,19 @@ func copyRoute(r *route, index int) []byte {
 		// A path with one hop is an ordinary route.
 		flags := binary.NativeEndian.Uint32(b[rtmFlags:]) | uint32(hops[rtnhFlags])
 		binary.NativeEndian.PutUint32(b[rtmFlags:], flags)
-		return append(b, hops[rtnhSize:]...)
+		return copyAttrs(b, hops[rtnhSize:], routeAttr)
 	}
 	return rtnl.AppendAttr(b, unix.RTA_MULTIPATH, hops)
+}
+
+// routeAttr tells whether an attribute of a route means the same elsewhere.
+func routeAttr(typ uint16) bool {
+	switch typ {
+	case unix.RTA_PREFSRC, rtaNhID, unix.RTA_OIF, unix.RTA_IIF, unix.RTA_CACHEINFO,
+		unix.RTA_MULTIPATH, unix.RTA_EXPIRES:
+		return false
+	}
+	return true
 }
 
 // copyHops returns those nexthops that leave by the interface, with their state

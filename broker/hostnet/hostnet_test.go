@@ -8,10 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"aldente/broker/hostnet/nettest"
-	"aldente/broker/hostnet/rtnl"
 )
 
 func TestMain(m *testing.M) { nettest.Main(m) }
@@ -250,30 +248,4 @@ func BenchmarkDiscover(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-}
-
-// FuzzTables feeds arbitrary messages through derivation and copying.
-func FuzzTables(f *testing.F) {
-	f.Add([]byte{2, 24, 128, 0, 2, 0, 0, 0, 8, 0, 2, 0, 10, 1, 0, 5},
-		[]byte{2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0, 8, 0, 4, 0, 2, 0, 0, 0, 8, 0, 5, 0, 10, 1, 0, 1})
-	f.Add([]byte{10, 64}, []byte{10, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0, 12, 0, 9, 0, 8, 0, 0, 0, 2, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, address, path []byte) {
-		var tab tables
-		tab.addAddr(rtnl.Message{Type: unix.RTM_NEWADDR, Body: address})
-		tab.addRoute(&tab.routes4, unix.AF_INET, rtnl.Message{Type: unix.RTM_NEWROUTE, Body: path})
-		tab.addRoute(&tab.routes6, unix.AF_INET6, rtnl.Message{Type: unix.RTM_NEWROUTE, Body: path})
-		for _, af := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			for _, index := range []int{0, 2} {
-				fam := tab.derive(af, index)
-				for _, b := range append(fam.Routes, fam.Connected...) {
-					if b[0] != af || rtnl.Attr(b[unix.SizeofRtMsg:], unix.RTA_PREFSRC) != nil {
-						t.Fatalf("copied route %x", b)
-					}
-				}
-				for _, b := range fam.Addresses {
-					WithPrefixRoute(b)
-				}
-			}
-		}
-	})
 }

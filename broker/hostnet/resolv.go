@@ -94,7 +94,7 @@ func (r *Resolvers) setSearch(names []string) {
 			return
 		}
 		n = strings.TrimSuffix(n, ".")
-		if n == "" || len(n) > maxName || !printable(n) {
+		if strings.Contains("."+n+".", "..") || len(n) > maxName || !printable(n) { // a label is not empty
 			continue
 		}
 		if len(r.Search) == MaxSearch {

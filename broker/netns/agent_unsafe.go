@@ -21,23 +21,27 @@ const agentCaps = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
 // laid out before the clone. All descriptors are above 9, so that none is in the
 // way of another.
 type agentSpec struct {
-	user, net int // namespaces to join; user may be -1
-	channel   int // becomes 3
-	null      int // becomes 0 and 1
-	stderr    int // becomes 2
-	status    int // close-on-exec: agentFailure
+	user, net int   // namespaces to join; user may be -1
+	channel   int   // becomes 3
+	null      int   // becomes 0 and 1
+	stderr    int   // becomes 2
+	status    int   // close-on-exec: agentFailure
+	exe       int   // our own executable
+	tun       int32 // becomes 4, -1: none, and the file system is what it was
+	bare      bool  // without files
 
 	setIDs   bool // take uid and gid in the namespace
 	mustSet  bool // and fail if that is impossible
 	uid, gid int
 
-	path []byte
-	argv []*byte
-	envv []*byte
+	argv    []*byte
+	argvTun []*byte // with tun
+	envv    []*byte
 
 	capHeader unix.CapUserHeader
 	capData   [2]unix.CapUserData
 	failure   agentFailure
+	pidfd     int32 // where the kernel puts it, in the parent
 }
 
 // agentFailure says which step of the child failed.
@@ -60,7 +64,7 @@ const (
 //go:norace
 func forkAgent(s *agentSpec) (int, syscall.Errno) {
 	fork.Before()
-	pid, errno := fork.Clone(0, 0)
+	pid, errno := fork.Clone(unix.CLONE_PIDFD, uintptr(unsafe.Pointer(&s.pidfd)))
 	if errno != 0 || pid != 0 {
 		fork.After()
 		runtime.KeepAlive(s)
@@ -84,17 +88,25 @@ func agentChild(s *agentSpec) {
 		failOn(s, stepUser, fork.Call(unix.SYS_SETNS, uintptr(s.user), unix.CLONE_NEWUSER, 0, 0, 0))
 	}
 	failOn(s, stepNet, fork.Call(unix.SYS_SETNS, uintptr(s.net), unix.CLONE_NEWNET, 0, 0, 0))
+	if s.bare {
+		emptyRoot(s)
+	}
 	agentIdentity(s)
 	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.null), 0, 0, 0, 0))
 	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.null), 1, 0, 0, 0))
 	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.stderr), 2, 0, 0, 0))
 	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.channel), 3, 0, 0, 0))
-	fork.Call(unix.SYS_CLOSE_RANGE, 4, fork.AllFDs, fork.CloseRangeCloexec, 0, 0)
+	first, argv := uintptr(AgentTun), uintptr(unsafe.Pointer(&s.argv[0]))
+	if s.tun >= 0 {
+		failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.tun), AgentTun, 0, 0, 0))
+		first, argv = AgentTun+1, uintptr(unsafe.Pointer(&s.argvTun[0]))
+	}
+	fork.Call(unix.SYS_CLOSE_RANGE, first, fork.AllFDs, fork.CloseRangeCloexec, 0, 0)
 	fork.Call(unix.SYS_CHDIR, uintptr(unsafe.Pointer(&rootDir[0])), 0, 0, 0, 0)
 	// After the changes of identity, which clear it.
 	fork.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	failOn(s, stepExec, fork.Call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&s.path[0])),
-		uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0))
+	failOn(s, stepExec, fork.Call(unix.SYS_EXECVEAT, uintptr(s.exe), uintptr(unsafe.Pointer(&noPath[0])),
+		argv, uintptr(unsafe.Pointer(&s.envv[0])), unix.AT_EMPTY_PATH))
 }
 
 // agentIdentity leaves the process with agentCaps only, in a form that survives

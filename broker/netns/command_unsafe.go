@@ -23,6 +23,7 @@ type commandSpec struct {
 	dropIDs  bool     // become 0:0 inside, for a caller who is not what 0 maps to
 	mount    bool     // own /proc
 	hostname []byte   // empty: keep
+	resolv   []byte   // resolv.conf, empty: the host's
 	paths    [][]byte // candidates for execve, NUL-terminated
 	argv     []*byte  // NULL-terminated
 	scripts  [][]*byte
@@ -37,8 +38,10 @@ type commandSpec struct {
 // setupStatus holds the error numbers of the steps that a command can do
 // without.
 type setupStatus struct {
-	Mount, Hostname, PingRange int32
+	Mount, Hostname, PingRange, Resolv int32
 }
+
+const setupStatusSize = int(unsafe.Sizeof(setupStatus{}))
 
 // Strings for the child.
 var (
@@ -83,6 +86,9 @@ func commandChild(s *commandSpec) {
 		// A change of identity cleared it.
 		fork.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	}
+	if len(s.resolv) > 0 {
+		s.report.Resolv = int32(mountResolv(s))
+	}
 	if s.mount {
 		s.report.Mount = int32(fork.Call(unix.SYS_MOUNT, uintptr(unsafe.Pointer(&procName[0])), uintptr(unsafe.Pointer(&procPath[0])), uintptr(unsafe.Pointer(&procName[0])),
 			unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0))
@@ -91,7 +97,7 @@ func commandChild(s *commandSpec) {
 		s.report.Hostname = int32(fork.Call(unix.SYS_SETHOSTNAME, uintptr(unsafe.Pointer(&s.hostname[0])), uintptr(len(s.hostname)), 0, 0, 0))
 	}
 	s.report.PingRange = int32(writePingRange())
-	fork.Call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.report)), 12, 0, 0)
+	fork.Call(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.report)), uintptr(setupStatusSize), 0, 0)
 	awaitByte(s)
 
 	fork.Call(unix.SYS_CLOSE_RANGE, 3, fork.AllFDs, fork.CloseRangeCloexec, 0, 0)

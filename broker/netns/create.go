@@ -34,6 +34,7 @@ type Command struct {
 
 	HostnamePrefix string // put before the host's name; empty: the name stays
 	NoPIDNS        bool   // --no-pidns: our PID namespace and /proc
+	ResolvConf     []byte // what the command sees as /etc/resolv.conf; empty: the host's
 
 	// Owner outside of user 0 and group 0 inside. Only root may name others
 	// than itself.
@@ -115,12 +116,13 @@ func (c *Child) begin(cmd *Command) error {
 // it could not do and the command may not need.
 func (c *Child) Ready() (warnings []string, err error) {
 	c.ready = true
-	var b [12]byte
+	var b [setupStatusSize]byte
 	if _, err := io.ReadFull(fdReader(c.status), b[:]); err != nil {
 		return nil, fmt.Errorf("the command's process died while starting%s", hint(unix.EPERM))
 	}
 	for i, what := range []string{
 		"mount /proc in the namespace", "set the host name in the namespace", "allow ping sockets in the namespace",
+		"give the command a resolv.conf of its own",
 	} {
 		if e := int32(binary.NativeEndian.Uint32(b[4*i:])); e != 0 {
 			warnings = append(warnings, fmt.Sprintf("cannot %s: %v", what, unix.Errno(e)))
@@ -239,6 +241,7 @@ func (c *Command) spec() (s *commandSpec, sync, status int, err error) {
 	if c.HostnamePrefix != "" {
 		s.hostname = hostname(c.HostnamePrefix)
 	}
+	s.resolv = c.ResolvConf
 	args, env := c.Args, c.Env
 	if len(args) == 0 {
 		args = []string{c.Path}

@@ -47,8 +47,8 @@ func agentProbe() {
 	cwd, _ := os.Getwd()
 	fds, _ := os.ReadDir("/proc/self/fd")
 	sid, _ := unix.Getsid(0)
-	text := fmt.Sprintf("net %s\nuser %s\ncwd %s\nfds %d\nleader %v\nenv %q\n%s", net, user, cwd, len(fds), sid == os.Getpid(),
-		os.Environ(), status)
+	text := fmt.Sprintf("net %s\nuser %s\ncwd %s\nfds %d\nleader %v\nenv %d\n%s", net, user, cwd, len(fds), sid == os.Getpid(),
+		len(os.Environ()), status)
 	unix.Write(AgentChannel, []byte(text))
 	unix.Read(AgentChannel, make([]byte, 1))
 }

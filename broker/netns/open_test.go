@@ -88,7 +88,7 @@ func probe(t *testing.T, n *Namespace) (string, *Agent, int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := SpawnAgent(n, fds[1], -1)
+	a, err := SpawnAgent(n, fds[1], -1, false)
 	unix.Close(fds[1])
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func TestSpawnAgent(t *testing.T) {
 	}
 	for name, n := range map[string]*Namespace{"created": &c.Namespace, "opened": opened} {
 		text, a, channel := probe(t, n)
-		for _, w := range []string{want("net"), want("user"), "cwd /\n", "leader true\n", "\nCapInh:\t0000000000001400\nCapPrm:\t0000000000001400\n" +
+		for _, w := range []string{want("net"), want("user"), "cwd /\n", "leader true\n", "env 2\n", "\nCapInh:\t0000000000001400\nCapPrm:\t0000000000001400\n" +
 			"CapEff:\t0000000000001400\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000001400\n", "\nSigBlk:\t0000000000000000\n"} {
 			if !strings.Contains(text, w) {
 				t.Errorf("%s: %q is missing in\n%s", name, w, text)
@@ -240,7 +240,7 @@ func TestSpawnAgentRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fds[0])
-	a, err := SpawnAgent(n, fds[1], -1)
+	a, err := SpawnAgent(n, fds[1], -1, false)
 	unix.Close(fds[1])
 	if err != nil {
 		t.Fatal(err)

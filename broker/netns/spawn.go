@@ -19,8 +19,7 @@ const AgentName = "aldente-agent"
 // AgentChannel is the descriptor that the agent finds its channel on.
 const AgentChannel = 3
 
-// selfPath leads to the running executable even if its file was replaced, and
-// even if the caller's new identity may not walk to it.
+// selfPath leads to the running executable even if its file was replaced.
 const selfPath = "/proc/self/exe"
 
 // firstSpare is above every descriptor that the agent's are moved to.
@@ -32,21 +31,23 @@ type Agent struct {
 
 	status int
 	name   string
+	pidfd  int // -1: kernel without, or it was reaped
 }
 
 // SpawnAgent starts our own executable as agent inside the namespace, with only
 // the capabilities that it needs. channel becomes its descriptor 3, stderr its
 // standard error, or /dev/null if negative; the caller keeps both. It returns
 // once the process exists: whether it could join is told by Failure, when
-// the channel ends. The agent is killed when the thread that called ends.
-func SpawnAgent(n *Namespace, channel, stderr int) (*Agent, error) {
+// the channel ends. The agent is killed when the thread that called ends. With
+// bare it has no files, but AgentTun, as far as the system permits.
+func SpawnAgent(n *Namespace, channel, stderr int, bare bool) (*Agent, error) {
 	s := &agentSpec{
 		user: n.User, net: n.Net,
 		setIDs: n.agentIDs, mustSet: n.agentIDs && !n.agentIDsInside, uid: n.agentUID, gid: n.agentGID,
-		path:      cstring(selfPath),
+		pidfd: -1, tun: -1, bare: bare,
 		capHeader: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
 	}
-	s.argv = mustPointers(AgentName)
+	s.argv, s.argvTun = mustPointers(AgentName), mustPointers(AgentName, AgentHasTun)
 	s.envv = mustPointers("GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0,decoratemappings=0")
 
 	var status [2]int
@@ -66,13 +67,20 @@ func SpawnAgent(n *Namespace, channel, stderr int) (*Agent, error) {
 		return nil, fmt.Errorf("/dev/null: %w", err)
 	}
 	temporary = append(temporary, null)
+	// By its descriptor: the new identity may not be allowed to walk to it.
+	exe, err := unix.Open(selfPath, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(status[0])
+		return nil, fmt.Errorf("%s: %w", selfPath, err)
+	}
+	temporary = append(temporary, exe)
 	if stderr < 0 {
 		stderr = null
 	}
 	for _, m := range []struct {
 		to   *int
 		from int
-	}{{&s.channel, channel}, {&s.null, null}, {&s.stderr, stderr}, {&s.status, status[1]}} {
+	}{{&s.channel, channel}, {&s.null, null}, {&s.stderr, stderr}, {&s.status, status[1]}, {&s.exe, exe}} {
 		if *m.to, err = unix.FcntlInt(uintptr(m.from), unix.F_DUPFD_CLOEXEC, firstSpare); err != nil {
 			unix.Close(status[0])
 			return nil, fmt.Errorf("descriptors for the agent: %w", err)
@@ -84,7 +92,7 @@ func SpawnAgent(n *Namespace, channel, stderr int) (*Agent, error) {
 		unix.Close(status[0])
 		return nil, fmt.Errorf("cannot start the agent: %w", errno)
 	}
-	return &Agent{PID: pid, status: status[0], name: n.name}, nil
+	return &Agent{PID: pid, status: status[0], name: n.name, pidfd: int(s.pidfd)}, nil
 }
 
 // Failure waits until the process has become the agent and returns why it could
@@ -118,11 +126,23 @@ func (a *Agent) Failure() error {
 	return fmt.Errorf("cannot execute the agent, %s: %w", selfPath, errno)
 }
 
+// Kill ends the process at once, by its descriptor, as the broker's filter
+// permits. Reap comes later.
+func (a *Agent) Kill() {
+	if a.pidfd >= 0 {
+		_ = unix.PidfdSendSignal(a.pidfd, unix.SIGKILL, nil, 0)
+	}
+}
+
 // Reap waits for the process to end. Calling it twice is harmless.
 func (a *Agent) Reap() (unix.WaitStatus, error) {
 	if a.status >= 0 {
 		unix.Close(a.status)
 		a.status = -1
+	}
+	if a.pidfd >= 0 {
+		unix.Close(a.pidfd)
+		a.pidfd = -1
 	}
 	var ws unix.WaitStatus
 	for {

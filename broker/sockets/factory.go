@@ -33,8 +33,10 @@ type Config struct {
 
 	V4, V6 Family
 
-	Namespace Namespace // see SetNamespace
-	LoToLo    bool      // the bypass may lead to the namespace's loopback
+	Namespace    Namespace // see SetNamespace
+	MaxListeners int       // zero: as many as there are descriptors
+
+	LoToLo bool // the bypass may lead to the namespace's loopback
 }
 
 // Family holds what depends on the address family.
@@ -102,6 +104,7 @@ func (f *Factory) Serve(control int) error {
 			}
 			return fmt.Errorf("answers: %w", err)
 		}
+		awaitSoon(control)
 	}
 }
 

@@ -42,9 +42,24 @@ func (f *Factory) Listen(l Listener) (Listener, error) {
 
 // Bind opens the socket of a listener and no more.
 func (f *Factory) Bind(l Listener) (Listener, error) {
+	if err := f.Room(); err != nil {
+		return l, err
+	}
 	fd, err := f.bindListener(&l)
 	l.FD = fd
 	return l, err
+}
+
+// Room returns an error when there are as many listeners as may be. Descriptors
+// are for connections as well.
+func (f *Factory) Room() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cfg.MaxListeners > 0 && len(f.listeners) >= f.cfg.MaxListeners {
+		return fmt.Errorf("more than %d ports, three quarters of what the limit on open files allows (ulimit -n): %w",
+			f.cfg.MaxListeners, unix.EMFILE)
+	}
+	return nil
 }
 
 // Adopt takes over a socket that listens and gives it an identifier.
@@ -82,6 +97,31 @@ func (f *Factory) Shut() {
 			unix.Shutdown(l.FD, unix.SHUT_RDWR)
 		}
 	}
+}
+
+// Revive has a listener hear again that a worker has shut down: that counts for
+// everybody who holds the socket, and for the next worker too. One that hears
+// stays as it is. The identifier stays in any case, the descriptor may not. What
+// the agent has bound for UDP cannot be had again.
+func (f *Factory) Revive(l Listener) (Listener, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l.Proto == ipc.ProtoTCP {
+		return l, os.NewSyscallError("listen", unix.Listen(l.FD, backlog))
+	}
+	p := []unix.PollFd{{Fd: int32(l.FD), Events: unix.POLLRDHUP}}
+	if n, err := unix.Poll(p, 0); n != 1 || err != nil || l.Namespace {
+		return l, nil
+	}
+	unix.Close(l.FD)
+	fd, err := f.bindListener(&l)
+	if err != nil {
+		delete(f.listeners, l.ID)
+		return l, err
+	}
+	l.FD = fd
+	f.listeners[l.ID] = l
+	return l, nil
 }
 
 // Listeners returns all listeners.

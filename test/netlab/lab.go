@@ -51,6 +51,7 @@ type Lab struct {
 	Remote4 string
 	Remote6 string
 	Options Options
+	Wire    *Wire  // between host and remote, if Options has one
 	Binary  string // the pasta under test
 }
 
@@ -76,7 +77,7 @@ func New(tb TB, o Options) *Lab {
 		Veth(l.Remote, "r0", wire, "w1", o.MTU)
 		NoOffload(l.Host, "h0")
 		NoOffload(l.Remote, "r0")
-		NewWire(wire, "w0", "w1", *o.Wire)
+		l.Wire = NewWire(wire, "w0", "w1", *o.Wire)
 	default:
 		Veth(l.Host, "h0", l.Remote, "r0", o.MTU)
 	}
@@ -92,6 +93,18 @@ func New(tb TB, o Options) *Lab {
 			"route add default via 203.0.113.1 metric 4096", "-6 route add default via fe80::1 dev h1 metric 4096")
 	}
 	return l
+}
+
+// HostLink takes the host's interface away, and its addresses and routes with
+// it, or gives all back.
+func (l *Lab) HostLink(up bool) {
+	l.TB.Helper()
+	if !up {
+		l.Host.IP("link set h0 down", "addr flush dev h0")
+		return
+	}
+	l.Host.IP("link set h0 up")
+	l.Host.IP(hostSetup(l.Options.Shape)...)
 }
 
 // For returns the lab as a subtest uses it: what the subtest starts ends with

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,10 +28,14 @@ var Bad = Damage{Loss: 0.01, Delay: 5 * time.Millisecond, Reorder: 0.05, Corrupt
 
 // Wire copies frames between two interfaces of one namespace, damaging them.
 type Wire struct {
-	stop chan struct{}
-	wg   sync.WaitGroup
-	fds  [2]int
+	stop   chan struct{}
+	wg     sync.WaitGroup
+	fds    [2]int
+	damage atomic.Pointer[Damage]
 }
+
+// Set changes what the wire does from now on.
+func (w *Wire) Set(d Damage) { w.damage.Store(&d) }
 
 // wireQueue bounds the frames that are under way.
 const wireQueue = 4096
@@ -45,6 +50,7 @@ type wireFrame struct {
 func NewWire(n *NS, a, b string, d Damage) *Wire {
 	n.tb.Helper()
 	w := &Wire{stop: make(chan struct{})}
+	w.Set(d)
 	for i, name := range []string{a, b} {
 		n.trySysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1")
 		err := n.Do(func() (err error) { w.fds[i], err = rawSocket(name); return })
@@ -55,7 +61,7 @@ func NewWire(n *NS, a, b string, d Damage) *Wire {
 	for i := range w.fds {
 		q := make(chan wireFrame, wireQueue)
 		w.wg.Add(2)
-		go w.receive(w.fds[i], w.fds[1-i], d, q)
+		go w.receive(w.fds[i], w.fds[1-i], q)
 		go w.deliver(w.fds[1-i], q)
 	}
 	n.tb.Cleanup(func() {
@@ -91,7 +97,7 @@ func rawSocket(name string) (int, error) {
 	return fd, nil
 }
 
-func (w *Wire) receive(from, to int, d Damage, q chan<- wireFrame) {
+func (w *Wire) receive(from, to int, q chan<- wireFrame) {
 	defer w.wg.Done()
 	defer close(q)
 	buf := make([]byte, 1<<17)
@@ -102,6 +108,7 @@ func (w *Wire) receive(from, to int, d Damage, q chan<- wireFrame) {
 		default:
 		}
 		n, _, err := unix.Recvfrom(from, buf, unix.MSG_TRUNC)
+		d := w.damage.Load()
 		if err != nil || n > len(buf) || rand.Float64() < d.Loss {
 			continue
 		}

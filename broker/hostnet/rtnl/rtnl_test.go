@@ -44,44 +44,6 @@ func TestNextAttr(t *testing.T) {
 	}
 }
 
-// FuzzAttrs walks arbitrary bytes, and finds again what AppendAttr wrote.
-func FuzzAttrs(f *testing.F) {
-	f.Add([]byte{5, 0, 1, 0, 9}, uint16(3))
-	f.Fuzz(func(t *testing.T, b []byte, typ uint16) {
-		for rest := b; ; {
-			_, val, next, ok := NextAttr(rest)
-			if !ok {
-				break
-			}
-			if len(next) >= len(rest) || len(val) > len(rest) {
-				t.Fatalf("no progress at %x", rest)
-			}
-			rest = next
-		}
-		for rest := b; ; {
-			_, body, next, ok := nextMessage(rest)
-			if !ok {
-				break
-			}
-			if len(next) >= len(rest) || len(body) > len(rest) {
-				t.Fatalf("no progress at %x", rest)
-			}
-			rest = next
-		}
-		if len(b) > 60000 {
-			return
-		}
-		typ &= AttrMask
-		made := AppendAttrUint32(AppendAttr(nil, typ, b), typ+1, 77)
-		if got := Attr(made, typ); !bytes.Equal(got, b) {
-			t.Fatalf("wrote %x, found %x", b, got)
-		}
-		if got, ok := AttrUint32(made, (typ+1)&AttrMask); typ != AttrMask && (!ok || got != 77) {
-			t.Fatalf("second attribute: %d, %v", got, ok)
-		}
-	})
-}
-
 func TestDumpAndGet(t *testing.T) {
 	nettest.Host(t)
 	c := dial(t)

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/netip"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/fuzz"
+	"aldente/ipc"
+	"aldente/policy/egress"
+)
+
+// FuzzServe sends one message of anything: the factory answers each request in
+// order, with a descriptor exactly where it says so and only to where the policy
+// lets it, or gives the worker up as malformed, and keeps no descriptor.
+func FuzzServe(f *testing.F) {
+	event := make([]byte, ipc.EventSize)
+	(&ipc.Event{Code: ipc.EventLinkClosed}).Encode(event)
+	tcp, icmp, far := goodOpen, goodOpen, goodOpen
+	tcp.Proto, tcp.DstPort = ipc.ProtoTCP, 1
+	icmp.Proto, icmp.DstPort, icmp.SrcPort = ipc.ProtoICMP, 0, 77
+	far.Dst = [16]byte{0x20, 1, 15: 1}
+	far.Src = [16]byte{0x20, 1, 15: 2}
+	for _, b := range [][]byte{encode(goodOpen), bytes.Repeat(encode(goodOpen), 3), event, changed(ipc.HeaderSize+9, 0x80),
+		encode(tcp), encode(icmp), encode(far), changed(ipc.HeaderSize+12, 1), append(encode(goodOpen), event...),
+		bytes.Repeat(encode(goodOpen), ipc.MaxBatch+1), {1, 2, 3}} {
+		fuzz.Add(f, b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) == 0 || len(b) > 1<<16 {
+			return
+		}
+		before := descriptorCount(t)
+		// Nothing may leave the machine.
+		w := work(t, egress.Rule{Allow: true, Dest: "127.0.0.0/8"}, egress.Rule{Dest: "any"})
+		if _, err := unix.Write(w.worker, b); err != nil {
+			t.Fatal(err)
+		}
+		unix.Shutdown(w.worker, unix.SHUT_WR)
+		err := w.end(t)
+		if !errors.Is(err, io.EOF) && !errors.Is(err, ipc.ErrMalformed) && err != nil {
+			t.Fatalf("%v", err)
+		}
+		// Those before a malformed one may have been answered.
+		n, want := checkAnswers(t, w.worker, b), requests(b)
+		if bad := errors.Is(err, ipc.ErrMalformed); n != want && !bad || n >= want && bad && want > 0 {
+			t.Fatalf("%d answers to %d requests, %v", n, want, err)
+		}
+		unix.Close(w.worker)
+		w.worker = -1
+		if n := descriptorCount(t); n > before {
+			t.Fatalf("%d descriptors left", n-before)
+		}
+	})
+}
+
+// requests is the number of requests in a message.
+func requests(b []byte) int {
+	if len(b) < 2 || binary.LittleEndian.Uint16(b) != uint16(ipc.KindOpen) {
+		return 0
+	}
+	return len(b) / ipc.OpenSize
+}
+
+// checkAnswers reads all answers and compares them with what was asked.
+func checkAnswers(t *testing.T, worker int, asked []byte) (n int) {
+	t.Helper()
+	buf := make([]byte, ipc.MaxRecord)
+	for ; ; n++ {
+		size, fd, err := ipc.Receive(worker, buf, 0)
+		if err != nil {
+			return n
+		}
+		var a ipc.Opened
+		var r ipc.Open
+		if err := errors.Join(a.Decode(buf[:size]), r.Decode(asked[n*ipc.OpenSize:(n+1)*ipc.OpenSize])); err != nil {
+			t.Fatal(err)
+		}
+		if a.Token != r.Token || (a.Errno == 0) != (fd >= 0) {
+			t.Fatalf("answer %+v with descriptor %d to %+v", a, fd, r)
+		}
+		if fd < 0 {
+			continue
+		}
+		if v4 := netip.AddrFrom16(a.Addr).Unmap(); !v4.Is4() || !v4.IsLoopback() {
+			t.Fatalf("a socket to %v", v4)
+		}
+		if proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || proto != int(r.Proto) {
+			t.Fatalf("a socket of protocol %d for %d: %v", proto, r.Proto, err)
+		}
+		unix.Close(fd)
+	}
+}
+
+// FuzzDiag reads any answer of sock_diag as package syscall does.
+func FuzzDiag(f *testing.F) {
+	message := func(typ uint16, seq uint32, body []byte) []byte {
+		b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
+		b = binary.NativeEndian.AppendUint16(b, typ)
+		b = binary.NativeEndian.AppendUint16(b, 2)
+		b = binary.NativeEndian.AppendUint32(b, seq)
+		b = append(append(b, 0, 0, 0, 0), body...)
+		return append(b, make([]byte, -len(b)&3)...)
+	}
+	socket := make([]byte, inetDiagMsgLen)
+	socket[inetDiagSport], socket[inetDiagSport+1] = 0x1f, 0x90
+	some := append(message(sockDiagByFamily, 1, socket), message(sockDiagByFamily, 1, append(socket, 8, 0, 1, 0, 1, 2, 3, 4))...)
+	for _, b := range [][]byte{some, message(sockDiagByFamily, 1, socket[:70]), message(sockDiagByFamily, 9, socket),
+		append(bytes.Clone(some), message(unix.NLMSG_DONE, 1, make([]byte, 4))...), message(unix.NLMSG_ERROR, 1, []byte{0xfe, 0xff, 0xff, 0xff}),
+		message(unix.NLMSG_ERROR, 1, nil), message(unix.NLMSG_NOOP, 1, nil), some[:100], {15, 0, 0, 0}} {
+		fuzz.Add(f, b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<16 {
+			return
+		}
+		var got, want Ports
+		s := Scanner{seq: 1}
+		done, err := s.take(b, &got)
+		all, bad := parseMessages(b)
+		ended, status := false, error(nil)
+		for _, m := range all {
+			if m.Header.Seq != 1 {
+				continue
+			}
+			switch {
+			case m.Header.Type == unix.NLMSG_DONE:
+				ended = true
+			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
+				ended, status = true, unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+			case m.Header.Type == sockDiagByFamily && len(m.Data) >= inetDiagMsgLen:
+				want.Add(binary.BigEndian.Uint16(m.Data[inetDiagSport:]))
+			}
+			if ended {
+				break
+			}
+		}
+		if bad && !ended {
+			ended, status = true, unix.EBADMSG
+		}
+		if got != want || done != ended || err != status {
+			t.Fatalf("done %v, %v; package syscall: %v, %v\n%x", done, err, ended, status, b)
+		}
+		n := 0
+		for p := range got.All() {
+			if n++; !want.Has(p) {
+				t.Fatalf("port %d", p)
+			}
+		}
+	})
+}
+
+// parseMessages is syscall.ParseNetlinkMessage, message by message, so that those
+// before a malformed one count.
+func parseMessages(b []byte) (all []syscall.NetlinkMessage, malformed bool) {
+	for len(b) >= unix.SizeofNlMsghdr {
+		n := binary.NativeEndian.Uint32(b)
+		end := min((uint64(n)+3)&^3, uint64(len(b)))
+		// The package wants the padding of the last message to be there.
+		one := append(bytes.Clone(b[:end]), make([]byte, 3)...)
+		m, err := syscall.ParseNetlinkMessage(one[:(end+3)&^3])
+		if err != nil || len(m) != 1 || uint64(n) > uint64(len(b)) {
+			return all, true
+		}
+		all = append(all, m[0])
+		b = b[end:]
+	}
+	return all, false
+}

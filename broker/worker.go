@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+
+	"aldente/ipc"
+)
+
+// setUpWorker sends a new worker its start-up records.
+func (in *instance) setUpWorker(control int) error {
+	<-in.attached
+	if in.config == nil {
+		return errors.New("there is no link to the guest")
+	}
+	if err := ipc.Send(control, in.config.Encode(), -1); err != nil {
+		return err
+	}
+	if in.capture >= 0 {
+		if err := ipc.Send(control, in.captured.Encode(), in.capture); err != nil {
+			return err
+		}
+		in.captured.Append = 1
+	}
+	if in.linkFD >= 0 {
+		if err := ipc.Send(control, in.link.Encode(), in.linkFD); err != nil {
+			return err
+		}
+	}
+	if err := in.sendListeners(control); err != nil {
+		return err
+	}
+	return ipc.Send(control, ipc.Empty(ipc.KindStart), -1)
+}
+
+// serveWorker answers a worker's requests. What a guest may have made of its
+// worker meanwhile, it finds a broker that is confined.
+func (in *instance) serveWorker(control int) error {
+	<-in.locked
+	return in.factory.Serve(control)
+}
+
+// workerEvent takes what a worker tells, its death included: a stream's client
+// goes with it, since nobody knows how far into a frame it was.
+func (in *instance) workerEvent(code uint32) {
+	if in.stream != nil && code == ipc.EventLinkClosed {
+		in.stream.closed()
+	}
+}

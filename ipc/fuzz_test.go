@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipc
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/fuzz"
+)
+
+// workerRecords holds one valid record of each kind between broker and worker.
+func workerRecords() map[Kind][]byte {
+	name, _ := MakeName("guest.example.org")
+	open, opened, event := make([]byte, OpenSize), make([]byte, OpenedSize), make([]byte, EventSize)
+	(&Open{Token: 7, Proto: ProtoUDP, Listener: 3, Src: [16]byte{1}, Dst: [16]byte{2}, SrcPort: 5, DstPort: 53}).Encode(open)
+	(&Opened{Token: 7, Flags: OpenedInProgress, LocalPort: 4, Addr: [16]byte{15: 1}}).Encode(opened)
+	(&Event{Code: EventLinkClosed}).Encode(event)
+	return map[Kind][]byte{
+		KindConfig: (&Config{Flags: FlagIPv4 | FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
+			Search: [MaxSearch]Name{name}, LinkKind: LinkTap}).Encode(),
+		KindLink:     (&Link{Kind: LinkStream}).Encode(),
+		KindListener: (&Listener{ID: 1, Proto: ProtoTCP, Flags: ListenerMaySplice, HostPort: 80, GuestPort: 8080}).Encode(KindListener),
+		KindCapture:  (&Capture{Append: 1}).Encode(),
+		KindStart:    Empty(KindStart),
+		KindOpened:   opened,
+		KindUnlisten: (&Listener{ID: 1, Proto: ProtoUDP}).Encode(KindUnlisten),
+		KindReady:    Empty(KindReady),
+		KindOpen:     open,
+		KindEvent:    event,
+	}
+}
+
+// decoders decode a record of one kind and encode it again.
+var decoders = map[Kind]func(b []byte) ([]byte, error){
+	KindConfig: func(b []byte) ([]byte, error) { var r Config; err := r.Decode(b); return r.Encode(), err },
+	KindLink:   func(b []byte) ([]byte, error) { var r Link; err := r.Decode(b); return r.Encode(), err },
+	KindListener: func(b []byte) ([]byte, error) {
+		var r Listener
+		err := r.Decode(b, KindListener)
+		return r.Encode(KindListener), err
+	},
+	KindUnlisten: func(b []byte) ([]byte, error) {
+		var r Listener
+		err := r.Decode(b, KindUnlisten)
+		return r.Encode(KindUnlisten), err
+	},
+	KindCapture: func(b []byte) ([]byte, error) { var r Capture; err := r.Decode(b); return r.Encode(), err },
+	KindOpen: func(b []byte) ([]byte, error) {
+		var r Open
+		err := r.Decode(b)
+		out := make([]byte, OpenSize)
+		r.Encode(out)
+		return out, err
+	},
+	KindOpened: func(b []byte) ([]byte, error) {
+		var r Opened
+		err := r.Decode(b)
+		out := make([]byte, OpenedSize)
+		r.Encode(out)
+		return out, err
+	},
+	KindEvent: func(b []byte) ([]byte, error) {
+		var r Event
+		err := r.Decode(b)
+		out := make([]byte, EventSize)
+		r.Encode(out)
+		return out, err
+	},
+}
+
+// FuzzRecords feeds any message to the decoders of all kinds, of both channels.
+// At most one takes it, the one of the kind that its header names, and it means
+// exactly what it encodes as; any other is malformed. It crosses a channel as it
+// is, with one descriptor at most.
+func FuzzRecords(f *testing.F) {
+	var all [][]byte
+	for _, b := range workerRecords() {
+		all = append(all, b)
+	}
+	for _, b := range agentRecords() {
+		all = append(all, b)
+	}
+	for _, b := range all {
+		fuzz.Add(f, append([]byte{1}, b...))
+		fuzz.Add(f, append([]byte{0}, b[:len(b)-1]...))
+		for at := HeaderSize; at < min(len(b), HeaderSize+40); at++ {
+			changed := bytes.Clone(b)
+			changed[at] ^= 0xff
+			fuzz.Add(f, append([]byte{2}, changed...))
+		}
+	}
+	echo, splice, answer := make([]byte, OpenSize), make([]byte, OpenSize), make([]byte, OpenedSize)
+	(&Open{Proto: ProtoICMP, DstPort: 1}).Encode(echo)
+	(&Open{Proto: ProtoICMPv6, Flags: OpenSplice, Listener: 1}).Encode(splice)
+	(&Opened{Errno: 13, Flags: OpenedProhibited}).Encode(answer)
+	text, _ := MakeName("a\x1b")
+	for _, b := range [][]byte{echo, splice, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Append: 2}).Encode(), (&Link{Kind: 3}).Encode(),
+		(&AgentReport{Fatal: 2}).Encode(), (&AgentReport{Text: text}).Encode(), (&AgentLayer{Name: text}).Encode(), (&AgentLayer{State: 3}).Encode(),
+		(&AgentTap{Index: 1, Name: name16("..")}).Encode(), (&AgentTap{Index: 1, Name: name16("a/b")}).Encode(),
+		(&AgentTap{Index: 1, Name: [16]byte{0: 'a', 5: 'b'}}).Encode(), (&AgentChange{Type: 1}).Encode(),
+		(&AgentChange{Type: AgentRoute, Body: make([]byte, MaxChange+1)}).Encode(), (&AgentOpen{Proto: ProtoTCP, LocalPort: 1}).Encode()} {
+		fuzz.Add(f, append([]byte{0}, b...))
+		fuzz.Add(f, append([]byte{1}, b...))
+	}
+	fuzz.Add(f, []byte{0})
+	fuzz.Add(f, make([]byte, MaxRecord+2))
+	for kind := uint16(0); kind < 12; kind++ {
+		b := binary.LittleEndian.AppendUint16([]byte{0}, kind)
+		fuzz.Add(f, append(binary.LittleEndian.AppendUint16(b, HeaderSize), 0, 0, 0, 0))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) < 1 || len(b) > 2*MaxRecord {
+			return
+		}
+		descriptors, rec := int(b[0]%3), b[1:]
+		takers := 0
+		for kind, decode := range decoders {
+			again, err := decode(rec)
+			if err != nil && !errors.Is(err, ErrMalformed) {
+				t.Fatalf("kind %d: %v", kind, err)
+			}
+			if err == nil {
+				takers++
+				if h, err := ParseHeader(rec); err != nil || h.Kind != kind || int(h.Size) != len(rec) || !bytes.Equal(again, rec) {
+					t.Fatalf("kind %d takes %x, %v, which encodes as %x", kind, rec, err, again)
+				}
+			}
+		}
+		again, err := redecode(rec)
+		if err == nil {
+			takers++
+			if !bytes.Equal(rec, again) {
+				t.Fatalf("%x decodes to what encodes as %x", rec, again)
+			}
+		} else if !errors.Is(err, ErrMalformed) {
+			t.Fatal(err)
+		}
+		if takers > 1 {
+			t.Fatalf("%d kinds take %x", takers, rec)
+		}
+		checkMeaning(t, rec)
+		checkCrossing(t, rec, descriptors)
+		var o Opened
+		if o.Decode(rec) == nil {
+			checkReplies(t, &o, rec)
+		}
+		if n, err := MakeName(string(rec)); (err == nil) != (len(rec) <= MaxDomain) || err == nil && n.String() != string(rec) {
+			t.Fatalf("name of %d bytes: %v", len(rec), err)
+		}
+	})
+}
+
+// checkMeaning verifies what a record that was taken must not say.
+func checkMeaning(t *testing.T, rec []byte) {
+	t.Helper()
+	var (
+		config   Config
+		open     Open
+		listener Listener
+		tap      AgentTap
+		report   AgentReport
+		layer    AgentLayer
+		asked    AgentOpen
+	)
+	bad := false
+	switch {
+	case config.Decode(rec) == nil:
+		c := &config
+		bad = c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > 32 || c.Prefix6 > 128
+	case open.Decode(rec) == nil:
+		echo := open.Proto == ProtoICMP || open.Proto == ProtoICMPv6
+		bad = !echo && open.Proto != ProtoTCP && open.Proto != ProtoUDP || echo && (open.DstPort != 0 || open.Listener != 0) ||
+			open.Flags&OpenSplice != 0 && open.Listener == 0 || open.Flags&OpenSplice == 0 && open.Proto == ProtoTCP && open.Listener != 0
+	case listener.Decode(rec, KindListener) == nil:
+		bad = listener.ID == 0 || listener.Proto != ProtoTCP && listener.Proto != ProtoUDP
+	case tap.Decode(rec) == nil:
+		name := string(bytes.TrimRight(tap.Name[:], "\x00"))
+		bad = tap.Index == 0 || tap.Padding != [2]byte{} || name == "" || len(name) > 15 || name == "." || name == ".." ||
+			strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c == '/' || c == ':' || c == 0x7f })
+	case report.Decode(rec) == nil:
+		bad = report.Fatal > 1 || hasControl(report.Text)
+	case layer.Decode(rec) == nil:
+		bad = layer.State > 2 || layer.Reserved != [3]byte{} || hasControl(layer.Name) || hasControl(layer.Detail)
+	case asked.Decode(rec) == nil:
+		bound := asked.Flags&AgentOpenBind != 0
+		bad = !bound && (asked.LocalPort != 0 || asked.Local != [16]byte{} || asked.Flags&AgentOpenListen != 0)
+	}
+	if bad {
+		t.Fatalf("taken: %x", rec)
+	}
+}
+
+func hasControl(n Name) bool {
+	return strings.ContainsFunc(n.String(), func(c rune) bool { return c < ' ' || c == 0x7f })
+}
+
+// checkCrossing sends a message and some descriptors, and receives it.
+func checkCrossing(t *testing.T, rec []byte, descriptors int) {
+	t.Helper()
+	if len(rec) == 0 {
+		descriptors = 0 // x/sys would put in a byte to go with them
+	}
+	a, b, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(b)
+	fds := []int{a, b}[:descriptors]
+	if descriptors < 2 {
+		err = Send(a, rec, append(fds, -1)[0])
+	} else {
+		err = unix.Sendmsg(a, rec, unix.UnixRights(fds...), nil, 0)
+	}
+	unix.Close(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, MaxRecord)
+	n, fd, err := Receive(b, buf, unix.MSG_DONTWAIT)
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	bad := len(rec) > MaxRecord || descriptors > 1
+	switch {
+	case bad && !errors.Is(err, ErrMalformed):
+		t.Fatalf("%d bytes with %d descriptors: %v", len(rec), descriptors, err)
+	case bad, len(rec) == 0:
+	case err != nil || !bytes.Equal(buf[:n], rec) || (fd >= 0) != (descriptors == 1):
+		t.Fatalf("%d bytes and descriptor %d of %d and %d: %v", n, fd, len(rec), descriptors, err)
+	}
+}
+
+// checkReplies sends an answer many times at once, each other one with a
+// descriptor, and receives them.
+func checkReplies(t *testing.T, o *Opened, rec []byte) {
+	t.Helper()
+	a, b, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(b)
+	var r Replies
+	for i := 0; !r.Full(); i++ {
+		fd := -1
+		if i%2 == 1 {
+			if fd, err = unix.Dup(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.Add(o, fd)
+	}
+	err = r.Send(a)
+	unix.Close(a)
+	if err != nil || r.Full() {
+		t.Fatal(err)
+	}
+	buf := make([]byte, MaxRecord)
+	for i := range MaxBatch {
+		n, fd, err := Receive(b, buf, 0)
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if err != nil || !bytes.Equal(buf[:n], rec) || (fd >= 0) != (i%2 == 1) {
+			t.Fatalf("answer %d: %v, descriptor %d, %x", i, err, fd, buf[:n])
+		}
+	}
+	r.Add(o, -1)
+	if r.Send(b) == nil {
+		t.Fatal("sent to nobody")
+	}
+}
+
+func TestWorkerRecords(t *testing.T) {
+	for kind, b := range workerRecords() {
+		if decode, ok := decoders[kind]; ok {
+			if again, err := decode(b); err != nil || !bytes.Equal(again, b) {
+				t.Errorf("kind %d: %v, %x encodes as %x", kind, err, b, again)
+			}
+		}
+	}
+}
+
+// Reserved bits of Opened were let pass.
+func TestOpenedReserved(t *testing.T) {
+	for name, at := range map[string]int{"padding": HeaderSize + 14, "unknown flag": HeaderSize + 11} {
+		b := bytes.Clone(workerRecords()[KindOpened])
+		b[at] |= 0x80
+		var o Opened
+		if err := o.Decode(b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
