@@ -27,8 +27,11 @@ func contestants(o options) []contestant {
 	all := []contestant{
 		{"passt", o.passt, startPasst, netlab.Host4 + "/24", netlab.Gateway4},
 		{"gvproxy", o.gvproxy, startGvproxy, "192.168.127.2/24", "192.168.127.1"},
-		{ours, o.ours, startPasst, netlab.Host4 + "/24", netlab.Gateway4},
 	}
+	for _, v := range o.with {
+		all = append(all, contestant{v.name, v.path, startPasst, netlab.Host4 + "/24", netlab.Gateway4})
+	}
+	all = append(all, contestant{ours, o.ours, startPasst, netlab.Host4 + "/24", netlab.Gateway4})
 	var present []contestant
 	for _, c := range all {
 		if c.binary != "" && o.only.MatchString(c.name) {

@@ -9,6 +9,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"aldente/bench/peers"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
 )
@@ -28,8 +30,24 @@ type options struct {
 	gvproxy string
 	ours    string
 	cache   string
+	with    variants
 	only    *regexp.Regexp
 	rows    *regexp.Regexp
+}
+
+// variants are further passts to measure: builds of ours with one thing
+// changed, beside the one that is to be judged.
+type variants []struct{ name, path string }
+
+func (v *variants) String() string { return "" }
+
+func (v *variants) Set(s string) error {
+	name, path, ok := strings.Cut(s, "=")
+	if !ok {
+		return errors.New("NAME=PATH is expected")
+	}
+	*v = append(*v, struct{ name, path string }{name, path})
+	return nil
 }
 
 func main() {
@@ -41,13 +59,21 @@ func run() int {
 	var o options
 	only := flag.String("only", "", "measure only contestants that match this regular expression")
 	rows := flag.String("rows", "", "measure only rows that match this regular expression")
-	flag.IntVar(&o.rounds, "rounds", 5, "rounds")
-	flag.DurationVar(&o.span, "span", 2*time.Second, "length of one measurement")
-	flag.StringVar(&o.passt, "passt", "build/peers/run/passt", "the original passt")
+	short := flag.Bool("short", false, "one short round: under a minute")
+	flag.IntVar(&o.rounds, "rounds", 0, "rounds (default 5, short: 1)")
+	flag.DurationVar(&o.span, "span", 0, "length of one measurement (default 2s, short: 800ms)")
+	flag.StringVar(&o.passt, "passt", "", "the original passt (default: fetch Debian's newest)")
 	flag.StringVar(&o.gvproxy, "gvproxy", "", "gvproxy (default: build the latest)")
 	flag.StringVar(&o.ours, "ours", "", "the passt under test (default: the repository's)")
 	flag.StringVar(&o.cache, "cache", "build/peers", "folder for what is built")
+	flag.Var(&o.with, "with", "NAME=PATH of a further passt, again for more")
 	flag.Parse()
+	if o.rounds == 0 {
+		o.rounds = map[bool]int{false: 5, true: 1}[*short]
+	}
+	if o.span == 0 {
+		o.span = map[bool]time.Duration{false: 2 * time.Second, true: 800 * time.Millisecond}[*short]
+	}
 	o.only, o.rows = regexp.MustCompile(*only), regexp.MustCompile(*rows)
 	if err := bench(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/stream:", err)
@@ -69,9 +95,13 @@ func (o *options) prepare() (err error) {
 	if o.gvproxy, err = stageCopy(o.gvproxy); err != nil {
 		return err
 	}
-	if _, err := os.Stat(o.passt); err != nil {
-		fmt.Fprintln(os.Stderr, "measuring without passt:", err)
-		o.passt = ""
+	if o.passt == "" {
+		dir, err := peers.Fetch(o.cache)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "measuring without passt:", err)
+			return nil
+		}
+		o.passt = filepath.Join(dir, "passt")
 	}
 	return nil
 }

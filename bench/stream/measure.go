@@ -20,8 +20,8 @@ const (
 	chunk      = 256 << 10 // of one write
 )
 
-// wmem is a setting of net.ipv4.tcp_wmem of the host's namespace, where the
-// translator's sockets are.
+// wmem is a setting of net.ipv4.tcp_wmem of host and remote, which are those
+// that send into sockets of the translator's connections.
 type wmem struct{ name, value string }
 
 var wmems = []wmem{
@@ -46,16 +46,18 @@ func (r row) String() string {
 	return fmt.Sprintf("tcp_wmem %s, MTU %d, %s", r.wmem.name, r.mtu, way)
 }
 
-// result is one measurement: Gbit/s of payload, processor seconds of the
-// translator for each GiB, and TCP segments that guest or remote sent twice.
+// result is one measurement: Gbit/s of payload; for each GiB, processor
+// seconds of the translator and of all processes on the way; TCP segments that
+// guest or remote sent twice.
 type result struct {
-	gbit, cpu float64
-	again     int64
+	gbit, cpu, all float64
+	again          int64
 }
 
 // stage is a translator at work, with a guest behind it.
 type stage struct {
 	guest  *netlab.NS
+	joins  int // process id of the stand-in
 	proc   *netlab.Proc
 	remote *netlab.NS
 }
@@ -64,6 +66,7 @@ type stage struct {
 func setUp(lab *netlab.Lab, c contestant, w wmem, mtu int) *stage {
 	tb := lab.TB
 	lab.Host.Sysctl("net/ipv4/tcp_wmem", w.value)
+	lab.Remote.Sysctl("net/ipv4/tcp_wmem", w.value)
 	dir, err := os.MkdirTemp(netlab.Stage(), "sock")
 	if err == nil {
 		err = os.Chmod(dir, 0o777)
@@ -78,6 +81,7 @@ func setUp(lab *netlab.Lab, c contestant, w wmem, mtu int) *stage {
 		in, err := standin.StartFast(socket, mtu)
 		if err == nil {
 			tb.Cleanup(in.Kill)
+			s.joins = in.PID()
 		}
 		return err
 	})
@@ -118,22 +122,28 @@ func (s *stage) bulk(down bool, span time.Duration) (r result, err error) {
 	defer near.Close()
 	defer far.Close()
 	time.Sleep(span / 4)
-	bytes, cpu, again, start := received.Load(), s.cpu(), s.again(), time.Now()
+	bytes, cpu, rest, again, start := received.Load(), s.cpu(), s.rest(), s.again(), time.Now()
 	time.Sleep(span)
-	bytes, cpu, again = received.Load()-bytes, s.cpu()-cpu, s.again()-again
+	bytes, cpu, rest, again = received.Load()-bytes, s.cpu()-cpu, s.rest()-rest, s.again()-again
 	seconds := time.Since(start).Seconds()
 	if bytes == 0 {
 		return r, fmt.Errorf("nothing moved")
 	}
-	return result{float64(bytes) * 8 / 1e9 / seconds, cpu.Seconds() / (float64(bytes) / (1 << 30)), again}, nil
+	gib := float64(bytes) / (1 << 30)
+	return result{float64(bytes) * 8 / 1e9 / seconds, cpu.Seconds() / gib, (cpu + rest).Seconds() / gib, again}, nil
 }
 
+// cpu is the processor time of the translator.
 func (s *stage) cpu() (sum time.Duration) {
 	for _, p := range netlab.Children(s.proc.PID) {
 		sum += netlab.CPU(p)
 	}
 	return sum
 }
+
+// rest is that of the stand-in, and of guest and remote, which are this
+// process.
+func (s *stage) rest() time.Duration { return netlab.CPU(s.joins) + netlab.CPU(os.Getpid()) }
 
 func (s *stage) again() int64 {
 	return s.guest.Counters()["TcpRetransSegs"] + s.remote.Counters()["TcpRetransSegs"]

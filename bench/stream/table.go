@@ -48,7 +48,7 @@ func (t *table) cell(r row, c contestant, f func(result) float64) float64 {
 
 // print writes a table in Markdown.
 func (t *table) print(o options) {
-	fmt.Printf("\nGbit/s (processor seconds of the translator per GiB; segments sent twice), medians of %d rounds of %v\n\n", o.rounds, o.span)
+	fmt.Printf("\nGbit/s (processor seconds per GiB: of the translator, of all processes on the way; segments sent twice), medians of %d rounds of %v\n\n", o.rounds, o.span)
 	head := []string{"row"}
 	for _, c := range t.contestants {
 		head = append(head, c.name)
@@ -61,8 +61,9 @@ func (t *table) print(o options) {
 		other, mine := 0.0, 0.0
 		for _, c := range t.contestants {
 			g := t.cell(r, c, func(x result) float64 { return x.gbit })
-			line = append(line, fmt.Sprintf("%.2f (%.2f; %.0f)", g,
+			line = append(line, fmt.Sprintf("%.2f (%.2f, %.2f; %.0f)", g,
 				t.cell(r, c, func(x result) float64 { return x.cpu }),
+				t.cell(r, c, func(x result) float64 { return x.all }),
 				t.cell(r, c, func(x result) float64 { return float64(x.again) })))
 			if c.name == ours {
 				mine = g

@@ -174,7 +174,7 @@ func TestLibvirt(t *testing.T) {
 		if st, out := s.virsh("destroy", "vm"); st != 0 {
 			t.Fatal(out)
 		}
-		gone(t, last, 2*time.Second)
+		gone(t, last, 10*time.Second)
 	})
 	t.Run("again", func(t *testing.T) {
 		create()

@@ -69,7 +69,7 @@ func TestVM(t *testing.T) {
 		if err := p.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		ends(t, p.Proc, time.Second)
+		ends(t, p.Proc, 10*time.Second)
 	})
 }
 
@@ -99,7 +99,7 @@ func TestOneOff(t *testing.T) {
 			}
 			_ = v.proc.Process.Signal(sig)
 			<-v.done
-			ends(t, p.Proc, 500*time.Millisecond)
+			ends(t, p.Proc, 10*time.Second)
 		})
 	}
 }
@@ -146,7 +146,7 @@ func TestNetdevPasst(t *testing.T) {
 	testTransfer(t, lab, v, 1<<20)
 	testInbound(t, lab)
 	v.kill()
-	gone(t, passt, time.Second)
+	gone(t, passt, 10*time.Second)
 }
 
 // hostProcesses returns the processes in a network namespace.

@@ -51,7 +51,7 @@ func TestOneOff(t *testing.T) {
 	c := p.connect(t)
 	c.works()
 	c.Close()
-	ends(t, p.Proc, time.Second)
+	ends(t, p.Proc, 10*time.Second)
 }
 
 func TestTerminated(t *testing.T) {
@@ -65,7 +65,7 @@ func TestTerminated(t *testing.T) {
 				if err := p.Signal(sig); err != nil {
 					t.Fatal(err)
 				}
-				ends(t, p.Proc, time.Second)
+				ends(t, p.Proc, 10*time.Second)
 			})
 		}
 	}
@@ -82,7 +82,7 @@ func TestBackground(t *testing.T) {
 	run := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{program(t), "--one-off", "--socket", path, "--pid", pidFile,
 		"--log-file", logFile, "--mtu", "9000", "--interface", "h0", "--hostname", "vm", "--fqdn", "vm.example.net",
 		"--address", "192.0.2.5", "--netmask", "24", "--gateway", netlab.Gateway4, "--tcp-ports", "2222-2225:22-25", "--udp-ports", "2224:24"}})
-	ends(t, run, 3*time.Second)
+	ends(t, run, 10*time.Second)
 	took := time.Since(since)
 	if run.Leaked() {
 		t.Error("a process left behind keeps standard output or error open")
@@ -102,7 +102,7 @@ func TestBackground(t *testing.T) {
 	c.works()
 	all := netlab.Children(pid)
 	c.Close()
-	gone(t, all, time.Second)
+	gone(t, all, 10*time.Second)
 }
 
 // TestGivenDescriptor is QEMU's contract for -netdev passt: it gives an end of
@@ -140,7 +140,7 @@ func TestGivenDescriptor(t *testing.T) {
 			c.works()
 			all := netlab.Children(pid)
 			c.Close()
-			gone(t, all, time.Second)
+			gone(t, all, 10*time.Second)
 		})
 	}
 }
@@ -193,7 +193,7 @@ func TestStartFails(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, fore := range [][]string{nil, {"-f"}} {
 				run := lab.For(t).Host.Start(netlab.Spec{User: netlab.Nobody, Args: append(append([]string{program(t)}, fore...), tt.args...)})
-				st, ok := run.WaitFor(5 * time.Second)
+				st, ok := run.WaitFor(10 * time.Second)
 				if !ok || st != 1 || !strings.Contains(run.Output(), tt.want) {
 					t.Errorf("%v: ended %v with status %d, want 1, and %q in\n%s", fore, ok, st, tt.want, run.Output())
 				}
@@ -204,6 +204,55 @@ func TestStartFails(t *testing.T) {
 		})
 	}
 	p.nextWorks(t)
+}
+
+// TestProbeIsNoClient has another passt look whether the socket is taken: the
+// first must not mistake that for its only client.
+func TestProbeIsNoClient(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	p := start(t, lab, "--one-off")
+	for range 3 {
+		second := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{program(t), "-f", "-s", p.path}})
+		if st, ok := second.WaitFor(10 * time.Second); !ok || st != 1 || !strings.Contains(second.Output(), "in use") {
+			t.Fatalf("the second ended %v with status %d: %s", ok, st, second.Output())
+		}
+	}
+	if p.Exited() {
+		t.Fatalf("the first ended with status %d", p.Wait())
+	}
+	p.connect(t).works()
+}
+
+// TestDefaultSockets starts two without a path: each takes the first that is
+// free.
+func TestDefaultSockets(t *testing.T) {
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	seen := map[string]bool{}
+	for range 2 {
+		run := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{program(t), "-f"}})
+		path := ""
+		for since := time.Now(); path == ""; time.Sleep(10 * time.Millisecond) {
+			for line := range strings.Lines(lab.Host.Read("/proc/net/unix")) {
+				f := strings.Fields(line)
+				if len(f) == 8 && strings.HasPrefix(f[7], "/tmp/passt_") && !seen[f[7]] && listens(lab.Host, f[7]) {
+					path = f[7]
+				}
+			}
+			if run.Exited() || time.Since(since) > 10*time.Second {
+				t.Fatalf("no socket after %v: %s", time.Since(since), run.Output())
+			}
+		}
+		t.Cleanup(func() { _ = os.Remove(path) }) // left over, as the original leaves it
+		var n int
+		if _, err := fmt.Sscanf(path, "/tmp/passt_%d.socket", &n); err != nil || n < 1 || n > 64 {
+			t.Errorf("socket %s", path)
+		}
+		seen[path] = true
+		p := &passt{run, path}
+		c := p.connect(t)
+		c.works()
+	}
 }
 
 // TestWorkerKilled loses the client, as nobody knows how far into a frame it
@@ -241,5 +290,5 @@ func TestStaleSocket(t *testing.T) {
 		t.Fatalf("no socket: %s", again.Output())
 	}
 	c.Close()
-	ends(t, again, time.Second)
+	ends(t, again, 10*time.Second)
 }

@@ -60,7 +60,9 @@ func TestTransfer(t *testing.T) {
 				}
 			}
 			for k, v := range g.Since(before, "TcpInCsumErrors", "TcpExtTCPTimeouts", "IpInHdrErrors", "Ip6InHdrErrors") {
-				if v != 0 {
+				// A loaded machine may keep an acknowledgment from a guest
+				// for longer than its least time-out.
+				if v > 0 && (k != "TcpExtTCPTimeouts" || v > 2) {
 					t.Errorf("%s: %d", k, v)
 				}
 			}

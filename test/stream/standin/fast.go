@@ -34,7 +34,8 @@ func fastUpward(tap, stream, mtu int) error {
 		}
 		for i := range b.Frames {
 			f := &b.Frames[i]
-			to.Send(&f.Offload, f.Data, nil)
+			n := headers(f)
+			to.Send(&f.Offload, f.Data[:n], f.Data[n:])
 			if err := settle(to); err != nil {
 				return err
 			}
@@ -49,6 +50,17 @@ func fastUpward(tap, stream, mtu int) error {
 			wait(tap, unix.POLLIN)
 		}
 	}
+}
+
+// headers is the length of the headers of a TCP segment that is to be summed,
+// or that of the whole frame: what comes behind is not copied.
+func headers(f *link.Frame) int {
+	o := &f.Offload
+	at := int(o.CsumStart) + 12 // data offset, RFC 9293 section 3.1
+	if o.Flags&packet.OffloadNeedsChecksum == 0 || o.CsumOffset != 16 || at >= len(f.Data) {
+		return len(f.Data)
+	}
+	return min(int(o.CsumStart)+int(f.Data[at]>>4)*4, len(f.Data))
 }
 
 // settle waits until the stream has taken everything.

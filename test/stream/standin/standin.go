@@ -74,6 +74,9 @@ func start(path string, mtu int) (*Process, error) {
 	return &Process{cmd}, nil
 }
 
+// PID returns the stand-in's process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Signal sends a signal to the stand-in.
 func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
 
