@@ -4,8 +4,11 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -26,6 +29,7 @@ type entrant struct {
 	name  string
 	guest *netlab.NS
 	pids  func() []int // its processes, none for the kernel
+	port  int          // first of the ports that are forwarded to it
 }
 
 func cores() int { return runtime.NumCPU() }
@@ -62,16 +66,18 @@ func firstLine(args ...string) string {
 }
 
 func startVeth(lab *netlab.Lab, c contestant, mtu int) *entrant {
-	return &entrant{c.name, lab.Host, func() []int { return nil }}
+	return &entrant{c.name, lab.Host, func() []int { return nil }, nextPorts()}
 }
 
 // startPasta starts passt's pasta or this one. The gateway is not mapped, so
 // that every packet goes to the remote.
 func startPasta(lab *netlab.Lab, c contestant, mtu int) *entrant {
+	port := nextPorts()
+	forward := fmt.Sprintf("%d-%d", port, port+forwarded-1)
 	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour,
-		Args: []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu)}})
+		Args: []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu), "-t", forward, "-u", forward}})
 	ports(g.NS)
-	return &entrant{c.name, g.NS, g.Processes}
+	return &entrant{c.name, g.NS, g.Processes, port}
 }
 
 func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
@@ -83,7 +89,8 @@ func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", hold.PID))
 		return err == nil && link != host && strings.HasPrefix(string(comm), "sleep")
 	})
-	p := lab.Host.Start(netlab.Spec{Args: []string{c.binary, "-c", "--mtu=" + fmt.Sprint(mtu), fmt.Sprint(hold.PID), "tap0"},
+	api := filepath.Join(socketDir(lab.TB), "api")
+	p := lab.Host.Start(netlab.Spec{Args: []string{c.binary, "-c", "--mtu=" + fmt.Sprint(mtu), "--api-socket=" + api, fmt.Sprint(hold.PID), "tap0"},
 		User: netlab.Nobody, Timeout: time.Hour})
 	guest := netlab.OpenNS(lab.TB, "slirp's guest", path)
 	wait(lab.TB, "slirp4netns", func() bool {
@@ -91,11 +98,57 @@ func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
 			lab.TB.Fatalf("slirp4netns: %s", p.Output())
 		}
 		st, out := guest.Run("ip", "-4", "route", "show", "default")
-		return st == 0 && strings.Contains(out, "default")
+		_, err := os.Stat(api)
+		return err == nil && st == 0 && strings.Contains(out, "default")
 	})
 	guest.Sysctl("net/ipv4/tcp_congestion_control", "cubic")
 	ports(guest)
-	return &entrant{c.name, guest, func() []int { return netlab.Children(p.PID) }}
+	e := &entrant{c.name, guest, func() []int { return netlab.Children(p.PID) }, nextPorts()}
+	for port := e.port; port < e.port+forwarded; port++ {
+		if err := slirpForward(api, port); err != nil {
+			lab.TB.Fatalf("%v", err)
+		}
+	}
+	return e
+}
+
+// slirpForward has slirp4netns forward a port, slirp4netns(1).
+func slirpForward(api string, port int) error {
+	for _, proto := range []string{"tcp", "udp"} {
+		c, err := net.Dial("unix", api)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c, `{"execute":"add_hostfwd","arguments":{"proto":%q,"host_addr":"0.0.0.0","host_port":%d,"guest_port":%d}}`, proto, port, port)
+		_ = c.(*net.UnixConn).CloseWrite()
+		answer, err := io.ReadAll(c)
+		c.Close()
+		if err != nil || strings.Contains(string(answer), "error") {
+			return fmt.Errorf("slirp4netns: port %d: %s %w", port, answer, err)
+		}
+	}
+	return nil
+}
+
+var lastEntrant int
+
+// nextPorts returns the first port for one more entrant.
+func nextPorts() int {
+	lastEntrant++
+	return firstPort + lastEntrant%64*forwarded
+}
+
+// socketDir is a folder that slirp4netns may write to.
+func socketDir(tb netlab.TB) string {
+	dir, err := os.MkdirTemp("", "bench")
+	if err == nil {
+		err = os.Chmod(dir, 0o777)
+	}
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // ports opens the whole range for clients: thousands of connections a second

@@ -32,9 +32,9 @@ type row struct {
 
 // groups returns what is measured in one round.
 func groups(short bool) []group {
-	mtus, flows, clients, sizes := []int{1500, 9000, 65520}, []int{1, 4, 64}, []int{1, 16, 256}, []int{64, 1400, 60000}
+	mtus, flows, clients, sizes, idle := []int{1500, 9000, 65520}, []int{1, 4, 64}, []int{1, 16, 256}, []int{64, 1400, 60000}, []int{1000, 50000}
 	if short {
-		mtus, flows, sizes = []int{1500, 65520}, []int{1, 4}, []int{1400}
+		mtus, flows, sizes, idle = []int{1500, 65520}, []int{1, 4}, []int{1400}, []int{1000}
 	}
 	var all []group
 	for _, mtu := range mtus {
@@ -45,63 +45,14 @@ func groups(short bool) []group {
 			}
 		}
 		if mtu == 65520 {
-			g.rows = append(g.rows, requestRows(sizes, clients)...)
+			g.rows = append(g.rows, forwardRows()...)
+			g.rows = append(g.rows, datagramRows(sizes)...)
+			g.rows = append(g.rows, requestRows(clients)...)
+			g.rows = append(g.rows, quietRows(idle)...)
 		}
 		all = append(all, g)
 	}
 	return all
-}
-
-var directions = map[bool]string{false: "up", true: "down"}
-
-func bulkRow(mtu, sysctl, flows int, down bool) row {
-	name := fmt.Sprintf("TCP %s, MTU %d, %s, %d flows", directions[down], mtu, sysctls[sysctl].name, flows)
-	return row{name, sysctl, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
-		gbit, cpu, err := bulk(e, lab.Remote, flows, down, span)
-		v := map[string]float64{name + "|Gbit/s": gbit}
-		if len(e.pids()) > 0 {
-			v[name+"|CPU s/GiB"] = cpu
-		}
-		return v, err
-	}}
-}
-
-// requestRows are the rows that do not depend on the MTU much.
-func requestRows(sizes, clients []int) []row {
-	var rows []row
-	for _, size := range sizes {
-		for _, down := range []bool{false, true} {
-			name := fmt.Sprintf("UDP %s, %d bytes, delivered", directions[down], size)
-			rows = append(rows, row{name, 0, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
-				gbit, err := datagrams(e, lab.Remote, size, down, span)
-				return map[string]float64{name + "|Gbit/s": gbit}, err
-			}})
-		}
-	}
-	add := func(name string, f func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error)) {
-		rows = append(rows, row{name, 0, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
-			r, err := f(e, lab, span)
-			return map[string]float64{name + "|1/s": r.PerSecond, name + "|p50 µs": r.P50, name + "|p99 µs": r.P99}, err
-		}})
-	}
-	for _, n := range clients {
-		for _, network := range []string{"tcp4", "udp4"} {
-			if network == "udp4" && n > 16 {
-				continue // beyond what a socket's queue holds at once
-			}
-			add(fmt.Sprintf("request/response %s, %d clients", network[:3], n), func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
-				return roundTrips(e, lab.Remote, network, n, span)
-			})
-		}
-	}
-	for _, n := range clients {
-		add(fmt.Sprintf("connect/request/close, %d clients", n), func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
-			return connections(e, lab.Remote, n, span)
-		})
-	}
-	return append(rows, row{"memory", 0, false, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
-		return map[string]float64{"memory after the load|MiB PSS": e.pss()}, nil
-	}})
 }
 
 // measure runs the group's rows once for each contestant, in turn.
@@ -171,23 +122,5 @@ func once(o options, lab *netlab.Lab, t *table, r row, e *entrant) {
 	}
 	for name, v := range values {
 		t.add(name, e.name, v)
-	}
-}
-
-// startups times a command that ends at once, in a namespace that is made,
-// configured and connected for it.
-func startups(o options, lab *netlab.Lab, t *table) {
-	for range 10 {
-		for _, c := range contestants(o) {
-			if c.binary == "" || c.name == "slirp4netns" { // which runs no command
-				continue
-			}
-			args := append(append([]string{c.binary}, netlab.NoForward()...), "--config-net", "--", "true")
-			start := time.Now()
-			p := lab.Host.Start(netlab.Spec{Args: args, User: netlab.Nobody, Timeout: 10 * time.Second})
-			if p.Wait() == 0 {
-				t.add("start-up of --config-net -- true|ms", c.name, float64(time.Since(start))/1e6)
-			}
-		}
 	}
 }

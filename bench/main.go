@@ -8,12 +8,15 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"regexp"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"aldente/test/netlab"
 )
@@ -27,6 +30,7 @@ type options struct {
 	slirp  string
 	cache  string
 	csv    string
+	svg    string
 }
 
 func main() {
@@ -50,6 +54,7 @@ func run() int {
 	flag.StringVar(&o.slirp, "slirp4netns", "", "use this slirp4netns as peer (default: fetch Debian's newest)")
 	flag.StringVar(&o.cache, "cache", "build/peers", "folder for what is fetched")
 	flag.StringVar(&o.csv, "csv", "", "also write every single measurement to this file")
+	flag.StringVar(&o.svg, "svg", "", "also draw throughput into this folder")
 	flag.Parse()
 	if o.rounds == 0 {
 		o.rounds = map[bool]int{false: 5, true: 1}[o.short]
@@ -58,6 +63,10 @@ func run() int {
 		o.span = map[bool]time.Duration{false: 3 * time.Second, true: 800 * time.Millisecond}[o.short]
 	}
 	o.only = regexp.MustCompile(*only)
+	// Both ends of 50,000 connections, and as many sockets of a translator.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: the limit of open files stays, rows with many flows may fail:", err)
+	}
 	if err := bench(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
@@ -83,7 +92,7 @@ func bench(o options) error {
 	}
 	printMachine(o)
 	t.print()
-	return t.writeCSV(o.csv)
+	return errors.Join(t.writeCSV(o.csv), t.draw(o.svg))
 }
 
 // printMachine says what the figures were measured on and with.

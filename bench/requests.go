@@ -65,20 +65,19 @@ func requests(clients int, span time.Duration, once func(client int) error) (rat
 
 // roundTrips sends one byte and waits for one byte on connections that stay
 // open, over TCP or UDP.
-func roundTrips(e *entrant, remote *netlab.NS, network string, clients int, span time.Duration) (rate, error) {
-	addr := nextAddr()
+func roundTrips(p path, network string, clients int, span time.Duration) (rate, error) {
 	if network == "tcp4" {
-		ln := remote.Listen(network, addr)
+		ln := p.server.Listen(network, p.listen)
 		defer ln.Close()
 		go netlab.Echo(ln)
 	} else {
-		u := remote.ListenUDP(network, addr)
+		u := p.server.ListenUDP(network, p.listen)
 		defer u.Close()
 		go netlab.EchoUDP(u)
 	}
 	conns := make([]net.Conn, clients)
 	for i := range conns {
-		c, err := e.guest.DialError(network, addr, 5*time.Second)
+		c, err := p.client.DialError(network, p.dial, 5*time.Second)
 		if err != nil {
 			return rate{}, err
 		}
@@ -98,9 +97,8 @@ func roundTrips(e *entrant, remote *netlab.NS, network string, clients int, span
 
 // connections connects, asks for one byte and reads to the end, each time
 // anew. The server closes first and so keeps the TIME-WAIT states.
-func connections(e *entrant, remote *netlab.NS, clients int, span time.Duration) (rate, error) {
-	addr := nextAddr()
-	ln := remote.Listen("tcp4", addr)
+func connections(w path, clients int, span time.Duration) (rate, error) {
+	ln := w.server.Listen("tcp4", w.listen)
 	defer ln.Close()
 	go func() {
 		for {
@@ -117,7 +115,7 @@ func connections(e *entrant, remote *netlab.NS, clients int, span time.Duration)
 			}()
 		}
 	}()
-	p := e.guest.Start(netlab.Spec{Args: []string{"/proc/self/exe", clientArg, addr, fmt.Sprint(clients), span.String()}, Timeout: 30*time.Second + 2*span})
+	p := w.client.Start(netlab.Spec{Args: []string{"/proc/self/exe", clientArg, w.dial, fmt.Sprint(clients), span.String()}, Timeout: 30*time.Second + 2*span})
 	st := p.Wait()
 	var r rate
 	if err := json.Unmarshal([]byte(p.Stdout()), &r); st != 0 || err != nil {

@@ -41,7 +41,7 @@ func median(v []float64) (float64, bool) {
 func lowerIsBetter(unit string) bool { return unit != "Gbit/s" && unit != "1/s" }
 
 // sections is the order in which units are shown.
-var sections = []string{"Gbit/s", "CPU s/GiB", "1/s", "p50 µs", "p99 µs", "ms", "MiB PSS"}
+var sections = []string{"Gbit/s", "CPU s/GiB", "1/s", "p50 µs", "p99 µs", "ms", "MiB PSS", "per second"}
 
 var columns = []string{"veth", "pasta", "slirp4netns", "aldente"}
 

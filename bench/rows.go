@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"aldente/test/netlab"
+)
+
+var directions = map[bool]string{false: "up", true: "down"}
+
+func bulkRow(mtu, sysctl, flows int, down bool) row {
+	name := fmt.Sprintf("TCP %s, MTU %d, %s, %d flows", directions[down], mtu, sysctls[sysctl].name, flows)
+	return bulkOver(name, outbound, sysctl, flows, down)
+}
+
+func bulkOver(name string, over func(*entrant, *netlab.Lab) path, sysctl, flows int, down bool) row {
+	return row{name, sysctl, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+		gbit, cpu, err := bulk(e, over(e, lab), flows, down, span)
+		v := map[string]float64{name + "|Gbit/s": gbit}
+		if len(e.pids()) > 0 {
+			v[name+"|CPU s/GiB"] = cpu
+		}
+		return v, err
+	}}
+}
+
+func rateRow(name string, f func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error)) row {
+	return row{name, 0, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+		r, err := f(e, lab, span)
+		return map[string]float64{name + "|1/s": r.PerSecond, name + "|p50 µs": r.P50, name + "|p99 µs": r.P99}, err
+	}}
+}
+
+// forwardRows are of ports: from the remote, and from the host's loopback.
+// The client is outside, and up is away from it.
+func forwardRows() []row {
+	var rows []row
+	for _, w := range []struct {
+		name string
+		over func(*entrant, *netlab.Lab) path
+	}{{"inbound", inbound}, {"host's loopback", loopback}} {
+		for _, down := range []bool{false, true} {
+			rows = append(rows, bulkOver(fmt.Sprintf("%s TCP %s, 1 flows", w.name, directions[down]), w.over, 0, 1, down))
+		}
+		for _, network := range []string{"tcp4", "udp4"} {
+			for _, n := range []int{1, 16} {
+				rows = append(rows, rateRow(fmt.Sprintf("%s request/response %s, %d clients", w.name, network[:3], n),
+					func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+						return roundTrips(w.over(e, lab), network, n, span)
+					}))
+			}
+		}
+		rows = append(rows, rateRow(w.name+" connect/request/close, 16 clients",
+			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+				return connections(w.over(e, lab), 16, span)
+			}))
+	}
+	return rows
+}
+
+func datagramRows(sizes []int) []row {
+	var rows []row
+	add := func(what string, l load, size int) {
+		for _, down := range []bool{false, true} {
+			name := fmt.Sprintf("UDP %s, %d bytes%s", directions[down], size, what)
+			rows = append(rows, row{name, 0, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+				gbit, err := datagrams(outbound(e, lab), size, down, l, span)
+				return map[string]float64{name + "|Gbit/s": gbit}, err
+			}})
+		}
+	}
+	for _, size := range sizes {
+		add("", plainLoad, size)
+	}
+	add(", UDP_SEGMENT", segmentLoad, 1400)
+	return rows
+}
+
+func requestRows(clients []int) []row {
+	var rows []row
+	for _, n := range clients {
+		for _, network := range []string{"tcp4", "udp4"} {
+			if network == "udp4" && n > 16 {
+				continue // beyond what a socket's queue holds at once
+			}
+			rows = append(rows, rateRow(fmt.Sprintf("request/response %s, %d clients", network[:3], n),
+				func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+					return roundTrips(outbound(e, lab), network, n, span)
+				}))
+		}
+	}
+	for _, n := range clients {
+		rows = append(rows, rateRow(fmt.Sprintf("connect/request/close, %d clients", n),
+			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+				return connections(outbound(e, lab), n, span)
+			}))
+	}
+	return rows
+}
+
+// quietRows are what a guest costs that does little: memory, wake-ups, and what
+// many connections cost that one which works.
+func quietRows(idle []int) []row {
+	rows := []row{{"memory", 0, false, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+		return map[string]float64{"memory after the load|MiB PSS": e.pss()}, nil
+	}}, {"wake-ups", 0, false, wakeUps}}
+	for _, n := range idle {
+		rows = append(rows, row{fmt.Sprintf("%d idle flows", n), 0, false,
+			func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+				return crowd(e, lab, n, span)
+			}})
+	}
+	return rows
+}
+
+// wakeUps counts context switches of the entrant's processes while nothing
+// happens.
+func wakeUps(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+	time.Sleep(time.Second)
+	count := func() (n int64) {
+		for _, p := range e.pids() {
+			n += netlab.Switches(p)
+		}
+		return n
+	}
+	before := count()
+	time.Sleep(2 * span)
+	return map[string]float64{"wake-ups while idle|per second": float64(count()-before) / (2 * span).Seconds()}, nil
+}
+
+// crowd opens n connections that stay silent, and measures beside them.
+func crowd(e *entrant, lab *netlab.Lab, n int, span time.Duration) (map[string]float64, error) {
+	w := outbound(e, lab)
+	ln := w.server.Listen("tcp4", w.listen)
+	defer ln.Close()
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for range n {
+		near, far, err := w.connect(ln)
+		if err != nil {
+			return nil, fmt.Errorf("%d connections, then: %w", len(conns)/2, err)
+		}
+		conns = append(conns, near, far)
+	}
+	pss := e.pss()
+	// One of the crowd, and the last, so that whoever searches a list does.
+	b := make([]byte, 1)
+	near, far := conns[len(conns)-2], conns[len(conns)-1]
+	go func() { _, _ = io.Copy(far, far) }()
+	r, err := requests(1, span, func(int) error {
+		if _, err := near.Write(b); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(near, b)
+		return err
+	})
+	return map[string]float64{
+		fmt.Sprintf("memory with %d flows|MiB PSS", n):             pss,
+		fmt.Sprintf("request/response tcp beside %d flows|1/s", n): r.PerSecond,
+	}, err
+}
