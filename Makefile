@@ -5,7 +5,7 @@ BINDIR     ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec/aldente
 MANDIR     ?= $(PREFIX)/share/man
 FUZZTIME   ?= 10s
-SOAK       ?= 10m
+SOAK       ?= 20m
 BENCH      ?= full
 SHORT      ?=
 GO         ?= go
@@ -20,7 +20,7 @@ TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e lint bench fuzz generate debug-filter soak install clean
+.PHONY: all run test unit e2e test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak mutate install clean
 
 ## all: both programs, static, and the names by which pasta and passt are called
 all:
@@ -48,6 +48,14 @@ unit:
 e2e: all
 	$(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 20m -run '$(RUN)' ./test/... | $(GO) run ./test/summary
 
+## test-podman: rootless Podman and RootlessKit with these programs; root, debootstrap, 600 MB; RUN selects by name
+test-podman: all
+	test/podman/run.sh $(if $(RUN),-test.run '$(RUN)')
+
+## test-libvirt: virtual machines with Debian's newest libvirt and QEMU; root, debootstrap, 700 MB; RUN selects by name
+test-libvirt: all
+	test/libvirt.sh $(if $(RUN),-test.run '$(RUN)')
+
 lint:
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	$(GO) vet ./...
@@ -60,13 +68,27 @@ bench: all
 	$(GO) build -o build/bench ./bench
 	build/bench $(if $(filter short,$(BENCH)),-short) $(BENCHFLAGS)
 
-## fuzz: each target for FUZZTIME
+## bench-stream: the same behind QEMU's stream socket, with passt and gvproxy; BENCH=short takes under a minute
+bench-stream: all
+	$(GO) build -o build/bench-stream ./bench/stream
+	build/bench-stream $(if $(filter short,$(BENCH)),-short) $(STREAMFLAGS)
+
+## bench-sandbox: aldente beside itself without its sandbox; root
+bench-sandbox: all
+	$(GO) build -o build/bench-sandbox ./bench/sandbox
+	build/bench-sandbox $(BENCHFLAGS)
+
+## fuzz: each target for FUZZTIME; RUN selects by package and name
 fuzz:
-	GO='$(GO)' sh test/fuzz.sh $(FUZZTIME)
+	GO='$(GO)' test/fuzz.sh $(FUZZTIME) '$(RUN)'
+
+## fuzz-coverage: what of the parsers the targets' seeds alone reach; less than 90 % of the statements is an error
+fuzz-coverage:
+	fuzz/coverage.sh 90
 
 ## generate: the seccomp filters, with libseccomp (Debian: libseccomp-dev, gcc)
 generate:
-	CGO_ENABLED=1 $(GO) run -tags seccompgen ./policy/generate -o policy/filters
+	CGO_ENABLED=1 $(GO) run -tags seccompgen ./policy/generate -o policy/filters -doc SECURITY.md
 
 ## debug-filter: programs whose filters trap, so that Go prints who made a forbidden call
 debug-filter:
@@ -75,9 +97,13 @@ debug-filter:
 	ln -sf aldente build/debug/pasta
 	ln -sf aldente build/debug/passt
 
-## soak: connections come and go for SOAK; nothing may grow
+## soak: connections open, close, stall and break for SOAK, under every kind of trouble; nothing may be lost, nothing grow
 soak: all
-	ALDENTE_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 0 -run TestSoak ./test
+	ALDENTE_SOAK=$(SOAK) $(GOTEST) -count=1 -v -timeout 0 -run 'TestSoak$$' ./test
+
+## mutate: breaks the code on purpose, line by line, and has the tests notice; minutes; RUN selects
+mutate:
+	GO='$(GO)' RUN='$(RUN)' sh test/mutate.sh
 
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1

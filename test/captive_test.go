@@ -3,6 +3,8 @@
 package test
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,49 +18,51 @@ import (
 	"aldente/test/netlab"
 )
 
-// captives returns a folder with programs built with the captive tag, see
-// package policy/captive: all of them, or only those named, beside real ones.
+// captives returns a folder with programs of which some are built with the
+// captive tag, see package policy/captive.
 func captives(t *testing.T, which string) string {
 	t.Helper()
 	needOurs(t)
-	dir, err := buildCaptives()
+	dir, err := buildCaptives[which]()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(dir, which)
+	return dir
 }
 
 // Folders of captives.
 const (
-	captiveBroker = "broker" // with a real worker
-	captiveWorker = "worker" // with a real broker
+	captiveBroker = "captive-broker" // with a real worker
+	captiveWorker = "captive-worker" // with a real broker
+	captiveDebug  = "captive-debug"  // the same, with filters that trap
 )
 
-var buildCaptives = sync.OnceValues(func() (string, error) {
-	dir := filepath.Join(netlab.Stage(), "captives")
-	for which, programs := range map[string]map[string]string{
-		captiveBroker: {"aldente": "captive", "aldente-worker": "none"},
-		captiveWorker: {"aldente": "none", "aldente-worker": "captive"},
+// buildCaptives makes each folder once, when it is wanted.
+var buildCaptives = map[string]func() (string, error){
+	captiveBroker: sync.OnceValues(func() (string, error) { return build(captiveBroker, "captive", "none") }),
+	captiveWorker: sync.OnceValues(func() (string, error) { return build(captiveWorker, "none", "captive") }),
+	captiveDebug:  sync.OnceValues(func() (string, error) { return build(captiveDebug, "debugfilter", "debugfilter,captive") }),
+}
+
+// build makes both programs with build tags in a folder that any user may enter.
+func build(name, broker, worker string) (string, error) {
+	dir := filepath.Join(netlab.Stage(), name)
+	for _, p := range []struct{ name, tags, pkg string }{
+		{"aldente", broker, "aldente/broker"}, {"aldente-worker", worker, "aldente/worker"},
 	} {
-		for program, tag := range programs {
-			pkg := "aldente/broker"
-			if program == "aldente-worker" {
-				pkg = "aldente/worker"
-			}
-			cmd := exec.Command("go", "build", "-trimpath", "-tags", tag, "-o", filepath.Join(dir, which, program), pkg)
-			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return "", &exec.Error{Name: strings.Join(cmd.Args, " ") + ": " + string(out), Err: err}
-			}
+		cmd := exec.Command("go", "build", "-trimpath", "-tags", p.tags, "-o", filepath.Join(dir, p.name), p.pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", &exec.Error{Name: strings.Join(cmd.Args, " ") + ": " + string(out), Err: err}
 		}
-		for _, name := range []string{"pasta", "passt"} {
-			if err := os.Symlink("aldente", filepath.Join(dir, which, name)); err != nil {
-				return "", err
-			}
+	}
+	for _, name := range []string{"pasta", "passt"} {
+		if err := os.Symlink("aldente", filepath.Join(dir, name)); err != nil {
+			return "", err
 		}
 	}
 	return dir, nil
-})
+}
 
 var captivePort atomic.Int32
 
@@ -77,6 +81,15 @@ func tryCaptive(t *testing.T, lab *netlab.Lab, who, attempt string, args ...stri
 	if st == 128+31 { // SIGSYS
 		return "killed"
 	}
+	said := saidOf(p, attempt)
+	if said == "" {
+		t.Fatalf("status %d\n%s", st, p.Output())
+	}
+	return said
+}
+
+// saidOf is how an attempt ended by what a captive's broker has said, if it has.
+func saidOf(p *netlab.Proc, attempt string) string {
 	for line := range strings.Lines(p.Output()) {
 		said, ok := strings.CutPrefix(line, "captive: "+attempt+": ")
 		switch {
@@ -87,8 +100,27 @@ func tryCaptive(t *testing.T, lab *netlab.Lab, who, attempt string, args ...stri
 			return strings.TrimSpace(said)
 		}
 	}
-	t.Fatalf("status %d\n%s", st, p.Output())
 	return ""
+}
+
+// tryCaptiveStream is tryCaptive in a broker that waits for virtual machines.
+func tryCaptiveStream(t *testing.T, lab *netlab.Lab, attempt string) string {
+	t.Helper()
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("captive%d-%d.sock", os.Getpid(), captivePort.Add(1)))
+	defer os.Remove(path)
+	p := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Timeout: 20 * time.Second, Args: []string{"env", "ALDENTE_CAPTIVE=broker:" + attempt,
+		filepath.Join(captives(t, captiveBroker), "passt"), "-f", "-s", path}})
+	defer p.Kill()
+	for !p.Exited() {
+		if said := saidOf(p, attempt); said != "" {
+			return said
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if st := p.Wait(); st != 128+31 { // SIGSYS
+		t.Fatalf("status %d\n%s", st, p.Output())
+	}
+	return "killed"
 }
 
 // alike are attempts that end broker and agent both.
@@ -98,12 +130,13 @@ var alike = strings.Fields(`
 	execve execveat-path chroot pivot_root mount mount-proc umount2 fsopen open_tree move_mount mount_setattr
 	ioctl-tap ioctl-flow fcntl-owner
 	socket-mptcp socket-unix socket-netlink socket-raw socket-packet socket-sctp socket-vsock socket-audit socket-generic
-	socket-alg socket-xdp socket-high-bits
+	socket-alg socket-xdp socket-high-bits socketpair socketpair-datagram socketpair-inet
 	sockopt-mark sockopt-transparent sockopt-ip-options sockopt-rthdr sockopt-broadcast sockopt-membership
 	sockopt-repair sockopt-ulp sockopt-congestion sockopt-reuseport
 	mmap-exec mmap-rwx mmap-shared mmap-file mmap-high-bits mprotect-exec mremap madvise-remove madvise-inject
+	futex-shared futex-requeue futex-pi splice-gift getsockopt-filter getsockopt-level
 	userfaultfd pkey_mprotect memfd_secret remap_file_pages process_madvise mlock
-	kill-parent kill-all kill-self tgkill-other tkill pidfd_open pidfd_getfd pidfd-signal-term ptrace ptrace-traceme
+	kill-parent kill-all kill-self tgkill-other tgkill-init tkill pidfd_open pidfd_getfd pidfd-signal-term ptrace ptrace-traceme
 	process_vm_readv process_vm_writev kcmp rt_sigqueueinfo
 	clone-process clone-newuser clone-thread-user clone3 unshare-user unshare-net
 	setns setns-net setns-pid setns-ipc setns-uts setns-cgroup
@@ -121,9 +154,12 @@ var outcomes = map[string]map[string]string{
 		"execveat-self": "EACCES",
 		// No capability.
 		"capset": "EPERM", "prlimit": "EPERM", "clone-worker": "EPERM",
-		// The kernel: a process with threads joins no namespace.
-		"setns-user": "EINVAL", "setns-mnt": "EINVAL",
+		// The kernel: a process with threads joins no user namespace, and
+		// without capabilities none of another kind.
+		"setns-user": "EINVAL", "setns-mnt": "EPERM",
 		"read-caps": "succeeded",
+		// What channels are made of leads nowhere else.
+		"pair-connect": "EINVAL",
 	},
 	"agent": {
 		"openat": "killed", "openat-etc": "killed", "openat-self": "killed", "openat-environ": "killed",
@@ -132,7 +168,7 @@ var outcomes = map[string]map[string]string{
 		// It makes sockets and binds them, no more.
 		"connect": "killed", "reconnect": "killed", "disconnect": "killed", "connect-listener": "killed",
 		"accept-plain": "killed", "accept4-blocking": "killed", "sendto-aimed": "killed", "sendmmsg": "killed",
-		"getsockopt-other": "killed", "socket-echo": "killed", "socketpair": "killed",
+		"getsockopt-other": "killed", "socket-echo": "killed", "pair-connect": "killed",
 		"socket-netlink-diag": "succeeded",
 	},
 }
@@ -156,6 +192,24 @@ func TestCaptives(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestCaptivesStream has the broker try the same where it serves virtual
+// machines.
+func TestCaptivesStream(t *testing.T) {
+	heavy(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	want := maps.Clone(outcomes["broker"])
+	for _, attempt := range alike {
+		want[attempt] = "killed"
+	}
+	for attempt, want := range want {
+		t.Run(attempt, func(t *testing.T) {
+			if got := tryCaptiveStream(t, lab, attempt); got != want {
+				t.Errorf("%s, want %s", got, want)
+			}
+		})
 	}
 }
 

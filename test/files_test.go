@@ -76,7 +76,7 @@ func TestNothingLeft(t *testing.T) {
 	procs := g.Processes()
 	g.Close()
 	for _, p := range procs {
-		if !gone(p, 2*time.Second) {
+		if !gone(p, 10*time.Second) {
 			t.Errorf("process %d of %v lives on", p, procs)
 		}
 	}
@@ -91,7 +91,7 @@ func TestBrokerKilled(t *testing.T) {
 	procs := g.Processes()
 	g.Proc.Kill()
 	for _, p := range procs {
-		if !gone(p, 3*time.Second) {
+		if !gone(p, 10*time.Second) {
 			t.Errorf("process %d of %v lives on", p, procs)
 		}
 	}

@@ -76,7 +76,7 @@ func TestCommandKilled(t *testing.T) {
 			if err := syscall.Kill(g.Holder, tt.sig); err != nil {
 				t.Fatal(err)
 			}
-			st, ok := g.Proc.WaitFor(5 * time.Second)
+			st, ok := g.Proc.WaitFor(10 * time.Second)
 			if want := 128 + int(tt.sig); !ok || st != want {
 				t.Errorf("ended %v with status %d, want %d", ok, st, want)
 			}
@@ -174,7 +174,7 @@ func TestBackground(t *testing.T) {
 	if st, out := guest.Run("ping", "-c", "1", "-W", "2", "192.0.2.9"); st != 0 {
 		t.Error(out)
 	}
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil || !gone(pid, 3*time.Second) {
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil || !gone(pid, 10*time.Second) {
 		t.Errorf("SIGTERM: %v, and the daemon lives on", err)
 	}
 }
@@ -199,7 +199,7 @@ func TestForeground(t *testing.T) {
 				t.Errorf("PID file says %d, started %d", pid, p.PID)
 			}
 			_ = p.Signal(sig)
-			if st, ok := p.WaitFor(3 * time.Second); !ok || st != 0 {
+			if st, ok := p.WaitFor(10 * time.Second); !ok || st != 0 {
 				t.Errorf("ended %v with status %d\n%s", ok, st, p.Output())
 			}
 		})
@@ -217,7 +217,7 @@ func TestNamespaceEnds(t *testing.T) {
 	}
 	pid := readPID(t, file)
 	_ = syscall.Kill(ns, syscall.SIGKILL)
-	if !gone(pid, 3*time.Second) {
+	if !gone(pid, 10*time.Second) {
 		t.Error("the daemon lives on without its namespace")
 	}
 }
@@ -259,7 +259,11 @@ func TestNetnsPath(t *testing.T) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
-			if gone(pid, 1500*time.Millisecond) != tt.quit {
+			within := 10 * time.Second
+			if !tt.quit {
+				within = 1500 * time.Millisecond
+			}
+			if gone(pid, within) != tt.quit {
 				t.Errorf("daemon ended with its path: %v, want %v", !tt.quit, tt.quit)
 			}
 		})

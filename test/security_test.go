@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"aldente/test/netlab"
 )
@@ -96,8 +97,45 @@ func TestProcessesFromOutside(t *testing.T) {
 					t.Errorf("%s is not zero", what)
 				}
 			}
+			if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/root", pid)); who != "broker" && (err != nil || len(entries) > 0) {
+				t.Errorf("its root directory has %d entries, %v", len(entries), err)
+			}
 			mapsOf(t, pid)
 		})
+	}
+}
+
+// TestDescriptorsHeld lists what each process holds once a guest is connected:
+// nothing that the caller left open, and of namespaces only the worker's, for its
+// successor.
+func TestDescriptorsHeld(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	g := lab.GuestWith(netlab.GuestSpec{Args: []string{"--config-net"},
+		Wrap: []string{"bash", "-c", `exec 9</etc/passwd 77</ 200<&0; exec "$@"`, "bash"}})
+	pids := byProgram(t, g)
+	common := []string{"/dev/null", "/dev/net/tun", `pipe:\[\d+\]`, `socket:\[\d+\]`, `anon_inode:\[(eventpoll|eventfd|pidfd)\]`}
+	own := func(ns string) string {
+		l, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pids["worker"], ns))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return regexp.QuoteMeta(l)
+	}
+	for who, more := range map[string][]string{
+		"broker": {".*/aldente-worker", own("user"), own("mnt")}, "agent": nil, "worker": nil,
+	} {
+		may := regexp.MustCompile("^(" + strings.Join(slices.Concat(common, more), "|") + ")$")
+		dir := fmt.Sprintf("/proc/%d/fd/", pids[who])
+		fds, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range fds {
+			if l, err := os.Readlink(dir + fd.Name()); err == nil && !may.MatchString(l) {
+				t.Errorf("%s: descriptor %s is %s", who, fd.Name(), l)
+			}
+		}
 	}
 }
 
@@ -147,6 +185,31 @@ func TestCapabilityKept(t *testing.T) {
 	}
 }
 
+// TestRootFollowsNoLink: what root has created where another user may put links
+// is nothing of root's.
+func TestRootFollowsNoLink(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	dir := t.TempDir()
+	precious, link := filepath.Join(dir, "precious"), filepath.Join(dir, "link")
+	if err := os.WriteFile(precious, []byte("precious"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(precious, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, option := range []string{"--pcap", "--log-file", "--pid"} {
+		p := lab.Host.Start(netlab.Spec{User: netlab.Root, Timeout: 20 * time.Second,
+			Args: []string{netlab.Pasta(), "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--config-net", option, link, "--", "true"}})
+		st := p.Wait()
+		b, err := os.ReadFile(precious)
+		if st != 1 || string(b) != "precious" || err != nil || !strings.Contains(p.Output(), "too many levels of symbolic links") {
+			t.Errorf("%s: status %d, the file is %q, %v\n%s", option, st, b, err, p.Output())
+		}
+	}
+}
+
 // TestCommandInheritsNothing compares what a command finds under pasta with what
 // it finds without: nothing of the broker's own confinement may leak into it.
 func TestCommandInheritsNothing(t *testing.T) {
@@ -154,17 +217,29 @@ func TestCommandInheritsNothing(t *testing.T) {
 	const look = `grep -E '^(NoNewPrivs|Seccomp|SigIgn|SigBlk|CoreDumping):' /proc/self/status
 		grep -vE 'pending signals|processes' /proc/self/limits; cat /proc/self/oom_score_adj`
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
-	plain := lab.Host.Start(netlab.Spec{Args: []string{"sh", "-c", look}, User: netlab.Nobody})
-	if st := plain.Wait(); st != 0 {
-		t.Fatalf("status %d\n%s", st, plain.Output())
+	lines := func(script string) (without, under []string) {
+		plain := lab.Host.Start(netlab.Spec{Args: []string{"sh", "-c", script}, User: netlab.Nobody})
+		if st := plain.Wait(); st != 0 {
+			t.Fatalf("without pasta: status %d", st)
+		}
+		st, p := pastaRun(t, lab, "", "--config-net", "--", "sh", "-c", script)
+		if st != 0 {
+			t.Fatalf("under pasta: status %d", st)
+		}
+		return strings.Split(plain.Stdout(), "\n"), strings.Split(p.Stdout(), "\n")
 	}
-	st, p := pastaRun(t, lab, "", "--config-net", "--", "sh", "-c", look)
-	if st != 0 || p.Stdout() != plain.Stdout() {
-		t.Errorf("status %d; under pasta:\n%s\nwithout:\n%s", st, p.Output(), plain.Stdout())
+	without, under := lines(look)
+	for i := range max(len(without), len(under)) {
+		if i >= len(without) || i >= len(under) || without[i] != under[i] {
+			t.Errorf("line %d of %d differs: %q, without pasta %q", i, len(without), under[min(i, len(under)-1)], without[min(i, len(without)-1)])
+		}
 	}
-	// The descriptor of the listing itself is the fourth.
-	if st, p := pastaRun(t, lab, "", "--config-net", "--", "ls", "/proc/self/fd"); st != 0 || p.Stdout() != "0\n1\n2\n3\n" {
-		t.Errorf("status %d, descriptors %q", st, p.Stdout())
+	// The caller may have left more open; the listing's own is the lowest free.
+	without, under = lines("ls /proc/self/fd")
+	for _, fd := range under {
+		if !slices.Contains(without, fd) {
+			t.Errorf("descriptor %s is open under pasta only, without are %q", fd, without)
+		}
 	}
 }
 
@@ -180,7 +255,7 @@ func TestSelfTest(t *testing.T) {
 	}
 	st, out := run()
 	layers := []string{"capabilities", "limits", "no_new_privs", "non-dumpable", "memory-deny-write-execute", "landlock", "seccomp"}
-	for who, more := range map[string][]string{"broker": nil, "agent": nil, "worker": {"namespaces", "file system"}} {
+	for who, more := range map[string][]string{"broker": nil, "agent": {"file system"}, "worker": {"namespaces", "file system"}} {
 		for _, layer := range slices.Concat(layers, more) {
 			if !strings.Contains(out, "\n"+who+": "+layer) && !strings.HasPrefix(out, who+": "+layer) {
 				t.Errorf("nothing said of %s's %s", who, layer)

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"aldente/test/netlab"
+)
+
+// recipes are the commands of docs/egress.md, and what they promise.
+var recipes = map[string]map[string]string{
+	"aldente --config-net --allow tcp:192.0.2.10:3128 --deny any --dns none": {
+		"tcp 192.0.2.10:3128": open, "udp 192.0.2.10:3128": prohibited, "tcp 192.0.2.10:80": prohibited, "udp 192.0.2.9:53": prohibited,
+		"tcp 198.51.100.9:80": prohibited, "tcp [2001:db8:1::9]:80": prohibited, "icmp 192.0.2.10": prohibited,
+	},
+	"passt --deny private --deny link-local --deny host --dns-forward 169.254.0.53 --socket /run/vm.socket": {
+		"tcp 10.9.8.7:7": prohibited, "tcp 169.254.9.9:7": prohibited, "tcp 192.0.2.1:7": prohibited, "tcp [fd12::7]:7": prohibited,
+		"tcp 169.254.0.53:53": open, "udp 169.254.0.53:53": open, "tcp 10.9.8.7:53": open, "tcp 169.254.0.53:7": prohibited,
+		"tcp 198.51.100.9:7": open, "udp [2001:db8:1::9]:7": open, "icmp 198.51.100.9": open,
+	},
+	"aldente --config-net --deny any --dns-forward 169.254.0.53": {
+		"udp 169.254.0.53:53": open, "tcp 169.254.0.53:53": open, "tcp 169.254.0.53:7": prohibited,
+		"tcp 198.51.100.9:53": prohibited, "tcp [2001:db8:1::9]:53": prohibited, "icmp 192.0.2.9": prohibited,
+	},
+	"aldente --config-net --map-host-loopback 192.0.2.1 --allow tcp:127.0.0.1:5432": {
+		"tcp 192.0.2.1:5432": open, "tcp 192.0.2.1:7": prohibited, "udp 192.0.2.1:5432": prohibited,
+		"tcp 192.0.2.9:7": open,
+	},
+}
+
+// TestRecipes takes the commands from the document: none is there that was not
+// tried, and none was tried that is not there. A virtual machine's is tried with
+// a namespace: the policy is the same.
+func TestRecipes(t *testing.T) {
+	needOurs(t)
+	b, err := os.ReadFile(filepath.Join("..", "docs", "egress.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)\n```").FindAllStringSubmatch(string(b), -1) {
+		for line := range strings.Lines(block[1]) {
+			command, _, _ := strings.Cut(strings.TrimSpace(line), " -- ")
+			found = append(found, command)
+		}
+	}
+	if len(found) != len(recipes) {
+		t.Errorf("%d commands in the document, %d tried", len(found), len(recipes))
+	}
+	lab := netlab.New(t, netlab.Options{})
+	addresses(lab)
+	lab.Remote.IP("addr add 192.0.2.10/32 dev lo")
+	serve(lab.Remote, "[::]", 7, 80, 3128)
+	serve(lab.Remote, "10.9.8.7", 53) // answers come from the address that was asked
+	serve(lab.Host, "[::]", 7, 5432)
+	for _, command := range found {
+		t.Run(command, func(t *testing.T) {
+			want := recipes[command]
+			if want == nil {
+				t.Fatal("never tried")
+			}
+			s := netlab.GuestSpec{Resolv: "nameserver 10.9.8.7\n"}
+			program, args, _ := strings.Cut(command, " ")
+			if program == "passt" {
+				program, args = "pasta", "--config-net "+strings.Replace(args, " --socket /run/vm.socket", "", 1)
+			}
+			s.Binary, s.Args = filepath.Join(filepath.Dir(netlab.Pasta()), program), strings.Fields(args)
+			g := lab.For(t).GuestWith(s)
+			for what, want := range want {
+				if got := reach(g, what); got != want {
+					t.Errorf("%s: %s, want %s", what, got, want)
+				}
+			}
+		})
+	}
+}
