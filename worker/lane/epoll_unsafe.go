@@ -21,7 +21,7 @@ type poller struct {
 // is not told of. Shorter waits come back without its bookkeeping; longer ones
 // must be known to it, or its monitor would look at this thread a hundred
 // times a second for nothing.
-const rawWait = 1
+const rawWait = 10
 
 // wait fills events and returns their number. timeout is in milliseconds; -1:
 // until something happens. soon says that events are likely within rawWait;

@@ -22,6 +22,7 @@ const (
 // frame takes one frame from the guest to where it belongs.
 func (l *Lane) frame(f *link.Frame) {
 	l.Stats.Frames++
+	l.moved += len(f.Data)
 	if l.capture != nil {
 		l.capture.Frame(time.Now(), &f.Offload, f.Data, nil)
 	}

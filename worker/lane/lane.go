@@ -66,11 +66,14 @@ type Stats struct {
 // Lane is one event loop and all it owns.
 type Lane struct {
 	sockets
-	poll    poller
-	channel channel
-	start   time.Time
-	now     int64
-	busy    bool // the last wait was short
+	poll     poller
+	channel  channel
+	start    time.Time
+	now      int64
+	busy     bool      // the last wait was short
+	brisk    bool      // the last turn was short, its event came soon, and so may the next
+	partners [2]uint64 // tokens of the last conversation
+	same     uint8     // events in a row that were its, up to regular
 
 	guest   flow.Guest
 	link    link.Link
@@ -220,6 +223,7 @@ func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 	if l.link == nil {
 		return false
 	}
+	l.moved += len(payload)
 	if l.capture != nil {
 		l.capture.Frame(time.Now(), o, headers, payload)
 	}

@@ -24,6 +24,8 @@ func (l *Lane) turn() {
 	n := l.wait()
 	l.tick()
 	l.busy = l.now-began < rawWait*1e6
+	soon := l.now-began < spinTime && l.lone(n)
+	l.moved = 0
 	l.wheel.Advance(l.now, l.fire) // first: timers are set relative to it
 	fromGuest := false
 	for k := range n {
@@ -56,6 +58,7 @@ func (l *Lane) turn() {
 	}
 	l.poll1()
 	l.finish()
+	l.brisk = soon && l.moved <= briskBytes
 }
 
 // wait waits for events and returns their number.
@@ -63,6 +66,11 @@ func (l *Lane) wait() int {
 	timeout := l.timeout()
 	if p := l.loop.Patience(); p > 0 && timeout != 0 {
 		return l.poll.waitShortly(p)
+	}
+	if l.brisk && timeout != 0 {
+		if n := l.spin(); n > 0 {
+			return n
+		}
 	}
 	return l.poll.wait(timeout, l.busy)
 }

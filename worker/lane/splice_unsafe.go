@@ -38,7 +38,9 @@ func (s *sockets) Pipe() (r, w int32, size int, err syscall.Errno) {
 
 // Splice implements splice.Env.
 func (s *sockets) Splice(from, to int32, n int) (int, syscall.Errno) {
-	return raw6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	n, e := raw6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	s.moved += n
+	return n, e
 }
 
 // LowWater implements splice.Env.

@@ -26,6 +26,7 @@ type sockets struct {
 	linger unix.Linger
 	value  int32
 	pipe   [2]int32
+	moved  int // bytes, in this turn: what shows that there is bulk
 
 	mmsg  [maxDatagrams]mmsghdr
 	miov  [maxDatagrams]unix.Iovec

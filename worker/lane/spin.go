@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+// Where somebody asks and is answered at once, most of the time goes into waking
+// a processor that has just fallen asleep. So after an event that came within
+// spinTime, the next is looked for as long without sleeping. Not so where bulk is
+// moved or several flows have events at a time: others need the processor then,
+// and there is more to do per wake-up anyway.
+const (
+	spinTime   = 50_000 // nanoseconds
+	briskBytes = 4 << 10
+	regular    = 8 // events of a conversation in a row: more than a short connection has
+)
+
+// lone tells whether the n events of this turn belong to the conversation of
+// the last ones: between the guest and a socket, or between two sockets.
+func (l *Lane) lone(n int) bool {
+	if n != 1 {
+		return false
+	}
+	switch _, token := l.poll.at(0); token {
+	case tokenLink:
+	case l.partners[0], l.partners[1]:
+		l.same = min(l.same+1, regular)
+	default:
+		l.partners = [2]uint64{token, l.partners[0]}
+		l.same = 0
+	}
+	return l.same == regular
+}
+
+// spin looks for events for spinTime and returns their number.
+func (l *Lane) spin() int {
+	for end := l.now + spinTime; l.now < end; l.tick() {
+		if n := l.poll.wait(0, false); n > 0 {
+			return n
+		}
+	}
+	return 0
+}

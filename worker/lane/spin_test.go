@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/worker/flow"
+)
+
+// turnOf has the lane look at the events of one turn.
+func (l *Lane) turnOf(tokens ...uint64) bool {
+	for i, token := range tokens {
+		e := &l.poll.events[i]
+		e.Events = unix.EPOLLIN
+		e.Fd, e.Pad = int32(uint32(token)), int32(token>>32)
+	}
+	return l.lone(len(tokens))
+}
+
+func TestLone(t *testing.T) {
+	a, b, c := flow.Token(flow.OwnerTCP, 1, 1), flow.Token(flow.OwnerSplice, 7, 3), flow.Token(flow.OwnerUDP, 1, 1)
+	l := new(Lane)
+	for k := range regular {
+		if l.turnOf(a) || l.turnOf(tokenLink) {
+			t.Fatalf("a conversation after %d events", k)
+		}
+	}
+	l.turnOf(a)
+	if !l.turnOf(a) || !l.turnOf(tokenLink) {
+		t.Error("no conversation of the guest and a socket")
+	}
+	if l.turnOf(a, tokenLink) {
+		t.Error("two events at a time")
+	}
+	if l.turnOf(b) || l.turnOf(tokenLink) {
+		t.Error("another socket")
+	}
+	for range regular {
+		l.turnOf(c)
+		l.turnOf(b)
+	}
+	if !l.turnOf(c) || !l.turnOf(b) {
+		t.Error("no conversation of two sockets")
+	}
+	for range 100 {
+		for _, token := range []uint64{a, b, c} {
+			if l.turnOf(token) {
+				t.Fatal("three sockets")
+			}
+		}
+	}
+}
+
+// Spinning ends after its time, or with an event.
+func TestSpinEnds(t *testing.T) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ep)
+	l := new(Lane)
+	l.poll.fd = int32(ep)
+	l.start = time.Now()
+	l.tick()
+	before := l.now
+	if n := l.spin(); n != 0 {
+		t.Errorf("%d events", n)
+	}
+	if d := l.now - before; d < spinTime {
+		t.Errorf("looked for %d ns", d)
+	}
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[0])
+	defer unix.Close(p[1])
+	l.poll.control(unix.EPOLL_CTL_ADD, int32(p[0]), unix.EPOLLIN, 5)
+	if _, err := unix.Write(p[1], []byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	if n := l.spin(); n != 1 {
+		t.Errorf("%d events", n)
+	}
+}
