@@ -60,7 +60,9 @@ func (t *Translator) receive(i uint32, c *conn) {
 			taken += t.datagrams[k].N
 		}
 		t.touch(i, c)
-		t.deliver(i, c, t.datagrams[:n])
+		if d := t.fromPeer(i, c, t.datagrams[:n]); len(d) > 0 {
+			t.deliver(i, c, d)
+		}
 		if !c.bulk && (n == most || t.datagrams[0].Segment > 0) {
 			t.isBulk(c)
 		}
@@ -70,6 +72,26 @@ func (t *Translator) receive(i uint32, c *conn) {
 		most = readBatch
 	}
 	t.makeReady(i, c)
+}
+
+// fromPeer leaves out what somebody else has sent. The kernel does so once a socket
+// is connected; but what it has found the socket for just before may still be
+// on its way into the queue, past the filter that the broker takes off then.
+func (t *Translator) fromPeer(i uint32, c *conn, d []flow.Datagram) []flow.Datagram {
+	_, port := t.flows.Key(i).Remote()
+	n := 0
+	for k := range d {
+		from := &d[k].From
+		if !from.IsUnspecified() && (*from != c.peer || d[k].FromPort != port) {
+			t.Stats.Strangers++
+			continue
+		}
+		if k != n {
+			d[k], d[n] = d[n], d[k] // each has memory of its own
+		}
+		n++
+	}
+	return d[:n]
 }
 
 // fewDatagrams is what is asked of a socket at first: preparing a call for many

@@ -308,3 +308,21 @@ func TestBulkBuffers(t *testing.T) {
 		t.Errorf("%d options set: %v", s.SetCalls, s.Options)
 	}
 }
+
+// What came to the port before the socket was connected is nobody's.
+func TestStranger(t *testing.T) {
+	r := newRig(t)
+	s, token := r.connect(remote4)
+	_, port := r.flows.Key(0).Remote()
+	peer := r.flows.At(0).peer
+	s.Datagrams = []flow.Datagram{
+		{Buf: []byte("s1"), N: 2, From: router4, FromPort: port},
+		{Buf: []byte("p1"), N: 2, From: peer, FromPort: port},
+		{Buf: []byte("s2"), N: 2, From: peer, FromPort: port + 1},
+		{Buf: []byte("p2!"), N: 3, From: peer, FromPort: port},
+	}
+	r.Ready(token, flow.Readable)
+	if r.Stats.Strangers != 2 || r.Stats.ToGuest != 2 {
+		t.Errorf("stats %+v", r.Stats)
+	}
+}

@@ -65,6 +65,7 @@ type Stats struct {
 	NotUnicast      uint64 // from the guest to a group, to everybody, or to loopback
 	QueueFull       uint64 // from the guest, too many before the socket came
 	WriteFailed     uint64 // from the guest, not taken by the socket
+	Strangers       uint64 // to the guest, not from the flow's peer
 	Truncated       uint64 // to the guest, longer than any may be
 	NoTarget        uint64 // to the guest, whose address is not known
 	SendFailed      uint64 // frames to the guest, not taken by the link
