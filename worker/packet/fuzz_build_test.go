@@ -294,6 +294,8 @@ func checkFragments(t *testing.T, frame []byte, mtu int, id uint32, parts [][]by
 			t.Fatalf("%d parts of what fits", len(parts))
 		}
 		return
+	case whole.Proto == ProtoTCP && mtu < 128:
+		return // the first fragment may not hold its header: never accepted, RFC 1858
 	case len(parts) < 2:
 		t.Fatalf("%d fragments for MTU %d of %d bytes", len(parts), mtu, whole.End-whole.L3)
 	}
