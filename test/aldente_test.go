@@ -68,7 +68,7 @@ func TestNamesResolve(t *testing.T) {
 	for name, prepare := range map[string]string{
 		"the host's file stays": `mount --bind "$1" /etc/resolv.conf`,
 		"a link to another place": `mount -t tmpfs tmpfs /run && mkdir /run/etc /run/r && cp /etc/passwd /etc/group /run/etc &&
-			cp "$1" /run/r/stub && ln -s ../run/r/stub /run/etc/resolv.conf && mount --bind /run/etc /etc`,
+			cp "$1" /run/r/resolv.conf && ln -s ../run/r/resolv.conf /run/etc/resolv.conf && mount --bind /run/etc /etc`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			lab := lab.For(t)
