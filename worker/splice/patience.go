@@ -10,7 +10,7 @@ import "aldente/worker/flow"
 // that is silent for patienceTime loses its mark, and if it turns out to have
 // had something, it has to flow for twice as long until it gets one again.
 const (
-	lowWater     = 256 << 10
+	lowWater     = 512 << 10
 	patienceTime = 200_000   // nanoseconds
 	firstRush    = 4 << 20   // bytes without a pause that make a stream patient
 	lastRush     = 512 << 20 // the most that is asked for
