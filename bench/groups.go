@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"aldente/bench/bed"
 	"aldente/test/netlab"
 )
 
@@ -67,10 +68,10 @@ func (g group) measure(o options, t *table) error {
 	if len(rows) == 0 && !first {
 		return nil
 	}
-	b := &bed{}
-	defer b.close()
+	b := bed.New("bench")
+	defer b.Close()
 	var lab *netlab.Lab
-	if err := try(func() { lab = netlab.New(b, netlab.Options{MTU: g.mtu}); ports(lab.Host); ports(lab.Remote) }); err != nil {
+	if err := bed.Try(func() { lab = netlab.New(b, netlab.Options{MTU: g.mtu}); ports(lab.Host); ports(lab.Remote) }); err != nil {
 		return err
 	}
 	if first {
@@ -99,7 +100,7 @@ func (g group) measure(o options, t *table) error {
 // enter starts all contestants; one that fails is left out with a message.
 func enter(o options, lab *netlab.Lab, mtu int) (all []*entrant) {
 	for _, c := range contestants(o) {
-		if err := try(func() { all = append(all, c.start(lab, c, mtu)) }); err != nil {
+		if err := bed.Try(func() { all = append(all, c.start(lab, c, mtu)) }); err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %s left out: %v\n", c.name, err)
 		}
 	}
@@ -113,7 +114,7 @@ func once(o options, lab *netlab.Lab, t *table, r row, e *entrant) {
 	lab.Remote.Sysctl("net/ipv4/tcp_rmem", sysctls[r.sysctl].rmem)
 	var values map[string]float64
 	var err error
-	if fail := try(func() { values, err = r.measure(e, lab, o.span) }); fail != nil {
+	if fail := bed.Try(func() { values, err = r.measure(e, lab, o.span) }); fail != nil {
 		err = fail
 	}
 	if err != nil {

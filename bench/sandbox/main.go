@@ -19,6 +19,7 @@ import (
 	"slices"
 	"time"
 
+	"aldente/bench/bed"
 	"aldente/test/netlab"
 )
 
@@ -33,10 +34,10 @@ func run() int {
 	only := flag.String("only", "", "measure only rows that match this regular expression")
 	flag.Parse()
 	match := regexp.MustCompile(*only)
-	b := &bed{}
-	defer b.close()
+	b := bed.New("bench/sandbox")
+	defer b.Close()
 	ok := false
-	if err := try(func() { ok = bench(b, match, *rounds, *span) }); err != nil {
+	if err := bed.Try(func() { ok = bench(b, match, *rounds, *span) }); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/sandbox:", err)
 		return 1
 	}
@@ -50,7 +51,7 @@ func run() int {
 var sides = [2]struct{ name, tag string }{{"confined", "none"}, {"unconfined", "unconfined"}}
 
 // bench measures all rows and reports whether the bulk ones are good enough.
-func bench(b *bed, only *regexp.Regexp, rounds int, span time.Duration) bool {
+func bench(b *bed.Bed, only *regexp.Regexp, rounds int, span time.Duration) bool {
 	lab := netlab.New(b, netlab.Options{})
 	var guests [2]*netlab.Guest
 	for i, s := range sides {
@@ -95,7 +96,7 @@ func cpu(g *netlab.Guest) (sum time.Duration) {
 }
 
 // build makes both programs with a build tag, where any user may execute them.
-func build(b *bed, tag string) string {
+func build(b *bed.Bed, tag string) string {
 	dir := filepath.Join(netlab.Stage(), tag)
 	for program, pkg := range map[string]string{"aldente": "aldente/broker", "aldente-worker": "aldente/worker"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", tag, "-o", filepath.Join(dir, program), pkg)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"aldente/bench/bed"
 	"aldente/test/netlab"
 )
 
@@ -44,7 +45,7 @@ func bulk(guest, remote *netlab.NS, span time.Duration, down bool) float64 {
 	c := guest.Dial("tcp4", addr)
 	s, err := ln.Accept()
 	if err != nil {
-		panic(failure{err})
+		bed.Fail(err)
 	}
 	from, to := c, s
 	if down {
@@ -118,7 +119,7 @@ func perSecond(span time.Duration, act func() error) float64 {
 	n, start := 0, time.Now()
 	for ; time.Since(start) < span; n++ {
 		if err := act(); err != nil {
-			panic(failure{err})
+			bed.Fail(err)
 		}
 	}
 	return float64(n) / time.Since(start).Seconds()

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"aldente/bench/bed"
 	"aldente/bench/peers"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
@@ -139,9 +140,9 @@ func measure(o options, t *table, c contestant, w wmem, mtu int) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	b := &bed{}
-	defer b.close()
-	return try(func() {
+	b := bed.New("bench/stream")
+	defer b.Close()
+	return bed.Try(func() {
 		s := setUp(netlab.New(b, netlab.Options{}), c, w, mtu)
 		for _, r := range rows {
 			res, err := s.bulk(r.down, o.span)

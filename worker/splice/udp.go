@@ -35,14 +35,13 @@ const (
 // dflow is one flow of datagrams: a peer that spoke to a listener, and where
 // what it says goes to. Both sockets come from the broker.
 type dflow struct {
-	newer, older uint32 // neighbours in order of use
-	sides        [2]dside
-	wanted       uint8 // answers of the broker still to come
-	refused      bool  // the broker had no socket
-	answered     bool  // there was traffic in both directions
-	busy         [2]bool
-	queue        queue
-	last         int64 // when it was used, in nanoseconds
+	sides    [2]dside
+	wanted   uint8 // answers of the broker still to come
+	refused  bool  // the broker had no socket
+	answered bool  // there was traffic in both directions
+	busy     [2]bool
+	queue    queue
+	last     int64 // when it was used, in nanoseconds
 }
 
 type dside struct {
@@ -57,8 +56,7 @@ type datagrams struct {
 	timer  uint32
 	pool   *flow.Pool
 	flows  *flow.Table[dflow]
-	newest uint32
-	oldest uint32
+	ages   flow.Ages
 	queued int
 
 	busyUDP []uint64 // tokens of sockets whose turn was over before their data
@@ -70,7 +68,7 @@ type datagrams struct {
 func (d *datagrams) init(w *flow.Wheel, timerBase uint32, pool *flow.Pool, size int) {
 	d.wheel, d.timer, d.pool = w, timerBase, pool
 	d.flows = flow.NewTable[dflow](size)
-	d.newest, d.oldest = flow.None, flow.None
+	d.ages = flow.NewAges(size)
 	d.busyUDP = make([]uint64, 0, 2*size)
 	d.vec = make([][]byte, 0, maxSegments)
 	mem := make([]byte, readBatch*datagramSize)
@@ -120,9 +118,10 @@ func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8, port uin
 	if from == 0 || to.IsUnspecified() || to.Is4() != peer.Is4() {
 		return flow.None
 	}
-	if t.flows.Len() == t.flows.Cap() && t.oldest != flow.None {
+	if t.flows.Len() == t.flows.Cap() && t.ages.Oldest() != flow.None {
 		t.Stats.Evicted++
-		t.removeUDP(t.oldest, t.flows.At(t.oldest))
+		oldest := t.ages.Oldest()
+		t.removeUDP(oldest, t.flows.At(oldest))
 	}
 	i := t.flows.Insert(k)
 	if i == flow.None {
@@ -133,7 +132,7 @@ func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8, port uin
 	f.sides[near].fd, f.sides[far].fd = -1, -1
 	f.queue = queue{head: flow.None, tail: flow.None}
 	f.last = t.env.Now()
-	t.link(i, f)
+	t.ages.Add(i)
 	t.wheel.Set(t.timer+i, f.last+t.lifetime(f))
 	gen := t.flows.Gen(i)
 	for side, o := range [2]ipc.Open{
@@ -293,7 +292,7 @@ func (t *Translator) Timer(id uint32) {
 // Evict closes the flow that was not used for longest, for want of
 // descriptors. It reports false if there is none.
 func (t *Translator) Evict() bool {
-	for i := t.oldest; i != flow.None; i = t.flows.At(i).newer {
+	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
 		if f := t.flows.At(i); f.sides[near].fd >= 0 || f.sides[far].fd >= 0 {
 			t.Stats.Evicted++
 			t.removeUDP(i, f)
@@ -316,7 +315,7 @@ func (t *Translator) removeUDP(i uint32, f *dflow) {
 	t.dropQueue(&f.queue)
 	t.closeSides(f)
 	t.wheel.Cancel(t.timer + i)
-	t.unlink(f)
+	t.ages.Remove(i)
 	t.flows.Remove(i)
 }
 
@@ -324,36 +323,9 @@ func (t *Translator) closeUDP() {
 	t.flows.Each(func(i uint32) { t.removeUDP(i, t.flows.At(i)) })
 }
 
-// link puts a flow at the new end of the list.
-func (t *Translator) link(i uint32, f *dflow) {
-	f.newer, f.older = flow.None, t.newest
-	if t.newest != flow.None {
-		t.flows.At(t.newest).newer = i
-	} else {
-		t.oldest = i
-	}
-	t.newest = i
-}
-
-func (t *Translator) unlink(f *dflow) {
-	if f.newer != flow.None {
-		t.flows.At(f.newer).older = f.older
-	} else {
-		t.newest = f.older
-	}
-	if f.older != flow.None {
-		t.flows.At(f.older).newer = f.newer
-	} else {
-		t.oldest = f.newer
-	}
-}
-
 // touch notes that a flow is in use. Its timer stays where it is, and moves
 // when it fires.
 func (t *Translator) touch(i uint32, f *dflow) {
 	f.last = t.env.Now()
-	if t.newest != i {
-		t.unlink(f)
-		t.link(i, f)
-	}
+	t.ages.Touch(i)
 }

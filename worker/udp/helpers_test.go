@@ -262,11 +262,10 @@ func (r *rig) check() {
 	r.Helper()
 	t := r.Translator
 	n, chunks := 0, 0
-	prev := flow.None
-	for i := t.newest; i != flow.None; i = t.flows.At(i).older {
+	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
 		c := t.flows.At(i)
-		if c.newer != prev || c.state == 0 {
-			r.Fatalf("flow %d: newer is %d, want %d; state %d", i, c.newer, prev, c.state)
+		if c.state == 0 {
+			r.Fatalf("flow %d is none", i)
 		}
 		if c.batch != 0 && t.batches[c.batch-1].flow != i {
 			r.Fatalf("flow %d: its batch is of %d", i, t.batches[c.batch-1].flow)
@@ -278,10 +277,9 @@ func (r *rig) check() {
 			r.Fatalf("flow %d: state %d with descriptor %d", i, c.state, c.fd)
 		}
 		chunks += int(c.queue.chunks)
-		prev = i
 		n++
 	}
-	if n != t.flows.Len() || t.oldest != prev {
+	if n != t.flows.Len() {
 		r.Fatalf("%d flows in the list of %d", n, t.flows.Len())
 	}
 	if chunks != r.pool.Used() || chunks != t.queued {

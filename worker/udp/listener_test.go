@@ -233,7 +233,7 @@ func TestInboundAllocs(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		l.Datagrams = load
 		r.ListenerReady(l.Token, flow.Readable)
-		for i := r.oldest; i != flow.None; i = r.oldest {
+		for i := r.ages.Oldest(); i != flow.None; i = r.ages.Oldest() {
 			r.remove(i, r.flows.At(i))
 		}
 	}); n != 0 {

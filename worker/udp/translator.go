@@ -39,23 +39,22 @@ const (
 
 // conn is one flow.
 type conn struct {
-	newer, older uint32 // neighbours in order of use
-	fd           int32
-	state        state
-	batch        uint8 // 1 + index of the batch that collects for it, 0: none
-	ready        bool  // in Translator.ready
-	bulk         bool  // has had several datagrams at a time
-	inbound      bool  // came by a listener
-	in, out      uint8 // datagrams in each direction, up to 2
-	ttl, tos     uint8 // as the socket has them
-	segment      uint16
-	single       uint16 // datagrams from this size on go alone; 0: none
-	icmpType     uint8  // stateRefused: what the guest is told, with code
-	icmpCode     uint8
-	silent       bool // stateRefused: the guest is told nothing
-	queue        queue
-	last         int64       // when it was used, in nanoseconds
-	peer         packet.Addr // where the socket is really connected to
+	fd       int32
+	state    state
+	batch    uint8 // 1 + index of the batch that collects for it, 0: none
+	ready    bool  // in Translator.ready
+	bulk     bool  // has had several datagrams at a time
+	inbound  bool  // came by a listener
+	in, out  uint8 // datagrams in each direction, up to 2
+	ttl, tos uint8 // as the socket has them
+	segment  uint16
+	single   uint16 // datagrams from this size on go alone; 0: none
+	icmpType uint8  // stateRefused: what the guest is told, with code
+	icmpCode uint8
+	silent   bool // stateRefused: the guest is told nothing
+	queue    queue
+	last     int64       // when it was used, in nanoseconds
+	peer     packet.Addr // where the socket is really connected to
 }
 
 // Stats counts datagrams, where nothing else is said.
@@ -86,8 +85,8 @@ type Translator struct {
 	pool  *flow.Pool
 	flows *flow.Table[conn]
 
-	newest, oldest uint32 // ends of the list in order of use
-	queued         int    // chunks in queues
+	ages   flow.Ages
+	queued int // chunks in queues
 
 	batches   [numBatches]batch
 	nextBatch int
@@ -126,7 +125,7 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
 		flows:  flow.NewTable[conn](maxFlows),
-		newest: flow.None, oldest: flow.None,
+		ages:   flow.NewAges(maxFlows),
 		ready:  make([]uint32, 0, maxFlows),
 		joined: make([]byte, bufferSize),
 		frame:  make([]byte, bufferSize+packet.MaxHeaders),
@@ -156,8 +155,8 @@ func (t *Translator) token(i uint32) uint64 {
 // insert makes a flow in state opening; if the table is full, in place of the
 // one that was not used for longest.
 func (t *Translator) insert(k *flow.Key) (uint32, *conn) {
-	if t.flows.Len() == t.flows.Cap() && t.oldest != flow.None {
-		t.evict(t.oldest)
+	if t.flows.Len() == t.flows.Cap() && t.ages.Oldest() != flow.None {
+		t.evict(t.ages.Oldest())
 	}
 	i := t.flows.Insert(k)
 	if i == flow.None {
@@ -170,7 +169,7 @@ func (t *Translator) insert(k *flow.Key) (uint32, *conn) {
 	c.ttl = packet.DefaultTTL
 	c.queue.head, c.queue.tail = flow.None, flow.None
 	c.last = t.env.Now()
-	t.link(i, c)
+	t.ages.Add(i)
 	t.wheel.Set(t.timer+i, c.last+t.lifetime(c))
 	return i, c
 }
@@ -188,43 +187,16 @@ func (t *Translator) remove(i uint32, c *conn) {
 		t.unready(i)
 	}
 	t.wheel.Cancel(t.timer + i)
-	t.unlink(c)
+	t.ages.Remove(i)
 	*c = conn{fd: -1}
 	t.flows.Remove(i)
-}
-
-// link puts a flow at the new end of the list.
-func (t *Translator) link(i uint32, c *conn) {
-	c.newer, c.older = flow.None, t.newest
-	if t.newest != flow.None {
-		t.flows.At(t.newest).newer = i
-	} else {
-		t.oldest = i
-	}
-	t.newest = i
-}
-
-func (t *Translator) unlink(c *conn) {
-	if c.newer != flow.None {
-		t.flows.At(c.newer).older = c.older
-	} else {
-		t.newest = c.older
-	}
-	if c.older != flow.None {
-		t.flows.At(c.older).newer = c.newer
-	} else {
-		t.oldest = c.newer
-	}
 }
 
 // touch notes that a flow is in use. Its timer stays where it is, and moves
 // when it fires.
 func (t *Translator) touch(i uint32, c *conn) {
 	c.last = t.env.Now()
-	if t.newest != i {
-		t.unlink(c)
-		t.link(i, c)
-	}
+	t.ages.Touch(i)
 }
 
 // lifetime is how long a flow may go unused, in nanoseconds. Traffic in both
@@ -263,14 +235,11 @@ func (t *Translator) Timer(id uint32) {
 // Evict closes the socket that was not used for longest, for want of
 // descriptors. It reports false if there is none.
 func (t *Translator) Evict() bool {
-	for i := t.oldest; i != flow.None; {
-		c := t.flows.At(i)
-		next := c.newer
-		if c.fd >= 0 {
+	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
+		if t.flows.At(i).fd >= 0 {
 			t.evict(i)
 			return true
 		}
-		i = next
 	}
 	return false
 }
