@@ -48,6 +48,21 @@ func (in *instance) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers,
 		f.dnsForward, f.dns = f.forward, nil
 		f.resolvers(f.servers, f.servers, f.dnsHost, false)
 	}
+	in.net.borrowResolver(given4, given6)
+}
+
+// borrowResolver gives the only family of a guest that would have no resolver
+// the one of the other: queries go to a host socket, whose family is the
+// host's affair.
+func (g *guestNet) borrowResolver(given4, given6 []netip.Addr) {
+	f, other, name := &g.v6, &g.v4, dnsForward6
+	if g.v4.enabled {
+		f, other, name = other, f, dnsForward4
+	}
+	if other.enabled || len(given4)+len(given6) > 0 || len(f.dns) > 0 || f.dnsForward.IsValid() || !other.dnsHost.IsValid() {
+		return
+	}
+	f.dnsForward, f.dnsHost, f.dns = name, other.dnsHost, []netip.Addr{name}
 }
 
 // reachable tells whether the guest may ask a resolver by its own address.

@@ -5,6 +5,7 @@ package test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,6 +37,8 @@ func TestNamesResolve(t *testing.T) {
 		{"host's own address", rest + "nameserver " + netlab.Host4 + "\n", nil, rest + "nameserver 169.254.1.1\n"},
 		{"denied", "nameserver 192.0.2.9\n" + rest, []string{"--deny", "192.0.2.0/24"}, rest + "nameserver 169.254.1.1\n"},
 		{"no network but names", "nameserver 127.0.0.53\n" + rest, []string{"--deny", "any"}, rest + "nameserver 169.254.1.1\n"},
+		{"other family", "nameserver 127.0.0.53\n" + rest, []string{"-6"}, rest + "nameserver fd61:6c64:656e:7465::53\n"},
+		{"other family IPv4", "nameserver ::1\n" + rest, []string{"-4"}, rest + "nameserver 169.254.1.1\n"},
 		{"reachable", "nameserver 192.0.2.9\n" + rest, nil, "nameserver 192.0.2.9\n" + rest},
 		{"given", "nameserver 127.0.0.53\n" + rest, []string{"--dns", "192.0.2.9"}, rest + "nameserver 192.0.2.9\n"},
 		{"forwarded as told", "nameserver 127.0.0.53\n" + rest, []string{"--dns-forward", "192.0.2.99"}, rest + "nameserver 192.0.2.99\n"},
@@ -52,7 +55,11 @@ func TestNamesResolve(t *testing.T) {
 			if conf+"\n" != tt.want {
 				t.Errorf("resolv.conf:\n%s\nwant\n%s", conf, tt.want)
 			}
-			if st != 0 || !strings.Contains(answer, "198.51.100.7") {
+			address := "198.51.100.7"
+			if slices.Contains(tt.args, "-6") {
+				address = "2001:db8::7"
+			}
+			if st != 0 || !strings.Contains(answer, address) {
 				t.Errorf("status %d, answer %q\n%s", st, answer, p.Output())
 			}
 		})

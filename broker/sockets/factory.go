@@ -178,6 +178,7 @@ func (f *Factory) openOut(r *ipc.Open, answer *ipc.Opened) int {
 	if !f.allowed(r.Proto, to, answer) {
 		return -1
 	}
+	fam = f.family(to.Addr()) // a forwarded resolver may be of the other one
 	var fd int
 	var err error
 	switch r.Proto {

@@ -34,7 +34,7 @@ func Unreachable(e syscall.Errno, v4 bool) (typ, code uint8, ok bool) {
 
 // Message is the ICMP error, or with v4 false ICMPv6 error, that stands for an
 // entry of an error queue: its type, code and second word. It reports false
-// for what is no error, of the other family, or of no concern to the guest.
+// for what is no error, or of no concern to the guest.
 func (e *SocketError) Message(v4 bool) (typ, code uint8, info uint32, ok bool) {
 	switch {
 	case e.Origin == OriginICMP && v4:
@@ -52,6 +52,10 @@ func (e *SocketError) Message(v4 bool) (typ, code uint8, info uint32, ok bool) {
 	case e.Origin == OriginLocal && e.Errno == syscall.EMSGSIZE:
 		return packet.ICMPv6PacketTooBig, 0, e.Info, true
 	case e.Origin == OriginLocal:
+		typ, code, ok = Unreachable(e.Errno, v4)
+		return typ, code, 0, ok
+	case e.Origin == OriginICMP, e.Origin == OriginICMP6:
+		// The socket is of the other family, as that to a resolver may be.
 		typ, code, ok = Unreachable(e.Errno, v4)
 		return typ, code, 0, ok
 	}

@@ -120,7 +120,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	c.fd = fd
-	if t.guestEnds4(i) && t.g.Has(ipc.FlagPeekOff4) || !t.guestEnds4(i) && t.g.Has(ipc.FlagPeekOff6) {
+	if a := packet.Addr(o.Addr); a.Is4() && t.g.Has(ipc.FlagPeekOff4) || !a.Is4() && t.g.Has(ipc.FlagPeekOff6) {
 		c.set(flagPeekOff)
 	}
 	if e := t.env.Watch(fd, token); e != 0 {

@@ -219,9 +219,8 @@ func (t *Translator) setHeader(i uint32, c *conn, ttl, tos uint8) {
 	if c.ttl == ttl && c.tos == tos {
 		return
 	}
-	remote, _ := t.flows.Key(i).Remote()
 	optTTL, optTOS := flow.OptionHopLimit, flow.OptionTrafficClass
-	if remote.Is4() {
+	if c.peer.Is4() {
 		optTTL, optTOS = flow.OptionTTL, flow.OptionTOS
 	}
 	if c.ttl != ttl {

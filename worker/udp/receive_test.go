@@ -208,7 +208,7 @@ func TestErrorQueue(t *testing.T) {
 		{"no neighbour 6", remote6, local(syscall.EHOSTUNREACH, 0), &icmpError{src: our6, typ: 1, code: 3}},
 		{"source quench", remote4, v4(4, 0, 0, router4), nil},
 		{"redirect", remote6, v6(137, 0, 0, router6), nil},
-		{"other family", remote6, v4(3, 3, 0, router4), nil},
+		{"other family", remote6, v4(3, 3, 0, router4), &icmpError{src: our6, typ: 1, code: 3}},
 		{"time stamp", remote4, flow.SocketError{Origin: 4}, nil},
 	}
 	for _, tt := range tests {
