@@ -58,7 +58,7 @@ func (l *Lane) turn() {
 	}
 	l.poll1()
 	l.finish()
-	l.brisk = soon && l.moved <= briskBytes
+	l.brisk = soon && l.small()
 }
 
 // wait waits for events and returns their number.

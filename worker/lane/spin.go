@@ -30,6 +30,16 @@ func (l *Lane) lone(n int) bool {
 	return l.same == regular
 }
 
+// small tells whether this turn moved as little as a conversation does. What is
+// more belongs to bulk, small pieces of which are no conversation.
+func (l *Lane) small() bool {
+	if l.moved > briskBytes {
+		l.same = 0
+		return false
+	}
+	return true
+}
+
 // spin looks for events for spinTime and returns their number.
 func (l *Lane) spin() int {
 	for end := l.now + spinTime; l.now < end; l.tick() {

@@ -55,6 +55,33 @@ func TestLone(t *testing.T) {
 	}
 }
 
+// A flow of bulk has small pieces now and then, and would spin after each.
+func TestSmallPieceOfBulk(t *testing.T) {
+	l := new(Lane)
+	token := flow.Token(flow.OwnerSplice, 1, 1)
+	talk := func() (soon bool) {
+		for range regular + 1 {
+			soon = l.turnOf(token)
+			l.moved = briskBytes
+			l.small()
+		}
+		return soon
+	}
+	if !talk() {
+		t.Fatal("no conversation")
+	}
+	l.turnOf(token)
+	if l.moved = briskBytes + 1; l.small() {
+		t.Error("bulk is small")
+	}
+	if l.turnOf(token) {
+		t.Error("a conversation right after bulk")
+	}
+	if !talk() {
+		t.Error("no conversation any more")
+	}
+}
+
 // Spinning ends after its time, or with an event.
 func TestSpinEnds(t *testing.T) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
