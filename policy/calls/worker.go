@@ -65,32 +65,30 @@ func workerRunning() []Rule {
 		plain(lane, "frames, payload, records, log lines", "write", "writev"),
 		plain(lane, "payload and records; MSG_PEEK, MSG_TRUNC, error queue", "recvfrom", "recvmsg", "recvmmsg"),
 		plain(lane, "event loop", "epoll_ctl", "epoll_pwait2"),
-		[]Rule{{Call: "epoll_wait", Why: "event loop", User: lane, Arch: "amd64"}},
 		plain(lane, "end of a flow", "close", "shutdown"),
 		[]Rule{
 			{Call: "accept4", Args: []Arg{is(3, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)},
 				Why: "inbound connections on passed listeners", User: lane},
-			{Call: "splice", Args: []Arg{within(5, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MORE)},
+			{Call: "splice", Args: []Arg{within(5, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)},
 				Why: "loopback flows socket to socket", User: "worker/splice"},
 			{Call: "pipe2", Args: []Arg{is(1, unix.O_NONBLOCK|unix.O_CLOEXEC)}, Why: "pipes for splice", User: "worker/splice"},
 			{Call: "fcntl", Args: []Arg{is(1, unix.F_SETPIPE_SZ), is(2, splicePipe)}, Why: "pipes for splice", User: "worker/splice"},
 		},
-		plain(lane, "addresses of an accepted connection", "getsockname", "getpeername"),
+		plain(lane, "local address of an accepted connection", "getsockname"),
 		workerOptions(),
 	)
 }
 
 func workerOptions() []Rule {
 	return join(
-		options(lane, "end of connect, free send buffer", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR, unix.SO_MEMINFO),
+		options(lane, "end of connect", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR),
 		options(lane, "peer's window, acknowledged bytes", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
-		options(lane, "peeking offset, reset at close, keep-alive, buffers, polling", "setsockopt", unix.SOL_SOCKET,
-			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_RCVLOWAT, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_BUSY_POLL),
+		options(lane, "peeking offset, reset at close, low-water mark, keep-alive, buffers", "setsockopt", unix.SOL_SOCKET,
+			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_RCVLOWAT, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF),
 		options(lane, "the guest's TTL and TOS", "setsockopt", unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS),
 		options(lane, "the guest's hop limit and traffic class", "setsockopt", unix.IPPROTO_IPV6,
 			unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS),
 		options(lane, "datagrams of equal size in one call", "setsockopt", unix.IPPROTO_UDP, unix.UDP_SEGMENT),
-		options(lane, "latency, window", "setsockopt", unix.IPPROTO_TCP,
-			unix.TCP_NODELAY, unix.TCP_WINDOW_CLAMP, unix.TCP_QUICKACK),
+		options(lane, "latency", "setsockopt", unix.IPPROTO_TCP, unix.TCP_NODELAY),
 	)
 }

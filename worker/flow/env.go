@@ -67,7 +67,7 @@ type Sockets interface {
 	Writev(fd int32, bufs [][]byte) (int, syscall.Errno)
 	// Accept takes one connection, non-blocking and close-on-exec.
 	Accept(fd int32) (conn int32, peer packet.Addr, port uint16, err syscall.Errno)
-	// LocalAddr and PeerAddr are getsockname(2) and getpeername(2).
+	// LocalAddr is getsockname(2).
 	LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno)
 	// ShutdownWrite sends FIN.
 	ShutdownWrite(fd int32) syscall.Errno
@@ -91,7 +91,6 @@ const (
 	OptionNoDelay                    // TCP_NODELAY
 	OptionSendBuffer                 // SO_SNDBUF
 	OptionRecvBuffer                 // SO_RCVBUF
-	OptionWindowClamp                // TCP_WINDOW_CLAMP
 	OptionTOS                        // IP_TOS
 	OptionTrafficClass               // IPV6_TCLASS
 )
