@@ -38,6 +38,8 @@ func TestNamesResolve(t *testing.T) {
 		{"denied", "nameserver 192.0.2.9\n" + rest, []string{"--deny", "192.0.2.0/24"}, rest + "nameserver 169.254.1.1\n"},
 		{"no network but names", "nameserver 127.0.0.53\n" + rest, []string{"--deny", "any"}, rest + "nameserver 169.254.1.1\n"},
 		{"other family", "nameserver 127.0.0.53\n" + rest, []string{"-6"}, rest + "nameserver fd61:6c64:656e:7465::53\n"},
+		{"other family by TCP", "nameserver 127.0.0.53\n" + rest + "options use-vc\n", []string{"-6"},
+			rest + "options use-vc\nnameserver fd61:6c64:656e:7465::53\n"},
 		{"other family IPv4", "nameserver ::1\n" + rest, []string{"-4"}, rest + "nameserver 169.254.1.1\n"},
 		{"reachable", "nameserver 192.0.2.9\n" + rest, nil, "nameserver 192.0.2.9\n" + rest},
 		{"given", "nameserver 127.0.0.53\n" + rest, []string{"--dns", "192.0.2.9"}, rest + "nameserver 192.0.2.9\n"},
