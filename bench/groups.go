@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"aldente/bench/bed"
@@ -56,8 +57,9 @@ func groups(short bool) []group {
 	return all
 }
 
-// measure runs the group's rows once for each contestant, in turn.
-func (g group) measure(o options, t *table) error {
+// measure runs the group's rows once for each contestant, in turn; backward is
+// for every other round, since what ran before warms or wears out the machine.
+func (g group) measure(o options, t *table, backward bool) error {
 	var rows []row
 	for _, r := range g.rows {
 		if o.only.MatchString(r.name) {
@@ -85,6 +87,9 @@ func (g group) measure(o options, t *table) error {
 				t.add("memory idle|MiB PSS", e.name, m)
 			}
 		}
+	}
+	if backward {
+		slices.Reverse(entrants)
 	}
 	for _, r := range rows {
 		for _, e := range entrants {

@@ -84,7 +84,7 @@ func bench(o options) error {
 	start := time.Now()
 	for round := range o.rounds {
 		for _, group := range groups(o.short) {
-			if err := group.measure(o, t); err != nil {
+			if err := group.measure(o, t, round%2 == 1); err != nil {
 				return err
 			}
 		}

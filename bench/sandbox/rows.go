@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,9 +33,6 @@ func listen(remote *netlab.NS) (net.Listener, string) {
 	return remote.Listen("tcp4", addr), addr
 }
 
-// chunk is what one write of a bulk sender carries.
-const chunk = 256 << 10
-
 // bulk moves data over one connection, after a quarter of the span for warming
 // up.
 func bulk(guest, remote *netlab.NS, span time.Duration, down bool) float64 {
@@ -51,34 +47,15 @@ func bulk(guest, remote *netlab.NS, span time.Duration, down bool) float64 {
 	if down {
 		from, to = s, c
 	}
-	var received atomic.Int64
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		b := make([]byte, chunk)
-		for {
-			if _, err := from.Write(b); err != nil {
-				return
-			}
-		}
-	})
-	wg.Go(func() {
-		b := make([]byte, chunk)
-		for {
-			n, err := to.Read(b)
-			received.Add(int64(n))
-			if err != nil {
-				return
-			}
-		}
-	})
+	var b bed.Bulk
+	defer b.Stop()
+	if err := b.Flow(from, to); err != nil {
+		bed.Fail(err)
+	}
 	time.Sleep(span / 4)
-	bytes, start := received.Load(), time.Now()
+	bytes, start := b.Received.Load(), time.Now()
 	time.Sleep(span)
-	gbit := float64(received.Load()-bytes) * 8 / 1e9 / time.Since(start).Seconds()
-	c.Close()
-	s.Close()
-	wg.Wait()
-	return gbit
+	return float64(b.Received.Load()-bytes) * 8 / 1e9 / time.Since(start).Seconds()
 }
 
 // requests sends a byte and waits for one, over one connection.

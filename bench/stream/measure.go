@@ -7,18 +7,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"time"
 
+	"aldente/bench/bed"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
 )
 
-const (
-	remoteAddr = "192.0.2.9:9000"
-	chunk      = 256 << 10 // of one write
-)
+const remoteAddr = "192.0.2.9:9000"
 
 // wmem is a setting of net.ipv4.tcp_wmem of host and remote, which are those
 // that send into sockets of the translator's connections.
@@ -114,17 +110,15 @@ func (s *stage) bulk(down bool, span time.Duration) (r result, err error) {
 	if down {
 		from, to = far, near
 	}
-	var received atomic.Int64
-	var wg sync.WaitGroup
-	wg.Go(func() { pour(from) })
-	wg.Go(func() { drain(to, &received) })
-	defer wg.Wait()
-	defer near.Close()
-	defer far.Close()
+	var b bed.Bulk
+	defer b.Stop()
+	if err := b.Flow(from, to); err != nil {
+		return r, err
+	}
 	time.Sleep(span / 4)
-	bytes, cpu, rest, again, start := received.Load(), s.cpu(), s.rest(), s.again(), time.Now()
+	bytes, cpu, rest, again, start := b.Received.Load(), s.cpu(), s.rest(), s.again(), time.Now()
 	time.Sleep(span)
-	bytes, cpu, rest, again = received.Load()-bytes, s.cpu()-cpu, s.rest()-rest, s.again()-again
+	bytes, cpu, rest, again = b.Received.Load()-bytes, s.cpu()-cpu, s.rest()-rest, s.again()-again
 	seconds := time.Since(start).Seconds()
 	if bytes == 0 {
 		return r, fmt.Errorf("nothing moved")
@@ -147,24 +141,4 @@ func (s *stage) rest() time.Duration { return netlab.CPU(s.joins) + netlab.CPU(o
 
 func (s *stage) again() int64 {
 	return s.guest.Counters()["TcpRetransSegs"] + s.remote.Counters()["TcpRetransSegs"]
-}
-
-func pour(c net.Conn) {
-	b := make([]byte, chunk)
-	for {
-		if _, err := c.Write(b); err != nil {
-			return
-		}
-	}
-}
-
-func drain(c net.Conn, count *atomic.Int64) {
-	b := make([]byte, chunk)
-	for {
-		n, err := c.Read(b)
-		count.Add(int64(n))
-		if err != nil {
-			return
-		}
-	}
 }

@@ -33,13 +33,15 @@ type Env interface {
 	// requests fit now: try again when Opened was called for another one.
 	Open(r *ipc.Open) bool
 
-	// Watch has the lane report edge-triggered readiness of a socket
-	// (EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP) to the translator
-	// under token.
-	Watch(fd int32, token uint64) syscall.Errno
-	// WatchInput is Watch without EPOLLOUT, for datagram sockets: theirs comes
-	// with each datagram that leaves, and would wake the lane each time.
-	WatchInput(fd int32, token uint64) syscall.Errno
+	// Watch has the lane report to the translator, under token, when a socket
+	// becomes Readable, Writable or both, as events says, edge-triggered; its
+	// peer's end and errors always are. Who watches for Writable without need
+	// is woken for nothing: where it is watched, whatever else happens to the
+	// socket reports it too.
+	Watch(fd int32, token uint64, events uint32) syscall.Errno
+	// Rewatch changes what is reported of a watched socket. What it is ready
+	// for now is reported again.
+	Rewatch(fd int32, token uint64, events uint32) syscall.Errno
 	// Close closes a descriptor, which ends its watch.
 	Close(fd int32)
 

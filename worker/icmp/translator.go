@@ -192,7 +192,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	c.fd = fd
-	if t.env.WatchInput(fd, token) != 0 {
+	if t.env.Watch(fd, token, flow.Readable) != 0 {
 		t.Stats.NoRoom++
 		t.remove(i, c)
 		return

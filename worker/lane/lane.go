@@ -247,13 +247,13 @@ func (l *Lane) CanSend() bool {
 func (l *Lane) Open(r *ipc.Open) bool { return l.channel.add(r) }
 
 // Watch implements flow.Env.
-func (l *Lane) Watch(fd int32, token uint64) syscall.Errno {
-	return l.poll.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
+func (l *Lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
+	return l.poll.control(unix.EPOLL_CTL_ADD, fd, events|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
 }
 
-// WatchInput implements flow.Env.
-func (l *Lane) WatchInput(fd int32, token uint64) syscall.Errno {
-	return l.poll.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLET&0xffffffff, token)
+// Rewatch implements flow.Env.
+func (l *Lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
+	return l.poll.control(unix.EPOLL_CTL_MOD, fd, events|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
 }
 
 // Close implements flow.Env.

@@ -49,8 +49,3 @@ func (s *sockets) LowWater(fd int32, n int) syscall.Errno {
 	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, uintptr(unsafe.Pointer(&s.value)), 4, 0)
 	return e
 }
-
-// Rewatch implements splice.Env.
-func (l *Lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
-	return l.poll.control(unix.EPOLL_CTL_MOD, fd, events|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
-}

@@ -31,9 +31,10 @@ type lane struct {
 	noPipe bool
 	pipes  int
 
-	events [64]unix.EpollEvent
-	change unix.EpollEvent
-	msgs   [readBatch]struct {
+	reports int // events so far
+	events  [64]unix.EpollEvent
+	change  unix.EpollEvent
+	msgs    [readBatch]struct {
 		hdr unix.Msghdr
 		n   uint32
 		_   [4]byte
@@ -75,6 +76,7 @@ func (l *lane) step() {
 	if int(n) < 0 || int(n) > len(l.events) {
 		n = 0
 	}
+	l.reports += int(n)
 	for i := range int(n) {
 		e := &l.events[i]
 		l.t.Ready(*(*uint64)(unsafe.Pointer(&e.Fd)), e.Events)
@@ -138,12 +140,8 @@ func raw6(trap, a, b, c, d, e, f uintptr) (int, syscall.Errno) {
 
 func base(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
 
-func (l *lane) Watch(fd int32, token uint64) syscall.Errno {
-	return l.control(unix.EPOLL_CTL_ADD, fd, token, unix.EPOLLIN|unix.EPOLLOUT)
-}
-
-func (l *lane) WatchInput(fd int32, token uint64) syscall.Errno {
-	return l.control(unix.EPOLL_CTL_ADD, fd, token, unix.EPOLLIN)
+func (l *lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
+	return l.control(unix.EPOLL_CTL_ADD, fd, token, events)
 }
 
 func (l *lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {

@@ -18,18 +18,20 @@ const (
 )
 
 // turn moves what can be moved, both ways, and ends the flow when all is said.
-func (t *Translator) turn(i uint32, s *stream) {
+// It reports false if the flow is no more.
+func (t *Translator) turn(i uint32, s *stream) bool {
 	again := false
 	for k := range s.sides {
 		from := &s.sides[k]
 		had := from.has(readable)
 		more, ok := t.pump(from, &s.sides[1-k])
-		if ok && from.flags&(readable|muted) == muted {
-			ok = t.listen(i, s, k)
-		}
 		if !ok {
 			t.abort(i, s)
-			return
+			return false
+		}
+		if !from.has(readable) && !t.watch(i, s, k, from.seen|flow.Readable) ||
+			!s.sides[1-k].has(writable) && !t.watch(i, s, 1-k, s.sides[1-k].seen|flow.Writable) {
+			return false
 		}
 		if had && !from.has(readable) {
 			t.drained(i, s, k)
@@ -40,10 +42,12 @@ func (t *Translator) turn(i uint32, s *stream) {
 	case s.sides[near].has(shut) && s.sides[far].has(shut):
 		t.Stats.Closed++
 		t.remove(i, s)
+		return false
 	case again && !s.has(flagBusy):
 		s.flags |= flagBusy
 		t.busy = append(t.busy, i)
 	}
+	return true
 }
 
 // pump moves data one way until there are none, there is no room for them, or

@@ -27,10 +27,6 @@ type Env interface {
 	// Splice moves up to n bytes from one descriptor to another, of which one
 	// is a pipe.
 	Splice(from, to int32, n int) (int, syscall.Errno)
-	// Rewatch changes what is reported of a watched socket: flow.Readable,
-	// flow.Writable, or both; its peer's end and errors always are. What the
-	// socket is ready for now is reported again.
-	Rewatch(fd int32, token uint64, events uint32) syscall.Errno
 	// LowWater sets how many bytes a socket must have before it counts as
 	// readable, SO_RCVLOWAT.
 	LowWater(fd int32, n int) syscall.Errno

@@ -32,7 +32,6 @@ const (
 	shut                 // told the end of the other side
 	bulky                // comes in large pieces
 	patient              // in Translator.patient, with a low-water mark set
-	muted                // readable, and not reported as such
 )
 
 // near is the side that came by a listener, far the other.
@@ -47,6 +46,7 @@ type side struct {
 	held  int32  // bytes in pipe, which the other side has not taken
 	pipe  uint32 // number of the pipe that holds them
 	flags uint8
+	seen  uint8 // what the lane reports: flow.Readable, flow.Writable
 	rush  rush
 }
 
@@ -162,8 +162,10 @@ func (t *Translator) opened(i uint32, s *stream, fd int32, o *ipc.Opened) {
 	}
 	s.sides[far].fd = fd
 	s.state = stateConnecting
+	s.sides[near].flags |= writable
+	s.sides[near].seen, s.sides[far].seen = flow.Readable, flow.Readable|flow.Writable
 	for k := range s.sides {
-		if e := t.env.Watch(s.sides[k].fd, token(s.gen, i, k, 0)); e != 0 {
+		if e := t.env.Watch(s.sides[k].fd, token(s.gen, i, k, 0), uint32(s.sides[k].seen)); e != 0 {
 			t.abort(i, s)
 			return
 		}
@@ -186,8 +188,9 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 		d.flags |= readable | finished
 	}
 	if events&flow.Readable != 0 {
-		if d.flags&(readable|muted) == readable && !s.sides[1-k].has(writable) {
-			t.mute(i, s, k)
+		// Known to have more than the other side takes: each packet would wake us.
+		if d.has(readable) && !s.sides[1-k].has(writable) && !t.watch(i, s, k, d.seen&^flow.Readable) {
+			return
 		}
 		d.flags |= readable
 	}
@@ -196,30 +199,30 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 		if k == far && s.state == stateConnecting {
 			s.state = stateOpen
 			t.Stats.Opened++
+			events = 0
 		}
 	}
-	if s.state == stateOpen {
-		t.turn(i, s)
+	// Room that nobody waits for any more is not worth an event. That of a
+	// connection that was just made is left: it may be over soon.
+	if s.state == stateOpen && t.turn(i, s) && events == flow.Writable && d.has(writable) {
+		t.watch(i, s, k, d.seen&^flow.Writable)
 	}
 }
 
-// mute has a socket no more reported as readable: it is known to have more than
-// the other side takes, and each packet would wake us. Room, the end and errors
-// still are reported.
-func (t *Translator) mute(i uint32, s *stream, k int) {
+// watch changes what is reported of a socket. What came in between raises an
+// event, since a change looks at the socket anew. It reports false if the flow
+// is no more.
+func (t *Translator) watch(i uint32, s *stream, k int, events uint8) bool {
 	d := &s.sides[k]
-	if t.env.Rewatch(d.fd, token(s.gen, i, k, 0), flow.Writable) == 0 {
-		d.flags |= muted
+	if d.seen == events {
+		return true
 	}
-}
-
-// listen takes mute back. A muted side is readable, in the sense of the flag, so
-// this is due whenever that flag is cleared; what came in between raises an event
-// then, since a change of what is watched looks at the socket anew.
-func (t *Translator) listen(i uint32, s *stream, k int) bool {
-	d := &s.sides[k]
-	d.flags &^= muted
-	return t.env.Rewatch(d.fd, token(s.gen, i, k, 0), flow.Readable|flow.Writable) == 0
+	d.seen = events
+	if t.env.Rewatch(d.fd, token(s.gen, i, k, 0), uint32(events)) != 0 {
+		t.abort(i, s)
+		return false
+	}
+	return true
 }
 
 // abort ends a flow for both peers, with RST.

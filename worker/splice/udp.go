@@ -172,7 +172,7 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 		return
 	}
 	for k := range f.sides {
-		if fd := f.sides[k].fd; !f.refused && t.env.WatchInput(fd, token(gen, i, k, indexUDP)) != 0 {
+		if fd := f.sides[k].fd; !f.refused && t.env.Watch(fd, token(gen, i, k, indexUDP), flow.Readable) != 0 {
 			f.refused = true
 		}
 	}

@@ -27,15 +27,15 @@ type sink struct {
 	closed  int
 }
 
-func (s *sink) Now() int64                        { return s.now }
-func (s *sink) CanSend() bool                     { return true }
-func (s *sink) Open(r *ipc.Open) bool             { s.open = *r; return true }
-func (s *sink) Close(int32)                       { s.closed++ }
-func (s *sink) TakeError(int32) syscall.Errno     { return 0 }
-func (s *sink) Watch(int32, uint64) syscall.Errno { return 0 }
+func (s *sink) Now() int64                                { return s.now }
+func (s *sink) CanSend() bool                             { return true }
+func (s *sink) Open(r *ipc.Open) bool                     { s.open = *r; return true }
+func (s *sink) Close(int32)                               { s.closed++ }
+func (s *sink) TakeError(int32) syscall.Errno             { return 0 }
+func (s *sink) Watch(int32, uint64, uint32) syscall.Errno { return 0 }
 
-func (s *sink) WatchInput(int32, uint64) syscall.Errno { return 0 }
-func (s *sink) ShutdownWrite(int32) syscall.Errno      { return 0 }
+func (s *sink) Rewatch(int32, uint64, uint32) syscall.Errno { return 0 }
+func (s *sink) ShutdownWrite(int32) syscall.Errno           { return 0 }
 
 func (s *sink) Send(o *packet.Offload, headers, payload []byte) bool {
 	s.last = *o

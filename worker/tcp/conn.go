@@ -49,6 +49,7 @@ const (
 	flagEnd                         // the last peek was at the end of the host's stream
 	flagPeekOff                     // the socket has SO_PEEK_OFF
 	flagEarlyFIN                    // a FIN at earlyFIN waits for what comes before it
+	flagAwaitRoom                   // the lane reports when the socket is writable
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices

@@ -271,11 +271,12 @@ func (e *env) deliver() bool {
 	for _, s := range e.socks {
 		if s.edge && s.watched && s.closes == 0 {
 			s.edge = false
-			any = true
 			if o, _, _ := flow.SplitToken(s.token); o == flow.OwnerTCPListener {
 				e.tr.ListenerReady(s.token, flow.Readable)
-			} else {
-				e.tr.Ready(s.token, s.level())
+				any = true
+			} else if events := s.reported(); events != 0 {
+				e.tr.Ready(s.token, events)
+				any = true
 			}
 		}
 	}
@@ -374,6 +375,9 @@ func (e *env) verifyOpen(i uint32, c *conn) {
 	}
 	if c.queued() > 0 && c.has(flagWritable) || c.queued() > 0 && !s.nospace && !s.edge {
 		e.t.Fatalf("flow %d: %d bytes queued for a socket that takes more", i, c.queued())
+	}
+	if room := s.events&flow.Writable != 0; c.queued() > 0 && !room || room != c.has(flagAwaitRoom) {
+		e.t.Fatalf("flow %d: %d bytes queued, reports of room: %v", i, c.queued(), room)
 	}
 	if c.has(flagGuestFIN) && !c.has(flagShutdown) && c.queued() == 0 {
 		e.t.Fatalf("flow %d: the guest's FIN was not passed on", i)

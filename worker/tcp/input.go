@@ -223,6 +223,7 @@ func (t *Translator) Ready(token uint64, events uint32) {
 			return
 		}
 		t.connected(i, c)
+		events &^= flow.Writable // may well be the last of this kind
 	}
 	if events&flow.Failed != 0 {
 		if e := t.env.TakeError(c.fd); e != 0 {
@@ -241,6 +242,9 @@ func (t *Translator) Ready(token uint64, events uint32) {
 		if c.state == stateOpen && !t.drain(i, c) {
 			return
 		}
+		if events == flow.Writable && c.has(flagWritable) && !t.noRoomAwaited(i, c) {
+			return
+		}
 	}
 	if c.state == stateOpen {
 		t.push(i, c)
@@ -249,6 +253,22 @@ func (t *Translator) Ready(token uint64, events uint32) {
 			t.arm(i, c)
 		}
 	}
+}
+
+// noRoomAwaited ends reports of room, which nobody waits for. It reports false if
+// the flow is no more.
+func (t *Translator) noRoomAwaited(i uint32, c *conn) bool {
+	c.clear(flagAwaitRoom)
+	if t.env.Rewatch(c.fd, t.token(i), flow.Readable) != 0 {
+		t.hostReset(i, c)
+		return false
+	}
+	return true
+}
+
+// token is under what the lane reports a flow's events.
+func (t *Translator) token(i uint32) uint64 {
+	return flow.Token(flow.OwnerTCP, t.flows.Gen(i), i)
 }
 
 // hostReset passes a reset of the host's side on to the guest.

@@ -91,7 +91,7 @@ func (t *Translator) openOut(k *flow.Key, p *packet.Packet, s *packet.TCP) {
 	}
 	t.options(c, s, p.IPVersion == 4)
 	t.open = ipc.Open{
-		Token: flow.Token(flow.OwnerTCP, t.flows.Gen(i), i),
+		Token: t.token(i),
 		Proto: ipc.ProtoTCP,
 		Src:   p.Src, Dst: p.Dst, SrcPort: s.SrcPort, DstPort: s.DstPort,
 	}
@@ -123,11 +123,16 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	if a := packet.Addr(o.Addr); a.Is4() && t.g.Has(ipc.FlagPeekOff4) || !a.Is4() && t.g.Has(ipc.FlagPeekOff6) {
 		c.set(flagPeekOff)
 	}
-	if e := t.env.Watch(fd, token); e != 0 {
+	c.state = stateConnecting
+	events := uint32(flow.Readable)
+	if o.Flags&ipc.OpenedInProgress != 0 {
+		c.set(flagAwaitRoom)
+		events |= flow.Writable
+	}
+	if e := t.env.Watch(fd, token, events); e != 0 {
 		t.refuse(i, c, e, false)
 		return
 	}
-	c.state = stateConnecting
 	if o.Flags&ipc.OpenedInProgress == 0 {
 		t.connected(i, c)
 	}
@@ -189,7 +194,7 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 	} else {
 		t.listeners = append(t.listeners, n)
 	}
-	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, l.ID, uint32(at))); e != 0 {
+	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, l.ID, uint32(at)), flow.Readable); e != 0 {
 		t.env.Close(fd)
 		t.listeners[at] = listener{}
 		t.unused = append(t.unused, uint32(at))
@@ -285,7 +290,7 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 		return
 	}
 	c.fd = fd
-	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCP, t.flows.Gen(i), i)); e != 0 {
+	if e := t.env.Watch(fd, t.token(i), flow.Readable); e != 0 {
 		t.abort(i, c)
 		return
 	}

@@ -238,7 +238,10 @@ func (t *Translator) writePending() bool {
 	}
 	t.took(c, n)
 	if n < t.pendLen {
-		c.clear(flagWritable)
+		if !t.awaitRoom(i, c) {
+			t.dropPending()
+			return false
+		}
 		seq := c.hostSeq
 		for _, b := range t.pending {
 			if n >= len(b) {
@@ -282,12 +285,27 @@ func (t *Translator) drain(i uint32, c *conn) bool {
 			return false
 		}
 		t.took(c, n)
-		if n < total {
-			c.clear(flagWritable)
-		}
 		t.freeTaken(c)
+		if n < total && !t.awaitRoom(i, c) {
+			return false
+		}
 	}
 	return t.finishWrite(i, c)
+}
+
+// awaitRoom notes that the socket takes no more for now. It reports false if the
+// flow is no more.
+func (t *Translator) awaitRoom(i uint32, c *conn) bool {
+	c.clear(flagWritable)
+	if c.has(flagAwaitRoom) {
+		return true
+	}
+	c.set(flagAwaitRoom)
+	if t.env.Rewatch(c.fd, t.token(i), flow.Readable|flow.Writable) != 0 {
+		t.hostReset(i, c)
+		return false
+	}
+	return true
 }
 
 // finishWrite passes the guest's FIN on once all before it was taken.

@@ -20,6 +20,7 @@ type sock struct {
 	handed  bool // the translator owns the descriptor
 	closes  int
 	watched bool
+	events  uint32 // given to Watch
 	token   uint64
 	edge    bool // something happened since readiness was last reported
 
@@ -76,7 +77,12 @@ func (e *env) sock(fd int32) *sock {
 
 func (s *sock) finArrived() bool { return s.rxFIN && s.rxHave == s.rxEnd }
 
-// level is what epoll_wait reports, whatever the edge was.
+// reported is what epoll_wait reports after an edge, zero: nothing.
+func (s *sock) reported() uint32 {
+	return s.level() & (s.events | flow.PeerClosed | flow.HungUp | flow.Failed)
+}
+
+// level is what poll(2) reports.
 func (s *sock) level() uint32 {
 	var m uint32
 	if s.rxHave > s.rxBase || s.finArrived() || s.dead {
@@ -140,15 +146,20 @@ func (s *sock) free(n int) {
 
 // What the translator does.
 
-func (e *env) WatchInput(int32, uint64) syscall.Errno { panic("a stream is not for input alone") }
+func (e *env) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
+	if s := e.sock(fd); !s.watched || s.token != token || s.events == events {
+		e.t.Fatalf("descriptor %d: watched %v for %x under %x, changed to %x under %x", fd, s.watched, s.events, s.token, events, token)
+	}
+	return e.Watch(fd, token, events)
+}
 
-func (e *env) Watch(fd int32, token uint64) syscall.Errno {
+func (e *env) Watch(fd int32, token uint64, events uint32) syscall.Errno {
 	s := e.sock(fd)
 	s.handed = true
 	if e.noWatch != 0 {
 		return e.noWatch
 	}
-	s.watched, s.token, s.edge = true, token, true
+	s.watched, s.token, s.events, s.edge = true, token, events, true
 	return 0
 }
 

@@ -446,3 +446,23 @@ func TestGuestKeepAlive(t *testing.T) {
 		}
 	}
 }
+
+// Room is reported while it is waited for, and no longer: where it is watched,
+// each other event of the socket would report it too.
+func TestRoomReports(t *testing.T) {
+	e := newEnv(t)
+	p := dial(e)
+	for range 3 {
+		p.s.txRoom = 10
+		p.send(0, 100)
+		e.settle()
+		if p.s.events != flow.Readable|flow.Writable {
+			t.Errorf("a full socket is watched for %d", p.s.events)
+		}
+		p.s.free(90)
+		e.settle()
+		if p.s.events != flow.Readable || p.conn().queued() != 0 {
+			t.Errorf("%d bytes queued, the socket is watched for %d", p.conn().queued(), p.s.events)
+		}
+	}
+}

@@ -116,7 +116,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	c.fd = fd
-	if e := t.env.WatchInput(fd, token); e != 0 {
+	if e := t.env.Watch(fd, token, flow.Readable); e != 0 {
 		t.Stats.NoRoom++
 		t.remove(i, c)
 		return

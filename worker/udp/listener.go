@@ -31,7 +31,7 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 	} else {
 		t.listeners = append(t.listeners, n)
 	}
-	if e := t.env.WatchInput(fd, flow.Token(flow.OwnerUDPListener, l.ID, uint32(at))); e != 0 {
+	if e := t.env.Watch(fd, flow.Token(flow.OwnerUDPListener, l.ID, uint32(at)), flow.Readable); e != 0 {
 		t.closeListener(at)
 	}
 }

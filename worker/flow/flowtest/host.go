@@ -95,19 +95,21 @@ func (h *Host) Open(r *ipc.Open) bool {
 }
 
 // Watch implements flow.Env.
-func (h *Host) Watch(fd int32, token uint64) syscall.Errno {
+func (h *Host) Watch(fd int32, token uint64, events uint32) syscall.Errno {
 	s := h.sockets[fd]
 	if s == nil {
 		return syscall.EBADF
 	}
 	if h.WatchErr == 0 {
-		s.Watched, s.Token = true, token
+		s.Watched, s.Token, s.Events = true, token, events
 	}
 	return h.WatchErr
 }
 
-// WatchInput implements flow.Env.
-func (h *Host) WatchInput(fd int32, token uint64) syscall.Errno { return h.Watch(fd, token) }
+// Rewatch implements flow.Env.
+func (h *Host) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
+	return h.Watch(fd, token, events)
+}
 
 // Close implements flow.Env. Closing twice is a fault that a test sees in
 // Socket.Closes.

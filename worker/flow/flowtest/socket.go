@@ -29,6 +29,7 @@ type Socket struct {
 	FD      int32
 	Watched bool
 	Token   uint64 // given to Watch
+	Events  uint32 // given to Watch
 	Closes  int    // how often it was closed: anything above one is a fault
 
 	// Stream sockets.
