@@ -59,6 +59,7 @@ func (b *Bulk) Stop() {
 
 func pour(fd int) {
 	runtime.LockOSThread()
+	defer runtime.UnlockOSThread() // with the thread would go the processes that it started
 	b := make([]byte, chunk)
 	for {
 		if _, err := unix.Write(fd, b); err != nil && err != unix.EINTR {
@@ -69,6 +70,7 @@ func pour(fd int) {
 
 func drain(fd int, count *atomic.Int64) {
 	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	b := make([]byte, chunk)
 	for {
 		n, err := unix.Read(fd, b)
