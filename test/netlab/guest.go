@@ -123,7 +123,7 @@ func (l *Lab) StartPasta(s GuestSpec, args ...string) *Proc {
 	p := l.Host.Start(Spec{Args: argv, User: user, Timeout: s.Timeout})
 	l.TB.Cleanup(func() {
 		if l.TB.Failed() {
-			l.TB.Logf("%s\n%s", strings.Join(argv, " "), p.Output())
+			l.TB.Logf("%s (%s)\n%s", strings.Join(argv, " "), p.State(), p.Output())
 		}
 	})
 	return p

@@ -73,22 +73,25 @@ func (n *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n
 
 // locked runs f on a thread of its own and puts the thread back into the
 // namespace that it came from.
-func locked(f func() error) error {
+func locked(f func() error) (err error) {
 	runtime.LockOSThread()
 	old, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return err
 	}
-	defer unix.Close(old)
-	err = f()
-	if e := unix.Setns(old, unix.CLONE_NEWNET); e != nil {
-		// The thread is lost to its namespace: it stays locked and ends
-		// with its goroutine.
-		return fmt.Errorf("leaving a namespace: %w", e)
-	}
-	runtime.UnlockOSThread()
-	return err
+	// Also where f ends its test's goroutine.
+	defer func() {
+		defer unix.Close(old)
+		if e := unix.Setns(old, unix.CLONE_NEWNET); e != nil {
+			// The thread is lost to its namespace. It stays locked and ends with
+			// its goroutine, and with it the processes that it started.
+			err = fmt.Errorf("leaving a namespace: %w", e)
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
+	return f()
 }
 
 // Do runs f with the calling thread inside the namespace. Sockets and

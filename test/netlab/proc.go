@@ -117,6 +117,14 @@ func (p *Proc) Exited() bool {
 	}
 }
 
+// State tells what has become of the process.
+func (p *Proc) State() string {
+	if !p.Exited() {
+		return "running"
+	}
+	return p.cmd.ProcessState.String()
+}
+
 // Wait waits for the end and returns the exit status, 128 plus the signal's
 // number for a killed process, or -1 when its time was up.
 func (p *Proc) Wait() int {

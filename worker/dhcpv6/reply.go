@@ -161,7 +161,7 @@ func (r *reply) putFQDN(g *flow.Guest, q *request) {
 	if q.fqdnFlags&fqdnServerUpdates != 0 {
 		v[0] |= fqdnOverride
 	}
-	if n := putName(v[1:], name(&g.FQDN)); n > 0 {
+	if n := packet.PutName(v[1:], name(&g.FQDN)); n > 0 {
 		r.put(optionFQDN, v[:1+n])
 	}
 }
@@ -174,7 +174,7 @@ func (r *reply) putSearch(g *flow.Guest) {
 		return
 	}
 	for i := range min(int(g.NSearch), ipc.MaxSearch) {
-		r.n += putName(r.b[r.n:], name(&g.Search[i]))
+		r.n += packet.PutName(r.b[r.n:], name(&g.Search[i]))
 	}
 	if r.n == start+4 {
 		r.n = start // no domain: no option
@@ -185,30 +185,3 @@ func (r *reply) putSearch(g *flow.Guest) {
 
 // name returns the bytes of n.
 func name(n *ipc.Name) []byte { return n.Bytes[:min(int(n.Len), ipc.MaxDomain)] }
-
-// putName writes a domain name as RFC 8415 section 10 has it, uncompressed,
-// and returns its length; 0 if it does not fit b or is no domain name.
-func putName(b, name []byte) int {
-	if len(name) > 0 && name[len(name)-1] == '.' {
-		name = name[:len(name)-1]
-	}
-	n := len(name) + 2
-	if len(name) == 0 || n > 255 || n > len(b) {
-		return 0
-	}
-	label := 0 // where the current label's length goes
-	for i := 0; i <= len(name); i++ {
-		if i < len(name) && name[i] != '.' {
-			b[i+1] = name[i]
-			continue
-		}
-		size := i - label
-		if size == 0 || size > 63 {
-			return 0
-		}
-		b[label] = uint8(size)
-		label = i + 1
-	}
-	b[n-1] = 0
-	return n
-}

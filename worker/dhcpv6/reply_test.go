@@ -131,28 +131,3 @@ func TestDUID(t *testing.T) {
 		t.Error("the time makes no difference")
 	}
 }
-
-func TestPutName(t *testing.T) {
-	for _, tc := range []struct {
-		name string
-		room int
-		want string // hexadecimal
-	}{
-		{"abc.de", 8, "0361626302646500"},
-		{"abc.de.", 8, "0361626302646500"},
-		{"abc.de", 7, ""},
-		{"", 9, ""},
-		{".", 9, ""},
-		{"a..b", 9, ""},
-		{".a", 9, ""},
-		{"a..", 9, ""},
-		{strings.Repeat("a", 64), 300, ""},
-		{strings.Repeat("a.", 126) + "a", 300, strings.Repeat("0161", 127) + "00"},
-		{strings.Repeat("a.", 126) + "ab", 300, ""},
-	} {
-		b := make([]byte, tc.room)
-		if got := fmt.Sprintf("%x", b[:putName(b, []byte(tc.name))]); got != tc.want {
-			t.Errorf("%q in %d bytes: %s, want %s", tc.name, tc.room, got, tc.want)
-		}
-	}
-}

@@ -105,3 +105,60 @@ func (g *Guest) Offender(by, peer, remote packet.Addr) packet.Addr {
 	}
 	return remote
 }
+
+// ICMPError is what the guest is told of something that it has sent: an ICMP or
+// ICMPv6 message from Src, with Info as second word.
+type ICMPError struct {
+	Type, Code uint8
+	Info       uint32
+	Src        packet.Addr
+}
+
+// Error is the message for an error number, if it is one that routers have a
+// message for. The guest has sent to remote, which is peer on the host.
+func (g *Guest) Error(e syscall.Errno, peer, remote packet.Addr) (m ICMPError, ok bool) {
+	m.Type, m.Code, ok = Unreachable(e, remote.Is4())
+	m.Src = g.Offender(packet.Addr{}, peer, remote)
+	return m, ok
+}
+
+// MaxErrors bounds the errors read at a time. A socket's buffer holds fewer.
+const MaxErrors = 4096
+
+// ErrorQueue reads sockets' error queues. Its Buf holds what came back of a
+// datagram.
+type ErrorQueue struct{ SocketError }
+
+// Drain empties the error queue of a socket by which the guest sends to remote,
+// which is peer on the host. tell is called for what the guest has to know, with
+// the payload that it is about, as much as came back. Drain reports false if the
+// queue cannot be emptied.
+func (q *ErrorQueue) Drain(env Sockets, fd int32, g *Guest, peer, remote packet.Addr, tell func(m ICMPError, quote []byte)) bool {
+	for n := range MaxErrors {
+		switch errno := env.RecvError(fd, &q.SocketError); errno {
+		case 0:
+			if m, ok := q.message(g, peer, remote); ok {
+				tell(m, q.Buf[:min(q.N, len(q.Buf))])
+			}
+		case syscall.EAGAIN:
+			// What is left is an error without details.
+			if m, ok := g.Error(env.TakeError(fd), peer, remote); ok && n == 0 {
+				tell(m, nil)
+			}
+			return true
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+func (e *SocketError) message(g *Guest, peer, remote packet.Addr) (m ICMPError, ok bool) {
+	m.Type, m.Code, m.Info, ok = e.Message(remote.Is4())
+	by := e.Offender
+	if e.Origin == OriginLocal {
+		by = packet.Addr{}
+	}
+	m.Src = g.Offender(by, peer, remote)
+	return m, ok
+}

@@ -199,7 +199,7 @@ func TestErrorQueue(t *testing.T) {
 func TestBrokenErrorQueue(t *testing.T) {
 	r := newRig(t)
 	s, token := r.connect(remote4)
-	s.Errors = make([]flow.SocketError, maxErrors+1)
+	s.Errors = make([]flow.SocketError, flow.MaxErrors+1)
 	r.Ready(token, flow.Failed|flow.Readable)
 	if s.Closes != 1 || r.Len() != 0 || r.Stats.Broken != 1 {
 		t.Errorf("closed %d times, stats %+v", s.Closes, r.Stats)

@@ -28,8 +28,6 @@ const (
 	bufferSize = 64 << 10
 	// turnReplies bounds what is read from one socket at a time.
 	turnReplies = 64
-	// maxErrors bounds the errors read at a time.
-	maxErrors = 4096
 
 	headerLen = 8 // of an echo message
 )
@@ -91,7 +89,7 @@ type Translator struct {
 	frag     packet.Fragmenter
 	fragID   uint32
 	emit     func(headers, payload []byte)
-	sockErr  flow.SocketError
+	errors   flow.ErrorQueue
 	open     ipc.Open
 
 	Stats Stats
@@ -107,7 +105,7 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, maxFlows 
 		frame: make([]byte, bufferSize+packet.MaxHeaders),
 	}
 	t.requests.init()
-	t.sockErr.Buf = make([]byte, 2048)
+	t.errors.Buf = make([]byte, 2048)
 	t.emit = t.send
 	return t
 }

@@ -135,7 +135,7 @@ func putSearch(g *flow.Guest, b []byte) int {
 	for i := range min(int(g.NSearch), ipc.MaxSearch) {
 		d := &g.Search[i]
 		if n < len(b) {
-			n += putName(b[n:], d.Bytes[:min(int(d.Len), ipc.MaxDomain)])
+			n += packet.PutName(b[n:], d.Bytes[:min(int(d.Len), ipc.MaxDomain)])
 		}
 	}
 	if n <= 8 {
@@ -146,32 +146,5 @@ func putSearch(g *flow.Guest, b []byte) int {
 	}
 	b[0], b[1], b[2], b[3] = optionDNSSL, uint8(n/8), 0, 0
 	binary.BigEndian.PutUint32(b[4:], forever)
-	return n
-}
-
-// putName writes a domain name as RFC 1035 section 3.1 has it, uncompressed,
-// and returns its length; 0 if it does not fit b or is no domain name.
-func putName(b, name []byte) int {
-	if len(name) > 0 && name[len(name)-1] == '.' {
-		name = name[:len(name)-1]
-	}
-	n := len(name) + 2
-	if len(name) == 0 || n > 255 || n > len(b) {
-		return 0
-	}
-	label := 0 // where the current label's length goes
-	for i := 0; i <= len(name); i++ {
-		if i < len(name) && name[i] != '.' {
-			b[i+1] = name[i]
-			continue
-		}
-		size := i - label
-		if size == 0 || size > 63 {
-			return 0
-		}
-		b[label] = uint8(size)
-		label = i + 1
-	}
-	b[n-1] = 0
 	return n
 }

@@ -19,8 +19,6 @@ const (
 	datagramSize = 64 << 10
 	// turnRounds bounds the calls for one socket before others have a turn.
 	turnRounds = 4
-	// maxErrors bounds the errors read at a time.
-	maxErrors = 4096
 
 	// Seconds that a flow lives without traffic where the configuration does
 	// not say, as conntrack has them: in one direction only, and in both.
@@ -251,7 +249,7 @@ func (t *Translator) pollUDP() {
 // drainErrors empties a socket's error queue, which takes room from data.
 // Nothing but a router could tell the peer of them.
 func (t *Translator) drainErrors(fd int32) {
-	for range maxErrors {
+	for range flow.MaxErrors {
 		if t.env.RecvError(fd, &t.sockErr) != 0 {
 			break
 		}

@@ -298,7 +298,7 @@ func TestMachine(t *testing.T) {
 				if s := r.fds[tok]; s != nil {
 					s.WriteErrs = append(s.WriteErrs, syscall.ECONNREFUSED, syscall.ECONNREFUSED)
 					if rapid.Bool().Draw(rt, "broken") {
-						s.Errors = make([]flow.SocketError, maxErrors+1)
+						s.Errors = make([]flow.SocketError, flow.MaxErrors+1)
 						r.Ready(tok, flow.Failed|flow.Readable)
 					}
 				}

@@ -254,7 +254,7 @@ func TestErrorsThenData(t *testing.T) {
 	if e := r.errors(); len(e) != 1 || e[0].typ != 3 || e[0].code != 3 || e[0].qdata != "" {
 		t.Errorf("errors %+v", e)
 	}
-	s.Errors = make([]flow.SocketError, maxErrors+1)
+	s.Errors = make([]flow.SocketError, flow.MaxErrors+1)
 	r.Ready(token, flow.Failed)
 	if s.Closes != 1 || r.Len() != 0 || r.Stats.Broken != 1 {
 		t.Errorf("closed %d times, stats %+v", s.Closes, r.Stats)

@@ -113,7 +113,7 @@ type Translator struct {
 	frag      packet.Fragmenter
 	fragID    uint32
 	emit      func(headers, payload []byte)
-	sockErr   flow.SocketError
+	errors    flow.ErrorQueue
 	open      ipc.Open
 
 	Stats Stats
@@ -137,7 +137,7 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 	for i := range t.batches {
 		t.batches[i].flow = flow.None
 	}
-	t.sockErr.Buf = make([]byte, 2048)
+	t.errors.Buf = make([]byte, 2048)
 	t.emit = t.sendFragment
 	return t
 }
