@@ -82,7 +82,7 @@ func workerRunning() []Rule {
 func workerOptions() []Rule {
 	return join(
 		options(lane, "end of connect", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR),
-		options(lane, "peer's window, acknowledged bytes", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
+		options(lane, "state of a connection, its round-trip time", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
 		options(lane, "peeking offset, reset at close, low-water mark, keep-alive, buffers", "setsockopt", unix.SOL_SOCKET,
 			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_RCVLOWAT, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF),
 		options(lane, "the guest's TTL and TOS", "setsockopt", unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS),

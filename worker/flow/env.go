@@ -7,6 +7,7 @@ package flow
 
 import (
 	"syscall"
+	"time"
 
 	"aldente/ipc"
 	"aldente/worker/packet"
@@ -76,6 +77,9 @@ type Sockets interface {
 	// Option sets an integer socket option; the lane's filter allows only
 	// those listed in Option* below.
 	Option(fd int32, o Option, v int) syscall.Errno
+	// RTT is the least round-trip time that TCP has seen of a connection,
+	// TCP_INFO; zero: none yet.
+	RTT(fd int32) (time.Duration, syscall.Errno)
 	// TakeError is SO_ERROR: the pending error, cleared.
 	TakeError(fd int32) syscall.Errno
 }

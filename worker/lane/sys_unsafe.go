@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"iter"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -104,13 +105,22 @@ func (s *sockets) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
 	}
 }
 
+func (s *sockets) RTT(fd int32) (time.Duration, syscall.Errno) {
+	info, e := s.info(fd)
+	return time.Duration(info.Min_rtt) * time.Microsecond, e
+}
+
+func (s *sockets) info(fd int32) (info unix.TCPInfo, e syscall.Errno) {
+	n := uint32(unsafe.Sizeof(info))
+	_, e = raw6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&n)), 0)
+	return info, e
+}
+
 // atEnd tells whether the peer has closed: only then does a read that skipped
 // all there is mean the end of the stream.
 func (s *sockets) atEnd(fd int32) bool {
-	var info unix.TCPInfo
-	n := uint32(unsafe.Sizeof(info))
-	_, e := raw6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&n)), 0)
+	info, e := s.info(fd)
 	switch info.State {
 	case unix.BPF_TCP_CLOSE_WAIT, unix.BPF_TCP_LAST_ACK, unix.BPF_TCP_CLOSING, unix.BPF_TCP_TIME_WAIT, unix.BPF_TCP_CLOSE:
 		return e == 0

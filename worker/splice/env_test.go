@@ -236,6 +236,8 @@ func (l *lane) Option(fd int32, o flow.Option, v int) syscall.Errno {
 	panic("an option that the bypass has no use for")
 }
 
+func (l *lane) RTT(int32) (time.Duration, syscall.Errno) { panic("not for the bypass") }
+
 func (l *lane) TakeError(fd int32) syscall.Errno {
 	e, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {

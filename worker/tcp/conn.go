@@ -50,6 +50,7 @@ const (
 	flagPeekOff                     // the socket has SO_PEEK_OFF
 	flagEarlyFIN                    // a FIN at earlyFIN waits for what comes before it
 	flagAwaitRoom                   // the lane reports when the socket is writable
+	flagBounded                     // bound was called
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices

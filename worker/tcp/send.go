@@ -16,6 +16,7 @@ import (
 
 const (
 	pushTurn      = 8        // super-frames for one flow before others have a turn
+	bulk          = 16 << 10 // bytes from the host that make a flow one of bulk
 	dequeueLazily = 16 << 10 // bytes acknowledged before a call to dequeue pays
 
 	// dequeueWithin bounds how long fewer bytes than that stay: a small
@@ -157,8 +158,30 @@ func (t *Translator) owesFIN(c *conn) bool {
 	return c.has(flagHostEOF) && c.sndNxt == c.finSeq
 }
 
+// A host that is near fills whatever receive buffer the kernel allows, up to 64
+// MiB as some systems are set up, since it is faster than we are; what waits
+// there has left all caches when its turn comes. So a flow from there gets a
+// buffer that is as good as any over its path, and no more: the window that
+// nearBuffer makes holds what 40 Gbit/s have in flight for nearRTT.
+const (
+	nearRTT    = 100 * time.Microsecond
+	nearBuffer = 3 << 19 // SO_RCVBUF, which the kernel doubles, socket(7)
+)
+
+// bound bounds the receive buffer of a near host's flow, early: a buffer that is
+// full would lose what is on the way.
+func (t *Translator) bound(c *conn) {
+	c.set(flagBounded)
+	if rtt, e := t.env.RTT(c.fd); e == 0 && rtt > 0 && rtt <= nearRTT {
+		t.env.Option(c.fd, flow.OptionRecvBuffer, nearBuffer)
+	}
+}
+
 // push sends the guest what the socket holds, as far as windows allow.
 func (t *Translator) push(i uint32, c *conn) {
+	if !c.has(flagBounded) && c.sndMax-c.iss > bulk {
+		t.bound(c)
+	}
 	for turn := 0; ; turn++ {
 		if t.owesFIN(c) {
 			t.sendData(i, c, c.sndNxt, nil, true)

@@ -5,6 +5,7 @@ package tcp
 import (
 	"bytes"
 	"syscall"
+	"time"
 
 	"aldente/ipc"
 	"aldente/worker/flow"
@@ -20,6 +21,8 @@ type sock struct {
 	handed  bool // the translator owns the descriptor
 	closes  int
 	watched bool
+	rtt     time.Duration
+	bounded []int  // SO_RCVBUF, as it was set
 	events  uint32 // given to Watch
 	token   uint64
 	edge    bool // something happened since readiness was last reported
@@ -310,12 +313,16 @@ func (e *env) Option(fd int32, o flow.Option, v int) syscall.Errno {
 		s.linger0 = true
 	case flow.OptionKeepAlive:
 		s.keepAlive = true
+	case flow.OptionRecvBuffer:
+		s.bounded = append(s.bounded, v)
 	case flow.OptionNoDelay:
 	default:
 		e.t.Fatalf("option %d set", o)
 	}
 	return 0
 }
+
+func (e *env) RTT(fd int32) (time.Duration, syscall.Errno) { return e.sock(fd).rtt, 0 }
 
 func (e *env) TakeError(fd int32) syscall.Errno {
 	s := e.sock(fd)

@@ -4,6 +4,7 @@ package flowtest
 
 import (
 	"syscall"
+	"time"
 
 	"aldente/worker/flow"
 	"aldente/worker/packet"
@@ -55,6 +56,8 @@ type Socket struct {
 	OptionErr syscall.Errno // returned by Option
 	SetCalls  int           // calls of Option
 	Pending   syscall.Errno // SO_ERROR
+
+	RTT time.Duration // the least round-trip time
 
 	Local     packet.Addr
 	LocalPort uint16
@@ -338,6 +341,15 @@ func (h *Host) Option(fd int32, o flow.Option, v int) syscall.Errno {
 		s.PeekOffset = v
 	}
 	return 0
+}
+
+// RTT implements flow.Sockets.
+func (h *Host) RTT(fd int32) (time.Duration, syscall.Errno) {
+	s := h.at(fd)
+	if s == nil {
+		return 0, syscall.EBADF
+	}
+	return s.RTT, 0
 }
 
 // TakeError implements flow.Sockets.
