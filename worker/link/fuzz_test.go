@@ -341,8 +341,9 @@ func checkGone(t *testing.T, l *stream, peer int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := NextStream(l, int32(fds[0]), 1500)
-	defer func() { next.Close(); unix.Close(fds[1]) }()
+	l.Close()
+	next := NextStream(l, int32(fds[0]), 1500) // in l's place, which the caller closes
+	defer unix.Close(fds[1])
 	if !next.CanSend() || !next.Send(nil, frame, nil) || next.Flush() != nil || next.FD() != int32(fds[0]) || next.Counters().Sent != 1 {
 		t.Fatal("the next client's link does not send")
 	}

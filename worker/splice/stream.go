@@ -225,12 +225,15 @@ func (t *Translator) watch(i uint32, s *stream, k int, events uint8) bool {
 	return true
 }
 
-// abort ends a flow for both peers, with RST.
+// abort ends a flow for both peers, with RST. Where the ends of both directions
+// have been told already, the kernel would send none, and forget what it has
+// not yet delivered (tcp_disconnect in state LAST_ACK): the peer would wait for
+// ever. There it is left to finish.
 func (t *Translator) abort(i uint32, s *stream) {
 	t.Stats.Reset++
 	for k := range s.sides {
-		if s.sides[k].fd >= 0 {
-			t.env.Option(s.sides[k].fd, flow.OptionLinger0, 1)
+		if d := &s.sides[k]; d.fd >= 0 && !(d.has(shut) && d.has(finished|ended)) {
+			t.env.Option(d.fd, flow.OptionLinger0, 1)
 		}
 	}
 	t.remove(i, s)

@@ -257,6 +257,7 @@ func (x *script) run() {
 	// Nothing that the guest leaves behind stays for ever, but what only its
 	// application or the host's may end.
 	x.advance(3600 * second)
+	x.tr.RemoveListener(1) // as long as it is there, those who wait take the place of those who go
 	for ; x.answered < len(x.opens); x.answered++ {
 		x.answer(x.answered, ipc.Opened{Errno: uint16(syscall.ECONNREFUSED)}, nil)
 	}
@@ -267,7 +268,6 @@ func (x *script) run() {
 	}
 	x.settle()
 	x.advance(10 * second)
-	x.tr.RemoveListener(1)
 	x.empty()
 }
 
