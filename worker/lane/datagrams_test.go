@@ -194,7 +194,8 @@ func (w *world) sendUp(d *dgrams, n int) {
 		var f packet.Fragmenter
 		size := packet.PutUDPFull(b, e, d.guestPort, d.remotePort, d.payload(toHost, n))
 		flip := w.flip
-		f.Fragment(b[:size], w.l.guest.LinkMTU(), uint32(d.id)<<16|d.sent[toHost], func(h, p []byte) {
+		w.lastFragment++
+		f.Fragment(b[:size], w.l.guest.LinkMTU(), w.lastFragment, func(h, p []byte) {
 			w.travel(&w.up, travelling{frame: w.frame(append(append([]byte(nil), h...), p...), &packet.Offload{})})
 			w.flip = 0 // the sum of two wrong bits may be right
 		})

@@ -92,6 +92,9 @@ type fixture struct {
 	peek   bool
 	lastID uint32 // listeners
 	reasm  *flow.Reassembler
+	// Identifies fragments. The lane may still hold some of the last world, with
+	// the same addresses.
+	lastFragment uint32
 }
 
 var fixtures = map[string]*fixture{}
@@ -111,7 +114,7 @@ func newWorld(t testing.TB, r *rand.Rand, kind uint8, mtu uint16, peek bool) *wo
 			delete(fixtures, name) // there is no telling in which state it is
 		} else {
 			w.breakLink()
-			f.lastID = w.lastID
+			f.lastID, f.lastFragment = w.lastID, w.lastFragment
 		}
 		w.hangUp()
 	})
