@@ -5,8 +5,6 @@ package splice
 import (
 	"fmt"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestPatience sends more than makes a stream patient, and then less than its
@@ -123,41 +121,4 @@ func TestStuckPatience(t *testing.T) {
 	l.until("no mark left", func() bool { return l.t.Patience() == 0 })
 	disconnect(t, c.client)
 	<-r
-}
-
-// TestResetAfterEnd has one peer send all, and then reset the connection because
-// it does not want what the other has sent, which has closed as well. What was
-// sent in full arrives, slow as the other may be.
-func TestResetAfterEnd(t *testing.T) {
-	l := newLane(t)
-	c := l.connect("127.0.0.1")
-	defer unix.Close(c.server)
-	for _, fd := range []int{c.client, c.server} {
-		must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096))
-	}
-	// What is unwanted fills the pipe, and its end stays behind it.
-	far, near := &l.t.streams.all[0].sides[far], &l.t.streams.all[0].sides[near]
-	must(t, unix.SetsockoptInt(int(near.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 4096))
-	const unwanted, size = 60_000, 80_000
-	back := send(c.server, unwanted, 1<<16, 1)
-	var r result
-	l.until("the unwanted is on its way", func() bool { return poll(back, &r) })
-	l.until("its end has come", func() bool { return far.has(finished) })
-	sent := send(c.client, size, 1<<16, 2)
-	l.until("the end is told", func() bool { return far.has(shut) })
-	want := <-sent
-	l.until("nothing more to read", func() bool { return unread(l) == 0 })
-	disconnect(t, c.client)
-	l.until("over", func() bool { return l.t.Len() == 0 })
-	got := <-receive(c.server)
-	if got.err != nil || got.n != size || got.sum != want.sum {
-		t.Errorf("%d of %d bytes, %v", got.n, size, got.err)
-	}
-}
-
-// unread is what the far socket of the first flow has that was not read.
-func unread(l *lane) int {
-	n, err := unix.IoctlGetInt(int(l.t.streams.all[0].sides[far].fd), unix.TIOCINQ)
-	must(l.tb, err)
-	return n
 }
