@@ -45,6 +45,10 @@ type Env interface {
 	Rewatch(fd int32, token uint64, events uint32) syscall.Errno
 	// Close closes a descriptor, which ends its watch.
 	Close(fd int32)
+	// Abort closes a stream socket and has its peer told by RST (RFC 9293
+	// section 3.10.5), what is queued in both directions being forgotten. Where
+	// the peer is past taking one, it gets what was written to its end.
+	Abort(fd int32)
 
 	Sockets
 }
@@ -89,7 +93,6 @@ type Option uint8
 
 const (
 	OptionPeekOff      Option = iota // SO_PEEK_OFF
-	OptionLinger0                    // SO_LINGER on with zero seconds: close sends RST
 	OptionKeepAlive                  // SO_KEEPALIVE
 	OptionTTL                        // IP_TTL
 	OptionHopLimit                   // IPV6_UNICAST_HOPS

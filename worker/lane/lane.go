@@ -261,3 +261,9 @@ func (l *Lane) Close(fd int32) {
 	raw(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 	l.freed = true
 }
+
+// Abort implements flow.Env.
+func (l *Lane) Abort(fd int32) {
+	l.resetOnClose(fd)
+	l.Close(fd)
+}

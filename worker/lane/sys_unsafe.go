@@ -172,6 +172,20 @@ func (s *sockets) ShutdownWrite(fd int32) syscall.Errno {
 	return e
 }
 
+// resetOnClose has a close send RST (SO_LINGER with zero seconds), except where
+// the ends of both directions are on their way: in LAST_ACK and CLOSING the
+// kernel would send none, and forget what the peer has not acknowledged
+// (tcp_disconnect in net/ipv4/tcp.c), so that the peer would wait for ever.
+func (s *sockets) resetOnClose(fd int32) {
+	info, e := s.info(fd)
+	if e == 0 && (info.State == unix.BPF_TCP_LAST_ACK || info.State == unix.BPF_TCP_CLOSING) {
+		return
+	}
+	s.linger = unix.Linger{Onoff: 1}
+	raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER,
+		uintptr(unsafe.Pointer(&s.linger)), unsafe.Sizeof(s.linger), 0)
+}
+
 func (s *sockets) TakeError(fd int32) syscall.Errno {
 	s.value = 0
 	n := uint32(4)
@@ -186,7 +200,6 @@ func (s *sockets) TakeError(fd int32) syscall.Errno {
 // options are the level and name of each flow.Option.
 var options = [...][2]uintptr{
 	flow.OptionPeekOff:      {unix.SOL_SOCKET, unix.SO_PEEK_OFF},
-	flow.OptionLinger0:      {unix.SOL_SOCKET, unix.SO_LINGER},
 	flow.OptionKeepAlive:    {unix.SOL_SOCKET, unix.SO_KEEPALIVE},
 	flow.OptionTTL:          {unix.IPPROTO_IP, unix.IP_TTL},
 	flow.OptionHopLimit:     {unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS},
@@ -200,12 +213,7 @@ var options = [...][2]uintptr{
 
 func (s *sockets) Option(fd int32, o flow.Option, v int) syscall.Errno {
 	s.value = int32(v)
-	p, n := unsafe.Pointer(&s.value), uintptr(4)
-	if o == flow.OptionLinger0 {
-		s.linger = unix.Linger{Onoff: 1}
-		p, n = unsafe.Pointer(&s.linger), unsafe.Sizeof(s.linger)
-	}
-	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), options[o][0], options[o][1], uintptr(p), n, 0)
+	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), options[o][0], options[o][1], uintptr(unsafe.Pointer(&s.value)), 4, 0)
 	return e
 }
 

@@ -157,6 +157,12 @@ func (l *lane) control(op int, fd int32, token uint64, events uint32) syscall.Er
 
 func (l *lane) Close(fd int32) { raw(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
+func (l *lane) Abort(fd int32) {
+	l.linger = unix.Linger{Onoff: 1}
+	raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&l.linger)), unsafe.Sizeof(l.linger), 0)
+	l.Close(fd)
+}
+
 func (l *lane) Pipe() (r, w int32, size int, err syscall.Errno) {
 	if l.noPipe {
 		return -1, -1, 0, syscall.EMFILE
@@ -224,10 +230,6 @@ func (l *lane) ShutdownWrite(fd int32) syscall.Errno {
 
 func (l *lane) Option(fd int32, o flow.Option, v int) syscall.Errno {
 	switch o {
-	case flow.OptionLinger0:
-		l.linger = unix.Linger{Onoff: 1}
-		_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&l.linger)), unsafe.Sizeof(l.linger), 0)
-		return e
 	case flow.OptionNoDelay:
 		return l.set(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, v)
 	case flow.OptionUDPSegment:

@@ -146,8 +146,7 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 
 func (t *Translator) refuse(fd int32) {
 	t.Stats.Refused++
-	t.env.Option(fd, flow.OptionLinger0, 1)
-	t.env.Close(fd)
+	t.env.Abort(fd)
 }
 
 // opened takes the far end.
@@ -225,15 +224,13 @@ func (t *Translator) watch(i uint32, s *stream, k int, events uint8) bool {
 	return true
 }
 
-// abort ends a flow for both peers, with RST. Where the ends of both directions
-// have been told already, the kernel would send none, and forget what it has
-// not yet delivered (tcp_disconnect in state LAST_ACK): the peer would wait for
-// ever. There it is left to finish.
+// abort ends a flow for both peers, with RST.
 func (t *Translator) abort(i uint32, s *stream) {
 	t.Stats.Reset++
 	for k := range s.sides {
-		if d := &s.sides[k]; d.fd >= 0 && !(d.has(shut) && d.has(finished|ended)) {
-			t.env.Option(d.fd, flow.OptionLinger0, 1)
+		if d := &s.sides[k]; d.fd >= 0 {
+			t.env.Abort(d.fd)
+			d.fd = -1
 		}
 	}
 	t.remove(i, s)

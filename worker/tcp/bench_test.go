@@ -32,6 +32,7 @@ func (s *sink) Now() int64                                { return s.now }
 func (s *sink) CanSend() bool                             { return true }
 func (s *sink) Open(r *ipc.Open) bool                     { s.open = *r; return true }
 func (s *sink) Close(int32)                               { s.closed++ }
+func (s *sink) Abort(int32)                               { s.closed++ }
 func (s *sink) TakeError(int32) syscall.Errno             { return 0 }
 func (s *sink) RTT(int32) (time.Duration, syscall.Errno)  { return 0, 0 }
 func (s *sink) Watch(int32, uint64, uint32) syscall.Errno { return 0 }

@@ -260,7 +260,7 @@ func TestRSTFromGuest(t *testing.T) {
 			p := dial(e)
 			p.raw(packet.TCP{Flags: packet.RST, Seq: p.seq + tt.off})
 			p.want(tt.reply...)
-			if tt.ends != (p.conn() == nil) || tt.ends != p.s.linger0 {
+			if tt.ends != (p.conn() == nil) || tt.ends != p.s.aborted {
 				t.Fatalf("ended: %t", p.conn() == nil)
 			}
 			if tt.ends {
@@ -392,7 +392,7 @@ func TestTranslatorClose(t *testing.T) {
 	q := newPeer(e, guestPort+1)
 	q.start(q.syn())
 	e.tr.Close()
-	if !p.s.linger0 {
+	if !p.s.aborted {
 		t.Error("not reset")
 	}
 	e.answer(1, ipc.Opened{}, e.newSock())

@@ -160,7 +160,7 @@ func TestAcceptWhere(t *testing.T) {
 			e.settle()
 			f := e.take()
 			if tt.src.IsZero() {
-				if len(f) != 0 || s.closes != 1 || !s.linger0 {
+				if len(f) != 0 || s.closes != 1 || !s.aborted {
 					t.Error("not reset")
 				}
 				return
@@ -179,7 +179,7 @@ func TestAcceptSameEnds(t *testing.T) {
 	s := e.newSock()
 	e.socks[0].arrive(s, remote4, remotePort)
 	e.settle()
-	if s.closes != 1 || !s.linger0 || e.tr.Len() != 1 {
+	if s.closes != 1 || !s.aborted || e.tr.Len() != 1 {
 		t.Error("not reset")
 	}
 }
@@ -223,7 +223,7 @@ func TestAcceptAnswers(t *testing.T) {
 			switch tt.want {
 			case "gone":
 				p.want()
-				if p.conn() != nil || !p.s.linger0 {
+				if p.conn() != nil || !p.s.aborted {
 					t.Error("not reset")
 				}
 			case "-":

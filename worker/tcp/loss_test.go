@@ -343,7 +343,7 @@ func TestRetransmissionGivesUp(t *testing.T) {
 	if last := &frames[len(frames)-1].tcp; last.Flags&packet.RST == 0 {
 		t.Error("not reset")
 	}
-	if !p.s.linger0 {
+	if !p.s.aborted {
 		t.Error("the host's side was not reset")
 	}
 	p.gone()

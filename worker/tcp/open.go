@@ -310,7 +310,7 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 }
 
 func (t *Translator) resetSocket(fd int32) {
-	t.env.Option(fd, flow.OptionLinger0, 1)
-	t.close(fd)
+	t.env.Abort(fd)
+	t.Freed()
 	t.Stats.Reset++
 }

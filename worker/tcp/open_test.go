@@ -257,7 +257,7 @@ func TestDialSYNACKLost(t *testing.T) {
 			t.Errorf("SYN-ACK %d after %d s", k+1, g)
 		}
 	}
-	if !p.s.linger0 {
+	if !p.s.aborted {
 		t.Error("the host's side was not reset")
 	}
 	p.gone()
@@ -280,7 +280,7 @@ func TestAcceptNoAnswer(t *testing.T) {
 	if n != 1+6 {
 		t.Errorf("%d SYNs", n)
 	}
-	if !p.s.linger0 {
+	if !p.s.aborted {
 		t.Error("the host's side was not reset")
 	}
 	e.tr.RemoveListener(1)

@@ -376,7 +376,7 @@ func (w *sim) run() {
 		if w.g.Received != w.hostTotal || !w.g.GotFIN {
 			w.t.Fatalf("%d of %d bytes to the guest, FIN %t, reset by %q", w.g.Received, w.hostTotal, w.g.GotFIN, w.g.ResetBy)
 		}
-		if w.s.linger0 {
+		if w.s.aborted {
 			w.t.Fatal("the host's side was reset")
 		}
 	}

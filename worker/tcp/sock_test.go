@@ -44,7 +44,7 @@ type sock struct {
 	txRoom    int // free send buffer; -1: no bound
 	nospace   bool
 	shut      bool
-	linger0   bool
+	aborted   bool
 	keepAlive bool
 	writes    int
 
@@ -170,9 +170,15 @@ func (e *env) Close(fd int32) {
 	s := e.sock(fd)
 	s.handed = true
 	s.closes++
-	if !s.linger0 && !s.dead && s.rxHave != s.rxBase {
+	if !s.dead && s.rxHave != s.rxBase {
 		e.t.Fatalf("descriptor %d closed with %d bytes not dequeued: the kernel would reset", fd, s.rxHave-s.rxBase)
 	}
+}
+
+func (e *env) Abort(fd int32) {
+	s := e.sock(fd)
+	s.handed, s.aborted = true, true
+	s.closes++
 }
 
 func (e *env) Read(fd int32, b []byte) (int, syscall.Errno) {
@@ -309,8 +315,6 @@ func (e *env) Option(fd int32, o flow.Option, v int) syscall.Errno {
 			e.t.Fatal("SO_PEEK_OFF on a kernel without it")
 		}
 		s.peekOff = v
-	case flow.OptionLinger0:
-		s.linger0 = true
 	case flow.OptionKeepAlive:
 		s.keepAlive = true
 	case flow.OptionRecvBuffer:

@@ -229,9 +229,8 @@ func (t *Translator) putSet(ref *uint32) {
 	}
 }
 
-// remove ends a flow on our side and frees all it holds. The socket is closed:
-// with what is in its send buffer delivered if the stream ended well, at once
-// if option Linger0 was set before.
+// remove ends a flow on our side and frees all it holds. What is in the
+// socket's send buffer is still delivered.
 func (t *Translator) remove(i uint32, c *conn) {
 	if c.fd >= 0 {
 		t.close(c.fd)
@@ -274,7 +273,9 @@ func (t *Translator) Freed() {
 func (t *Translator) abort(i uint32, c *conn) {
 	t.Stats.Reset++
 	if c.fd >= 0 {
-		t.env.Option(c.fd, flow.OptionLinger0, 1)
+		t.env.Abort(c.fd)
+		t.Freed()
+		c.fd = -1
 	}
 	t.remove(i, c)
 }

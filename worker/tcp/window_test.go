@@ -279,7 +279,7 @@ func TestGuestZeroWindowDead(t *testing.T) {
 	p.s.say(1000)
 	e.settle()
 	e.advance(3600 * second)
-	if p.conn() != nil || !p.s.linger0 {
+	if p.conn() != nil || !p.s.aborted {
 		t.Fatal("still there after an hour")
 	}
 	frames := e.take()
@@ -428,7 +428,7 @@ func TestKeepAlive(t *testing.T) {
 	if probes != keepProbes || got[len(got)-1] != "RA 1 ack 1" {
 		t.Errorf("%q", got)
 	}
-	if !p.s.linger0 {
+	if !p.s.aborted {
 		t.Error("the host's side was not reset")
 	}
 	p.gone()

@@ -120,6 +120,9 @@ func (h *Host) Close(fd int32) {
 	}
 }
 
+// Abort implements flow.Env.
+func (h *Host) Abort(fd int32) { h.Close(fd) }
+
 // TakeFrames returns the frames sent since the last call.
 func (h *Host) TakeFrames() []Frame {
 	f := h.Frames

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+	"aldente/worker/tcp/tcptest"
+)
+
+// TestAbort resets connections in each state in which a translator may. What
+// the lane sends before is lost on its way: only where both ends were told
+// already is the kernel to send it again.
+func TestAbort(t *testing.T) {
+	const size = 1000
+	lost := tcptest.Stream(0, size)
+	hostEnds := func(t *testing.T, host int) {
+		if err := unix.Shutdown(host, unix.SHUT_WR); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name          string
+		before, after bool // the host ends its stream before or after the guest
+		guest         bool // the guest ends its own
+		state         uint8
+		whole         bool // the stream arrives, to its end
+	}{
+		{name: "open", state: unix.BPF_TCP_ESTABLISHED},
+		{name: "the host has ended", before: true, state: unix.BPF_TCP_CLOSE_WAIT},
+		{name: "the guest has ended", guest: true, state: unix.BPF_TCP_FIN_WAIT1},
+		{name: "the host, then the guest", before: true, guest: true, state: unix.BPF_TCP_LAST_ACK, whole: true},
+		{name: "both at a time", after: true, guest: true, state: unix.BPF_TCP_CLOSING, whole: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, false)
+			fd, host := w.connected()
+			if tt.before {
+				hostEnds(t, host)
+				arrived(t, fd)
+			}
+			deaf(t, host)
+			if n, err := unix.Write(fd, lost); n != size || err != nil {
+				t.Fatal(n, err)
+			}
+			if tt.guest {
+				w.l.ShutdownWrite(int32(fd))
+			}
+			if tt.after {
+				hostEnds(t, host)
+				arrived(t, fd)
+			}
+			if info, e := w.l.info(int32(fd)); e != 0 || info.State != tt.state {
+				t.Fatalf("state %d, want %d, %v", info.State, tt.state, e)
+			}
+			if !tt.whole { // RST is sent once
+				hears(t, host)
+			}
+			w.l.Abort(int32(fd))
+			if tt.whole {
+				hears(t, host)
+			}
+			got, err := receive(t, host)
+			if tt.whole && (err != nil || !bytes.Equal(got, lost)) {
+				t.Errorf("%d bytes of %d, %v", len(got), size, err)
+			}
+			if !tt.whole && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("not reset but %v", err)
+			}
+		})
+	}
+}
+
+// arrived waits for the peer's FIN.
+func arrived(t *testing.T, fd int) {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	for end := time.Now().Add(5 * time.Second); ; {
+		if n, _ := unix.Poll(p, 100); n == 1 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("no FIN")
+		}
+	}
+}
+
+// deaf has a socket drop each segment that comes, until hears.
+func deaf(t *testing.T, fd int) {
+	none, err := bpf.Assemble([]bpf.Instruction{bpf.RetConstant{Val: 0}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := unix.SockFilter{Code: none[0].Op, K: none[0].K}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &f}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func hears(t *testing.T, fd int) {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// receive reads a stream to its end, with a bound for a peer that is silent.
+func receive(t *testing.T, fd int) ([]byte, error) {
+	f := os.NewFile(uintptr(fd), "")
+	c, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	return io.ReadAll(c)
+}
