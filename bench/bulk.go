@@ -30,6 +30,7 @@ func bulk(e *entrant, p path, flows int, down bool, span time.Duration) (gbit, c
 			return 0, 0, err
 		}
 	}
+	b.Start()
 	time.Sleep(span / 4)
 	bytes, cpu, start := b.Received.Load(), e.cpu(), time.Now()
 	time.Sleep(span)

@@ -52,6 +52,7 @@ func bulk(guest, remote *netlab.NS, span time.Duration, down bool) float64 {
 	if err := b.Flow(from, to); err != nil {
 		bed.Fail(err)
 	}
+	b.Start()
 	time.Sleep(span / 4)
 	bytes, start := b.Received.Load(), time.Now()
 	time.Sleep(span)

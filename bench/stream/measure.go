@@ -115,6 +115,7 @@ func (s *stage) bulk(down bool, span time.Duration) (r result, err error) {
 	if err := b.Flow(from, to); err != nil {
 		return r, err
 	}
+	b.Start()
 	time.Sleep(span / 4)
 	bytes, cpu, rest, again, start := b.Received.Load(), s.cpu(), s.rest(), s.again(), time.Now()
 	time.Sleep(span)

@@ -12,6 +12,9 @@ import (
 // or lengths and protocol numbers, may be added to it with an end-around
 // carry. It is zero only if all that was added is.
 
+// wideLen is from how many bytes on sumWide is used.
+const wideLen = 256
+
 // Sum adds b to a running sum. b must start at an even offset of what is
 // summed; if its length is odd, it must be the end.
 func Sum(b []byte, initial uint64) uint64 {
@@ -20,9 +23,15 @@ func Sum(b []byte, initial uint64) uint64 {
 	// section 2(B)), and a rotation by eight bits does that to 16-bit words
 	// of a sum modulo 65535.
 	//
+	// Vector instructions sum up to four times as fast, once they are worth it.
+	//
 	// One chain of additions with carry is bound by its latency, eight bytes a
 	// cycle. Two chains that do not wait for each other take twice that.
 	var s, s2, c, carries uint64
+	if wide && len(b) >= wideLen {
+		s = sumWide(b)
+		b = b[len(b)&^127:]
+	}
 	for len(b) >= 128 {
 		p := (*[128]byte)(b)
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(p[0:]), 0)

@@ -43,7 +43,7 @@ func TestSumReference(t *testing.T) {
 		"edge":  bytes.Repeat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0}, most/16+1),
 	}
 	for name, buf := range buffers {
-		t.Run(name, func(t *testing.T) {
+		eachWidth(t, name, func(t *testing.T) {
 			for align := range 8 {
 				for n := 0; n+align <= most; n++ {
 					b := buf[align : align+n]
@@ -60,7 +60,19 @@ func TestSumReference(t *testing.T) {
 	}
 }
 
-func TestSumLong(t *testing.T) {
+// eachWidth runs a test with vector instructions, if there are any, and without.
+func eachWidth(t *testing.T, name string, f func(*testing.T)) {
+	t.Run(name, f)
+	if wide {
+		wide = false
+		defer func() { wide = true }()
+		t.Run(name+", words", f)
+	}
+}
+
+func TestSumLong(t *testing.T) { eachWidth(t, "long", testSumLong) }
+
+func testSumLong(t *testing.T) {
 	for _, fill := range []byte{0x00, 0x01, 0xa5, 0xff} {
 		for _, n := range []int{65534, 65535, 1 << 20} {
 			b := bytes.Repeat([]byte{fill}, n)
@@ -72,7 +84,9 @@ func TestSumLong(t *testing.T) {
 }
 
 // Every byte must be at its own place: a single one set, in turn.
-func TestSumEachByte(t *testing.T) {
+func TestSumEachByte(t *testing.T) { eachWidth(t, "bytes", testSumEachByte) }
+
+func testSumEachByte(t *testing.T) {
 	for _, n := range []int{1, 7, 8, 15, 63, 127, 128, 129, 255, 300} {
 		b := make([]byte, n)
 		for i := range b {
