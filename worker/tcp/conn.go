@@ -99,6 +99,7 @@ type conn struct {
 	retries  uint8
 	probes   uint8  // keep-alive probes since the guest was heard
 	answers  uint8  // in a row that came quickly, up to quickEnough
+	late     uint8  // acknowledgments of bulk in a row that waited in vain, up to vainEnough
 	srtt     uint32 // microseconds, RFC 6298
 	rttvar   uint32
 	rttSeq   uint32

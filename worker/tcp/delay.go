@@ -22,6 +22,30 @@ func (c *conn) mayDelay(n int) bool {
 	return c.answers >= quickEnough && n <= smallQuery && c.held == 0 && !c.has(flagAckLater)
 }
 
+// In bulk, acknowledgments wait for more to acknowledge: each costs whoever reads
+// the link a wake-up, and the guest as much work as a segment. Only while the
+// window is far larger, so that a guest that fills it never waits, and not where
+// one has waited in vain several times: such a guest sends less at a time, be it
+// for want of a larger send buffer.
+const (
+	bulkAck    = 512 << 10 // bytes acknowledged at a time
+	vainEnough = 3
+)
+
+// mayGather tells whether the acknowledgment of n bytes at rcvNxt may wait for
+// that of more.
+func (c *conn) mayGather(n int) bool {
+	room := c.rcvEdge - c.rcvNxt
+	if n <= smallQuery || uint32(n) > room || c.windowLimit() < 2*bulkAck || c.late == vainEnough || c.held != 0 {
+		return false
+	}
+	if room-uint32(n) > c.windowLimit()-bulkAck {
+		return true
+	}
+	c.late = 0
+	return false
+}
+
 // asked notes that the guest has sent something small.
 func (c *conn) asked(n int, now int64) {
 	c.askedAt = 0
@@ -51,6 +75,9 @@ func (c *conn) acked() {
 // ackLate sends an acknowledgment that has waited long enough, and has the next
 // ones not wait.
 func (t *Translator) ackLate(i uint32, c *conn) {
+	if c.askedAt == 0 { // the last segment was a large one
+		c.late = min(c.late+1, vainEnough)
+	}
 	c.answers, c.askedAt = 0, 0
 	t.sendAck(i, c)
 }

@@ -114,3 +114,136 @@ func TestACKNotDelayed(t *testing.T) {
 		p.want("A 4 ack 301")
 	})
 }
+
+// inBulk makes a connection that has grown its window to as many chunks, and has
+// just been acknowledged.
+func inBulk(t *testing.T, reserve uint16) (*env, *peer) {
+	e := newEnv(t)
+	p := dial(e)
+	for c := p.conn(); c.reserved < reserve; {
+		p.send(0, 60_000)
+		e.take()
+	}
+	for p.conn().has(flagAckLater) {
+		p.send(0, 60_000)
+		e.take()
+	}
+	return e, p
+}
+
+// Bulk is acknowledged half a megabyte at a time, without waiting for a timer.
+func TestBulkACKs(t *testing.T) {
+	e, p := inBulk(t, maxReserve)
+	var acks []uint32
+	for first := p.seq; p.seq-first < 8<<20; {
+		p.send(0, 60_000)
+		for _, f := range e.take() {
+			if len(f.tcp.Payload) != 0 || f.tcp.Ack != p.seq {
+				t.Fatalf("%+v", f.tcp)
+			}
+			acks = append(acks, p.seq)
+			if int(f.tcp.Window)<<rcvScale < 2<<20 {
+				t.Errorf("a window of %d", int(f.tcp.Window)<<rcvScale)
+			}
+		}
+	}
+	if n := len(acks); n < 14 || n > 17 {
+		t.Errorf("%d acknowledgments for 8 MiB", n)
+	}
+	for k := range acks[1:] {
+		if n := acks[k+1] - acks[k]; n > bulkAck+60_000 {
+			t.Errorf("%d bytes at a time", n)
+		}
+	}
+}
+
+// vain has n acknowledgments wait in vain.
+func (p *peer) vain(n int) {
+	p.t.Helper()
+	for range n {
+		p.send(0, 60_000)
+		p.send(0, 60_000)
+		if n := len(p.e.take()); n != 0 {
+			p.t.Fatal("not gathered")
+		}
+		p.e.advance(2 * ackDelay)
+		if f := p.e.take(); len(f) != 1 || f[0].tcp.Ack != p.seq {
+			p.t.Fatalf("%d segments in time", len(f))
+		}
+	}
+}
+
+// A guest that sends less than is acknowledged at a time waits for ackDelay, and
+// not again and again.
+func TestBulkACKInVain(t *testing.T) {
+	e, p := inBulk(t, maxReserve)
+	p.vain(vainEnough)
+	for range 100 {
+		p.send(0, 60_000)
+		if f := e.take(); len(f) != 1 || f[0].tcp.Ack != p.seq {
+			t.Fatalf("%d segments at once", len(f))
+		}
+	}
+}
+
+// What was in vain is forgotten where there is bulk again, and small questions
+// do not count.
+func TestBulkACKTrusted(t *testing.T) {
+	e, p := inBulk(t, maxReserve)
+	for range 3 {
+		p.vain(vainEnough - 1)
+		for len(e.take()) == 0 {
+			p.send(0, 60_000)
+		}
+	}
+	for range vainEnough {
+		for range quickEnough {
+			p.ask(100, 0)
+		}
+		p.send(0, 100)
+		p.want()
+		e.advance(2 * ackDelay)
+		if n := len(e.take()); n != 1 {
+			t.Fatalf("%d segments", n)
+		}
+	}
+	p.vain(1)
+}
+
+// What tells of a loss, of the end or of too much is acknowledged at once in
+// bulk too, and so is what comes while the socket takes nothing.
+func TestBulkACKAtOnce(t *testing.T) {
+	for name, send := range map[string]func(e *env, p *peer){
+		"early":          func(_ *env, p *peer) { p.at(p.sent+2000, 2000, 0) },
+		"old":            func(_ *env, p *peer) { p.at(p.sent-2000, 2000, 0) },
+		"FIN":            func(_ *env, p *peer) { p.send(packet.FIN, 2000) },
+		"small":          func(_ *env, p *peer) { p.send(0, 100) },
+		"with what gaps": func(_ *env, p *peer) { p.at(p.sent+60_000, 2000, 0); p.e.take(); p.send(0, 2000) },
+		"full": func(e *env, p *peer) {
+			p.s.txRoom = 0
+			for c := p.conn(); c.rcvEdge-c.rcvNxt > 2000; {
+				p.send(0, min(int(c.rcvEdge-c.rcvNxt)-1000, 60_000))
+			}
+			e.take()
+			p.send(0, 2000)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, p := inBulk(t, maxReserve)
+			send(e, p)
+			if n := len(e.take()); n != 1 {
+				t.Errorf("%d segments", n)
+			}
+		})
+	}
+	t.Run("window", func(t *testing.T) {
+		e, p := inBulk(t, 65)
+		if limit := p.conn().windowLimit(); limit >= 2*bulkAck {
+			t.Fatalf("a window of %d", limit)
+		}
+		p.send(0, 60_000)
+		if n := len(e.take()); n != 1 {
+			t.Errorf("%d segments", n)
+		}
+	})
+}

@@ -94,7 +94,7 @@ func (t *Translator) windowUpdate(i uint32, c *conn) {
 func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 	t.touch(i, c)
 	seq, b, fin := s.Seq, s.Payload, s.Flags&packet.FIN != 0
-	if seq == c.rcvNxt && !fin && c.mayDelay(len(b)) {
+	if seq == c.rcvNxt && !fin && (c.mayDelay(len(b)) || c.mayGather(len(b))) {
 		c.set(flagAckLater)
 	} else {
 		c.set(flagAckNow)
