@@ -24,6 +24,12 @@ import (
 // the lane sends before is lost on its way: only where both ends were told
 // already is the kernel to send it again.
 func TestAbort(t *testing.T) {
+	probe, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	deaf(t, probe) // or not allowed to
+	unix.Close(probe)
 	const size = 1000
 	lost := tcptest.Stream(0, size)
 	hostEnds := func(t *testing.T, host int) {
@@ -105,6 +111,7 @@ func deaf(t *testing.T, fd int) {
 	f := unix.SockFilter{Code: none[0].Op, K: none[0].K}
 	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &f})
 	if err == unix.EPERM {
+		unix.Close(fd)
 		t.Skip("filters of TCP sockets need CAP_NET_ADMIN here")
 	}
 	if err != nil {
