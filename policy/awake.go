@@ -19,11 +19,17 @@ const nap = 10 * time.Millisecond
 // 1.26.8) one that does so between the runtime's two looks at it keeps its
 // processor, for which the other waits; only the monitor would take it away,
 // and that sleeps, a minute long when no timer is pending.
+//
+// The timer that has fired and waits to be set again is none, if the world is
+// stopped in that moment. So there is another behind it, which is put off each
+// time and never fires.
 func Awake() (done func()) {
 	var over atomic.Bool
 	var t *time.Timer
+	behind := time.AfterFunc(time.Second, func() {})
 	t = time.AfterFunc(time.Hour, func() {
 		if !over.Load() {
+			behind.Reset(time.Second)
 			t.Reset(nap)
 		}
 	})
@@ -31,5 +37,6 @@ func Awake() (done func()) {
 	return func() {
 		over.Store(true)
 		t.Stop()
+		behind.Stop()
 	}
 }
