@@ -4,6 +4,7 @@ package test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -134,12 +135,21 @@ func rawUDP(n *netlab.NS) (fd int, err error) {
 
 // echoZero asks for an echo with identifier 0 and waits for the reply.
 func echoZero(n *netlab.NS, to string) error {
-	var c net.PacketConn
-	err := n.Do(func() (err error) { c, err = net.ListenPacket("ip4:icmp", "0.0.0.0"); return })
+	var c *net.IPConn
+	err := n.Do(func() (err error) { c, err = net.ListenIP("ip4:icmp", nil); return })
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	// What else comes, of hundreds of datagrams, is not to fill the buffer.
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	const icmpFilter = 1 // include/uapi/linux/icmp.h
+	if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_RAW, icmpFilter, ^1) }); e != nil || err != nil {
+		return errors.Join(e, err)
+	}
 	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
 	if _, err := c.WriteTo([]byte{8, 0, 0xf7, 0xfe, 0, 0, 0, 1}, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
 		return err

@@ -72,7 +72,8 @@ type world struct {
 	told     int    // records with a link or a listener
 	settled  int    // of them, what the lane has heard
 
-	patience int // milliseconds that the kernel is given until bytes move
+	skipped  string // TCPACKSkippedChallenge when it began
+	patience int    // milliseconds that the kernel is given until bytes move
 
 	loss, dup, late, flip float64
 	begin                 int64
