@@ -156,8 +156,11 @@ func (w *world) live() {
 		if next == never || next-w.now > 5*second && w.underWay() && w.patience > 0 {
 			time.Sleep(time.Millisecond)
 			w.patience--
-			if idle > 3000 && !w.giveUp() {
-				w.t.Fatalf("nobody has anything to wait for: %s", w.state())
+			if idle > 3000 {
+				if !w.giveUp() {
+					w.t.Fatalf("nobody has anything to wait for: %s", w.state())
+				}
+				idle = 0 // who hung up has news for the rest
 			}
 			continue
 		}
