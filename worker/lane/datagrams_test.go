@@ -169,7 +169,7 @@ func (w *world) datagramsAct(d *dgrams) {
 	case d.echo:
 		b := make([]byte, packet.MaxHeaders+n)
 		n := packet.PutEcho(b, w.endsOf(d), true, d.guestPort, uint16(d.sent[toHost]), d.payload(toHost, min(n, 1200)))
-		w.travel(&w.up, travelling{frame: w.frame(b[:n], &packet.Offload{})})
+		w.travel(&w.up, travelling{frame: w.frame(b[:n], &packet.Offload{}, nil)})
 	case d.to != nil && w.r.IntN(2) == 0:
 		for range 1 + w.r.IntN(4) {
 			unix.Sendto(d.fd, d.payload(toGuest, n), 0, d.to)
@@ -196,7 +196,7 @@ func (w *world) sendUp(d *dgrams, n int) {
 		flip := w.flip
 		w.lastFragment++
 		f.Fragment(b[:size], w.l.guest.LinkMTU(), w.lastFragment, func(h, p []byte) {
-			w.travel(&w.up, travelling{frame: w.frame(append(append([]byte(nil), h...), p...), &packet.Offload{})})
+			w.travel(&w.up, travelling{frame: w.frame(append(append([]byte(nil), h...), p...), &packet.Offload{}, nil)})
 			w.flip = 0 // the sum of two wrong bits may be right
 		})
 		w.flip = flip
@@ -208,10 +208,10 @@ func (w *world) sendUp(d *dgrams, n int) {
 		var o packet.Offload
 		h := packet.PutUDP(b, e, d.guestPort, d.remotePort, len(all), &o)
 		packet.SetGSO(&o, e, packet.ProtoUDP, n)
-		w.travel(&w.up, travelling{frame: w.frame(append(b[:h:h], all...), &o)})
+		w.travel(&w.up, travelling{frame: w.frame(append(b[:h:h], all...), &o, nil)})
 	default:
 		size := packet.PutUDPFull(b, e, d.guestPort, d.remotePort, d.payload(toHost, n))
-		w.travel(&w.up, travelling{frame: w.frame(b[:size], &packet.Offload{})})
+		w.travel(&w.up, travelling{frame: w.frame(b[:size], &packet.Offload{}, nil)})
 	}
 }
 

@@ -22,10 +22,11 @@ type network struct {
 }
 
 type travelling struct {
-	at    int64
-	frame []byte // to the lane: as the link takes it, without a length before it
-	conn  *conn  // to the guest
-	seg   packet.TCP
+	at      int64
+	frame   []byte // to the lane: as the link takes it, without a length before it
+	damaged bool
+	conn    *conn // nil: not TCP
+	seg     packet.TCP
 }
 
 func (n *network) clear() { n.queue = nil }
@@ -50,8 +51,9 @@ func (w *world) travel(n *network, t travelling) {
 	}
 	copies := 1
 	if !w.calm {
-		if w.r.Float64() < w.loss && n.lost < 3 {
+		if w.r.Float64() < w.loss && n.lost < 3 && t.conn.mayLose() {
 			n.lost++
+			t.conn.loses()
 			return
 		}
 		if w.r.Float64() < w.dup {
@@ -59,6 +61,12 @@ func (w *world) travel(n *network, t travelling) {
 		}
 	}
 	n.lost = 0
+	switch {
+	case t.damaged:
+		t.conn.loses()
+	case n == &w.up && t.conn != nil && t.seg.Flags&packet.ACK != 0 && before(t.conn.answered, t.seg.Ack):
+		t.conn.answered, t.conn.lost = t.seg.Ack, 0
+	}
 	for range copies {
 		t.at = w.now + 50_000
 		if !w.calm && w.r.Float64() < w.late {
@@ -80,7 +88,11 @@ type conn struct {
 	toGuest  int
 	refused  bool
 	inbound  bool
-	at       int64 // when the guest's application acts next
+	first    uint32 // sequence number of the lane's SYN
+	sent     uint32 // by the lane so far
+	answered uint32 // of it, acknowledged in a frame that reaches the lane whole
+	lost     int    // frames, while an acknowledgment was owed and none got through
+	at       int64  // when the guest's application acts next
 	abortAt  int64
 	slow     float64
 	scale    int    // of the lane's windows
@@ -88,6 +100,37 @@ type conn struct {
 	lastAck  uint32
 	started  bool
 	expected bool // the guest or the test has reset it
+}
+
+// mayLose bounds what the network does to a connection whose lane waits for an
+// acknowledgment: were each repetition lost, it would give up, and rightly so
+// (RFC 9293, R2). Five are one less than its attempts to open a connection.
+func (c *conn) mayLose() bool { return c == nil || c.lost < 5 }
+
+func (c *conn) loses() {
+	if c != nil && before(c.answered, c.sent) {
+		c.lost++
+	}
+}
+
+// sends notes how far the lane has come.
+func (c *conn) sends(s *packet.TCP) {
+	if s.Flags&packet.RST != 0 {
+		return
+	}
+	end := s.Seq + uint32(len(s.Payload))
+	if s.Flags&packet.SYN != 0 {
+		end++
+		if c.first != s.Seq {
+			c.first, c.sent, c.answered = s.Seq, s.Seq, s.Seq
+		}
+	}
+	if s.Flags&packet.FIN != 0 {
+		end++
+	}
+	if before(c.sent, end) {
+		c.sent = end
+	}
 }
 
 func (w *world) find(k flow.Key) *conn {
@@ -117,7 +160,9 @@ func (w *world) newConn(remote, guest packet.Addr, remotePort, guestPort uint16)
 	ends := packet.Ends{SrcMAC: guestMAC, DstMAC: ourMAC, Src: guest, Dst: remote, TTL: 64, DF: true}
 	c.g.Send = func(s packet.TCP) {
 		s.SrcPort, s.DstPort = guestPort, remotePort
-		w.travel(&w.up, travelling{frame: w.segmentFrame(&ends, &s)})
+		t := travelling{frame: w.segmentFrame(&ends, &s, c), conn: c, seg: s}
+		t.damaged = w.damaged
+		w.travel(&w.up, t)
 	}
 	w.conns = append(w.conns, c)
 	return c
@@ -137,7 +182,7 @@ func mostly(r interface{ IntN(int) int }, n int) int {
 }
 
 // segmentFrame is a TCP segment, or super-segment, in a frame.
-func (w *world) segmentFrame(e *packet.Ends, s *packet.TCP) []byte {
+func (w *world) segmentFrame(e *packet.Ends, s *packet.TCP, c *conn) []byte {
 	var hdr [packet.MaxHeaders]byte
 	var o packet.Offload
 	f := packet.TCPFields{SrcPort: s.SrcPort, DstPort: s.DstPort, Seq: s.Seq, Ack: s.Ack, Flags: s.Flags, Window: s.Window,
@@ -147,17 +192,18 @@ func (w *world) segmentFrame(e *packet.Ends, s *packet.TCP) []byte {
 	if len(s.Payload) > mss {
 		packet.SetGSO(&o, e, packet.ProtoTCP, mss)
 	}
-	return w.frame(append(append(make([]byte, 0, n+len(s.Payload)), hdr[:n]...), s.Payload...), &o)
+	return w.frame(append(append(make([]byte, 0, n+len(s.Payload)), hdr[:n]...), s.Payload...), &o, c)
 }
 
-// frame makes of b what the link takes.
-func (w *world) frame(b []byte, o *packet.Offload) []byte {
+// frame makes of b, which is of connection c if any, what the link takes.
+func (w *world) frame(b []byte, o *packet.Offload, c *conn) []byte {
 	whole := o.GSOType == packet.GSONone && (w.kind == ipc.LinkStream || w.r.IntN(2) == 0)
 	if whole && o.Flags != 0 {
 		packet.CompleteChecksum(b, o)
 		*o = packet.Offload{}
 	}
-	if whole && !w.calm && w.r.Float64() < w.flip {
+	w.damaged = whole && !w.calm && w.r.Float64() < w.flip && c.mayLose()
+	if w.damaged {
 		k := packet.EthernetLen + w.r.IntN(len(b)-packet.EthernetLen)
 		b[k] ^= 1 << w.r.IntN(8)
 	}
@@ -331,6 +377,7 @@ func before(a, b uint32) bool { return int32(a-b) < 0 }
 // segments leave the lane.
 func (w *world) sees(c *conn, s *packet.TCP) {
 	g := c.g
+	c.sends(s)
 	if s.Flags&packet.SYN != 0 && g.Scale >= 0 && s.WScale >= 0 {
 		c.scale = int(s.WScale)
 	}

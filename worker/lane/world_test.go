@@ -63,6 +63,7 @@ type world struct {
 	moves   int // things that happened, to see when nothing does
 	calm    bool
 	packets int
+	damaged bool // the frame just made
 
 	watch   func(frame []byte) // sees each frame from the lane before it is understood
 	answers int                // frames seen by watch
