@@ -46,7 +46,7 @@ var optionNames = map[uint64]naming{
 		unix.IPV6_RECVERR: "IPV6_RECVERR", unix.IPV6_RECVPKTINFO: "IPV6_RECVPKTINFO",
 	},
 	unix.IPPROTO_TCP: {
-		unix.TCP_INFO: "TCP_INFO", unix.TCP_NODELAY: "TCP_NODELAY",
+		unix.TCP_INFO: "TCP_INFO", unix.TCP_NODELAY: "TCP_NODELAY", unix.TCP_WINDOW_CLAMP: "TCP_WINDOW_CLAMP",
 	},
 	unix.IPPROTO_UDP: {unix.UDP_SEGMENT: "UDP_SEGMENT", unix.UDP_GRO: "UDP_GRO"},
 }

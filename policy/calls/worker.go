@@ -89,6 +89,7 @@ func workerOptions() []Rule {
 		options(lane, "the guest's hop limit and traffic class", "setsockopt", unix.IPPROTO_IPV6,
 			unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS),
 		options(lane, "datagrams of equal size in one call", "setsockopt", unix.IPPROTO_UDP, unix.UDP_SEGMENT),
-		options(lane, "latency", "setsockopt", unix.IPPROTO_TCP, unix.TCP_NODELAY),
+		options(lane, "latency, bound of a near host's window", "setsockopt", unix.IPPROTO_TCP,
+			unix.TCP_NODELAY, unix.TCP_WINDOW_CLAMP),
 	)
 }

@@ -100,6 +100,7 @@ const (
 	OptionNoDelay                    // TCP_NODELAY
 	OptionSendBuffer                 // SO_SNDBUF
 	OptionRecvBuffer                 // SO_RCVBUF
+	OptionWindowClamp                // TCP_WINDOW_CLAMP
 	OptionTOS                        // IP_TOS
 	OptionTrafficClass               // IPV6_TCLASS
 )

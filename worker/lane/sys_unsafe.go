@@ -207,6 +207,7 @@ var options = [...][2]uintptr{
 	flow.OptionNoDelay:      {unix.IPPROTO_TCP, unix.TCP_NODELAY},
 	flow.OptionSendBuffer:   {unix.SOL_SOCKET, unix.SO_SNDBUF},
 	flow.OptionRecvBuffer:   {unix.SOL_SOCKET, unix.SO_RCVBUF},
+	flow.OptionWindowClamp:  {unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP},
 	flow.OptionTOS:          {unix.IPPROTO_IP, unix.IP_TOS},
 	flow.OptionTrafficClass: {unix.IPPROTO_IPV6, unix.IPV6_TCLASS},
 }

@@ -17,8 +17,8 @@ func TestBound(t *testing.T) {
 		size int
 		want []int
 	}{
-		{"near", 30 * time.Microsecond, 100_000, []int{nearBuffer}},
-		{"nearly far", nearRTT, 100_000, []int{nearBuffer}},
+		{"near", 30 * time.Microsecond, 100_000, []int{nearWindow, nearBuffer}},
+		{"nearly far", nearRTT, 100_000, []int{nearWindow, nearBuffer}},
 		{"far", nearRTT + time.Microsecond, 100_000, nil},
 		{"unknown", 0, 100_000, nil},
 		{"no bulk", 30 * time.Microsecond, bulk, nil},

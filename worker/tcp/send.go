@@ -160,19 +160,24 @@ func (t *Translator) owesFIN(c *conn) bool {
 
 // A host that is near fills whatever receive buffer the kernel allows, up to 64
 // MiB as some systems are set up, since it is faster than we are; what waits
-// there has left all caches when its turn comes. So a flow from there gets a
-// buffer that is as good as any over its path, and no more: the window that
-// nearBuffer makes holds what 40 Gbit/s have in flight for nearRTT.
+// there has left all caches when its turn comes. So a flow from there is promised
+// a window that is as good as any over its path, and no more: nearWindow holds
+// what 80 Gbit/s have in flight for nearRTT.
+//
+// The kernel raises the window with its buffer, so that has to be fixed too, at
+// several times the window: packets that carry little take more room than was
+// promised for them, and what a full buffer cannot take is lost.
 const (
 	nearRTT    = 100 * time.Microsecond
-	nearBuffer = 3 << 19 // SO_RCVBUF, which the kernel doubles, socket(7)
+	nearWindow = 1 << 20 // TCP_WINDOW_CLAMP, tcp(7)
+	nearBuffer = 4 << 20 // SO_RCVBUF, which the kernel doubles, socket(7)
 )
 
-// bound bounds the receive buffer of a near host's flow, early: a buffer that is
-// full would lose what is on the way.
+// bound bounds the window of a near host's flow, early: before it is used.
 func (t *Translator) bound(c *conn) {
 	c.set(flagBounded)
 	if rtt, e := t.env.RTT(c.fd); e == 0 && rtt > 0 && rtt <= nearRTT {
+		t.env.Option(c.fd, flow.OptionWindowClamp, nearWindow)
 		t.env.Option(c.fd, flow.OptionRecvBuffer, nearBuffer)
 	}
 }

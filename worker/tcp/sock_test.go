@@ -317,7 +317,7 @@ func (e *env) Option(fd int32, o flow.Option, v int) syscall.Errno {
 		s.peekOff = v
 	case flow.OptionKeepAlive:
 		s.keepAlive = true
-	case flow.OptionRecvBuffer:
+	case flow.OptionRecvBuffer, flow.OptionWindowClamp:
 		s.bounded = append(s.bounded, v)
 	case flow.OptionNoDelay:
 	default:
