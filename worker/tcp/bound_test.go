@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// The receive buffer is bounded for bulk from a near host, once, and for nothing
+// The window is bounded for bulk from a near host, once, and for nothing
 // else: a far one needs what the kernel finds out.
 func TestBound(t *testing.T) {
 	for _, tt := range []struct {
@@ -34,7 +34,7 @@ func TestBound(t *testing.T) {
 				e.settle()
 			}
 			if !slices.Equal(p.s.bounded, tt.want) {
-				t.Errorf("SO_RCVBUF %d, want %d", p.s.bounded, tt.want)
+				t.Errorf("TCP_WINDOW_CLAMP, SO_RCVBUF %d, want %d", p.s.bounded, tt.want)
 			}
 		})
 	}

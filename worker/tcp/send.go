@@ -15,9 +15,10 @@ import (
 // once more.
 
 const (
-	pushTurn      = 8        // super-frames for one flow before others have a turn
-	bulk          = 16 << 10 // bytes from the host that make a flow one of bulk
-	dequeueLazily = 16 << 10 // bytes acknowledged before a call to dequeue pays
+	pushTurn      = 8         // super-frames for one flow before others have a turn
+	turnBytes     = 512 << 10 // from which on a flow has but one super-frame in the same turn
+	bulk          = 16 << 10  // bytes from the host that make a flow one of bulk
+	dequeueLazily = 16 << 10  // bytes acknowledged before a call to dequeue pays
 
 	// dequeueWithin bounds how long fewer bytes than that stay: a small
 	// receive buffer may be full of them.
@@ -195,7 +196,7 @@ func (t *Translator) push(i uint32, c *conn) {
 		if !c.has(flagReadable) && !before(c.sndNxt, c.sndMax) || c.has(flagHostEOF) && after(c.sndNxt, c.finSeq) {
 			return
 		}
-		if turn == pushTurn || !t.env.CanSend() {
+		if turn == pushTurn || turn > 0 && t.pushed >= turnBytes || !t.env.CanSend() {
 			t.makeReady(i, c)
 			return
 		}
@@ -316,6 +317,7 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 		c.acked() // carried, unless there is SACK to report or the segment may be old
 	}
 	c.answered(t.env.Now())
+	t.pushed += len(b)
 	end := seq + uint32(len(b))
 	if fin {
 		c.set(flagFINSent)

@@ -70,6 +70,7 @@ type Translator struct {
 	pending [][]byte // payloads in order of flow pendFlow, not yet written
 	pendLen int
 	pendOf  uint32
+	pushed  int // bytes of data sent to the guest since Poll
 
 	reserved   int   // chunks set aside for windows
 	answers    uint8 // quick ones that a new connection is taken to have had
@@ -187,13 +188,15 @@ func (t *Translator) Pending() bool {
 	return len(t.ready) > 0 && t.env.CanSend() || t.paused && t.hasRoom()
 }
 
-// Poll gives each ready flow a turn of sending to the guest.
+// Poll goes on with flows that were ready before, in their order. What it sends
+// is bounded, as is what events of the same turn have: other traffic need not
+// wait for long, however many flows are ready.
 func (t *Translator) Poll() {
 	if t.paused && t.hasRoom() {
 		t.acceptAll()
 	}
 	n, k := len(t.ready), 0
-	for ; k < n && t.env.CanSend(); k++ {
+	for t.pushed = 0; k < n && t.pushed < turnBytes && t.env.CanSend(); k++ {
 		i := t.ready[k]
 		c := t.flows.At(i)
 		if !c.has(flagReady) {
@@ -203,6 +206,7 @@ func (t *Translator) Poll() {
 		t.settle(i, c)
 	}
 	t.ready = t.ready[:copy(t.ready, t.ready[k:])]
+	t.pushed = 0
 }
 
 // Resume is called when the link takes frames again.
