@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"aldente/bench/bed"
 	"aldente/test/netlab"
 )
@@ -32,9 +34,19 @@ type row struct {
 	measure func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error)
 }
 
+// most is how many connections are measured beside at the most. Both ends of each
+// are ours, and some machines grant less than that takes.
+func most() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 50_000
+	}
+	return min(50_000, max((int(min(limit.Cur, 1<<20))-1000)/2000*1000, 2000))
+}
+
 // groups returns what is measured in one round.
 func groups(short bool) []group {
-	mtus, flows, clients, sizes, idle := []int{1500, 9000, 65520}, []int{1, 4, 64}, []int{1, 16, 256}, []int{64, 1400, 60000}, []int{1000, 50000}
+	mtus, flows, clients, sizes, idle := []int{1500, 9000, 65520}, []int{1, 4, 64}, []int{1, 16, 256}, []int{64, 1400, 60000}, []int{1000, most()}
 	if short {
 		mtus, flows, sizes, idle = []int{1500, 65520}, []int{1, 4}, []int{1400}, []int{1000}
 	}

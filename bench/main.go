@@ -65,7 +65,7 @@ func run() int {
 	o.only = regexp.MustCompile(*only)
 	// Both ends of 50,000 connections, and as many sockets of a translator.
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}); err != nil {
-		fmt.Fprintln(os.Stderr, "bench: the limit of open files stays, rows with many flows may fail:", err)
+		fmt.Fprintln(os.Stderr, "bench: the limit of open files stays, fewer than 50,000 idle flows are measured:", err)
 	}
 	if err := bench(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
