@@ -7,30 +7,39 @@ import (
 	"time"
 
 	"aldente/bench/bed"
+	"aldente/test/netlab"
 )
 
-// bulk moves data over flows TCP connections for span, after a quarter of it
-// for warming up, and returns Gbit/s received and the translator's processor
-// seconds for each GiB.
-func bulk(e *entrant, p path, flows int, down bool, span time.Duration) (gbit, cpuGiB float64, err error) {
+// begin opens flows TCP connections that move data as fast as they can.
+func begin(b *bed.Bulk, p path, flows int, down bool) error {
 	ln := p.server.Listen("tcp4", p.listen)
 	defer ln.Close()
-	var b bed.Bulk
-	defer b.Stop()
 	for range flows {
 		c, s, err := p.connect(ln)
 		if err != nil {
-			return 0, 0, err
+			return err
 		}
 		from, to := c, s
 		if down {
 			from, to = s, c
 		}
 		if err := b.Flow(from, to); err != nil {
-			return 0, 0, err
+			return err
 		}
 	}
 	b.Start()
+	return nil
+}
+
+// bulk moves data over flows TCP connections for span, after a quarter of it
+// for warming up, and returns Gbit/s received and the translator's processor
+// seconds for each GiB.
+func bulk(e *entrant, p path, flows int, down bool, span time.Duration) (gbit, cpuGiB float64, err error) {
+	var b bed.Bulk
+	defer b.Stop()
+	if err := begin(&b, p, flows, down); err != nil {
+		return 0, 0, err
+	}
 	time.Sleep(span / 4)
 	bytes, cpu, start := b.Received.Load(), e.cpu(), time.Now()
 	time.Sleep(span)
@@ -40,4 +49,14 @@ func bulk(e *entrant, p path, flows int, down bool, span time.Duration) (gbit, c
 		return 0, 0, fmt.Errorf("%d flows moved nothing", flows)
 	}
 	return float64(bytes) * 8 / 1e9 / seconds, cpu.Seconds() / (float64(bytes) / (1 << 30)), nil
+}
+
+// beside is what a client that asks and waits finds beside bulk.
+func beside(e *entrant, lab *netlab.Lab, flows int, down bool, span time.Duration) (rate, error) {
+	var b bed.Bulk
+	defer b.Stop()
+	if err := begin(&b, outbound(e, lab), flows, down); err != nil {
+		return rate{}, err
+	}
+	return roundTrips(outbound(e, lab), "tcp4", 1, span)
 }

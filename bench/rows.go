@@ -94,6 +94,14 @@ func requestRows(clients []int) []row {
 				}))
 		}
 	}
+	for _, down := range []bool{false, true} {
+		r := rateRow(fmt.Sprintf("request/response tcp beside 4 flows %s, tuned", directions[down]),
+			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+				return beside(e, lab, 4, down, span)
+			})
+		r.sysctl = 1 // with the default the bulk of some hardly moves
+		rows = append(rows, r)
+	}
 	for _, n := range clients {
 		rows = append(rows, rateRow(fmt.Sprintf("connect/request/close, %d clients", n),
 			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {

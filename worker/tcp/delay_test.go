@@ -133,7 +133,7 @@ func inBulk(t *testing.T, reserve uint16) (*env, *peer) {
 
 // Bulk is acknowledged half a megabyte at a time, without waiting for a timer.
 func TestBulkACKs(t *testing.T) {
-	e, p := inBulk(t, maxReserve)
+	e, p := inBulk(t, tapReserve)
 	var acks []uint32
 	for first := p.seq; p.seq-first < 8<<20; {
 		p.send(0, 60_000)
@@ -142,7 +142,7 @@ func TestBulkACKs(t *testing.T) {
 				t.Fatalf("%+v", f.tcp)
 			}
 			acks = append(acks, p.seq)
-			if int(f.tcp.Window)<<rcvScale < 2<<20 {
+			if int(f.tcp.Window)<<rcvScale < 2*bulkAck {
 				t.Errorf("a window of %d", int(f.tcp.Window)<<rcvScale)
 			}
 		}
@@ -176,7 +176,7 @@ func (p *peer) vain(n int) {
 // A guest that sends less than is acknowledged at a time waits for ackDelay, and
 // not again and again.
 func TestBulkACKInVain(t *testing.T) {
-	e, p := inBulk(t, maxReserve)
+	e, p := inBulk(t, tapReserve)
 	p.vain(vainEnough)
 	for range 100 {
 		p.send(0, 60_000)
@@ -189,7 +189,7 @@ func TestBulkACKInVain(t *testing.T) {
 // What was in vain is forgotten where there is bulk again, and small questions
 // do not count.
 func TestBulkACKTrusted(t *testing.T) {
-	e, p := inBulk(t, maxReserve)
+	e, p := inBulk(t, tapReserve)
 	for range 3 {
 		p.vain(vainEnough - 1)
 		for len(e.take()) == 0 {
@@ -229,7 +229,7 @@ func TestBulkACKAtOnce(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e, p := inBulk(t, maxReserve)
+			e, p := inBulk(t, tapReserve)
 			send(e, p)
 			if n := len(e.take()); n != 1 {
 				t.Errorf("%d segments", n)

@@ -68,6 +68,7 @@ type option func(*envConfig)
 type envConfig struct {
 	flags  uint64
 	mtu    uint16
+	link   uint8
 	flows  int
 	chunks int
 	pool   []byte
@@ -75,6 +76,7 @@ type envConfig struct {
 
 func withoutPeekOff(c *envConfig) { c.flags &^= ipc.FlagPeekOff4 | ipc.FlagPeekOff6 }
 func withMTU(n uint16) option     { return func(c *envConfig) { c.mtu = n } }
+func withLink(kind uint8) option  { return func(c *envConfig) { c.link = kind } }
 func withFlows(n int) option      { return func(c *envConfig) { c.flows = n } }
 func withChunks(n int) option     { return func(c *envConfig) { c.chunks = n } }
 func withPool(mem []byte) option  { return func(c *envConfig) { c.pool = mem } }
@@ -83,7 +85,7 @@ func newEnv(t testing.TB, opts ...option) *env {
 	t.Helper()
 	cfg := envConfig{
 		flags: ipc.FlagIPv4 | ipc.FlagIPv6 | ipc.FlagTCP | ipc.FlagPeekOff4 | ipc.FlagPeekOff6,
-		mtu:   1500, flows: 8, chunks: 512,
+		mtu:   1500, link: ipc.LinkTap, flows: 8, chunks: 512,
 	}
 	for _, o := range opts {
 		o(&cfg)
@@ -93,7 +95,7 @@ func newEnv(t testing.TB, opts ...option) *env {
 	}
 	e := &env{t: t, now: 1e9, room: -1}
 	e.g.Config = ipc.Config{
-		Flags: cfg.flags, OurMAC: ourMAC, MTU: cfg.mtu, Our4: our4, Our6: our6, SYNRetry: 6,
+		Flags: cfg.flags, OurMAC: ourMAC, MTU: cfg.mtu, LinkKind: cfg.link, Our4: our4, Our6: our6, SYNRetry: 6,
 		Addr4: guest4, Addr6: guest6,
 	}
 	e.g.MAC, e.g.Seen4, e.g.Seen6 = guestMAC, guest4, guest6

@@ -15,9 +15,14 @@ import (
 // and the window follows what it took.
 
 const (
-	firstReserve = 5   // chunks for a new flow: a window of 64 KiB
-	minReserve   = 2   // chunks for a new flow when the pool is half gone: 16 KiB
-	maxReserve   = 257 // chunks for a bulk flow: a window of 4 MiB
+	firstReserve = 5 // chunks for a new flow: a window of 64 KiB
+	minReserve   = 2 // chunks for a new flow when the pool is half gone: 16 KiB
+
+	// Chunks for a bulk flow: a window of 4 MiB on a stream, on which much is under
+	// way. A tap needs less, and all that the guest has sent lies before what it
+	// asks next: 1.5 MiB.
+	streamReserve = 257
+	tapReserve    = 97
 
 	roundingSlack = 256 // bytes by which the window may exceed its limit
 )
@@ -36,10 +41,10 @@ func (t *Translator) reserveFirst(c *conn) {
 
 // grow gives a flow that fills its window a larger one, while there is plenty.
 func (t *Translator) grow(c *conn) {
-	if c.taken < 2*c.windowLimit() || c.reserved >= maxReserve {
+	if c.taken < 2*c.windowLimit() || c.reserved >= t.mostReserve {
 		return
 	}
-	more := min(int(c.reserved)-1, maxReserve-int(c.reserved))
+	more := min(int(c.reserved)-1, int(t.mostReserve-c.reserved))
 	if t.chunksLeft()-more < t.pool.Len()/4 {
 		return
 	}

@@ -16,7 +16,7 @@ import (
 
 const (
 	pushTurn      = 8         // super-frames for one flow before others have a turn
-	turnBytes     = 512 << 10 // from which on a flow has but one super-frame in the same turn
+	turnBytes     = 256 << 10 // from which on a flow has but one super-frame in the same turn
 	bulk          = 16 << 10  // bytes from the host that make a flow one of bulk
 	dequeueLazily = 16 << 10  // bytes acknowledged before a call to dequeue pays
 

@@ -27,6 +27,13 @@ const (
 	largeSegment  = 8 << 10
 )
 
+func mostReserve(g *flow.Guest) uint16 {
+	if g.LinkKind == ipc.LinkStream {
+		return streamReserve
+	}
+	return tapReserve
+}
+
 func bufferSize(g *flow.Guest) int {
 	if g.LinkKind == ipc.LinkStream {
 		return streamPayload
@@ -72,17 +79,18 @@ type Translator struct {
 	pendOf  uint32
 	pushed  int // bytes of data sent to the guest since Poll
 
-	reserved   int   // chunks set aside for windows
-	answers    uint8 // quick ones that a new connection is taken to have had
-	isn0, isn1 uint64
-	buf        []byte // what was peeked at
-	hdr        [packet.MaxHeaders]byte
-	offload    packet.Offload
-	ends       packet.Ends
-	fields     packet.TCPFields
-	sackBuf    [4]packet.SACKBlock
-	vec        [64][]byte
-	open       ipc.Open
+	reserved    int    // chunks set aside for windows
+	mostReserve uint16 // of them for one flow
+	answers     uint8  // quick ones that a new connection is taken to have had
+	isn0, isn1  uint64
+	buf         []byte // what was peeked at
+	hdr         [packet.MaxHeaders]byte
+	offload     packet.Offload
+	ends        packet.Ends
+	fields      packet.TCPFields
+	sackBuf     [4]packet.SACKBlock
+	vec         [64][]byte
+	open        ipc.Open
 
 	Stats Stats
 }
@@ -92,15 +100,16 @@ type Translator struct {
 func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
-		flows:    flow.NewTable[conn](maxFlows),
-		sets:     make([]ranges, min(maxFlows, 2048)),
-		dirty:    make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
-		ready:    make([]uint32, 0, maxFlows),
-		pending:  make([][]byte, 0, 256),
-		pendOf:   flow.None,
-		answers:  quickEnough,
-		buf:      make([]byte, bufferSize(g)),
-		freeSets: make([]uint32, 0, min(maxFlows, 2048)),
+		flows:       flow.NewTable[conn](maxFlows),
+		sets:        make([]ranges, min(maxFlows, 2048)),
+		dirty:       make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
+		ready:       make([]uint32, 0, maxFlows),
+		pending:     make([][]byte, 0, 256),
+		pendOf:      flow.None,
+		answers:     quickEnough,
+		mostReserve: mostReserve(g),
+		buf:         make([]byte, bufferSize(g)),
+		freeSets:    make([]uint32, 0, min(maxFlows, 2048)),
 	}
 	for i := range t.sets {
 		t.freeSets = append(t.freeSets, uint32(len(t.sets)-i)) // index+1, lowest on top

@@ -167,16 +167,18 @@ func TestTwoFlowsOneBatch(t *testing.T) {
 // A flow that moves much gets a larger window, up to a bound, while the pool
 // has plenty.
 func TestWindowGrows(t *testing.T) {
-	e := newEnv(t)
+	for kind, want := range map[uint8]uint32{ipc.LinkTap: 3 << 19, ipc.LinkStream: 4 << 20} {
+		e := newEnv(t, withLink(kind))
+		p := dial(e)
+		for range 10000 {
+			p.send(0, 1460)
+		}
+		if c := p.conn(); c.windowLimit() != want-roundingSlack {
+			t.Errorf("link %d: %d chunks set aside", kind, c.reserved)
+		}
+	}
+	e := newEnv(t, withChunks(20))
 	p := dial(e)
-	for range 10000 {
-		p.send(0, 1460)
-	}
-	if c := p.conn(); c.reserved != maxReserve || c.windowLimit() != 4<<20-roundingSlack {
-		t.Errorf("%d chunks set aside", c.reserved)
-	}
-	e = newEnv(t, withChunks(20))
-	p = dial(e)
 	for range 4000 {
 		p.send(0, 1460)
 	}
