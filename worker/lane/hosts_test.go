@@ -407,6 +407,13 @@ func (w *world) giveUp() bool {
 		return false
 	}
 	gave := false
+	for _, c := range w.conns {
+		// The guest has reset it, and the lane its socket.
+		if h := c.host; c.expected && h != nil && h.fd >= 0 {
+			h.close()
+			gave = true
+		}
+	}
 	for _, p := range w.pairs {
 		if p.far == nil {
 			continue
