@@ -28,6 +28,7 @@ type end struct {
 	fin, eof    bool // sent and received
 	reset       bool // by anybody
 	byUs        bool
+	left        bool  // hung up, with bytes still in the kernel's hands
 	at          int64 // when it acts next
 	resetAt     int64
 	slow        float64 // of pauses of seconds
@@ -84,6 +85,8 @@ func (e *end) act() {
 		unix.Shutdown(e.fd, unix.SHUT_WR)
 	}
 	if e.fd >= 0 && e.fin && e.eof {
+		n, err := unix.IoctlGetInt(e.fd, unix.SIOCOUTQ)
+		e.left = err == nil && n > 0
 		e.close()
 		return
 	}

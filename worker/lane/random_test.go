@@ -269,6 +269,11 @@ func (w *world) underWay() bool {
 			return true
 		}
 	}
+	for _, c := range w.conns {
+		if c.host != nil && c.host.left && c.g.State == tcptest.Open && !c.g.GotFIN {
+			return true
+		}
+	}
 	return false
 }
 
