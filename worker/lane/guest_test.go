@@ -64,8 +64,8 @@ func (w *world) travel(n *network, t travelling) {
 	switch {
 	case t.damaged:
 		t.conn.loses()
-	case n == &w.up && t.conn != nil && t.seg.Flags&packet.ACK != 0 && before(t.conn.answered, t.seg.Ack):
-		t.conn.answered, t.conn.lost = t.seg.Ack, 0
+	case n == &w.up && t.conn != nil && t.seg.Flags&packet.ACK != 0:
+		t.conn.hears(t.seg.Ack)
 	}
 	for range copies {
 		t.at = w.now + 50_000
@@ -91,7 +91,7 @@ type conn struct {
 	first    uint32 // sequence number of the lane's SYN
 	sent     uint32 // by the lane so far
 	answered uint32 // of it, acknowledged in a frame that reaches the lane whole
-	lost     int    // frames, while an acknowledgment was owed and none got through
+	lost     int    // frames since a sign of life
 	at       int64  // when the guest's application acts next
 	abortAt  int64
 	slow     float64
@@ -102,14 +102,26 @@ type conn struct {
 	expected bool // the guest or the test has reset it
 }
 
-// mayLose bounds what the network does to a connection whose lane waits for an
-// acknowledgment: were each repetition lost, it would give up, and rightly so
-// (RFC 9293, R2). Five are one less than its attempts to open a connection.
+// mayLose bounds what the network does to a connection between two signs of
+// life that its lane gets: were each repetition or probe lost, it would give up,
+// and rightly so (RFC 9293, R2). Five are one less than its attempts to open a
+// connection.
 func (c *conn) mayLose() bool { return c == nil || c.lost < 5 }
 
 func (c *conn) loses() {
-	if c != nil && before(c.answered, c.sent) {
+	if c != nil {
 		c.lost++
+	}
+}
+
+// hears notes an acknowledgment that reaches the lane. It is a sign of life if it
+// is new, or if nothing is to be acknowledged.
+func (c *conn) hears(ack uint32) {
+	switch {
+	case before(c.answered, ack):
+		c.answered, c.lost = ack, 0
+	case !before(c.answered, c.sent):
+		c.lost = 0
 	}
 }
 
