@@ -101,7 +101,7 @@ func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
 		_, err := os.Stat(api)
 		return err == nil && st == 0 && strings.Contains(out, "default")
 	})
-	guest.Sysctl("net/ipv4/tcp_congestion_control", "cubic")
+	guest.SetCongestionControl()
 	ports(guest)
 	e := &entrant{c.name, guest, func() []int { return netlab.Children(p.PID) }, nextPorts()}
 	for port := e.port; port < e.port+forwarded; port++ {

@@ -41,7 +41,7 @@ func main() {
 		}
 		return
 	}
-	os.Exit(netlab.Main(run))
+	os.Exit(netlab.Main(netlab.WithCubic(run)))
 }
 
 func run() int {

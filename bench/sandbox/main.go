@@ -26,7 +26,7 @@ import (
 // enough is the ratio of medians below which the sandbox has a cost.
 const enough = 0.97
 
-func main() { os.Exit(netlab.Main(run)) }
+func main() { os.Exit(netlab.Main(netlab.WithCubic(run))) }
 
 func run() int {
 	rounds := flag.Int("rounds", 61, "pairs of measurements of each row")

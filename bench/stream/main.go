@@ -53,7 +53,7 @@ func (v *variants) Set(s string) error {
 
 func main() {
 	standin.Main()
-	os.Exit(netlab.Main(run))
+	os.Exit(netlab.Main(netlab.WithCubic(run)))
 }
 
 func run() int {

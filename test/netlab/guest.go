@@ -83,7 +83,7 @@ func (l *Lab) GuestWith(s GuestSpec) *Guest {
 		l.TB.Fatalf("%s: guest not up: %v\n%s", strings.Join(s.Args, " "), err, g.Proc.Output())
 	}
 	g.NS = OpenNS(l.TB, "guest", fmt.Sprintf("/proc/%d/ns/net", g.Holder))
-	g.Sysctl("net/ipv4/tcp_congestion_control", "cubic")
+	g.SetCongestionControl()
 	l.TB.Cleanup(g.Close)
 	return g
 }

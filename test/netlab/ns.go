@@ -41,7 +41,7 @@ func NewNS(tb TB, name string) *NS {
 	}
 	tb.Cleanup(func() { unix.Close(n.fd) })
 	n.Sysctl("net/ipv4/ping_group_range", "0 2147483647", "0 0")
-	n.Sysctl("net/ipv4/tcp_congestion_control", "cubic")
+	n.SetCongestionControl()
 	for _, c := range []string{"all", "default"} {
 		n.trySysctl("net/ipv6/conf/"+c+"/accept_dad", "0")
 	}
@@ -115,6 +115,14 @@ func (n *NS) Sysctl(key string, values ...string) {
 		}
 	}
 	n.tb.Fatalf("%s: sysctl %s: %v", n.Name, key, err)
+}
+
+// SetCongestionControl sets cubic, whatever the host's default is. Where the
+// host does not allow it to other namespaces (net.ipv4.tcp_allowed_congestion_control),
+// it sets reno, which no host can forbid; see WithCubic.
+func (n *NS) SetCongestionControl() {
+	n.tb.Helper()
+	n.Sysctl("net/ipv4/tcp_congestion_control", "cubic", "reno")
 }
 
 func (n *NS) trySysctl(key, value string) error {
