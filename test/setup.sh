@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Installs the clients that the end-to-end tests use where it can, and names
-# what is missing where it cannot. Each line: command, Debian package.
+# what is missing where it cannot. Opens /dev/net/tun to all users. Each line: command, Debian package.
 set -eu
 
 need='ip iproute2
@@ -30,6 +30,12 @@ missing() {
 	# The test that regenerates the seccomp filters.
 	test -e /usr/include/seccomp.h || echo libseccomp-dev
 }
+
+# Distributions ship the clone device of taps open to all; some containers and
+# minimal systems do not.
+if test "$(id -u)" = 0 && test -c /dev/net/tun; then
+	chmod 0666 /dev/net/tun
+fi
 
 packages=$(missing)
 test -n "$packages" || exit 0
