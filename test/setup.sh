@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Installs the clients that the end-to-end tests use where it can, and names
-# what is missing where it cannot. Opens /dev/net/tun to all users. Each line: command, Debian package.
+# Installs the clients that the end-to-end tests use where it can, and names what
+# is missing where it cannot. Each line: command, Debian package. Before that it
+# opens /dev/net/tun to all users.
 set -eu
 
 need='ip iproute2
