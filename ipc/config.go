@@ -125,6 +125,9 @@ func (c *Config) Decode(b []byte) error {
 	if _, err := binary.Decode(b[HeaderSize:], binary.LittleEndian, c); err != nil {
 		return fmt.Errorf("%w: %v", ErrMalformed, err)
 	}
+	if !linkKind(c.LinkKind) {
+		return fmt.Errorf("%w: link %d", ErrMalformed, c.LinkKind)
+	}
 	if c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > MaxPrefix4 || c.Prefix6 > 128 {
 		return fmt.Errorf("%w: counts out of range", ErrMalformed)
 	}
@@ -196,6 +199,8 @@ func decodeFixed(b []byte, k Kind, v any) error {
 	return nil
 }
 
+func linkKind(k uint8) bool { return k == LinkTap || k == LinkStream }
+
 // Encode returns the record.
 func (l *Link) Encode() []byte { return encodeFixed(KindLink, l) }
 
@@ -204,7 +209,7 @@ func (l *Link) Decode(b []byte) error {
 	if err := decodeFixed(b, KindLink, l); err != nil {
 		return err
 	}
-	if l.Kind != LinkTap && l.Kind != LinkStream {
+	if !linkKind(l.Kind) {
 		return fmt.Errorf("%w: link %d", ErrMalformed, l.Kind)
 	}
 	return nil

@@ -146,8 +146,9 @@ const (
 	OwnerICMP
 	OwnerTCPListener
 	OwnerUDPListener
-	OwnerConfig
 	OwnerSplice
+
+	Owners // how many there are
 )
 
 // Token packs an owner, the index of one of its flows and that flow's

@@ -11,6 +11,7 @@ import (
 // and what it learned from frames.
 type Guest struct {
 	ipc.Config
+	Traits // of the link
 
 	MAC packet.MAC // where frames go; all zero until learned
 

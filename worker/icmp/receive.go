@@ -28,6 +28,21 @@ func (t *Translator) Ready(token uint64, events uint32) {
 	}
 }
 
+// Flush needs nothing: a request is on its way when Input returns.
+func (t *Translator) Flush() {}
+
+// Pending reports that no reply is read in turns: timers and Resume go on.
+func (t *Translator) Pending() bool { return false }
+
+// Poll has nothing to go on with.
+func (t *Translator) Poll() {}
+
+// Evict reports that no flow gives way for want of descriptors.
+func (t *Translator) Evict() bool { return false }
+
+// Freed needs nothing: no request waits for a descriptor.
+func (t *Translator) Freed() {}
+
 // Resume is called when the link takes frames again.
 func (t *Translator) Resume() {
 	for i := uint32(0); t.more > 0 && int(i) < t.flows.Cap() && t.env.CanSend(); i++ {

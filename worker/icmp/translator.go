@@ -111,7 +111,7 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, maxFlows 
 }
 
 // Cap is the number of flows that fit, and of timer ids used.
-func (t *Translator) Cap() int { return t.flows.Cap() }
+func (t *Translator) Timers() int { return t.flows.Cap() }
 
 // Len is the number of flows.
 func (t *Translator) Len() int { return t.flows.Len() }

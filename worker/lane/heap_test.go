@@ -7,6 +7,9 @@ import (
 	"runtime"
 	"runtime/debug"
 	"testing"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
 )
 
 // TestHeapFlat runs worlds until every lane has seen everything, and more: turns
@@ -35,5 +38,22 @@ func TestHeapFlat(t *testing.T) {
 	t.Logf("%d objects, then %d", first, last)
 	if last > first+300 {
 		t.Errorf("heap objects grew from %d to %d", first, last)
+	}
+}
+
+// TestAnswersAllocateNothing: the broker's answers come as often as connections
+// do, whoever's they are.
+func TestAnswersAllocateNothing(t *testing.T) {
+	w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, true)
+	var rec [ipc.OpenedSize]byte
+	for _, o := range []flow.Owner{flow.OwnerTCP, flow.OwnerUDP, flow.OwnerICMP, flow.OwnerSplice} {
+		(&ipc.Opened{Token: flow.Token(o, 0xfffff, 3), Errno: 111}).Encode(rec[:]) // a flow that is gone
+		n := testing.AllocsPerRun(100, func() {
+			w.l.channel.outstanding++
+			w.l.record(rec[:], -1)
+		})
+		if n != 0 || w.l.err != nil {
+			t.Errorf("owner %d: %v allocations, %v", o, n, w.l.err)
+		}
 	}
 }

@@ -66,30 +66,31 @@ type Stats struct {
 // Lane is one event loop and all it owns.
 type Lane struct {
 	sockets
-	poll     poller
-	channel  channel
-	start    time.Time
-	now      int64
-	busy     bool      // the last wait was short
-	brisk    bool      // the last turn was short, its event came soon, and so may the next
-	partners [2]uint64 // tokens of the last conversation
-	same     uint8     // events in a row that were its, up to regular
+	poll       poller
+	channel    channel
+	start      time.Time
+	now        int64
+	busy       bool      // the last wait was short
+	conversing bool      // the last turn was short, its event came soon, and so may the next
+	partners   [2]uint64 // tokens of the last conversation
+	same       uint8     // events in a row that were its, up to regular
 
-	guest   flow.Guest
-	link    link.Link
-	last    link.Link // the one before, closed: its memory serves the next
-	more    bool      // the link may hold frames that no event announces
-	blocked bool      // the link had a backlog when last looked at
-	batch   *link.Batch
-	capture *link.Capture
-	freed   bool // a descriptor was closed since tcp was told
-	pkt     packet.Packet
-	again   packet.Packet // a datagram put together from fragments
-	seg     packet.TCP
-	dgram   packet.UDP
-	echo    packet.Echo
-	out     []byte
-	none    packet.Offload
+	guest    flow.Guest
+	link     link.Link
+	last     link.Link // the one before, closed: its memory serves the next
+	readable bool      // the link has frames, as an event said
+	more     bool      // the link may hold frames that no event announces
+	blocked  bool      // the link had a backlog when last looked at
+	batch    *link.Batch
+	capture  *link.Capture
+	freed    bool // a descriptor was closed since tcp was told
+	pkt      packet.Packet
+	again    packet.Packet // a datagram put together from fragments
+	seg      packet.TCP
+	dgram    packet.UDP
+	echo     packet.Echo
+	out      []byte
+	none     packet.Offload
 
 	wheel             *flow.Wheel
 	reasm             *flow.Reassembler
@@ -98,10 +99,12 @@ type Lane struct {
 	udp               *udp.Translator
 	icmp              *icmp.Translator
 	loop              *splice.Translator
+	table             table
 	timer             uint32 // first of laneTimers
 	hello             int    // announcements made so far
 	fire              func(id uint32)
 	take              func(rec []byte, fd int32)
+	answer            ipc.Opened // the broker's, being handled
 	err               error
 
 	Stats Stats
@@ -174,6 +177,7 @@ func (l *Lane) configure(rec []byte) error {
 	}
 	g.MAC = g.GuestMAC
 	g.Seen4, g.Seen6 = g.Addr4, g.Addr6
+	g.Traits = link.TraitsOf(g.LinkKind)
 	fds := max(int(g.MaxFlows)-spareFDs, 64)
 	nTCP := min(maxTCP, fds)
 	nUDP := min(maxUDP, max(fds/2, 32))
@@ -186,13 +190,20 @@ func (l *Lane) configure(rec []byte) error {
 	}
 	// TCP's windows are promises on all of its pool; UDP has one of its own.
 	l.chunks, l.datagrams = flow.NewPool(pool[udpPoolBytes:]), flow.NewPool(pool[:udpPoolBytes])
-	l.timer = uint32(nTCP + nUDP + nICMP + nSpliceUDP)
-	l.wheel = flow.NewWheel(int(l.timer)+laneTimers, l.now)
+	l.wheel = flow.NewWheel(nTCP+nUDP+nICMP+nSpliceUDP+laneTimers, l.now)
 	l.reasm = flow.NewReassembler()
-	l.tcp = tcp.New(l, g, l.wheel, 0, l.chunks, nTCP)
-	l.udp = udp.New(l, g, l.wheel, uint32(nTCP), l.datagrams, nUDP)
-	l.icmp = icmp.New(l, g, l.wheel, uint32(nTCP+nUDP), nICMP)
-	l.loop = splice.New(l, g, l.wheel, uint32(nTCP+nUDP+nICMP), l.datagrams, nSplice, nSpliceUDP)
+	t := &l.table
+	l.loop = splice.New(l, g, l.wheel, t.timers(), l.datagrams, nSplice, nSpliceUDP)
+	t.add(flow.OwnerSplice, l.loop)
+	l.tcp = tcp.New(l, g, l.wheel, t.timers(), l.chunks, nTCP)
+	t.add(flow.OwnerTCP, l.tcp)
+	l.udp = udp.New(l, g, l.wheel, t.timers(), l.datagrams, nUDP)
+	t.add(flow.OwnerUDP, l.udp)
+	l.icmp = icmp.New(l, g, l.wheel, t.timers(), nICMP)
+	t.add(flow.OwnerICMP, l.icmp)
+	l.timer = t.timers()
+	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady
+	t.ready[flow.OwnerLane] = l.ready
 	l.tcp.Bypass, l.udp.Bypass = l.loop.Accepted, l.loop.Datagrams
 	l.batch = link.NewBatch()
 	return nil

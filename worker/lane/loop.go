@@ -24,41 +24,31 @@ func (l *Lane) turn() {
 	n := l.wait()
 	l.tick()
 	l.busy = l.now-began < rawWait*1e6
-	soon := l.now-began < spinTime && l.lone(n)
+	soon := l.now-began < spinTime && l.oneConversation(n)
 	l.moved = 0
 	l.wheel.Advance(l.now, l.fire) // first: timers are set relative to it
-	fromGuest := false
+	l.readable = false
 	for k := range n {
 		events, token := l.poll.at(k)
-		owner, _, index := flow.SplitToken(token)
-		switch owner {
-		case flow.OwnerTCP:
-			l.tcp.Ready(token, events)
-		case flow.OwnerUDP:
-			l.udp.Ready(token, events)
-		case flow.OwnerICMP:
-			l.icmp.Ready(token, events)
-		case flow.OwnerSplice:
-			l.loop.Ready(token, events)
-		case flow.OwnerTCPListener:
-			l.tcp.ListenerReady(token, events)
-		case flow.OwnerUDPListener:
-			l.udp.ListenerReady(token, events)
-		case flow.OwnerLane:
-			if index == 0 {
-				l.broker()
-			} else {
-				l.writable(events)
-				fromGuest = events&^unix.EPOLLOUT != 0
-			}
-		}
+		owner, _, _ := flow.SplitToken(token)
+		l.table.ready[owner](token, events)
 	}
-	if fromGuest || l.more {
+	if l.readable || l.more {
 		l.receive()
 	}
-	l.poll1()
+	l.goOn()
 	l.finish()
-	l.brisk = soon && l.small()
+	l.conversing = soon && l.small()
+}
+
+// ready is called for events on the lane's own descriptors.
+func (l *Lane) ready(token uint64, events uint32) {
+	if token == tokenControl {
+		l.broker()
+		return
+	}
+	l.writable(events)
+	l.readable = events&^unix.EPOLLOUT != 0
 }
 
 // wait waits for events and returns their number.
@@ -67,7 +57,7 @@ func (l *Lane) wait() int {
 	if p := l.loop.Patience(); p > 0 && timeout != 0 {
 		return l.poll.waitShortly(p)
 	}
-	if l.brisk && timeout != 0 {
+	if l.conversing && timeout != 0 {
 		if n := l.spin(); n > 0 {
 			return n
 		}
@@ -77,7 +67,7 @@ func (l *Lane) wait() int {
 
 // timeout is how long to wait, in milliseconds; -1: no reason to wake up.
 func (l *Lane) timeout() int {
-	if l.more || l.tcp.Pending() || l.udp.Pending() || l.loop.Pending() {
+	if l.more || l.table.pending() {
 		return 0
 	}
 	next := l.wheel.Next()
@@ -90,24 +80,16 @@ func (l *Lane) timeout() int {
 	return int(min((next-l.now+flow.Tick-1)/flow.Tick, 1<<30))
 }
 
-// poll1 continues what the last turn left for the sake of fairness.
-func (l *Lane) poll1() {
+// goOn continues what the last turn left for the sake of fairness.
+func (l *Lane) goOn() {
 	if l.freed {
 		l.freed = false
-		l.tcp.Freed()
+		l.table.freed()
 	}
 	if l.loop.Patience() > 0 {
 		l.loop.Impatient()
 	}
-	if l.loop.Pending() {
-		l.loop.Poll()
-	}
-	if l.tcp.Pending() {
-		l.tcp.Poll()
-	}
-	if l.udp.Pending() {
-		l.udp.Flush()
-	}
+	l.table.poll()
 }
 
 // finish sends what the turn has collected: requests to the broker, frames
@@ -147,32 +129,18 @@ func (l *Lane) writable(events uint32) {
 	if events&unix.EPOLLOUT == 0 || l.link == nil || !l.link.Writable() {
 		return
 	}
-	l.tcp.Resume()
-	l.udp.Resume()
-	l.icmp.Resume()
+	l.table.resume()
 }
-
-// A turn takes this many batches from the guest. Those of a stream are short: its
-// sender's buffer, which is not ours to enlarge, holds about 200 KiB.
-const (
-	tapBatches    = 4
-	streamBatches = 8
-)
 
 // receive takes frames from the guest, batch by batch, for a bounded number
 // of batches: sockets and timers have a turn then. Whole frames may wait in
 // the batch's memory, which no event announces: more remembers.
 //
-// Payload leaves with its batch. What is owed to the guest goes with it on a tap;
-// on a stream, where each frame costs the other end a wake-up, it goes once for
-// all batches of the turn.
+// Payload leaves with its batch. What is owed to the guest goes with it, or once
+// for all batches of the turn where each frame costs the other end a wake-up.
 func (l *Lane) receive() {
 	l.more = false
-	stream := l.guest.LinkKind == ipc.LinkStream
-	left := tapBatches
-	if stream {
-		left = streamBatches
-	}
+	left := l.guest.ReceiveBatches
 	for more := true; more && l.link != nil; left-- {
 		if left == 0 {
 			l.more = true
@@ -183,12 +151,12 @@ func (l *Lane) receive() {
 		for k := range l.batch.Frames {
 			l.frame(&l.batch.Frames[k])
 		}
-		if stream {
+		if l.guest.DearFrames {
 			l.tcp.Write()
+			l.udp.Flush()
 		} else {
-			l.tcp.Flush()
+			l.table.flush()
 		}
-		l.udp.Flush()
 		if err != nil {
 			l.linkGone(err)
 		}
@@ -201,9 +169,9 @@ func (l *Lane) linkGone(err error) {
 	if l.link == nil {
 		return
 	}
-	code := uint32(ipc.EventLinkClosed)
-	if l.guest.LinkKind == ipc.LinkTap {
-		code = ipc.EventLinkFailed
+	code := uint32(ipc.EventLinkFailed)
+	if l.guest.Clients {
+		code = ipc.EventLinkClosed
 	}
 	logf(levelInfo, "link closed: %v", err)
 	l.poll.control(unix.EPOLL_CTL_DEL, l.link.FD(), 0, 0)
@@ -249,7 +217,7 @@ func (l *Lane) record(rec []byte, fd int32) {
 }
 
 func (l *Lane) opened(rec []byte, fd int32) error {
-	var o ipc.Opened
+	o := &l.answer // on the stack it would not stay, by way of an interface
 	if err := o.Decode(rec); err != nil {
 		return err
 	}
@@ -259,18 +227,13 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 		o.Errno = uint16(syscall.EMFILE)
 	}
 	if syscall.Errno(o.Errno) == syscall.EMFILE {
-		_ = l.udp.Evict() || l.loop.Evict()
+		l.table.evict()
 	}
-	switch owner, _, _ := flow.SplitToken(o.Token); owner {
-	case flow.OwnerTCP:
-		l.tcp.Opened(o.Token, fd, &o)
-	case flow.OwnerUDP:
-		l.udp.Opened(o.Token, fd, &o)
-	case flow.OwnerICMP:
-		l.icmp.Opened(o.Token, fd, &o)
-	case flow.OwnerSplice:
-		l.loop.Opened(o.Token, fd, &o)
+	owner, _, _ := flow.SplitToken(o.Token)
+	if owner >= flow.Owners || l.table.owner[owner] == nil {
+		return fmt.Errorf("%w: an answer for nobody, token %x", ipc.ErrMalformed, o.Token)
 	}
+	l.table.owner[owner].Opened(o.Token, fd, o)
 	return nil
 }
 
@@ -285,11 +248,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 		l.Close(fd)
 		return nil
 	}
-	if k.Kind == ipc.LinkTap {
-		l.link = link.NewTap(fd, k.Offload)
-	} else {
-		l.link = link.NextStream(l.last, fd, l.guest.LinkMTU())
-	}
+	l.link = link.New(&k, fd, l.guest.LinkMTU(), l.last)
 	l.watchLink(unix.EPOLL_CTL_ADD)
 	l.hello = 0
 	l.greet()
@@ -340,23 +299,7 @@ func (l *Lane) expire(id uint32) {
 	case id == l.timer+timerHello:
 		l.greet()
 	default:
-		l.expireFlow(id)
-	}
-}
-
-func (l *Lane) expireFlow(id uint32) {
-	nTCP := uint32(l.tcp.Cap())
-	nUDP := nTCP + uint32(l.udp.Cap())
-	nICMP := nUDP + uint32(l.icmp.Cap())
-	switch {
-	case id < nTCP:
-		l.tcp.Timer(id)
-	case id < nUDP:
-		l.udp.Timer(id)
-	case id < nICMP:
-		l.icmp.Timer(id)
-	default:
-		l.loop.Timer(id)
+		l.table.timer(id)
 	}
 }
 
@@ -377,7 +320,7 @@ func (l *Lane) greet() {
 		}
 	}
 	if l.hello == 0 {
-		if g.LinkKind == ipc.LinkStream {
+		if g.Clients {
 			l.sendOwn(arp.Announce(g, l.out))
 		}
 		l.advertise()

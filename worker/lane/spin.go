@@ -8,14 +8,14 @@ package lane
 // moved or several flows have events at a time: others need the processor then,
 // and there is more to do per wake-up anyway.
 const (
-	spinTime   = 50_000 // nanoseconds
-	briskBytes = 4 << 10
-	regular    = 8 // events of a conversation in a row: more than a short connection has
+	spinTime          = 50_000 // nanoseconds
+	conversationBytes = 4 << 10
+	regular           = 8 // events of a conversation in a row: more than a short connection has
 )
 
-// lone tells whether the n events of this turn belong to the conversation of
+// oneConversation tells whether the n events of this turn belong to the conversation of
 // the last ones: between the guest and a socket, or between two sockets.
-func (l *Lane) lone(n int) bool {
+func (l *Lane) oneConversation(n int) bool {
 	if n != 1 {
 		return false
 	}
@@ -33,7 +33,7 @@ func (l *Lane) lone(n int) bool {
 // small tells whether this turn moved as little as a conversation does. What is
 // more belongs to bulk, small pieces of which are no conversation.
 func (l *Lane) small() bool {
-	if l.moved > briskBytes {
+	if l.moved > conversationBytes {
 		l.same = 0
 		return false
 	}

@@ -18,7 +18,7 @@ func (l *Lane) turnOf(tokens ...uint64) bool {
 		e.Events = unix.EPOLLIN
 		e.Fd, e.Pad = int32(uint32(token)), int32(token>>32)
 	}
-	return l.lone(len(tokens))
+	return l.oneConversation(len(tokens))
 }
 
 func TestLone(t *testing.T) {
@@ -62,7 +62,7 @@ func TestSmallPieceOfBulk(t *testing.T) {
 	talk := func() (soon bool) {
 		for range regular + 1 {
 			soon = l.turnOf(token)
-			l.moved = briskBytes
+			l.moved = conversationBytes
 			l.small()
 		}
 		return soon
@@ -71,7 +71,7 @@ func TestSmallPieceOfBulk(t *testing.T) {
 		t.Fatal("no conversation")
 	}
 	l.turnOf(token)
-	if l.moved = briskBytes + 1; l.small() {
+	if l.moved = conversationBytes + 1; l.small() {
 		t.Error("bulk is small")
 	}
 	if l.turnOf(token) {

@@ -75,7 +75,7 @@ func New(env Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Poo
 }
 
 // CapUDP is the number of datagram flows that fit, and of timer ids used.
-func (t *Translator) CapUDP() int { return t.flows.Cap() }
+func (t *Translator) Timers() int { return t.flows.Cap() }
 
 // Len is the number of connections, LenUDP that of datagram flows.
 func (t *Translator) Len() int { return t.streams.count }
@@ -127,6 +127,15 @@ func (t *Translator) Opened(tok uint64, fd int32, o *ipc.Opened) {
 
 // Pending tells whether Poll has work that no event will announce.
 func (t *Translator) Pending() bool { return len(t.busy) > 0 || t.pendingUDP() }
+
+// Flush needs nothing: no frame of the guest's comes here.
+func (t *Translator) Flush() {}
+
+// Resume needs nothing: no link is in the way.
+func (t *Translator) Resume() {}
+
+// Freed needs nothing: no flow waits for a descriptor.
+func (t *Translator) Freed() {}
 
 // Poll gives each flow that had more to move than its turn allowed another one.
 func (t *Translator) Poll() {

@@ -10,6 +10,7 @@ import (
 
 	"aldente/ipc"
 	"aldente/worker/flow"
+	"aldente/worker/link"
 	"aldente/worker/packet"
 )
 
@@ -112,7 +113,7 @@ func newLoad(mtu uint16) *load {
 	l.now = 1e9
 	g := &flow.Guest{Config: ipc.Config{
 		Flags: ipc.FlagIPv4 | ipc.FlagTCP | ipc.FlagPeekOff4 | ipc.FlagPeekOff6, MTU: mtu, OurMAC: ourMAC, Our4: our4,
-	}, MAC: guestMAC, Seen4: guest4}
+	}, Traits: link.TraitsOf(ipc.LinkTap), MAC: guestMAC, Seen4: guest4}
 	l.wheel = flow.NewWheel(64, l.now)
 	l.t = New(&l.sink, g, l.wheel, 0, flow.NewPool(make([]byte, 256*flow.ChunkSize)), 64)
 	l.p = packet.Packet{SrcMAC: guestMAC, DstMAC: ourMAC, IPVersion: 4, Proto: packet.ProtoTCP, Src: guest4, Dst: remote4}

@@ -8,6 +8,7 @@ import (
 
 	"aldente/ipc"
 	"aldente/worker/flow"
+	"aldente/worker/link"
 	"aldente/worker/packet"
 	"aldente/worker/tcp/tcptest"
 )
@@ -81,6 +82,9 @@ func withFlows(n int) option      { return func(c *envConfig) { c.flows = n } }
 func withChunks(n int) option     { return func(c *envConfig) { c.chunks = n } }
 func withPool(mem []byte) option  { return func(c *envConfig) { c.pool = mem } }
 
+// tapReserve is mostReserve on a tap.
+var tapReserve = mostReserve(&flow.Guest{Traits: link.TraitsOf(ipc.LinkTap)})
+
 func newEnv(t testing.TB, opts ...option) *env {
 	t.Helper()
 	cfg := envConfig{
@@ -98,6 +102,7 @@ func newEnv(t testing.TB, opts ...option) *env {
 		Flags: cfg.flags, OurMAC: ourMAC, MTU: cfg.mtu, LinkKind: cfg.link, Our4: our4, Our6: our6, SYNRetry: 6,
 		Addr4: guest4, Addr6: guest6,
 	}
+	e.g.Traits = link.TraitsOf(cfg.link)
 	e.g.MAC, e.g.Seen4, e.g.Seen6 = guestMAC, guest4, guest6
 	e.wheel = flow.NewWheel(cfg.flows, e.now)
 	e.pool = flow.NewPool(cfg.pool)

@@ -18,12 +18,6 @@ const (
 	firstReserve = 5 // chunks for a new flow: a window of 64 KiB
 	minReserve   = 2 // chunks for a new flow when the pool is half gone: 16 KiB
 
-	// Chunks for a bulk flow: a window of 4 MiB on a stream, on which much is under
-	// way. A tap needs less, and all that the guest has sent lies before what it
-	// asks next: 1.5 MiB.
-	streamReserve = 257
-	tapReserve    = 97
-
 	roundingSlack = 256 // bytes by which the window may exceed its limit
 )
 

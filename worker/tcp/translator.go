@@ -18,25 +18,21 @@ import (
 // bytes less the largest headers without options.
 const maxPayload = 65535 - 60 - 20
 
-// streamPayload is the same for large segments where package link cuts them
+// softwarePayload is the same for large segments where package link cuts them
 // and the kernel copies them from where they lie: fewer system calls, and fewer
 // times that the reader at the other end is woken. Small ones are copied once
 // more, and had better stay in the cache.
 const (
-	streamPayload = 256 << 10
-	largeSegment  = 8 << 10
+	softwarePayload = 256 << 10
+	largeSegment    = 8 << 10
 )
 
-func mostReserve(g *flow.Guest) uint16 {
-	if g.LinkKind == ipc.LinkStream {
-		return streamReserve
-	}
-	return tapReserve
-}
+// mostReserve is how many chunks one flow sets aside for the link's window.
+func mostReserve(g *flow.Guest) uint16 { return uint16(1 + g.Window/flow.ChunkSize) }
 
 func bufferSize(g *flow.Guest) int {
-	if g.LinkKind == ipc.LinkStream {
-		return streamPayload
+	if g.SoftwareGSO {
+		return softwarePayload
 	}
 	return maxPayload
 }
@@ -121,8 +117,8 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 	return t
 }
 
-// Cap is the number of connections that fit, and of timer ids used.
-func (t *Translator) Cap() int { return t.flows.Cap() }
+// Timers is the number of connections that fit, and of timer ids used.
+func (t *Translator) Timers() int { return t.flows.Cap() }
 
 // Len is the number of connections.
 func (t *Translator) Len() int { return t.flows.Len() }
@@ -274,6 +270,9 @@ func (t *Translator) close(fd int32) {
 	t.env.Close(fd)
 	t.Freed()
 }
+
+// Evict reports that no connection gives way for want of descriptors.
+func (t *Translator) Evict() bool { return false }
 
 // Freed tells that a descriptor was closed elsewhere.
 func (t *Translator) Freed() {

@@ -143,7 +143,7 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 }
 
 // Cap is the number of flows that fit, and of timer ids used.
-func (t *Translator) Cap() int { return t.flows.Cap() }
+func (t *Translator) Timers() int { return t.flows.Cap() }
 
 // Len is the number of flows.
 func (t *Translator) Len() int { return t.flows.Len() }
@@ -257,25 +257,28 @@ func (t *Translator) evict(i uint32) {
 }
 
 // Flush ends a batch of frames from the guest: what they carried goes to the
-// sockets. It also goes on with what Pending tells of.
+// sockets. It also goes on as Poll does.
 func (t *Translator) Flush() {
 	for b := range t.batches {
 		t.flushBatch(&t.batches[b])
 	}
-	t.poll()
+	t.Poll()
 }
 
 // Pending tells whether there is something to be read that no event will
-// announce, and that the link has room for. The caller is to call Flush then.
+// announce, and that the link has room for.
 func (t *Translator) Pending() bool {
 	return (len(t.ready) > 0 || t.waiting > 0) && t.env.CanSend()
 }
 
 // Resume is called when the link takes frames again.
-func (t *Translator) Resume() { t.poll() }
+func (t *Translator) Resume() { t.Poll() }
 
-// poll gives each flow and listener with more to read a turn.
-func (t *Translator) poll() {
+// Freed needs nothing: no datagram waits for a descriptor.
+func (t *Translator) Freed() {}
+
+// Poll gives each flow and listener with more to read a turn.
+func (t *Translator) Poll() {
 	for n := len(t.ready); n > 0 && len(t.ready) > 0 && t.env.CanSend(); n-- {
 		i := t.ready[0]
 		c := t.flows.At(i)

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+// Traits say how a kind of link moves frames. Whoever fills or empties a link
+// asks them, never which kind it is.
+type Traits struct {
+	// ReceiveBatches is how many batches of frames from the guest a turn takes.
+	ReceiveBatches int
+	// DearFrames: each frame to the guest costs the other end a wake-up. What
+	// is owed for all batches of a turn goes at once.
+	DearFrames bool
+	// SoftwareGSO: the link cuts super-frames itself, and they may carry more
+	// than one IP packet can.
+	SoftwareGSO bool
+	// Window is the largest receive window of one TCP flow, in bytes: what the
+	// guest may have sent and we have not read yet.
+	Window int
+	// Clients come and go: one that comes is told of us, the end of one is
+	// nothing unusual.
+	Clients bool
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"aldente/ipc"
+	"aldente/worker/flow"
+)
+
+// kind is one way to move frames: what it is like, and how a link of it is made.
+// last is the link before, closed, whose memory may serve the next; or nil.
+type kind struct {
+	traits flow.Traits
+	open   func(k *ipc.Link, fd int32, mtu int, last Link) Link
+}
+
+// kinds is the table of all links, by ipc.Link*.
+var kinds = [...]kind{
+	// All that a tap's guest has sent lies in its queue before what it asks next:
+	// a smaller window is a shorter wait.
+	ipc.LinkTap: {
+		flow.Traits{ReceiveBatches: 4, Window: 1536 << 10},
+		func(k *ipc.Link, fd int32, _ int, _ Link) Link { return NewTap(fd, k.Offload) },
+	},
+	// A stream's batches are short: its sender's buffer, which is not ours to
+	// enlarge, holds about 200 KiB. Much is under way, in QEMU too.
+	ipc.LinkStream: {
+		flow.Traits{ReceiveBatches: 8, DearFrames: true, SoftwareGSO: true, Window: 4 << 20, Clients: true},
+		func(_ *ipc.Link, fd int32, mtu int, last Link) Link { return NextStream(last, fd, mtu) },
+	},
+}
+
+// TraitsOf returns what links of a kind are like. Preconditions: k is one of
+// ipc.Link*, as ipc.Config.Decode sees to.
+func TraitsOf(k uint8) flow.Traits { return kinds[k].traits }
+
+// New makes the link that a record describes of its descriptor. mtu is the
+// largest IP packet on it, in bytes; last the link before, closed, or nil.
+// Preconditions: k was decoded.
+func New(k *ipc.Link, fd int32, mtu int, last Link) Link {
+	return kinds[k.Kind].open(k, fd, mtu, last)
+}
