@@ -25,6 +25,9 @@ func (in *instance) confine() policy.Report {
 	return c.Apply()
 }
 
+// checkExecutable refuses a build that cannot work.
+func checkExecutable() error { return policy.CheckExecutable() }
+
 // kept are the capabilities that forwarding needs later: automatic forwarding
 // binds ports as they come, and answers to datagrams leave from the port that
 // they came to.

@@ -12,6 +12,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,11 +26,23 @@ import (
 	"aldente/broker/hostnet"
 	"aldente/broker/netns"
 	"aldente/broker/sockets"
+	"aldente/broker/startup"
 	"aldente/broker/supervise"
 	"aldente/ipc"
 )
 
+// errLimits is why this process cannot do what it is for, with the limits that
+// it was started under.
+var errLimits error
+
 func init() {
+	// Before the last line, which makes a thread. What the agent needs the broker
+	// has counted in.
+	if os.Args[0] != netns.AgentName {
+		if errLimits = startup.Limits(-1, -1); errLimits != nil {
+			return
+		}
+	}
 	// Children die with the thread that made them: all are made by this one,
 	// which lives as long as the process.
 	runtime.LockOSThread()
@@ -54,6 +67,9 @@ func main() {
 			return
 		}
 		err = cfg.Unsupported()
+	}
+	if err == nil {
+		err = cmp.Or(errLimits, checkExecutable())
 	}
 	if err != nil {
 		os.Exit(cli.Report(os.Stderr, err))
@@ -116,6 +132,11 @@ func run(cfg *cli.Config, notify int) (int, error) {
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
+	if ids := unprivileged(cfg); int(ids.UID) != os.Geteuid() {
+		if err := startup.Limits(int(ids.UID), int(ids.GID)); err != nil {
+			return 1, err
+		}
+	}
 	signals := catchSignals()
 
 	// 1. What the host's network is like, and what the guest's will be.
@@ -151,6 +172,9 @@ func run(cfg *cli.Config, notify int) (int, error) {
 	// 5. While it starts: nothing but sockets is opened from here on, and no
 	// process made but a worker's. Lock down.
 	<-in.worker.Spawned()
+	if err == nil {
+		err = in.worker.SpawnError() // before what follows from it
+	}
 	if err == nil {
 		err = in.lockDown(notify)
 	}

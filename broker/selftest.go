@@ -60,6 +60,9 @@ func (in *instance) selfTest(r *selfReport) error {
 	close(in.attached)
 	<-in.worker.Spawned()
 	if err == nil {
+		err = in.worker.SpawnError() // before what follows from it
+	}
+	if err == nil {
 		err = in.lockDown(-1)
 	}
 	if e := <-started; err == nil {

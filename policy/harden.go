@@ -56,22 +56,36 @@ func DenyWriteExecute() Layer {
 // core files, no message queues, no locked memory. The number of descriptors
 // stays as it was given. With threads, their number is bounded too; this is
 // sound only in a user namespace of one's own, on Linux 5.14 and later, since
-// otherwise everything that the user runs counts.
+// otherwise everything that the user runs counts. A limit that is tighter
+// already stays.
 func Limits(threads bool) Layer {
 	l := Layer{Name: "limits", State: InForce, Detail: "core, msgqueue, memlock 0"}
 	zero := []int{unix.RLIMIT_CORE, unix.RLIMIT_MSGQUEUE, unix.RLIMIT_MEMLOCK}
 	for _, what := range zero {
-		if err := unix.Setrlimit(what, &unix.Rlimit{}); err != nil {
+		if _, err := lower(what, 0); err != nil {
 			return Layer{l.Name, Missing, fmt.Sprintf("limit %d: %v", what, err)}
 		}
 	}
 	if threads && atLeast(5, 14) {
-		if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: MaxThreads, Max: MaxThreads}); err != nil {
-			return Layer{l.Name, Missing, err.Error()}
+		n, err := lower(unix.RLIMIT_NPROC, MaxThreads)
+		if err != nil {
+			return Layer{l.Name, Missing, fmt.Sprintf("nproc: %v", err)}
 		}
-		l.Detail += fmt.Sprintf(", nproc %d", MaxThreads)
+		l.Detail += fmt.Sprintf(", nproc %d", n)
 	}
 	return l
+}
+
+// lower brings a limit down to n, both the one in force and the one up to which
+// it may be raised again, and returns what is in force then. Neither is raised:
+// without privileges the kernel refuses that.
+func lower(what int, n uint64) (uint64, error) {
+	var r unix.Rlimit
+	if err := unix.Prlimit(0, what, nil, &r); err != nil { // a replaced worker may call no other
+		return 0, err
+	}
+	r.Cur, r.Max = min(r.Cur, n), min(r.Max, n)
+	return r.Cur, unix.Setrlimit(what, &r)
 }
 
 // atLeast says whether the running kernel is major.minor or newer.

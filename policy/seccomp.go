@@ -58,6 +58,9 @@ func Seccomp(name string) Layer {
 	switch err := Load(name); {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
 		l.State, l.Detail = Missing, "kernel without seccomp filters"
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
+		// Not the kernel's lack: it has no room for the filter at the moment.
+		l.State, l.Detail = Missing, err.Error()+": memory or a limit has run out, see ulimit -a"
 	case err != nil:
 		l.State, l.Detail = Missing, err.Error()
 	case DebugFilter:

@@ -25,6 +25,9 @@ var runtimeEnvironment = []string{"GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
 // looks at what has been achieved; so what an old or restricted system refuses
 // here is told there.
 func enter(args policy.Arguments) error {
+	if err := policy.CheckExecutable(); err != nil {
+		return err
+	}
 	// Descriptors that the broker inherited and its child with it. Kernels
 	// before 5.11 refuse: there the broker's own close_range has to do.
 	_ = unix.CloseRange(policy.ExecutableFD+1, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)

@@ -17,19 +17,13 @@ type Exit struct {
 	Status syscall.WaitStatus
 	Cause  string   // one line for the log
 	Call   string   // name of the forbidden system call, where the kernel's log could be read
-	Panic  []string // what the runtime said as it died, bounded
+	Panic  []string // what the runtime said as it died, bounded; its first line is in Cause
 
 	wasReady bool
 }
 
-// Err returns the end of a worker as an error.
-func (e *Exit) Err() error {
-	msg := "worker: " + e.Cause
-	for _, line := range e.Panic {
-		msg += "\n\t" + line
-	}
-	return errors.New(msg)
-}
+// Err returns the end of a worker as an error, of one line.
+func (e *Exit) Err() error { return errors.New("worker: " + e.Cause) }
 
 // trappedCall finds the name of the call in what the runtime says when a filter
 // of a debugfilter build raised SIGSYS: the number is the first argument of the

@@ -34,7 +34,7 @@ func FuzzWorkerLog(f *testing.F) {
 			}
 			return a
 		}}
-		r := newLogReader(slog.New(slog.NewTextHandler(&out, &level)))
+		r := newLogReader(slog.New(slog.NewTextHandler(&out, &level)), up())
 		r.read(io.NopCloser(bytes.NewReader(b)))
 		lines := bytes.Count(out.Bytes(), []byte("\n"))
 		if most := bytes.Count(b, []byte("\n")) + 2; lines > most || lines > burst+perSecond+2 {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 )
@@ -27,14 +28,15 @@ const (
 type logReader struct {
 	logger *slog.Logger
 	limit  limiter
+	ready  *atomic.Bool // the worker has come up; before that its last words are for its obituary alone
 
 	mu    sync.Mutex
 	death []string
 	last  string // last line at level error
 }
 
-func newLogReader(logger *slog.Logger) *logReader {
-	return &logReader{logger: logger, limit: limiter{tokens: burst}}
+func newLogReader(logger *slog.Logger, ready *atomic.Bool) *logReader {
+	return &logReader{logger: logger, ready: ready, limit: limiter{tokens: burst}}
 }
 
 // panicText returns the lines that had no level: the reason and the goroutine
@@ -97,6 +99,9 @@ func (r *logReader) line(raw string, now time.Time) {
 		r.mu.Lock()
 		r.last = text
 		r.mu.Unlock()
+		if !r.ready.Load() {
+			level = slog.LevelDebug
+		}
 	}
 	allowed, suppressed := r.limit.allow(now)
 	if suppressed > 0 {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,24 @@ func bare(w io.Writer) *slog.Logger {
 			return a
 		},
 	}))
+}
+
+// up is a worker that has come up.
+func up() *atomic.Bool {
+	b := new(atomic.Bool)
+	b.Store(true)
+	return b
+}
+
+// TestEarlyErrors: what ends a worker before it is up is told once, by its
+// obituary.
+func TestEarlyErrors(t *testing.T) {
+	var b bytes.Buffer
+	r := newLogReader(bare(&b), new(atomic.Bool))
+	r.read(io.NopCloser(strings.NewReader("<4>a\n<3>b\n")))
+	if want := "level=WARN msg=a\nlevel=DEBUG msg=b\n"; b.String() != want || r.lastError() != "b" {
+		t.Errorf("logged %q, want %q; last error %q", b.String(), want, r.lastError())
+	}
 }
 
 func TestLogLines(t *testing.T) {
@@ -48,7 +67,7 @@ func TestLogLines(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var b bytes.Buffer
-			r := newLogReader(bare(&b))
+			r := newLogReader(bare(&b), up())
 			r.read(io.NopCloser(strings.NewReader(tt.input)))
 			if d := cmp.Diff(tt.logged, b.String()); d != "" {
 				t.Error(d)
@@ -62,7 +81,7 @@ func TestLogLines(t *testing.T) {
 
 func TestLogFloodIsBounded(t *testing.T) {
 	var b bytes.Buffer
-	r := newLogReader(bare(&b))
+	r := newLogReader(bare(&b), up())
 	r.read(io.NopCloser(strings.NewReader(strings.Repeat("<4>flood\n", 100000) + strings.Repeat("dying\n", 100000))))
 	if n := strings.Count(b.String(), "flood"); n < burst || n > burst+10*perSecond {
 		t.Errorf("%d lines logged", n)

@@ -48,6 +48,9 @@ func (s *Supervisor) run() {
 		if s.stopping() {
 			break
 		}
+		for _, line := range exit.Panic {
+			s.opts.Logger.Debug(line, "component", "worker")
+		}
 		if s.announce(exit.Err()) {
 			return // the first worker did not come up: that is for the caller to tell
 		}
@@ -57,9 +60,6 @@ func (s *Supervisor) run() {
 		}
 		delay := b.after(time.Since(started))
 		s.opts.Logger.Error("worker ended", "cause", exit.Cause, "lived", time.Since(started).Round(time.Millisecond), "restart_in", delay)
-		for _, line := range exit.Panic {
-			s.opts.Logger.Warn(line, "component", "worker")
-		}
 		if s.opts.OnExit != nil {
 			s.opts.OnExit(exit)
 		}
@@ -71,11 +71,12 @@ func (s *Supervisor) run() {
 	s.announce(ErrStopped)
 }
 
-// tellMade closes made, the first time.
-func (s *Supervisor) tellMade() {
+// tellMade closes made, the first time, with what became of the attempt.
+func (s *Supervisor) tellMade(err error) {
 	select {
 	case <-s.made:
 	default:
+		s.failed = err
 		close(s.made)
 	}
 }
@@ -93,7 +94,7 @@ func (s *Supervisor) close() {
 // one runs a single worker from start to end.
 func (s *Supervisor) one() Exit {
 	l, err := s.spawn()
-	s.tellMade()
+	s.tellMade(err)
 	if err != nil {
 		return Exit{Cause: err.Error()}
 	}
@@ -148,6 +149,9 @@ func (s *Supervisor) explain(l *life, status waitStatus, served error) Exit {
 	switch line := l.log.lastError(); {
 	case len(exit.Panic) > 0:
 		exit.Cause += ": " + exit.Panic[0]
+		if len(exit.Panic) > 1 {
+			exit.Cause += " (option -d shows where)"
+		}
 		if call := trappedCall(exit.Panic); call != "" {
 			exit.Call = call
 			exit.Cause += ": " + call

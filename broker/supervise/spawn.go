@@ -108,13 +108,14 @@ func (s *Supervisor) spawn() (*life, error) {
 	if err := s.keep(pid, spaces); err != nil {
 		s.opts.Logger.Warn("the worker's namespaces cannot be kept", "error", err)
 	}
-	return &life{
+	l := &life{
 		pid:     pid,
 		pidfd:   pidfd,
 		control: ours,
 		logPipe: logRead,
-		log:     newLogReader(s.opts.Logger.With("component", "worker", "pid", pid)),
-	}, nil
+	}
+	l.log = newLogReader(s.opts.Logger.With("component", "worker", "pid", pid), &l.ready)
+	return l, nil
 }
 
 // clone starts the program: in the namespaces of the first worker, if there was

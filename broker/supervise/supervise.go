@@ -73,6 +73,7 @@ type Supervisor struct {
 	spaces uintptr       // CLONE_NEW* flags that the kernel has
 	home   *home         // set once a worker has all that spaces says
 	made   chan struct{} // closed by the first attempt to start one
+	failed error         // of that attempt, to be read once made is closed
 	first  chan error    // outcome of the first start
 	tell   sync.Once     // for first
 	done   chan struct{}
@@ -127,6 +128,10 @@ func New(opts Options) (*Supervisor, error) {
 // made, which Start tells. What the supervisor does after that it can do from
 // within a policy.Confinement with Needs.
 func (s *Supervisor) Spawned() <-chan struct{} { return s.made }
+
+// SpawnError is why the first worker's process could not be made, nil if it
+// was. It is to be called once Spawned is closed.
+func (s *Supervisor) SpawnError() error { return s.failed }
 
 // Needs says which files replacing a worker takes, after Spawned. It reports
 // false if a replacement would have to do what no confined process can:
