@@ -4,10 +4,10 @@ package main
 
 import (
 	"aldente/broker/cli"
+	"aldente/broker/egress"
 	"aldente/broker/hostnet"
 	"aldente/broker/sockets"
 	"aldente/ipc"
-	"aldente/policy/egress"
 )
 
 // egress makes the policy of --allow and --deny; nil if there is none.

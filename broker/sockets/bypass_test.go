@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/egress"
 	"aldente/ipc"
-	"aldente/policy/egress"
 )
 
 // homeNamespace is our own, in place of a guest's: with a socket at hand or not.

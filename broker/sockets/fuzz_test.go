@@ -13,9 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/egress"
 	"aldente/fuzz"
 	"aldente/ipc"
-	"aldente/policy/egress"
 )
 
 // FuzzServe sends one message of anything: the factory answers each request in

@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/egress"
 	"aldente/ipc"
-	"aldente/policy/egress"
 )
 
 // served is a factory at work, and the worker's end of its channel.
