@@ -20,7 +20,7 @@ TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak mutate install clean
 
 ## all: both programs, static, and the names by which pasta and passt are called
 all:
@@ -47,6 +47,11 @@ unit:
 ## e2e: the end-to-end tests; RUN selects by name
 e2e: all
 	$(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 20m -run '$(RUN)' ./test/... | $(GO) run ./test/summary
+
+## permissions: the end-to-end tests (RUN selects), recorded: a permission that no process uses is an error; root
+permissions: all
+	$(GO) build -o build/permissions ./test/permissions
+	build/permissions $(MAKE) e2e
 
 ## test-podman: rootless Podman and RootlessKit with these programs; root, debootstrap, 600 MB; RUN selects by name
 test-podman: all

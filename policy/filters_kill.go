@@ -10,7 +10,7 @@ import "embed"
 // call ends the whole process with SIGSYS, which cannot be caught.
 //
 //go:embed filters/agent_*.bpf filters/broker_*.bpf
-//go:embed filters/worker-start_*.bpf filters/worker-tap_*.bpf filters/worker-stream_*.bpf
+//go:embed filters/worker-start_*.bpf filters/worker_*.bpf
 var filters embed.FS
 
 const (

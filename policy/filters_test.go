@@ -144,7 +144,7 @@ func TestNeverInTheWorker(t *testing.T) {
 		mprotect pkey_mprotect mremap remap_file_pages ioctl capset setuid setgid setresuid setgroups
 		init_module finit_module kexec_load reboot swapon settimeofday clock_settime shmget msgget semget mq_open
 		rt_sigqueueinfo rt_tgsigqueueinfo prlimit64 setrlimit personality modify_ldt iopl ioperm landlock_create_ruleset`)
-	for _, list := range []calls.List{calls.WorkerStart(), calls.WorkerTap(), calls.WorkerStream()} {
+	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker()} {
 		for _, r := range list.Rules {
 			for _, n := range never {
 				if r.Call == n {
@@ -153,7 +153,7 @@ func TestNeverInTheWorker(t *testing.T) {
 			}
 		}
 	}
-	for _, list := range []calls.List{calls.WorkerTap(), calls.WorkerStream()} {
+	for _, list := range []calls.List{calls.Worker()} {
 		for _, r := range list.Rules {
 			pipeSize := r.Call == "fcntl" && len(r.Args) == 2 && r.Args[0] == calls.Arg{Index: 1, Mask: ^uint64(0), Value: unix.F_SETPIPE_SZ}
 			if r.Call == "seccomp" || r.Call == "epoll_create1" || r.Call == "eventfd2" || r.Call == "fcntl" && !pipeSize {
@@ -167,7 +167,7 @@ func TestNeverInTheWorker(t *testing.T) {
 func TestAlwaysLimited(t *testing.T) {
 	limited := map[string]bool{"mmap": true, "clone": true, "futex": true, "madvise": true, "tgkill": true, "setsockopt": true,
 		"getsockopt": true, "accept4": true, "splice": true, "fcntl": true, "seccomp": true, "socket": true, "prctl": true}
-	for _, list := range []calls.List{calls.WorkerStart(), calls.WorkerTap(), calls.WorkerStream()} {
+	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker()} {
 		for _, r := range list.Rules {
 			if limited[r.Call] && len(r.Args) == 0 {
 				t.Errorf("%s permits %s with any arguments", list.Name, r.Call)
@@ -181,9 +181,8 @@ func TestAlwaysLimited(t *testing.T) {
 // running stage, and the broker's precedes all in a worker that replaces another.
 func TestListsAreWithinOthers(t *testing.T) {
 	within := map[string][]calls.List{
-		"worker-tap":    {calls.WorkerStart(), calls.Broker()},
-		"worker-stream": {calls.WorkerStart(), calls.Broker()},
-		"worker-start":  {calls.Broker()},
+		"worker":       {calls.WorkerStart(), calls.Broker()},
+		"worker-start": {calls.Broker()},
 	}
 	for _, list := range calls.All() {
 		for _, r := range list.Rules {
@@ -223,7 +222,7 @@ func TestBindSelf(t *testing.T) {
 	if selfPlaceholder != calls.Self {
 		t.Fatal("placeholders differ")
 	}
-	prog := readProgram(t, FilterWorkerTap, "amd64")
+	prog := readProgram(t, FilterWorker, "amd64")
 	kill := func(pid uint64) uint32 {
 		return evaluate(prog, &seccompData{nr: 234, arch: auditArch["amd64"], args: [6]uint64{pid, pid}})
 	}

@@ -15,11 +15,10 @@ import (
 
 // Names of the filters. Each is a list in policy/calls.
 const (
-	FilterWorkerStart  = "worker-start"
-	FilterWorkerTap    = "worker-tap"
-	FilterWorkerStream = "worker-stream"
-	FilterAgent        = "agent"
-	FilterBroker       = "broker"
+	FilterWorkerStart = "worker-start"
+	FilterWorker      = "worker"
+	FilterAgent       = "agent"
+	FilterBroker      = "broker"
 )
 
 // selfPlaceholder is calls.Self: the constant that stands for the process

@@ -50,10 +50,6 @@ func confine(args policy.Arguments) (r policy.Report) {
 
 // tighten replaces the list of the start-up by that of the running worker.
 func tighten(args policy.Arguments) (r policy.Report) {
-	filter := policy.FilterWorkerTap
-	if args.Mode == "stream" {
-		filter = policy.FilterWorkerStream
-	}
-	r.Add(unlessSkipped(args, "seccomp", func() policy.Layer { return policy.Seccomp(filter) }))
+	r.Add(unlessSkipped(args, "seccomp", func() policy.Layer { return policy.Seccomp(policy.FilterWorker) }))
 	return r
 }

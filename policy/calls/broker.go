@@ -150,6 +150,10 @@ func replacement() []Rule {
 	)
 }
 
+// ByReplacement marks the reason of a rule that stands in the broker's list for
+// the sake of a worker that replaces another, and is one of the worker's own.
+const ByReplacement = " (by a replacement)"
+
 // inherited is what a worker does and a broker does not: a replacement's own
 // lists are stacked on the broker's.
 func inherited(have []Rule) []Rule {
@@ -159,7 +163,7 @@ func inherited(have []Rule) []Rule {
 		if r.Call == "tgkill" || slices.ContainsFunc(have, same) {
 			continue // tgkill: with its own number, in replacement
 		}
-		r.Why += " (by a replacement)"
+		r.Why += ByReplacement
 		more = append(more, r)
 	}
 	return more

@@ -50,7 +50,7 @@ func (r *Rule) Permits(args [6]uint64) bool {
 
 // List is everything one process may call in one phase.
 type List struct {
-	Name  string // name of the compiled filter, e.g. "worker-tap"
+	Name  string // name of the compiled filter, e.g. "worker"
 	Doc   string // which process, when
 	Rules []Rule
 }
@@ -71,7 +71,7 @@ func Arches() []string { return []string{"amd64", "arm64"} }
 
 // All returns every list.
 func All() []List {
-	return []List{WorkerStart(), WorkerTap(), WorkerStream(), Agent(), Broker()}
+	return []List{WorkerStart(), Worker(), Agent(), Broker()}
 }
 
 // is requires an argument to have exactly one value.

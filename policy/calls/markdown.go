@@ -47,6 +47,18 @@ func (l *List) Table(without ...List) (string, error) {
 	return b.String(), nil
 }
 
+// Describe names a rule: its call, and which arguments it permits.
+func Describe(r *Rule) string {
+	limit, err := r.limit()
+	switch {
+	case err != nil:
+		limit = err.Error()
+	case limit == "":
+		limit = "any arguments"
+	}
+	return r.Call + ": " + limit
+}
+
 func sharedWith(r *Rule, lists []List) bool {
 	for i := range lists {
 		for j := range lists[i].Rules {
@@ -140,15 +152,14 @@ func (arg *argument) bits(v uint64) (string, error) {
 
 // Tables returns the tables of SECURITY.md by the names of their markers.
 func Tables() (map[string]string, error) {
-	start, tap, stream, agent, broker := WorkerStart(), WorkerTap(), WorkerStream(), Agent(), Broker()
+	start, worker, agent, broker := WorkerStart(), Worker(), Agent(), Broker()
 	all := map[string]string{}
 	for name, t := range map[string]struct {
 		list    List
 		without []List
 	}{
-		"worker":       {stream, nil},
-		"worker-tap":   {tap, []List{stream}},
-		"worker-start": {start, []List{tap}},
+		"worker":       {worker, nil},
+		"worker-start": {start, []List{worker}},
 		"agent":        {agent, nil},
 		"broker":       {broker, []List{start}},
 	} {

@@ -23,36 +23,18 @@ func WorkerStart() List {
 			goStarting(),
 			narrowing(),
 			workerRunning(),
-			tapOnly(),
 			each(lane, "non-blocking mode of passed descriptors", "fcntl", 1, unix.F_GETFL, unix.F_SETFL),
-			options(lane, "kind of a passed socket", "getsockopt", unix.SOL_SOCKET,
-				unix.SO_TYPE, unix.SO_PROTOCOL, unix.SO_DOMAIN, unix.SO_SNDBUF, unix.SO_RCVBUF),
-			each(lane, "pools kept out of core dumps, backed by huge pages", "madvise", 2,
-				unix.MADV_DONTDUMP, unix.MADV_POPULATE_WRITE),
 		),
 	}
 }
 
-// WorkerTap is the worker translating frames of a tap.
-func WorkerTap() List {
+// Worker is the worker translating.
+func Worker() List {
 	return List{
-		Name:  "worker-tap",
-		Doc:   "worker, translating, guest on a tap",
-		Rules: join(workerRunning(), tapOnly()),
-	}
-}
-
-// WorkerStream is the worker translating frames of a stream socket.
-func WorkerStream() List {
-	return List{
-		Name:  "worker-stream",
-		Doc:   "worker, translating, guest on a stream socket",
+		Name:  "worker",
+		Doc:   "worker, translating",
 		Rules: workerRunning(),
 	}
-}
-
-func tapOnly() []Rule {
-	return plain(link, "frames from the tap behind a prepared header", "readv")
 }
 
 // workerRunning has no call that makes a socket, names a peer, opens a file or

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/policy"
+	"aldente/policy/calls"
+)
+
+// Names that our processes go by in the kernel: a broker has that of the command
+// it was started by, or "exe" in the background.
+const (
+	workerComm = "aldente-worker"
+	agentComm  = "aldente-agent"
+)
+
+var brokerComms = []string{"pasta", "passt", "aldente", "exe"}
+
+// process is one of ours, by its thread group.
+type process struct {
+	lists []string // names of the filters in force, in order of loading
+	comm  string
+}
+
+// rule is a permission and whether it was used.
+type rule struct {
+	calls.Rule
+	list string
+	seen bool
+}
+
+func (r *rule) String() string { return r.list + " " + calls.Describe(&r.Rule) }
+
+// usage notes which rules permitted something.
+type usage struct {
+	mu    sync.Mutex
+	procs map[int]*process // by thread group
+	rules []*rule
+	by    map[string]map[string][]*rule // list, call
+	names map[int]string
+}
+
+func newUsage() *usage {
+	u := &usage{procs: map[int]*process{}, by: map[string]map[string][]*rule{}, names: map[int]string{}}
+	for _, l := range calls.All() {
+		m := map[string][]*rule{}
+		for _, r := range l.Rules {
+			if r.Arch != "" && r.Arch != runtime.GOARCH || strings.HasSuffix(r.Why, calls.ByReplacement) {
+				continue // the latter is a copy of one of the worker's
+			}
+			one := &rule{Rule: r, list: l.Name}
+			u.rules = append(u.rules, one)
+			m[r.Call] = append(m[r.Call], one)
+		}
+		u.by[l.Name] = m
+	}
+	return u
+}
+
+// line takes one event, a line of trace_pipe with record-tgid:
+//
+//	COMM-TID ( TGID) [CPU] FLAGS TIME: sys_enter: NR N (ARG, ARG, ARG, ARG, ARG, ARG)
+//	COMM-TID ( TGID) [CPU] FLAGS TIME: sched_process_fork: … child_pid=TID
+func (u *usage) line(s string) {
+	head, event, ok := strings.Cut(s, ": ")
+	task, rest, ok2 := strings.Cut(head, "(")
+	group, _, ok3 := strings.Cut(rest, ")")
+	dash := strings.LastIndexByte(task, '-')
+	if !ok || !ok2 || !ok3 || dash < 0 {
+		return
+	}
+	comm, tgid := strings.TrimSpace(task[:dash]), number(group)
+	if call, ok := strings.CutPrefix(event, "sys_enter: NR "); ok {
+		nr, list, _ := strings.Cut(call, " (")
+		var args [6]uint64
+		for i := range args {
+			var one string
+			one, list, _ = strings.Cut(list, ", ")
+			args[i], _ = strconv.ParseUint(strings.TrimSuffix(one, ")"), 16, 64)
+		}
+		u.called(comm, tgid, number(nr), args)
+		return
+	}
+	if _, child, ok := strings.Cut(event, " child_pid="); ok {
+		u.forked(tgid, number(child))
+	}
+}
+
+func number(s string) int {
+	n, _ := strconv.Atoi(strings.TrimSpace(s))
+	return n
+}
+
+// forked notes a child, which inherits its parent's filters. A thread's number
+// becomes that of no thread group and does no harm.
+func (u *usage) forked(parent, child int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.procs, child)
+	if p := u.procs[parent]; p != nil {
+		u.procs[child] = &process{slices.Clone(p.lists), p.comm}
+	}
+}
+
+// called notes one call.
+func (u *usage) called(comm string, tgid, nr int, args [6]uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	p := u.procs[tgid]
+	if p == nil {
+		p = &process{}
+		u.procs[tgid] = p
+	}
+	p.comm = comm
+	for _, list := range p.lists {
+		for _, r := range u.by[list][u.name(nr)] {
+			if !r.seen && permits(&r.Rule, tgid, args) {
+				r.seen = true
+			}
+		}
+	}
+	if nr == unix.SYS_SECCOMP && args[0] == unix.SECCOMP_SET_MODE_FILTER {
+		p.lists = append(p.lists, next(comm, p.lists))
+	}
+}
+
+// permits is Rule.Permits with the process's own number in place.
+func permits(r *calls.Rule, tgid int, args [6]uint64) bool {
+	for _, a := range r.Args {
+		if a.Value == calls.Self {
+			a.Value = uint64(tgid)
+		}
+		if !a.Holds(args[a.Index]) {
+			return false
+		}
+	}
+	return true
+}
+
+// next is the filter that a process loads when it has those.
+func next(comm string, have []string) string {
+	switch {
+	case comm == agentComm:
+		return policy.FilterAgent
+	case comm != workerComm:
+		return policy.FilterBroker
+	case slices.Contains(have, policy.FilterWorkerStart):
+		return policy.FilterWorker
+	}
+	return policy.FilterWorkerStart
+}
+
+func (u *usage) name(nr int) string {
+	n, ok := u.names[nr]
+	if !ok {
+		n = policy.CallName(nr)
+		u.names[nr] = n
+	}
+	return n
+}
+
+// filter is what the kernel is to report: calls of our processes, without those
+// that no rule is left to be used by. The kernel takes a page at most.
+func (u *usage) filter() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	parts := []string{
+		u.without(fmt.Sprintf("comm == %q", workerComm), policy.FilterWorkerStart, policy.FilterWorker),
+		u.without(fmt.Sprintf("comm == %q", agentComm), policy.FilterAgent),
+	}
+	var brokers []string
+	for _, c := range brokerComms {
+		brokers = append(brokers, fmt.Sprintf("comm == %q", c))
+	}
+	return strings.Join(append(parts, u.without("("+strings.Join(brokers, " || ")+")", policy.FilterBroker)), " || ")
+}
+
+// without is a filter of tasks less the calls that lists have seen enough of.
+func (u *usage) without(tasks string, lists ...string) string {
+	for nr := range 512 {
+		if nr != unix.SYS_SECCOMP && u.done(u.name(nr), lists) {
+			tasks += fmt.Sprintf(" && id != %d", nr)
+		}
+	}
+	return "(" + tasks + ")"
+}
+
+// done tells whether all rules for a call in lists were used.
+func (u *usage) done(call string, lists []string) bool {
+	found := false
+	for _, list := range lists {
+		for _, r := range u.by[list][call] {
+			if !r.seen {
+				return false
+			}
+			found = true
+		}
+	}
+	return found
+}
+
+func (u *usage) total() int { return len(u.rules) }
+
+func (u *usage) used() (n int) {
+	for _, r := range u.rules {
+		if r.seen {
+			n++
+		}
+	}
+	return n
+}
+
+// judge returns what is wrong, a line each.
+func (u *usage) judge(excused map[string]string) (bad []string) {
+	meant := map[string]bool{}
+	for _, r := range u.rules {
+		what := calls.Describe(&r.Rule)
+		ok := false
+		for _, list := range []string{"*", r.list} {
+			if _, found := excused[list+" "+what]; found {
+				meant[list+" "+what], ok = true, true
+			}
+		}
+		if !r.seen && !ok {
+			bad = append(bad, "never used: "+r.String())
+		}
+	}
+	for e := range excused {
+		if !meant[e] {
+			bad = append(bad, "an exception for no rule: "+e)
+		}
+	}
+	slices.Sort(bad)
+	return bad
+}
+
+// readExceptions reads lines of "LIST CALL: LIMIT # reason"; the list may be "*".
+func readExceptions(path string) (map[string]string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		what, why, ok := strings.Cut(line, " # ")
+		if !ok || strings.TrimSpace(why) == "" {
+			return nil, fmt.Errorf("%s: %q has no reason", path, line)
+		}
+		all[strings.TrimSpace(what)] = why
+	}
+	return all, nil
+}
