@@ -55,10 +55,11 @@ func (in *instance) outboundAllowed() []egress.Rule {
 	return rules
 }
 
-// pinResolvers keeps the resolvers reachable that forwarded queries go to.
+// pinResolvers keeps the resolvers reachable that forwarded queries go to. Where
+// only the mapped gateway stands for one, nobody asked for that exception.
 func (in *instance) pinResolvers(p *egress.Policy) {
 	for _, f := range []*guestFamily{&in.net.v4, &in.net.v6} {
-		if f.dnsForward.IsValid() {
+		if f.dnsForward.IsValid() && !f.dnsGateway {
 			p.Pin(f.dnsHost)
 		}
 	}

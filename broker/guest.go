@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/agent"
 	"aldente/broker/cli"
 	"aldente/broker/hostnet"
 	"aldente/broker/sockets"
@@ -29,6 +30,7 @@ type guestNet struct {
 	linkLL netip.Addr // our link-local address
 	search []string
 	mtu    int
+	tap    string // name of the guest's interface, where we make it
 }
 
 // guestFamily is one address family of guestNet. Invalid addresses are absent.
@@ -42,7 +44,9 @@ type guestFamily struct {
 	mapGuestAddr    netip.Addr
 	dnsForward      netip.Addr
 	dnsHost         netip.Addr
+	dnsGateway      bool         // dnsForward is mapHostLoopback, by our own choice
 	dns             []netip.Addr // advertised
+	locals          []netip.Addr // addresses that the guest has itself
 	link            hostnet.Link
 }
 
@@ -61,19 +65,10 @@ func settle(cfg *cli.Config, n *hostnet.Network, r hostnet.Resolvers) (g guestNe
 	}
 	g.v4.our, g.v6.our = ourAddress4(&g.v4), ourAddress6(&g.v6, &n.V6)
 	g.linkLL = g.v6.our
-	servers4, servers6 := r.Servers4, r.Servers6
-	given4, given6 := split(cfg.DNS)
-	if len(given4) > 0 {
-		servers4 = given4
+	if g.tap = cfg.NSIfName; g.tap == "" {
+		g.tap = n.TapName()
 	}
-	if len(given6) > 0 {
-		servers6 = given6
-	}
-	g.v4.resolvers(servers4, r.Servers4, cfg.DNSHost4, len(given4) > 0)
-	g.v6.resolvers(servers6, r.Servers6, cfg.DNSHost6, len(given6) > 0)
-	if cfg.DNSNone {
-		g.v4.dns, g.v6.dns = nil, nil
-	}
+	g.names(cfg, r)
 	switch {
 	case cfg.SearchNone:
 	case len(cfg.Search) > 0:
@@ -88,17 +83,6 @@ func settle(cfg *cli.Config, n *hostnet.Network, r hostnet.Resolvers) (g guestNe
 		notes = append(notes, "no interface with a route: using link-local addresses")
 	}
 	return g, notes, nil
-}
-
-func split(all []netip.Addr) (v4, v6 []netip.Addr) {
-	for _, a := range all {
-		if a.Is4() {
-			v4 = append(v4, a)
-		} else {
-			v6 = append(v6, a)
-		}
-	}
-	return
 }
 
 // family settles addresses of one family.
@@ -123,6 +107,12 @@ func family(cfg *cli.Config, h *hostnet.Family, v4 bool) guestFamily {
 	if !loop.IsValid() && !cfg.NoMapGW {
 		f.mapHostLoopback = f.gateway
 	}
+	if f.addr.IsValid() {
+		f.locals = []netip.Addr{f.addr.Addr()}
+	}
+	if cfg.ConfigNet && !f.fixed {
+		f.locals = append(f.locals, h.Locals...)
+	}
 	return f
 }
 
@@ -132,6 +122,15 @@ func (f *guestFamily) given() netip.Prefix {
 		return f.addr
 	}
 	return netip.Prefix{}
+}
+
+// reach lets the guest's routes lead to the addresses that only we know.
+func (f *guestFamily) reach(to *agent.Family) {
+	if f.enabled {
+		to.Reach(f.dnsForward)
+		to.Reach(f.mapHostLoopback)
+		to.Reach(f.mapGuestAddr)
+	}
 }
 
 // ourAddress4 is what we are on the link: the guest's gateway.
@@ -152,35 +151,6 @@ func ourAddress6(f *guestFamily, h *hostnet.Family) netip.Addr {
 		return h.LinkLocal
 	}
 	return hostnet.LocalGateway6
-}
-
-// resolvers settles what is advertised and where forwarded queries go. A
-// resolver on the host's loopback, or at an address that means the host, is
-// reachable for the guest only under a mapped name.
-func (f *guestFamily) resolvers(servers, host []netip.Addr, dnsHost netip.Addr, given bool) {
-	f.dnsHost = dnsHost
-	if !f.dnsHost.IsValid() && len(host) > 0 {
-		f.dnsHost = host[0]
-	}
-	if f.dnsForward.IsValid() && !given {
-		f.dns = []netip.Addr{f.dnsForward}
-		return
-	}
-	for _, s := range servers {
-		if s.IsLoopback() || s == f.mapHostLoopback && !given {
-			switch {
-			case f.dnsForward.IsValid():
-				s = f.dnsForward
-			case s.IsLoopback() && f.mapHostLoopback.IsValid():
-				s = f.mapHostLoopback
-			default:
-				continue
-			}
-		}
-		if len(f.dns) < ipc.MaxDNS {
-			f.dns = append(f.dns, s)
-		}
-	}
 }
 
 // workerConfig is the worker's view.

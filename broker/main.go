@@ -94,19 +94,20 @@ func main() {
 
 // instance is one guest, connected.
 type instance struct {
-	cfg     *cli.Config
-	log     *slog.Logger
-	out     *logOutput
-	net     guestNet
-	factory *sockets.Factory
-	worker  *supervise.Supervisor
-	agent   *agent.Client
-	child   *netns.Child     // the command, if we started one
-	ns      *netns.Namespace // the guest's
-	watch   *netns.Watcher
-	stream  *streamServer // passt: where virtual machines connect
-	capture int           // pcap file, -1: none
-	null    int           // /dev/null, for standard streams in the background
+	cfg       *cli.Config
+	log       *slog.Logger
+	out       *logOutput
+	net       guestNet
+	resolvers hostnet.Resolvers // the host's
+	factory   *sockets.Factory
+	worker    *supervise.Supervisor
+	agent     *agent.Client
+	child     *netns.Child     // the command, if we started one
+	ns        *netns.Namespace // the guest's
+	watch     *netns.Watcher
+	stream    *streamServer // passt: where virtual machines connect
+	capture   int           // pcap file, -1: none
+	null      int           // /dev/null, for standard streams in the background
 
 	captured ipc.Capture // what the next worker is told of it
 
@@ -212,12 +213,11 @@ func (in *instance) discover() (*hostnet.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	resolvers, err := hostnet.ReadResolvers("/etc/resolv.conf")
-	if err != nil {
-		in.log.Warn("resolvers unknown", "error", err)
+	if in.resolvers, err = hostnet.ReadResolvers(hostnet.ResolvConf); err != nil {
+		in.log.Warn("the host's resolvers are unknown, --dns ADDR names one", "error", err)
 	}
 	var notes []string
-	if in.net, notes, err = settle(cfg, host, resolvers); err != nil {
+	if in.net, notes, err = settle(cfg, host, in.resolvers); err != nil {
 		return nil, err
 	}
 	for _, n := range notes {
@@ -227,7 +227,8 @@ func (in *instance) discover() (*hostnet.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	in.forwardResolvers(host, resolvers, asked(policy))
+	in.forwardResolvers(host, in.resolvers, asked(policy))
+	in.noteNames(in.resolvers)
 	fc := in.net.factoryConfig(cfg)
 	fc.Logger = in.log
 	if fc.Policy = asked(policy); policy != nil {
@@ -245,7 +246,7 @@ func (in *instance) enter() error {
 			Path: in.cfg.Command[0], Args: append([]string(nil), in.cfg.Command...),
 			HostnamePrefix: in.cfg.Personality.String() + "-",
 			NoPIDNS:        in.cfg.NoPidns,
-			ResolvConf:     in.commandResolv(hostnet.ResolvConf),
+			ResolvConf:     in.commandResolv(in.resolvers),
 			UID:            int(ids.UID), GID: int(ids.GID),
 		}
 		if in.cfg.LoginShell {
@@ -408,6 +409,10 @@ func (in *instance) makeTap(host *hostnet.Network) (agent.Tap, error) {
 	}
 	if in.net.v6.enabled {
 		s.V6 = agent.Copy(&host.V6, in.net.v6.given(), cfg.Gateway6)
+	}
+	if cfg.ConfigNet {
+		in.net.v4.reach(&s.V4)
+		in.net.v6.reach(&s.V6)
 	}
 	tap, err := in.agent.Setup(s)
 	if err != nil {

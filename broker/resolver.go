@@ -3,12 +3,9 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"strings"
 
 	"aldente/broker/cli"
 	"aldente/broker/hostnet"
@@ -23,6 +20,118 @@ var (
 	dnsForward4 = netip.AddrFrom4([4]byte{169, 254, 1, 1})
 	dnsForward6 = netip.MustParseAddr("fd61:6c64:656e:7465::53")
 )
+
+// names settles which resolvers the guest is told of, and where forwarded
+// queries go.
+//
+// Where the host's resolver is one that the guest cannot ask by its address, the
+// mapped gateway stands for it: ports 53 and 853 of that lead to the resolver,
+// the others to the host's loopback as always. What the user says about names
+// comes first, and aldente has addresses of its own for that.
+func (g *guestNet) names(cfg *cli.Config, r hostnet.Resolvers) {
+	byGateway := !cfg.DNSNone && cfg.Personality != cli.Aldente
+	given4, given6 := split(cfg.DNS)
+	g.v4.resolvers(given4, r.Servers4, cfg.DNSHost4, byGateway)
+	g.v6.resolvers(given6, r.Servers6, cfg.DNSHost6, byGateway)
+	if f, other := g.only(); byGateway && f != nil && len(cfg.DNS) == 0 && f.mapHostLoopback.IsValid() &&
+		f.borrowResolver(other, f.mapHostLoopback) {
+		f.dnsGateway = true
+	}
+	if cfg.DNSNone {
+		g.v4.dns, g.v6.dns = nil, nil
+	}
+}
+
+func split(all []netip.Addr) (v4, v6 []netip.Addr) {
+	for _, a := range all {
+		if a.Is4() {
+			v4 = append(v4, a)
+		} else {
+			v6 = append(v6, a)
+		}
+	}
+	return
+}
+
+// resolvers settles one family's: given are those of --dns, which the guest is
+// told as they are, host those of the host. dnsHost is --dns-host, or invalid.
+func (f *guestFamily) resolvers(given, host []netip.Addr, dnsHost netip.Addr, byGateway bool) {
+	f.dnsHost, f.dns = dnsHost, given
+	if all := slices.Concat(host, given); !dnsHost.IsValid() && len(all) > 0 {
+		f.dnsHost = all[0]
+	}
+	if !f.dnsForward.IsValid() && byGateway {
+		f.forwardByGateway(host, dnsHost)
+	}
+	switch {
+	case len(given) > 0:
+	case f.dnsForward.IsValid() && !f.dnsGateway:
+		f.dns = []netip.Addr{f.dnsForward}
+	default:
+		f.dns = f.seen(host)
+	}
+}
+
+// forwardByGateway has the mapped gateway stand for the first resolver that it,
+// or nothing, must stand for, or for the one of --dns-host.
+func (f *guestFamily) forwardByGateway(host []netip.Addr, dnsHost netip.Addr) {
+	i := slices.IndexFunc(host, f.hidden)
+	switch {
+	case !f.mapHostLoopback.IsValid(), i < 0 && !(dnsHost.IsValid() && f.hidden(dnsHost)):
+		return
+	case !dnsHost.IsValid():
+		f.dnsHost = host[i]
+	}
+	f.dnsForward, f.dnsGateway = f.mapHostLoopback, true
+}
+
+// hidden tells whether an address means something else to the guest than to the
+// host: its own loopback, itself, or the host's loopback.
+func (f *guestFamily) hidden(a netip.Addr) bool {
+	return a.IsLoopback() || a == f.mapHostLoopback || slices.Contains(f.locals, a)
+}
+
+// seen is under which addresses the guest reaches the host's resolvers. Those
+// that it cannot reach at all are left out.
+func (f *guestFamily) seen(host []netip.Addr) (dns []netip.Addr) {
+	for _, s := range host {
+		switch {
+		case !f.hidden(s):
+		case f.mapGuestAddr.IsValid() && s == f.addr.Addr():
+			s = f.mapGuestAddr
+		case f.dnsForward.IsValid():
+			s = f.dnsForward
+		case s.IsLoopback():
+			continue
+		}
+		if len(dns) < ipc.MaxDNS && !slices.Contains(dns, s) {
+			dns = append(dns, s)
+		}
+	}
+	return dns
+}
+
+// only is the family of a guest that has one only, and the other one.
+func (g *guestNet) only() (f, other *guestFamily) {
+	switch {
+	case !g.v4.enabled:
+		return &g.v6, &g.v4
+	case !g.v6.enabled:
+		return &g.v4, &g.v6
+	}
+	return nil, nil
+}
+
+// borrowResolver gives the only family of a guest, if it would have no resolver,
+// the other's under a name: queries go to a host socket, whose family is the
+// host's affair.
+func (f *guestFamily) borrowResolver(other *guestFamily, name netip.Addr) bool {
+	if len(f.dns) > 0 || f.dnsForward.IsValid() || !other.dnsHost.IsValid() {
+		return false
+	}
+	f.dnsForward, f.dnsHost, f.dns = name, other.dnsHost, []netip.Addr{name}
+	return true
+}
 
 // forwardResolvers has names resolve out of the box for a command of aldente. A
 // resolver of the host's that the guest cannot reach, since it is on loopback or
@@ -41,70 +150,48 @@ func (in *instance) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers,
 		if !f.enabled || f.dnsForward.IsValid() || len(f.given) > 0 {
 			continue
 		}
-		far := func(a netip.Addr) bool { return !reachable(host, policy, a) }
-		if !f.dnsHost.IsValid() || !slices.ContainsFunc(f.servers, far) {
-			continue
+		far := func(a netip.Addr) bool { return a == f.mapHostLoopback || !reachable(host, policy, a) }
+		if f.dnsHost.IsValid() && slices.ContainsFunc(f.servers, far) {
+			f.dnsForward, f.dns = f.forward, []netip.Addr{f.forward}
 		}
-		f.dnsForward, f.dns = f.forward, nil
-		f.resolvers(f.servers, f.servers, f.dnsHost, false)
 	}
-	in.net.borrowResolver(given4, given6)
-}
-
-// borrowResolver gives the only family of a guest that would have no resolver
-// the one of the other: queries go to a host socket, whose family is the
-// host's affair.
-func (g *guestNet) borrowResolver(given4, given6 []netip.Addr) {
-	f, other, name := &g.v6, &g.v4, dnsForward6
-	if g.v4.enabled {
-		f, other, name = other, f, dnsForward4
+	if f, other := in.net.only(); f != nil && len(in.cfg.DNS) == 0 {
+		name := dnsForward6
+		if f == &in.net.v4 {
+			name = dnsForward4
+		}
+		f.borrowResolver(other, name)
 	}
-	if other.enabled || len(given4)+len(given6) > 0 || len(f.dns) > 0 || f.dnsForward.IsValid() || !other.dnsHost.IsValid() {
-		return
-	}
-	f.dnsForward, f.dnsHost, f.dns = name, other.dnsHost, []netip.Addr{name}
 }
 
 // reachable tells whether the guest may ask a resolver by its own address.
 func reachable(host *hostnet.Network, policy sockets.Policy, a netip.Addr) bool {
-	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() && !slices.Contains(host.Own, a) &&
+	return !a.IsLoopback() && !a.IsLinkLocalUnicast() && !slices.Contains(host.Own, a) &&
 		(policy == nil || policy.Allowed(ipc.ProtoUDP, netip.AddrPortFrom(a, 53)))
 }
 
-// commandResolv is the resolv.conf of a command that aldente starts; nil where
-// the host's serves. It is the host's with other servers.
-func (in *instance) commandResolv(path string) []byte {
-	if in.cfg.Personality != cli.Aldente || in.cfg.DNSNone {
-		return nil
+// noteNames says why the guest has no resolver, if it has none.
+func (in *instance) noteNames(r hostnet.Resolvers) {
+	if in.cfg.DNSNone || in.cfg.SpliceOnly || len(in.net.dns(false)) > 0 {
+		return
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil // nothing that could be mounted over
+	if all := r.Servers(); len(all) > 0 {
+		in.log.Info(fmt.Sprintf("the guest can reach no resolver of the host's (%s): --dns-forward ADDR gives it a name there", all[0]))
+	} else {
+		in.log.Info("no resolver in " + hostnet.ResolvConf + ": --dns ADDR tells the guest of one")
 	}
-	r := hostnet.ParseResolvers(text)
-	var servers []netip.Addr
-	for _, f := range []*guestFamily{&in.net.v4, &in.net.v6} {
+}
+
+// dns is all resolvers that the guest is told of.
+func (g *guestNet) dns(v6First bool) (all []netip.Addr) {
+	families := []*guestFamily{&g.v4, &g.v6}
+	if v6First {
+		slices.Reverse(families)
+	}
+	for _, f := range families {
 		if f.enabled {
-			servers = append(servers, f.dns...)
+			all = append(all, f.dns...)
 		}
 	}
-	if len(servers) == 0 || slices.Equal(servers, slices.Concat(r.Servers4, r.Servers6)) && len(in.cfg.Search) == 0 {
-		return nil
-	}
-	var b bytes.Buffer
-	for line := range strings.Lines(string(text)) {
-		word, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		switch word, _, _ = strings.Cut(word, "\t"); {
-		case word == "nameserver", len(in.cfg.Search) > 0 && (word == "search" || word == "domain"):
-		default:
-			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
-		}
-	}
-	if len(in.cfg.Search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(in.cfg.Search, " "))
-	}
-	for _, s := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", s)
-	}
-	return b.Bytes()
+	return all
 }

@@ -4,84 +4,22 @@ package test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"aldente/test/netlab"
-
-	"golang.org/x/net/dns/dnsmessage"
 )
 
-// serveDNS answers A, AAAA and TXT queries on both transports. The answer to
-// TXT exceeds a datagram and is sent whole by TCP only.
+// serveDNS has a resolver there that knows one host.
 func serveDNS(n *netlab.NS, addr string) {
-	udp, tcp := n.ListenUDP("udp", addr), n.Listen("tcp", addr)
-	go func() {
-		buf := make([]byte, 4096)
-		for {
-			k, from, err := udp.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = udp.WriteToUDPAddrPort(answer(buf[:k], true), from)
-		}
-	}()
-	go func() {
-		for {
-			c, err := tcp.Accept()
-			if err != nil {
-				return
-			}
-			go serveDNSConn(c)
-		}
-	}()
-}
-
-func serveDNSConn(c net.Conn) {
-	defer c.Close()
-	var size [2]byte
-	for {
-		if _, err := io.ReadFull(c, size[:]); err != nil {
-			return
-		}
-		q := make([]byte, binary.BigEndian.Uint16(size[:]))
-		if _, err := io.ReadFull(c, q); err != nil {
-			return
-		}
-		a := answer(q, false)
-		_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(a))), a...))
-	}
-}
-
-func answer(query []byte, udp bool) []byte {
-	var m dnsmessage.Message
-	if m.Unpack(query) != nil || len(m.Questions) != 1 {
-		return nil
-	}
-	q := m.Questions[0]
-	m.Response, m.Additionals = true, nil
-	h := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}
-	switch q.Type {
-	case dnsmessage.TypeA:
-		m.Answers = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.AResource{A: [4]byte{198, 51, 100, 7}}}}
-	case dnsmessage.TypeAAAA:
-		m.Answers = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.AAAAResource{AAAA: [16]byte{0x20, 1, 0xd, 0xb8, 15: 7}}}}
-	case dnsmessage.TypeTXT:
-		if m.Truncated = udp; !udp {
-			long := strings.Repeat("x", 250)
-			m.Answers = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.TXTResource{TXT: []string{long, long, long, long, long, long, long, long}}}}
-		}
-	}
-	b, _ := m.Pack()
-	return b
+	netlab.ServeDNS(n, addr, netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7"))
 }
 
 func TestDig(t *testing.T) {

@@ -160,6 +160,19 @@ func defaultRoute(gateway netip.Addr) []byte {
 	return rtnl.AppendAttr(b, unix.RTA_GATEWAY, gateway.AsSlice())
 }
 
+// linkRoute returns an RTM_NEWROUTE body for a route to one address on the link,
+// without interface.
+func linkRoute(to netip.Addr) []byte {
+	b := make([]byte, unix.SizeofRtMsg)
+	b[0] = unix.AF_INET
+	if to.Is6() {
+		b[0] = unix.AF_INET6
+	}
+	b[rtmDstLen] = uint8(to.BitLen())
+	b[4], b[5], b[6], b[7] = unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_LINK, unix.RTN_UNICAST
+	return rtnl.AppendAttr(b, unix.RTA_DST, to.AsSlice())
+}
+
 // addressString and routeString are for messages.
 func addressString(body []byte) string {
 	attrs := body[unix.SizeofIfAddrmsg:]

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/hostnet"
+	"aldente/broker/hostnet/rtnl"
 	"aldente/broker/netns"
 	"aldente/ipc"
 	"aldente/policy"
@@ -80,6 +81,23 @@ func Copy(f *hostnet.Family, address netip.Prefix, gateway netip.Addr) Family {
 		c.Routes = f.Routes
 	}
 	return c
+}
+
+// Reach adds a route to an address that we answer for on the link, if no other of
+// the family leads there, as on a host without a default route.
+func (f *Family) Reach(a netip.Addr) {
+	if !a.IsValid() || a.IsLinkLocalUnicast() && a.Is6() || f.Gateway.IsValid() || f.Address.Masked().Contains(a) {
+		return
+	}
+	leads := func(header int) func(b []byte) bool {
+		return func(b []byte) bool {
+			to, ok := netip.AddrFromSlice(rtnl.Attr(b[header:], unix.RTA_DST)) // which is IFA_ADDRESS, too
+			return !ok && b[rtmDstLen] == 0 || netip.PrefixFrom(to, int(b[rtmDstLen])).Masked().Contains(a)
+		}
+	}
+	if !slices.ContainsFunc(f.Addresses, leads(unix.SizeofIfAddrmsg)) && !slices.ContainsFunc(f.Routes, leads(unix.SizeofRtMsg)) {
+		f.Routes = append(slices.Clone(f.Routes), linkRoute(a))
+	}
 }
 
 // Tap is the namespace's interface. The descriptor is the caller's. The agent

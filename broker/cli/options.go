@@ -188,7 +188,7 @@ var options = []option{
 		set:  flag(func(c *Config) *bool { return &c.HostLoToNSLo }),
 		help: "deliver the host's loopback traffic to the\nnamespace's loopback"},
 	{long: "dns-host", arg: "ADDR", in: both, group: names, set: setDNSHost,
-		help: "resolver for --dns-forward\n(default: first of /etc/resolv.conf)"},
+		help: "resolver for --dns-forward or the mapped gateway\n(default: first of /etc/resolv.conf)"},
 	{long: "vhost-user", in: passtOnly, group: machine, set: flag(func(c *Config) *bool { return &c.VhostUser }),
 		help: "speak vhost-user on the socket"},
 	{long: "print-capabilities", in: both, group: general, set: action(ActionCapabilities),

@@ -28,6 +28,7 @@ func (t *tables) derive(af uint8, index int) Family {
 		addrs := t.copied(af, index, f.Address)
 		for _, a := range addrs {
 			f.Addresses = append(f.Addresses, copyAddr(a))
+			f.Locals = append(f.Locals, a.prefix.Addr())
 		}
 		f.Routes, f.Connected = copyRoutes(routes, addrs, index)
 		if af == unix.AF_INET6 {
@@ -48,7 +49,7 @@ func (t *tables) derive(af uint8, index int) Family {
 // address alone the guest reaches it as well.
 func (f *Family) local(af uint8) {
 	f.Local = true
-	f.Addresses, f.Routes, f.Connected = nil, nil, nil
+	f.Addresses, f.Locals, f.Routes, f.Connected = nil, nil, nil, nil
 	if af == unix.AF_INET {
 		f.Address, f.Gateway = LocalAddress4, LocalGateway4
 	} else if !f.Gateway.IsLinkLocalUnicast() {

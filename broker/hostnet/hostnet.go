@@ -60,6 +60,8 @@ type Family struct {
 	Addresses [][]byte
 	Routes    [][]byte
 
+	Locals []netip.Addr // what Addresses hold
+
 	// Connected are the routes that the kernel makes by itself where Addresses
 	// are set. Inserted as well, IPv4's would stand in the table twice; where
 	// other addresses take their place they belong to the copy.

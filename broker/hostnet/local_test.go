@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"aldente/broker/hostnet/nettest"
 )
@@ -27,7 +28,13 @@ func TestLocal(t *testing.T) {
 	check := func(want bool, addrs ...string) {
 		t.Helper()
 		for _, a := range addrs {
-			if got := l.Has(netip.MustParseAddr(a)); got != want {
+			got := l.Has(netip.MustParseAddr(a))
+			// The kernel delivers to a new IPv6 address a moment after it is set.
+			for tries := 0; got != want && tries < 200; tries++ {
+				time.Sleep(10 * time.Millisecond)
+				got = l.Has(netip.MustParseAddr(a))
+			}
+			if got != want {
 				t.Errorf("%s: %v, want %v", a, got, want)
 			}
 		}

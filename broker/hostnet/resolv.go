@@ -5,11 +5,15 @@ package hostnet
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Limits on what is taken from resolv.conf.
@@ -25,15 +29,28 @@ const ResolvConf = "/etc/resolv.conf"
 
 // Resolvers is the host's resolver configuration.
 type Resolvers struct {
-	Servers4 []netip.Addr // at most MaxServers, in the file's order
-	Servers6 []netip.Addr // at most MaxServers, without zones
-	Search   []string     // at most MaxSearch, without a final dot
+	Servers4  []netip.Addr // at most MaxServers, in the file's order
+	Servers6  []netip.Addr // at most MaxServers, without zones
+	IPv6First bool         // the file's first server is one of Servers6
+	Search    []string     // at most MaxSearch, without a final dot
+	Text      []byte       // by ReadResolvers: the file, as far as it was read; nil if there is none
+}
+
+// Servers returns those of both families, that of the file's first server
+// first.
+func (r *Resolvers) Servers() []netip.Addr {
+	if r.IPv6First {
+		return slices.Concat(r.Servers6, r.Servers4)
+	}
+	return slices.Concat(r.Servers4, r.Servers6)
 }
 
 // ReadResolvers reads a file in the format of resolv.conf(5), of which it
-// looks at the first 64 KiB. A file that does not exist holds nothing.
+// looks at the lines in the first 64 KiB. A file that does not exist, or a link
+// that leads nowhere, holds nothing. What is no file is an error, and nobody
+// waits for a pipe.
 func ReadResolvers(path string) (Resolvers, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Resolvers{}, nil
 	}
@@ -41,11 +58,19 @@ func ReadResolvers(path string) (Resolvers, error) {
 		return Resolvers{}, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxResolv))
+	if st, err := f.Stat(); err != nil || st.Mode()&fs.ModeType&^(fs.ModeDevice|fs.ModeCharDevice) != 0 {
+		return Resolvers{}, errors.Join(err, fmt.Errorf("%s is not a file", path))
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxResolv+1))
 	if err != nil {
 		return Resolvers{}, err
 	}
-	return ParseResolvers(text), nil
+	if len(text) > maxResolv { // half a line might name another server
+		text = text[:1+bytes.LastIndexByte(text[:maxResolv], '\n')]
+	}
+	r := ParseResolvers(text)
+	r.Text = text
+	return r, nil
 }
 
 // ParseResolvers parses the text of a resolv.conf. As resolv.conf(5) has it,
@@ -78,10 +103,17 @@ func (r *Resolvers) addServer(s string) {
 		return
 	}
 	addr = addr.WithZone("").Unmap()
-	list := &r.Servers6
+	list, self := &r.Servers6, netip.IPv6Loopback()
 	if addr.Is4() {
-		list = &r.Servers4
+		list, self = &r.Servers4, netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
+	switch {
+	case addr.IsMulticast(), addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return
+	case addr.IsUnspecified(): // this host, to everybody who connects to it
+		addr = self
+	}
+	r.IPv6First = r.IPv6First || addr.Is6() && len(r.Servers4) == 0
 	if len(*list) < MaxServers {
 		*list = append(*list, addr)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
@@ -30,6 +31,17 @@ func TestParseResolvers(t *testing.T) {
 		{"empty", "", Resolvers{}},
 		{"both families, zones off", "nameserver 192.0.2.53\nnameserver fd00::53%eth0\nnameserver fe80::1%eth0\n",
 			Resolvers{Servers4: addrs("192.0.2.53"), Servers6: addrs("fd00::53", "fe80::1")}},
+		{"IPv6 first", "nameserver ::1\nnameserver 192.0.2.53\n",
+			Resolvers{Servers4: addrs("192.0.2.53"), Servers6: addrs("::1"), IPv6First: true}},
+		{"this host", "nameserver 0.0.0.0\nnameserver ::\nnameserver 127.0.0.53\n",
+			Resolvers{Servers4: addrs("127.0.0.1", "127.0.0.53"), Servers6: addrs("::1")}},
+		{"groups are no servers", "nameserver 224.0.0.251\nnameserver 255.255.255.255\nnameserver ff02::fb\nnameserver 192.0.2.53\n",
+			Resolvers{Servers4: addrs("192.0.2.53")}},
+		{"options and lines of others", "; written by hand\n# and commented\noptions edns0 trust-ad\nsortlist 130.155.160.0\nlookup file bind\nnameserver 192.0.2.53\n\n",
+			Resolvers{Servers4: addrs("192.0.2.53")}},
+		{"ports and other garbage", "nameserver 192.0.2.53#53\nnameserver 192.0.2.53:53\nnameserver [::1]\nnameserver fe80::1%\nnameserver 192.0.2.053\n" +
+			"nameserver \x00\xff\n\xef\xbb\xbfnameserver 1.1.1.1\nnameserver -\nnameserver 300.1.1.1\n", Resolvers{}},
+		{"carriage returns alone", "nameserver 1.1.1.1\rnameserver 2.2.2.2\r", Resolvers{Servers4: addrs("1.1.1.1")}},
 		{"three of a family", "nameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver ::1\nnameserver 3.3.3.3\nnameserver 4.4.4.4",
 			Resolvers{Servers4: addrs("1.1.1.1", "2.2.2.2", "3.3.3.3"), Servers6: addrs("::1")}},
 		{"mapped address is IPv4", "nameserver ::ffff:1.2.3.4\n", Resolvers{Servers4: addrs("1.2.3.4")}},
@@ -51,22 +63,53 @@ func TestParseResolvers(t *testing.T) {
 
 func TestReadResolvers(t *testing.T) {
 	dir := t.TempDir()
-	if r, err := ReadResolvers(filepath.Join(dir, "none")); err != nil || r.Servers4 != nil {
-		t.Errorf("missing file: %v, %v", r, err)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	const filler = "# filler\n" // maxResolv is not a multiple of its length
+	for name, text := range map[string]string{
+		"empty": "",
+		"short": "nameserver 1.1.1.1",
+		"long":  "nameserver 1.1.1.1\n" + strings.Repeat(filler, maxResolv/9) + "nameserver 2.2.2.2\n",
+		// The limit is after "192.0.2.5", which would be another server.
+		"cut":      strings.Repeat("#", maxResolv-21) + "\nnameserver 192.0.2.53\n",
+		"one line": strings.Repeat("x", 2*maxResolv),
+	} {
+		if err := os.WriteFile(at(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if _, err := ReadResolvers(dir); err == nil {
-		t.Error("a directory was read")
+	for _, err := range []error{os.Symlink("short", at("link")), os.Symlink("nowhere", at("dangling")),
+		os.Symlink("loop", at("loop")), unix.Mkfifo(at("pipe"), 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	path := filepath.Join(dir, "resolv.conf")
-	text := "nameserver 1.1.1.1\n" + strings.Repeat("# filler\n", maxResolv/9) + "nameserver 2.2.2.2\n"
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r, err := ReadResolvers(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(addrs("1.1.1.1"), r.Servers4, compareAddr); d != "" {
-		t.Errorf("long file: (-want +got)\n%s", d)
+	for _, tt := range []struct {
+		path    string
+		want    []netip.Addr
+		noText  bool
+		refused bool
+	}{
+		{path: at("none"), noText: true},
+		{path: at("dangling"), noText: true},
+		{path: at("none/none"), noText: true},
+		{path: at("short/none"), noText: true, refused: true},
+		{path: at("loop"), noText: true, refused: true},
+		{path: dir, noText: true, refused: true},
+		{path: at("pipe"), noText: true, refused: true},
+		{path: os.DevNull},
+		{path: at("empty")},
+		{path: at("short"), want: addrs("1.1.1.1")},
+		{path: at("link"), want: addrs("1.1.1.1")},
+		{path: at("long"), want: addrs("1.1.1.1")},
+		{path: at("cut")},
+		{path: at("one line")},
+	} {
+		r, err := ReadResolvers(tt.path)
+		if (err != nil) != tt.refused || (r.Text == nil) != tt.noText {
+			t.Errorf("%s: error %v, %d bytes", tt.path, err, len(r.Text))
+		}
+		if d := cmp.Diff(tt.want, r.Servers4, compareAddr); d != "" {
+			t.Errorf("%s: (-want +got)\n%s", tt.path, d)
+		}
 	}
 }

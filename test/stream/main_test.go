@@ -33,14 +33,15 @@ type passt struct {
 // listens.
 func start(t *testing.T, lab *netlab.Lab, args ...string) *passt {
 	t.Helper()
+	return startWith(t, lab, "", args...)
+}
+
+// startWith is start on a host with this resolv.conf, or its own.
+func startWith(t *testing.T, lab *netlab.Lab, resolv string, args ...string) *passt {
+	t.Helper()
 	path := filepath.Join(openDir(t), "socket")
-	argv := slices.Concat([]string{program(t), "-f", "-s", path}, args)
-	p := &passt{lab.Host.Start(netlab.Spec{Args: argv, User: netlab.Nobody, Timeout: 5 * time.Minute}), path}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("%s\n%s", strings.Join(argv, " "), p.Output())
-		}
-	})
+	spec := netlab.GuestSpec{Binary: program(t), User: netlab.Nobody, Timeout: 5 * time.Minute, Resolv: resolv}
+	p := &passt{lab.For(t).StartPasta(spec, slices.Concat([]string{"-f", "-s", path}, args)...), path}
 	for range 500 {
 		if listens(lab.Host, path) {
 			return p

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"aldente/broker/cli"
+	"aldente/broker/hostnet"
+	"aldente/ipc"
+)
+
+// commandResolv is the resolv.conf of a command that we start; nil where the
+// host's serves. It is the host's with other servers.
+func (in *instance) commandResolv(r hostnet.Resolvers) []byte {
+	if in.cfg.DNSNone || r.Text == nil { // a file that is not there cannot be mounted over
+		return nil
+	}
+	switch in.cfg.Personality {
+	case cli.Aldente:
+	case cli.Pasta:
+		// Without --config-net a DHCP client may want to write the file.
+		if !in.cfg.ConfigNet || in.cfg.SpliceOnly || in.serves(r) {
+			return nil
+		}
+	default:
+		return nil
+	}
+	servers := in.net.dns(r.IPv6First)
+	if len(servers) == 0 || slices.Equal(servers, r.Servers()) && len(in.cfg.Search) == 0 {
+		return nil
+	}
+	var b bytes.Buffer
+	for line := range strings.Lines(string(r.Text)) {
+		word, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch word, _, _ = strings.Cut(word, "\t"); {
+		case word == "nameserver", len(in.cfg.Search) > 0 && (word == "search" || word == "domain"):
+		default:
+			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	if len(in.cfg.Search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(in.cfg.Search, " "))
+	}
+	for _, s := range servers {
+		if s.Is6() && s.IsLinkLocalUnicast() {
+			s = s.WithZone(in.net.tap)
+		}
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	return b.Bytes()
+}
+
+// serves tells whether the host's resolv.conf will do in the guest: no server in
+// it that the guest would look for in vain, and one that it reaches.
+func (in *instance) serves(r hostnet.Resolvers) bool {
+	some := false
+	for _, s := range r.Servers() {
+		f := &in.net.v4
+		if s.Is6() {
+			f = &in.net.v6
+		}
+		switch {
+		case !f.enabled:
+		case f.asks(s) || s.IsLoopback() && in.leadsOut(53):
+			some = true
+		default:
+			return false
+		}
+	}
+	return some
+}
+
+// asks tells whether the guest's queries to an address of one of the host's
+// resolvers arrive there.
+func (f *guestFamily) asks(s netip.Addr) bool {
+	return !f.hidden(s) || s == f.mapHostLoopback && f.dnsGateway
+}
+
+// leadsOut tells whether datagrams to a port of the namespace's loopback go to
+// the same port of the host's.
+func (in *instance) leadsOut(port uint16) bool {
+	return slices.ContainsFunc(in.rules(outbound), func(r *cli.Rule) bool {
+		return r.Proto == ipc.ProtoUDP && !r.TargetAddr.IsValid() && r.First <= port && port <= r.Last && r.TargetPort == r.First
+	})
+}

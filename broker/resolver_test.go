@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"aldente/broker/cli"
+	"aldente/broker/hostnet"
+)
+
+// homeNetwork is a host behind a router, 192.0.2.1 and fe80::1. 192.0.2.3 is
+// another address of its interface, 172.17.0.1 one of another interface.
+func homeNetwork() *hostnet.Network {
+	a := netip.MustParseAddr
+	return &hostnet.Network{
+		V4: hostnet.Family{Link: hostnet.Link{Index: 2, Name: "eth0"}, Address: netip.MustParsePrefix("192.0.2.2/24"), Gateway: a("192.0.2.1"),
+			Locals: []netip.Addr{a("192.0.2.2"), a("192.0.2.3")}},
+		V6: hostnet.Family{Link: hostnet.Link{Index: 2, Name: "eth0"}, Address: netip.MustParsePrefix("2001:db8:1::2/64"), Gateway: a("fe80::1"),
+			Locals: []netip.Addr{a("2001:db8:1::2")}},
+		Own: []netip.Addr{a("127.0.0.1"), a("::1"), a("192.0.2.2"), a("192.0.2.3"), a("2001:db8:1::2"), a("172.17.0.1")},
+	}
+}
+
+// TestResolvers goes through what a host's resolv.conf may name and what options
+// make of it: the resolvers that the guest is told of, where the queries go that
+// are forwarded, and which a command finds in its own file, if it gets one.
+func TestResolvers(t *testing.T) {
+	const (
+		pasta   = "pasta --config-net -T none -U none "
+		auto    = "pasta --config-net "
+		passt   = "passt "
+		aldente = "aldente --config-net "
+	)
+	for _, tt := range []struct {
+		name, resolv, command string
+		dns                   string // what the guest is told of
+		forward               string // where queries go that are forwarded
+		own                   string // servers of the command's own resolv.conf, "": it has the host's
+	}{
+		{"on the router", "192.0.2.1", pasta, "192.0.2.1", "192.0.2.1>192.0.2.1", ""},
+		{"on the router, virtual machine", "192.0.2.1", passt, "192.0.2.1", "192.0.2.1>192.0.2.1", ""},
+		{"on the router, not mapped", "192.0.2.1", pasta + "--no-map-gw", "192.0.2.1", "", ""},
+		{"on the router, aldente", "192.0.2.1", aldente, "192.0.2.1", "", ""},
+		{"on the router, aldente with that mapped", "192.0.2.1", aldente + "--map-host-loopback 192.0.2.1", "169.254.1.1", "169.254.1.1>192.0.2.1", "169.254.1.1"},
+		{"on the router, another mapped", "192.0.2.1", pasta + "--map-host-loopback 192.0.2.77", "192.0.2.1", "", ""},
+		{"on the router, another given", "192.0.2.1", pasta + "-g 192.0.2.77", "192.0.2.1", "", ""},
+		{"on the router, IPv6", "fe80::1%eth0", pasta, "fe80::1", "fe80::1>fe80::1", ""},
+		{"on the router, IPv4 only", "192.0.2.1", pasta + "-4", "192.0.2.1", "192.0.2.1>192.0.2.1", ""},
+		{"on the router, IPv6 only", "192.0.2.1", pasta + "-6", "fe80::1", "fe80::1>192.0.2.1", "fe80::1%eth0"},
+		{"on the router, IPv6 only, not mapped", "192.0.2.1", pasta + "-6 --no-map-gw", "", "", ""},
+		{"on the router, IPv6 only, virtual machine", "192.0.2.1", passt + "-6", "fe80::1", "fe80::1>192.0.2.1", ""},
+		{"on the router, IPv6 only, aldente", "192.0.2.1", aldente + "-6", "fd61:6c64:656e:7465::53", "fd61:6c64:656e:7465::53>192.0.2.1", "fd61:6c64:656e:7465::53"},
+
+		{"stub", "127.0.0.53", pasta, "192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.1"},
+		{"stub, reached by -U auto", "127.0.0.53", auto, "192.0.2.1", "192.0.2.1>127.0.0.53", ""},
+		{"stub, reached by -U 53", "127.0.0.53", pasta + "-U 53", "192.0.2.1", "192.0.2.1>127.0.0.53", ""},
+		{"stub, not reached by -U 53:54", "127.0.0.53", pasta + "-U 53:54", "192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.1"},
+		{"stub, not reached by -T", "127.0.0.53", pasta + "-T 53", "192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.1"},
+		{"stub, -U without UDP", "127.0.0.53", auto + "--no-udp", "192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.1"},
+		{"stub, guest configures itself", "127.0.0.53", "pasta -U none", "192.0.2.1", "192.0.2.1>127.0.0.53", ""},
+		{"stub, virtual machine", "127.0.0.53", passt, "192.0.2.1", "192.0.2.1>127.0.0.53", ""},
+		{"stub, aldente", "127.0.0.53", aldente, "169.254.1.1", "169.254.1.1>127.0.0.53", "169.254.1.1"},
+		{"stub, not mapped", "127.0.0.53", pasta + "--no-map-gw", "", "", ""},
+		{"stub, virtual machine, not mapped", "127.0.0.53", passt + "--no-map-gw", "", "", ""},
+		{"stub, mapped otherwise", "127.0.0.53", pasta + "--map-host-loopback 192.0.2.77", "192.0.2.77", "192.0.2.77>127.0.0.53", "192.0.2.77"},
+		{"stub, IPv6 only", "127.0.0.53", pasta + "-6", "fe80::1", "fe80::1>127.0.0.53", "fe80::1%eth0"},
+		{"stub, IPv6 only by -U auto", "127.0.0.53", auto + "-6 -I tap7", "fe80::1", "fe80::1>127.0.0.53", "fe80::1%tap7"},
+		{"stub on 127.0.0.1", "127.0.0.1", pasta, "192.0.2.1", "192.0.2.1>127.0.0.1", "192.0.2.1"},
+		{"stub on ::1", "::1", pasta, "fe80::1", "fe80::1>::1", "fe80::1%eth0"},
+		{"stub on ::1, virtual machine", "::1", passt, "fe80::1", "fe80::1>::1", ""},
+		{"stub on ::1, IPv4 only", "::1", pasta + "-4", "192.0.2.1", "192.0.2.1>::1", "192.0.2.1"},
+		{"stub on ::1, aldente", "::1", aldente, "fd61:6c64:656e:7465::53", "fd61:6c64:656e:7465::53>::1", "fd61:6c64:656e:7465::53"},
+		{"stub on 0.0.0.0", "0.0.0.0", pasta, "192.0.2.1", "192.0.2.1>127.0.0.1", "192.0.2.1"},
+		{"stub on ::", "::", pasta, "fe80::1", "fe80::1>::1", "fe80::1%eth0"},
+
+		{"own address", "192.0.2.2", pasta, "192.0.2.1", "192.0.2.1>192.0.2.2", "192.0.2.1"},
+		{"own address, -U auto does not help", "192.0.2.2", auto, "192.0.2.1", "192.0.2.1>192.0.2.2", "192.0.2.1"},
+		{"own address, virtual machine", "192.0.2.2", passt, "192.0.2.1", "192.0.2.1>192.0.2.2", ""},
+		{"own address, not mapped", "192.0.2.2", passt + "--no-map-gw", "192.0.2.2", "", ""},
+		{"own address, aldente", "192.0.2.2", aldente, "169.254.1.1", "169.254.1.1>192.0.2.2", "169.254.1.1"},
+		{"own address, mapped by itself", "192.0.2.2", pasta + "--no-map-gw --map-guest-addr 169.254.1.2", "169.254.1.2", "", "169.254.1.2"},
+		{"own address, guest has another", "192.0.2.2", pasta + "-a 192.0.2.5", "192.0.2.2", "", ""},
+		{"own address, IPv6", "2001:db8:1::2", pasta, "fe80::1", "fe80::1>2001:db8:1::2", "fe80::1%eth0"},
+		{"own second address", "192.0.2.3", pasta, "192.0.2.1", "192.0.2.1>192.0.2.3", "192.0.2.1"},
+		{"own second address, virtual machine", "192.0.2.3", passt, "192.0.2.3", "", ""},
+		{"address of another interface", "172.17.0.1", pasta, "172.17.0.1", "", ""},
+
+		{"elsewhere", "192.0.2.9", pasta, "192.0.2.9", "", ""},
+		{"elsewhere, link-local", "fe80::9%eth0", pasta, "fe80::9", "", ""},
+		{"elsewhere, then stub", "192.0.2.9 127.0.0.53", pasta, "192.0.2.9 192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.9 192.0.2.1"},
+		{"elsewhere, then the router", "192.0.2.9 192.0.2.1", pasta, "192.0.2.9 192.0.2.1", "192.0.2.1>192.0.2.1", ""},
+		{"stub, then the router: both are the mapped gateway", "127.0.0.53 192.0.2.1", pasta, "192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.1"},
+		{"one each", "::1 192.0.2.1 192.0.2.9", pasta, "192.0.2.1 192.0.2.9 fe80::1", "192.0.2.1>192.0.2.1 fe80::1>::1", "fe80::1%eth0 192.0.2.1 192.0.2.9"},
+		{"one each, IPv4 first", "192.0.2.9 ::1", pasta, "192.0.2.9 fe80::1", "fe80::1>::1", "192.0.2.9 fe80::1%eth0"},
+		{"other family in vain", "192.0.2.9 2001:db8:1::9", pasta + "-4", "192.0.2.9", "", ""},
+		{"none", "", pasta, "", "", ""},
+		{"none, virtual machine", "", passt, "", "", ""},
+		{"none, aldente", "", aldente, "", "", ""},
+
+		{"--dns-forward", "127.0.0.53", pasta + "--dns-forward 192.0.2.99", "192.0.2.99", "192.0.2.99>127.0.0.53", "192.0.2.99"},
+		{"--dns-forward leaves the gateway alone", "192.0.2.1", pasta + "--dns-forward 192.0.2.99", "192.0.2.99", "192.0.2.99>192.0.2.1", "192.0.2.99"},
+		{"--dns-forward, not mapped, as podman has it", "127.0.0.53", pasta + "--dns-forward 169.254.1.1 --no-map-gw", "169.254.1.1", "169.254.1.1>127.0.0.53", "169.254.1.1"},
+		{"--dns-host", "127.0.0.53", pasta + "--dns-host 192.0.2.9", "192.0.2.1", "192.0.2.1>192.0.2.9", "192.0.2.1"},
+		{"--dns-host alone", "192.0.2.9", pasta + "--dns-host 127.0.0.1", "192.0.2.9", "192.0.2.1>127.0.0.1", ""},
+		{"--dns-host alone, the router", "192.0.2.9", pasta + "--dns-host 192.0.2.1", "192.0.2.9", "192.0.2.1>192.0.2.1", ""},
+		{"--dns-host alone, elsewhere", "192.0.2.9", pasta + "--dns-host 192.0.2.8", "192.0.2.9", "", ""},
+		{"--dns", "127.0.0.53", pasta + "--dns 192.0.2.9", "192.0.2.9", "192.0.2.1>127.0.0.53", "192.0.2.9"},
+		{"--dns, virtual machine", "192.0.2.1", passt + "--dns 192.0.2.9", "192.0.2.9", "192.0.2.1>192.0.2.1", ""},
+		{"--dns of the guest's own", "192.0.2.9", passt + "--dns 127.0.0.1", "127.0.0.1", "", ""},
+		{"--dns of the router", "192.0.2.9", passt + "--dns 192.0.2.1", "192.0.2.1", "", ""},
+		{"--dns and --dns-forward", "192.0.2.9", passt + "--dns 192.0.2.99 --dns-forward 192.0.2.99", "192.0.2.99", "192.0.2.99>192.0.2.9", ""},
+		{"--dns and --dns-forward without a host's", "", passt + "--dns 192.0.2.9 --dns-forward 192.0.2.99", "192.0.2.9", "192.0.2.99>192.0.2.9", ""},
+		{"--dns none", "127.0.0.53", pasta + "--dns none", "", "", ""},
+		{"--dns none, virtual machine", "192.0.2.1", passt + "--dns none", "", "", ""},
+		{"--dns none, aldente", "127.0.0.53", aldente + "--dns none", "", "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, err := cli.Parse(append(strings.Fields(tt.command), "--", "true")[:len(strings.Fields(tt.command))+commandWords(tt.command)])
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := &instance{cfg: cfg, log: slog.New(slog.DiscardHandler)}
+			text := []byte("options edns0\n" + lines(tt.resolv) + "search corp.example.org\n")
+			in.resolvers = hostnet.ParseResolvers(text)
+			in.resolvers.Text = text
+			host := homeNetwork()
+			if in.net, _, err = settle(cfg, host, in.resolvers); err != nil {
+				t.Fatal(err)
+			}
+			policy, err := in.egress(host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in.forwardResolvers(host, in.resolvers, asked(policy))
+			var dns, forward []string
+			for _, a := range in.net.dns(false) {
+				dns = append(dns, a.String())
+			}
+			for _, f := range []*guestFamily{&in.net.v4, &in.net.v6} {
+				if f.enabled && f.dnsForward.IsValid() {
+					forward = append(forward, fmt.Sprintf("%s>%s", f.dnsForward, f.dnsHost))
+				}
+			}
+			if got := strings.Join(dns, " "); got != tt.dns {
+				t.Errorf("the guest is told of %q, want %q", got, tt.dns)
+			}
+			if got := strings.Join(forward, " "); got != tt.forward {
+				t.Errorf("queries go %q, want %q", got, tt.forward)
+			}
+			want := ""
+			if tt.own != "" {
+				want = "options edns0\nsearch corp.example.org\n" + lines(tt.own)
+			}
+			if got := string(in.commandResolv(in.resolvers)); got != want {
+				t.Errorf("the command's resolv.conf:\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+// commandWords is how many words of "-- true" a command line takes.
+func commandWords(command string) int {
+	if strings.HasPrefix(command, "passt") {
+		return 0
+	}
+	return 2
+}
+
+func lines(servers string) (text string) {
+	for _, s := range strings.Fields(servers) {
+		text += "nameserver " + s + "\n"
+	}
+	return text
+}
+
+// TestGatewayNamesStayJudged: that the mapped gateway stands for a resolver is
+// nobody's wish to be let through to it; --dns-forward is.
+func TestGatewayNamesStayJudged(t *testing.T) {
+	for _, tt := range []struct {
+		command string
+		want    bool
+	}{
+		{"passt --deny host", false},
+		{"passt --deny host --dns-forward 192.0.2.99", true},
+		{"passt --allow udp:127.0.0.53:53 --deny host", true},
+		{"aldente --config-net -- true", true},
+	} {
+		cfg, err := cli.Parse(strings.Fields(tt.command))
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := &instance{cfg: cfg, log: slog.New(slog.DiscardHandler)}
+		in.resolvers = hostnet.ParseResolvers([]byte("nameserver 127.0.0.53\n"))
+		host := homeNetwork()
+		if in.net, _, err = settle(cfg, host, in.resolvers); err != nil {
+			t.Fatal(err)
+		}
+		policy, err := in.egress(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.forwardResolvers(host, in.resolvers, asked(policy))
+		in.pinResolvers(policy)
+		if got := policy.Allowed(17, netip.MustParseAddrPort("127.0.0.53:53")); got != tt.want {
+			t.Errorf("%s: the stub resolver is reached: %v", tt.command, got)
+		}
+	}
+}
