@@ -5,7 +5,6 @@ package sockets
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -66,103 +65,56 @@ func (s *served) end() {
 	s.mu.Unlock()
 }
 
-// far is a checked request for the far end of the bypass.
-type far struct {
-	to   netip.AddrPort
-	port uint16 // source port wanted, UDP
-}
-
-// bypass checks a request for the far end of a flow that came by a listener, and
-// says where that is: the rule decides on the port, and on the address as far as
-// it can; the worker only knows which address the guest has, or which of
-// loopback's was spoken to.
-func (f *Factory) bypass(l *Listener, r *ipc.Open) (far, unix.Errno) {
-	addr, peer := netip.AddrFrom16(r.Src).Unmap(), netip.AddrFrom16(r.Dst).Unmap()
-	switch {
-	case l.Proto != r.Proto || !l.Splice && !l.Namespace || !peer.IsLoopback() || addr.Is4() != peer.Is4():
-		return far{}, unix.EINVAL
-	case !f.family(addr).Enabled:
-		return far{}, unix.EAFNOSUPPORT
-	case l.Namespace && l.Target.IsValid():
-		addr = l.Target
-	case l.Namespace && !addr.IsLoopback(), !l.Namespace && addr.IsLoopback() && !f.cfg.LoToLo,
-		addr.IsUnspecified(), addr.IsMulticast():
-		return far{}, unix.EACCES
-	}
-	return far{netip.AddrPortFrom(addr, l.GuestPort), r.DstPort}, 0
-}
-
-// openBypass handles a request for the far end of the bypass. It reports later
-// if the answer comes by itself.
-func (f *Factory) openBypass(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
-	l, ok := f.listener(r.Listener)
-	if !ok {
-		answer.Errno = uint16(unix.EINVAL) // gone since
-		return -1, false, nil
-	}
-	to, e := f.bypass(&l, r)
-	if e != 0 {
-		answer.Errno = uint16(e)
-		return -1, false, nil
-	}
-	answer.Addr = to.to.Addr().As16()
-	if l.Namespace {
-		return f.openHost(r.Proto, to, answer), false, nil
-	}
-	return f.openNamespace(r.Proto, to, answer, s)
-}
-
-// openHost opens the far end on the host.
-func (f *Factory) openHost(proto uint8, to far, answer *ipc.Opened) int {
-	if !f.allowed(proto, to.to, answer) {
-		return -1
-	}
+// openHost opens the far end of the bypass on the host.
+func (f *Factory) openHost(proto uint8, d *decision, answer *ipc.Opened) int {
 	typ := unix.SOCK_STREAM
 	if proto == ipc.ProtoUDP {
 		typ = unix.SOCK_DGRAM
 	}
-	o := newSocket(to.to.Addr(), typ, 0)
+	o := newSocket(d.to.Addr(), typ, 0)
 	if proto == ipc.ProtoUDP {
-		o.datagramOptions(to.to.Addr().Is4())
+		o.datagramOptions(d.to.Addr().Is4())
 	}
-	return finish(o, proto, to, answer)
+	return finish(o, proto, d, answer)
 }
 
-// openNamespace opens the far end in the namespace, with a socket made there: at
-// once if one is at hand.
-func (f *Factory) openNamespace(proto uint8, to far, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+// openNamespace opens the far end of the bypass in the namespace, with a socket
+// made there: at once if one is at hand.
+func (f *Factory) openNamespace(proto uint8, d *decision, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
 	if f.cfg.Namespace == nil {
 		answer.Errno = uint16(unix.EOPNOTSUPP)
 		return -1, false, nil
 	}
-	v4 := to.to.Addr().Is4()
+	v4 := d.to.Addr().Is4()
 	if fd := f.cfg.Namespace.Take(proto, v4); fd >= 0 {
-		return finish(&opening{fd: fd}, proto, to, answer), false, nil
+		return finish(&opening{fd: fd}, proto, d, answer), false, nil
 	}
 	req := ipc.AgentOpen{Proto: proto}
 	if v4 {
 		req.Flags |= ipc.AgentOpenIPv4
 	}
-	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int { return finish(o, proto, to, a) })
+	to := *d // d itself is not to be kept: it would be allocated for each request
+	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int { return finish(o, proto, &to, a) })
 }
 
 // openNamespaceReply opens the socket for answers to a datagram that came to a
 // listener in the namespace.
-func (f *Factory) openNamespaceReply(l *Listener, local, peer netip.AddrPort, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
-	if f.cfg.Namespace == nil || !local.Addr().IsLoopback() || !peer.Addr().IsLoopback() {
+func (f *Factory) openNamespaceReply(d *decision, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+	if f.cfg.Namespace == nil {
 		answer.Errno = uint16(unix.EACCES)
 		return -1, false, nil
 	}
 	req := ipc.AgentOpen{
 		Proto: ipc.ProtoUDP, Flags: ipc.AgentOpenBind | ipc.AgentOpenDevice,
-		Local: local.Addr().As16(), LocalPort: l.Port,
+		Local: d.from.Addr().As16(), LocalPort: d.from.Port(),
 	}
-	if local.Addr().Is4() {
+	if d.from.Addr().Is4() {
 		req.Flags |= ipc.AgentOpenIPv4
 	}
-	answer.LocalPort = l.Port
+	answer.LocalPort = d.from.Port()
+	to := d.to
 	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int {
-		o.connect(peer, 0)
+		o.connect(to, 0)
 		o.hear()
 		return o.answer(a)
 	})
@@ -186,10 +138,10 @@ func (f *Factory) later(req ipc.AgentOpen, a ipc.Opened, s *served, use func(*op
 }
 
 // finish connects a socket, wherever it was made, and returns it or -1.
-func finish(o *opening, proto uint8, to far, answer *ipc.Opened) int {
+func finish(o *opening, proto uint8, d *decision, answer *ipc.Opened) int {
 	if proto == ipc.ProtoTCP {
 		o.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		o.connect(to.to, 0)
+		o.connect(d.to, 0)
 		if errors.Is(o.err, unix.EINPROGRESS) {
 			o.err = nil
 			answer.Flags |= ipc.OpenedInProgress
@@ -199,11 +151,11 @@ func finish(o *opening, proto uint8, to far, answer *ipc.Opened) int {
 	// The peer's port where it is free: some protocols know their peers by it.
 	// Between bind and connect the socket would hear anybody.
 	o.deafen()
-	o.bind(netip.AddrPortFrom(any(to.to.Addr()), to.port), 0)
+	o.bind(d.from, 0)
 	if errors.Is(o.err, unix.EADDRINUSE) || errors.Is(o.err, unix.EACCES) {
 		o.err = nil
 	}
-	o.connect(to.to, 0)
+	o.connect(d.to, 0)
 	o.hear()
 	return o.answer(answer)
 }

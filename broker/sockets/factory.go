@@ -148,97 +148,73 @@ func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
 	return nil
 }
 
-// open handles one request. It returns the socket, or -1 with answer.Errno
-// set, or reports that the answer comes later by itself. An error is the
-// worker's end.
+// open handles one request: what is decided, and no more. It returns the socket,
+// or -1 with answer.Errno set, or reports that the answer comes later by itself.
+// An error is the worker's end.
 func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
-	switch {
-	case r.Flags&ipc.OpenSplice != 0:
-		return f.openBypass(r, answer, s)
-	case r.Listener != 0:
-		return f.openReply(r, answer, s)
+	q := request{
+		proto: r.Proto, splice: r.Flags&ipc.OpenSplice != 0,
+		src: netip.AddrPortFrom(netip.AddrFrom16(r.Src).Unmap(), r.SrcPort),
+		dst: netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort),
 	}
-	return f.openOut(r, answer), false, nil
+	if r.Listener != 0 {
+		var ok bool
+		if q.listener, ok = f.listener(r.Listener); !ok {
+			answer.Errno = uint16(unix.EINVAL) // gone since
+			return -1, false, nil
+		}
+	}
+	d := f.cfg.decide(&q)
+	if d.to.IsValid() {
+		answer.Addr = d.to.Addr().As16()
+	}
+	if d.refused != 0 {
+		f.refused(&q, &d, answer)
+		return -1, false, nil
+	}
+	switch {
+	case q.splice && d.namespace:
+		return f.openNamespace(r.Proto, &d, answer, s)
+	case q.splice:
+		return f.openHost(r.Proto, &d, answer), false, nil
+	case d.namespace:
+		return f.openNamespaceReply(&d, answer, s)
+	case q.listener.ID != 0:
+		return f.openReply(&d, answer), false, nil
+	}
+	return f.openOut(r.Proto, &d, answer), false, nil
+}
+
+// refused answers with what decide has said, and has the log say it if the policy
+// did.
+func (f *Factory) refused(q *request, d *decision, answer *ipc.Opened) {
+	answer.Errno = uint16(d.refused)
+	if !d.policy {
+		return
+	}
+	answer.Flags |= ipc.OpenedProhibited
+	if f.denied.allow() {
+		f.cfg.Logger.Warn("refused by the egress policy", "proto", protoName(q.proto), "to", d.to.String(), "refusals", f.denied.count())
+	}
 }
 
 // openOut opens a flow's socket to where the guest wants it.
-func (f *Factory) openOut(r *ipc.Open, answer *ipc.Opened) int {
-	src, dst := netip.AddrFrom16(r.Src).Unmap(), netip.AddrFrom16(r.Dst).Unmap()
-	fam := f.family(dst)
-	if !fam.Enabled || src.Is4() != dst.Is4() {
-		answer.Errno = uint16(unix.EAFNOSUPPORT)
-		return -1
-	}
-	to, ok := fam.translate(r.Proto, netip.AddrPortFrom(dst, r.DstPort))
-	if !ok {
-		answer.Errno = uint16(unix.EACCES)
-		return -1
-	}
-	answer.Addr = to.Addr().As16()
-	if !f.allowed(r.Proto, to, answer) {
-		return -1
-	}
-	fam = f.family(to.Addr()) // a forwarded resolver may be of the other one
+func (f *Factory) openOut(proto uint8, d *decision, answer *ipc.Opened) int {
 	var fd int
 	var err error
-	switch r.Proto {
+	switch proto {
 	case ipc.ProtoTCP:
-		fd, err = openTCP(fam, to, answer)
+		fd, err = openTCP(&d.path, d.to, answer)
 	case ipc.ProtoUDP:
-		fd, err = openUDP(fam, to, r.SrcPort, answer)
+		fd, err = openUDP(&d.path, d.from, d.to, answer)
 	default:
-		fd, err = openEcho(fam, to, r.SrcPort, answer)
+		fd, err = openEcho(&d.path, d.from, d.to, answer)
 	}
 	if err != nil {
 		answer.Errno = errno(err)
 		return -1
 	}
 	return fd
-}
-
-// allowed applies the egress policy to where a socket would really go.
-func (f *Factory) allowed(proto uint8, to netip.AddrPort, answer *ipc.Opened) bool {
-	if f.cfg.Policy == nil || f.cfg.Policy.Allowed(proto, to) {
-		return true
-	}
-	answer.Errno = uint16(unix.EACCES)
-	answer.Flags |= ipc.OpenedProhibited
-	if f.denied.allow() {
-		f.cfg.Logger.Warn("refused by the egress policy", "proto", protoName(proto), "to", to.String(), "refusals", f.denied.count())
-	}
-	return false
-}
-
-func (f *Factory) family(a netip.Addr) *Family {
-	if a.Is4() {
-		return &f.cfg.V4
-	}
-	return &f.cfg.V6
-}
-
-// translate maps the guest's view of a destination to the host's. It reports
-// false for what no guest may name: loopback addresses exist on the host only
-// under the names the configuration gives them.
-func (m *Family) translate(proto uint8, dst netip.AddrPort) (netip.AddrPort, bool) {
-	a, port := dst.Addr(), dst.Port()
-	transport := proto == ipc.ProtoTCP || proto == ipc.ProtoUDP
-	if transport && port == 0 {
-		return dst, false
-	}
-	switch {
-	case m.DNSForward.IsValid() && a == m.DNSForward && transport && (port == 53 || port == 853) && m.DNSHost.IsValid():
-		return netip.AddrPortFrom(m.DNSHost, port), true
-	case m.MapHostLoopback.IsValid() && a == m.MapHostLoopback:
-		if a.Is4() {
-			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), true
-		}
-		return netip.AddrPortFrom(netip.IPv6Loopback(), port), true
-	case m.MapGuestAddr.IsValid() && a == m.MapGuestAddr && m.GuestAddr.IsValid():
-		return netip.AddrPortFrom(m.GuestAddr, port), true
-	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return dst, false
-	}
-	return dst, true
 }
 
 func protoName(p uint8) string {

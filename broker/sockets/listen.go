@@ -163,7 +163,7 @@ func (f *Factory) bindListener(l *Listener) (int, error) {
 	if l.Proto == ipc.ProtoUDP {
 		typ = unix.SOCK_DGRAM
 	}
-	fam := f.family(addr)
+	fam := f.cfg.family(addr)
 	o := newSocket(addr, typ, 0)
 	o.must(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if !addr.Is4() {
@@ -224,37 +224,12 @@ func boolInt(b bool) int {
 // openReply makes the socket for answers to a datagram that came to a UDP
 // listener: on the listener's port, connected to the peer. The kernel then
 // prefers it to the listener for that peer's datagrams.
-func (f *Factory) openReply(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
-	l, ok := f.listener(r.Listener)
-	peer := netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort)
-	local := netip.AddrFrom16(r.Src).Unmap()
-	fam := f.family(peer.Addr())
-	if !ok || l.Proto != ipc.ProtoUDP || r.SrcPort != l.Port || r.DstPort == 0 || !fam.Enabled ||
-		local.Is4() != peer.Addr().Is4() && !local.IsUnspecified() ||
-		l.Addr.IsValid() && !l.Addr.IsUnspecified() && l.Addr.WithZone("") != local {
-		answer.Errno = uint16(unix.EINVAL)
-		return -1, false, nil
-	}
-	answer.Addr = peer.Addr().As16()
-	if l.Namespace {
-		return f.openNamespaceReply(&l, netip.AddrPortFrom(local, l.Port), peer, answer, s)
-	}
-	if peer.Addr().IsMulticast() || peer.Addr().IsUnspecified() {
-		answer.Errno = uint16(unix.EACCES)
-		return -1, false, nil
-	}
-	if !f.allowed(ipc.ProtoUDP, peer, answer) {
-		return -1, false, nil
-	}
-	if local.IsUnspecified() {
-		local = any(peer.Addr())
-	}
-	m := *fam
-	m.Interface = l.Interface
-	if fd, err = boundUDP(&m, netip.AddrPortFrom(local, l.Port), peer); err != nil {
+func (f *Factory) openReply(d *decision, answer *ipc.Opened) int {
+	fd, err := boundUDP(&d.path, d.from, d.to)
+	if err != nil {
 		answer.Errno = errno(err)
-		return -1, false, nil
+		return -1
 	}
-	answer.LocalPort = l.Port
-	return fd, false, nil
+	answer.LocalPort = d.from.Port()
+	return fd
 }

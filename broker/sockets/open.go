@@ -92,12 +92,12 @@ func any(a netip.Addr) netip.Addr {
 
 // openTCP starts a connection and does not wait for it: the worker sees it
 // end, though it could not have begun it.
-func openTCP(m *Family, to netip.AddrPort, answer *ipc.Opened) (int, error) {
+func openTCP(m *path, to netip.AddrPort, answer *ipc.Opened) (int, error) {
 	o := newSocket(to.Addr(), unix.SOCK_STREAM, unix.IPPROTO_TCP)
 	o.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // the guest's own Nagle has done its work
 	o.try(unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0)
 	o.device(m.Interface)
-	if m.Source.IsValid() && !to.Addr().IsLoopback() {
+	if m.Source.IsValid() {
 		o.try(unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 		o.bind(netip.AddrPortFrom(m.Source, 0), m.Scope)
 	}
@@ -111,14 +111,10 @@ func openTCP(m *Family, to netip.AddrPort, answer *ipc.Opened) (int, error) {
 
 // openUDP binds to the guest's port where that is free, so that protocols
 // which know their peers by port work, and connects.
-func openUDP(m *Family, to netip.AddrPort, port uint16, answer *ipc.Opened) (int, error) {
-	from := any(to.Addr())
-	if m.Source.IsValid() && !to.Addr().IsLoopback() {
-		from = m.Source
-	}
-	fd, err := boundUDP(m, netip.AddrPortFrom(from, port), to)
+func openUDP(m *path, from, to netip.AddrPort, answer *ipc.Opened) (int, error) {
+	fd, err := boundUDP(m, from, to)
 	if e := unwrap(err); e == unix.EADDRINUSE || e == unix.EACCES {
-		fd, err = boundUDP(m, netip.AddrPortFrom(from, 0), to)
+		fd, err = boundUDP(m, netip.AddrPortFrom(from.Addr(), 0), to)
 	}
 	if err == nil {
 		answer.LocalPort = localPort(fd)
@@ -128,7 +124,7 @@ func openUDP(m *Family, to netip.AddrPort, port uint16, answer *ipc.Opened) (int
 
 // boundUDP makes a socket between two addresses. Between bind and connect it
 // would take datagrams from anybody; a filter keeps it closed until then.
-func boundUDP(m *Family, from, to netip.AddrPort) (int, error) {
+func boundUDP(m *path, from, to netip.AddrPort) (int, error) {
 	o := newSocket(to.Addr(), unix.SOCK_DGRAM, unix.IPPROTO_UDP)
 	o.deafen()
 	o.datagramOptions(to.Addr().Is4())
@@ -156,7 +152,7 @@ func (o *opening) hear() { o.must(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) }
 
 // openEcho opens a ping socket, icmp(7). The identifier is kept where it is
 // free.
-func openEcho(m *Family, to netip.AddrPort, id uint16, answer *ipc.Opened) (int, error) {
+func openEcho(m *path, from, to netip.AddrPort, answer *ipc.Opened) (int, error) {
 	proto := unix.IPPROTO_ICMPV6
 	if to.Addr().Is4() {
 		proto = unix.IPPROTO_ICMP
@@ -168,14 +164,10 @@ func openEcho(m *Family, to netip.AddrPort, id uint16, answer *ipc.Opened) (int,
 		o.try(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
 	}
 	o.device(m.Interface)
-	from := any(to.Addr())
-	if m.Source.IsValid() && !to.Addr().IsLoopback() {
-		from = m.Source
-	}
-	o.bind(netip.AddrPortFrom(from, id), m.Scope)
+	o.bind(from, m.Scope)
 	if unwrap(o.err) == unix.EADDRINUSE {
 		o.err = nil
-		o.bind(netip.AddrPortFrom(from, 0), m.Scope)
+		o.bind(netip.AddrPortFrom(from.Addr(), 0), m.Scope)
 	}
 	o.connect(netip.AddrPortFrom(to.Addr(), 0), m.Scope)
 	if o.err == nil {

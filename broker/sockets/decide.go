@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// request is what a worker asks for, as far as it counts for the decision.
+type request struct {
+	proto    uint8
+	splice   bool           // the far end of the bypass
+	listener Listener       // on whose behalf; without ID: a flow of the guest's own
+	src      netip.AddrPort // guest's address; with listener: local address that was spoken to
+	dst      netip.AddrPort // destination as the guest sees it; with listener: the remote peer
+}
+
+// decision says what to open, or why nothing is opened.
+type decision struct {
+	refused   unix.Errno // zero: open
+	policy    bool       // it is the egress policy that refuses
+	namespace bool       // in the guest's namespace, not on the host
+	to        netip.AddrPort
+	from      netip.AddrPort // where it comes from: address and port, as far as they are decided
+	path
+}
+
+// path is how a socket of the host reaches its destination.
+type path struct {
+	Source    netip.Addr // zero: the kernel's choice
+	Interface string     // empty: the kernel's choice
+	Scope     uint32     // interface index for link-local destinations
+	Freebind  bool
+}
+
+func refuse(e unix.Errno) decision { return decision{refused: e} }
+
+// decide is the one place that says where a socket may go. It opens nothing and
+// changes nothing; whatever opens a socket for a worker asks it first and opens
+// what it says.
+func (c *Config) decide(r *request) decision {
+	switch {
+	case r.splice:
+		return c.decideBypass(r)
+	case r.listener.ID != 0:
+		return c.decideReply(r)
+	}
+	return c.decideOut(r)
+}
+
+// decideOut is for a flow's socket to where the guest wants it.
+func (c *Config) decideOut(r *request) decision {
+	fam := c.family(r.dst.Addr())
+	if !fam.Enabled || r.src.Addr().Is4() != r.dst.Addr().Is4() {
+		return refuse(unix.EAFNOSUPPORT)
+	}
+	to, ok := fam.translate(r.proto, r.dst)
+	if !ok {
+		return refuse(unix.EACCES)
+	}
+	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one
+	d := decision{to: to, from: netip.AddrPortFrom(any(to.Addr()), r.src.Port()), path: fam.path()}
+	if to.Addr().IsLoopback() {
+		d.Source = netip.Addr{}
+	}
+	if d.Source.IsValid() {
+		d.from = netip.AddrPortFrom(d.Source, r.src.Port())
+	}
+	return c.judged(r.proto, d)
+}
+
+// decideReply is for the socket of answers to a datagram that came to a UDP
+// listener: on the listener's port, connected to the peer.
+func (c *Config) decideReply(r *request) decision {
+	l, local, peer := &r.listener, r.src.Addr(), r.dst.Addr()
+	fam := c.family(peer)
+	if l.Proto != ipc.ProtoUDP || r.src.Port() != l.Port || r.dst.Port() == 0 || !fam.Enabled ||
+		local.Is4() != peer.Is4() && !local.IsUnspecified() ||
+		l.Addr.IsValid() && !l.Addr.IsUnspecified() && l.Addr.WithZone("") != local {
+		return refuse(unix.EINVAL)
+	}
+	d := decision{to: r.dst, namespace: l.Namespace, path: fam.path()}
+	d.Source, d.Interface = netip.Addr{}, l.Interface
+	switch {
+	case l.Namespace && (!local.IsLoopback() || !peer.IsLoopback()), peer.IsMulticast(), peer.IsUnspecified():
+		d.refused = unix.EACCES
+		return d
+	case local.IsUnspecified():
+		local = any(peer)
+	}
+	d.from = netip.AddrPortFrom(local, l.Port)
+	if l.Namespace {
+		return d
+	}
+	return c.judged(r.proto, d)
+}
+
+// decideBypass is for the far end of a flow that came by a listener: the rule
+// decides on the port, and on the address as far as it can; the worker only knows
+// which address the guest has, or which of loopback's was spoken to.
+func (c *Config) decideBypass(r *request) decision {
+	l, addr, peer := &r.listener, r.src.Addr(), r.dst.Addr()
+	switch {
+	case l.Proto != r.proto || !l.Splice && !l.Namespace || !peer.IsLoopback() || addr.Is4() != peer.Is4():
+		return refuse(unix.EINVAL)
+	case !c.family(addr).Enabled:
+		return refuse(unix.EAFNOSUPPORT)
+	case l.Namespace && l.Target.IsValid():
+		addr = l.Target
+	case l.Namespace && !addr.IsLoopback(), !l.Namespace && addr.IsLoopback() && !c.LoToLo,
+		addr.IsUnspecified(), addr.IsMulticast():
+		return refuse(unix.EACCES)
+	}
+	d := decision{
+		to: netip.AddrPortFrom(addr, l.GuestPort), from: netip.AddrPortFrom(any(addr), r.dst.Port()),
+		namespace: !l.Namespace,
+	}
+	if d.namespace {
+		return d
+	}
+	return c.judged(r.proto, d)
+}
+
+// judged applies the egress policy to where a socket would really go.
+func (c *Config) judged(proto uint8, d decision) decision {
+	if c.Policy != nil && !c.Policy.Allowed(proto, d.to) {
+		d.refused, d.policy = unix.EACCES, true
+	}
+	return d
+}
+
+func (c *Config) family(a netip.Addr) *Family {
+	if a.Is4() {
+		return &c.V4
+	}
+	return &c.V6
+}
+
+func (m *Family) path() path { return path{m.Source, m.Interface, m.Scope, m.Freebind} }
+
+// translate maps the guest's view of a destination to the host's. It reports
+// false for what no guest may name: loopback addresses exist on the host only
+// under the names the configuration gives them.
+func (m *Family) translate(proto uint8, dst netip.AddrPort) (netip.AddrPort, bool) {
+	a, port := dst.Addr(), dst.Port()
+	transport := proto == ipc.ProtoTCP || proto == ipc.ProtoUDP
+	if transport && port == 0 {
+		return dst, false
+	}
+	switch {
+	case m.DNSForward.IsValid() && a == m.DNSForward && transport && (port == 53 || port == 853) && m.DNSHost.IsValid():
+		return netip.AddrPortFrom(m.DNSHost, port), true
+	case m.MapHostLoopback.IsValid() && a == m.MapHostLoopback:
+		if a.Is4() {
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), true
+		}
+		return netip.AddrPortFrom(netip.IPv6Loopback(), port), true
+	case m.MapGuestAddr.IsValid() && a == m.MapGuestAddr && m.GuestAddr.IsValid():
+		return netip.AddrPortFrom(m.GuestAddr, port), true
+	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return dst, false
+	}
+	return dst, true
+}
