@@ -3,9 +3,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"syscall"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/cli"
+	"aldente/broker/output"
 )
 
 // readyEnv tells a process that it is the one in the background, and names the
@@ -41,6 +44,8 @@ func background(cfg *cli.Config) (int, error) {
 	if err != nil {
 		return 1, err
 	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGHUP)
 	files, at := passOnFiles(cfg.FD, w.Fd())
 	pid, _, err := syscall.StartProcess("/proc/self/exe", os.Args, &syscall.ProcAttr{
 		Env:   append(os.Environ(), readyEnv+"="+strconv.Itoa(at)),
@@ -51,6 +56,12 @@ func background(cfg *cli.Config) (int, error) {
 		return 1, fmt.Errorf("cannot start in the background: %w", err)
 	}
 	w.Close()
+	// Whoever ends us means the one that we wait for, in a session of its own.
+	go func() {
+		for s := range signals {
+			_ = unix.Kill(pid, s.(syscall.Signal))
+		}
+	}()
 	var b [1]byte
 	if n, _ := r.Read(b[:]); n == 1 {
 		return 0, nil
@@ -62,8 +73,11 @@ func background(cfg *cli.Config) (int, error) {
 			break
 		}
 	}
-	if ws.Exited() && ws.ExitStatus() != 0 {
+	switch {
+	case ws.Exited() && ws.ExitStatus() != 0:
 		return ws.ExitStatus(), nil
+	case ws.Signaled():
+		return 128 + int(ws.Signal()), nil
 	}
 	return 1, nil
 }
@@ -163,15 +177,37 @@ func closeInherited(inherited []int, wanted ...int) {
 	}
 }
 
-// writePID writes the process number, as shells and daemons read it.
-func writePID(path string, pid int) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+// openPID opens the file of -P, which takes the caller's privileges. It stays empty
+// until all is set up.
+func (in *instance) openPID() error {
+	path := in.cfg.PIDFile
+	if path == "" {
+		return nil
+	}
+	fd, err := output.Open(path, output.Options{
+		Flags:   unix.O_TRUNC | unix.O_WRONLY | unix.O_NOFOLLOW,
+		Guarded: guarded(in.cfg),
+		Waiting: func() { in.log.Warn("PID file " + path + ": waiting for somebody to read it") },
+	})
 	if err != nil {
-		return fmt.Errorf("PID file: %w", err)
+		return fmt.Errorf("PID file %s: %w%s", path, err, outputHint(err))
 	}
-	if _, err := fmt.Fprintf(f, "%d\n", pid); err != nil {
-		f.Close()
-		return fmt.Errorf("PID file: %w", err)
+	in.pidFile = fd
+	if output.Regular(fd) {
+		in.undo.add(path)
 	}
-	return f.Close()
+	return nil
+}
+
+// writePID writes the process number, as shells and daemons read it.
+func (in *instance) writePID(pid int) error {
+	if in.pidFile < 0 {
+		return nil
+	}
+	defer unix.Close(in.pidFile)
+	text := append(strconv.AppendInt(nil, int64(pid), 10), '\n')
+	if n, err := unix.Write(in.pidFile, text); n < len(text) {
+		return fmt.Errorf("PID file %s: %w", in.cfg.PIDFile, cmp.Or(err, error(unix.ENOSPC)))
+	}
+	return nil
 }

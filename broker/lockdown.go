@@ -22,6 +22,7 @@ func (in *instance) lockDown(notify int) error {
 			return err
 		}
 	}
+	in.undo.forget()
 	err := in.tell("broker", in.confine())
 	if err == nil {
 		close(in.locked)

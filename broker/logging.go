@@ -3,9 +3,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strconv"
@@ -35,6 +35,7 @@ type logOutput struct {
 	mu    sync.Mutex
 	write func(level slog.Level, line []byte)
 	later func(level slog.Level, line []byte) // once standard error is gone, nil: no other
+	file  *logFile                            // -l, nil: none
 }
 
 func (h *logHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
@@ -98,10 +99,11 @@ func newLog(cfg *cli.Config) (*slog.Logger, *logOutput, error) {
 	}
 	out := &logOutput{write: toStderr}
 	if cfg.LogFile != "" {
-		f, err := openLogFile(cfg.LogFile, cfg.LogSize, noLink(cfg))
+		f, err := openLogFile(cfg.LogFile, cfg.LogSize, guarded(cfg))
 		if err != nil {
 			return nil, nil, err
 		}
+		out.file = f
 		out.write = func(l slog.Level, line []byte) {
 			f.write(line)
 			if l >= slog.LevelError {
@@ -112,66 +114,45 @@ func newLog(cfg *cli.Config) (*slog.Logger, *logOutput, error) {
 	return slog.New(&logHandler{out: out, level: level}), out, nil
 }
 
-func toStderr(_ slog.Level, line []byte) { os.Stderr.Write(line) }
-
-// prepare opens what detach will need.
-func (o *logOutput) prepare(cfg *cli.Config) {
-	if cfg.LogFile == "" {
-		o.later = newSyslog(cfg.Personality.String())
+// toStderr writes to standard error, as the journal wants it if that is where it
+// leads: each line behind its level, sd-daemon(3).
+func toStderr(level slog.Level, line []byte) {
+	if !stderrIsJournal() {
+		os.Stderr.Write(line)
+		return
 	}
+	var b []byte
+	for l := range bytes.Lines(line) {
+		b = append(fmt.Appendf(b, "<%d>", severity(level)), l...)
+	}
+	os.Stderr.Write(b)
 }
 
-// detach is called when standard error is about to be closed: without a log
-// file, the system log takes over.
+// stderrIsJournal tells whether the service manager has connected standard error
+// to the journal, systemd.exec(5).
+var stderrIsJournal = sync.OnceValue(func() bool {
+	var st unix.Stat_t
+	return unix.Fstat(2, &st) == nil && os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+})
+
+// complain tells why the program ends, where there is no log yet.
+func complain(err error) { toStderr(slog.LevelError, []byte(err.Error()+"\n")) }
+
+// prepare opens what detach will need.
+func (o *logOutput) prepare(cfg *cli.Config) { o.later = newSyslog(cfg.Personality.String()) }
+
+// detach is called when standard error is about to be closed: the system log takes
+// over, also to tell of a log file that takes no more.
 func (o *logOutput) detach() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.later != nil {
+	if o.later == nil {
+		return
+	}
+	if o.file == nil {
 		o.write = o.later
-	}
-}
-
-// logFile is a file that is kept below a size by dropping its older half.
-type logFile struct {
-	f    *os.File
-	size int64
-	max  int64
-}
-
-func openLogFile(path string, max int64, flags int) (*logFile, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND|unix.O_CLOEXEC|flags, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("log file: %w", err)
-	}
-	return &logFile{f: f, max: max}, nil
-}
-
-func (l *logFile) write(line []byte) {
-	if l.size+int64(len(line))+32 > l.max {
-		l.rotate()
-	}
-	n, _ := l.f.Write(append([]byte(time.Now().Format("2006-01-02 15:04:05.000 ")), line...))
-	l.size += int64(n)
-}
-
-// rotate keeps the newer half, from the first whole line on.
-func (l *logFile) rotate() {
-	keep := make([]byte, l.max/2)
-	n, err := l.f.ReadAt(keep, max(l.size-int64(len(keep)), 0))
-	if err != nil && err != io.EOF {
-		n = 0
-	}
-	keep = keep[:n]
-	for i, c := range keep {
-		if c == '\n' {
-			keep = keep[i+1:]
-			break
-		}
-	}
-	if l.f.Truncate(0) == nil {
-		l.size = 0
-		n, _ := l.f.Write(keep)
-		l.size = int64(n)
+	} else {
+		o.file.elsewhere = o.later
 	}
 }
 
@@ -187,16 +168,20 @@ func newSyslog(tag string) func(slog.Level, []byte) {
 	}
 	const daemon = 3 << 3
 	return func(level slog.Level, line []byte) {
-		severity := 7
-		switch {
-		case level >= slog.LevelError:
-			severity = 3
-		case level >= slog.LevelWarn:
-			severity = 4
-		case level >= slog.LevelInfo:
-			severity = 6
-		}
-		b := fmt.Appendf(nil, "<%d>%s %s[%d]: ", daemon|severity, time.Now().Format(time.Stamp), tag, os.Getpid())
+		b := fmt.Appendf(nil, "<%d>%s %s[%d]: ", daemon|severity(level), time.Now().Format(time.Stamp), tag, os.Getpid())
 		unix.Write(fd, append(b, line[:len(line)-1]...))
 	}
+}
+
+// severity is a level as syslog(3) numbers them.
+func severity(level slog.Level) int {
+	switch {
+	case level >= slog.LevelError:
+		return 3
+	case level >= slog.LevelWarn:
+		return 4
+	case level >= slog.LevelInfo:
+		return 6
+	}
+	return 7
 }

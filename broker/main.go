@@ -81,15 +81,11 @@ func main() {
 	if !cfg.Foreground && cfg.Target.Kind != cli.TargetSpawn && notify < 0 {
 		status, err := background(cfg)
 		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
+			complain(err)
 		}
 		os.Exit(status)
 	}
-	status, err := run(cfg, notify)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
-	os.Exit(status)
+	os.Exit(run(cfg, notify))
 }
 
 // instance is one guest, connected.
@@ -106,10 +102,12 @@ type instance struct {
 	ns        *netns.Namespace // the guest's
 	watch     *netns.Watcher
 	stream    *streamServer // passt: where virtual machines connect
-	capture   int           // pcap file, -1: none
+	capture   *capture      // -p, nil: none
 	null      int           // /dev/null, for standard streams in the background
 
-	captured ipc.Capture // what the next worker is told of it
+	pidFile int    // -P until it is written, -1: none
+	started func() // ends the time in which a signal ends start-up
+	undo    undo   // what start-up leaves behind if it does not come to its end
 
 	forward forwarding
 
@@ -124,21 +122,38 @@ type instance struct {
 }
 
 // run does everything between parsed options and the exit status.
-func run(cfg *cli.Config, notify int) (int, error) {
+func run(cfg *cli.Config, notify int) int {
+	signals := catchSignals()
 	log, out, err := newLog(cfg)
 	if err != nil {
-		return 1, err
+		complain(err)
+		return 1
 	}
-	in := &instance{cfg: cfg, log: log, out: out, capture: -1, linkFD: -1, attached: make(chan struct{}), locked: make(chan struct{})}
+	in := &instance{cfg: cfg, log: log, out: out, linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{})}
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
+	status, err := in.run(notify, signals)
+	if err != nil {
+		log.Error(err.Error())
+	}
+	return status
+}
+
+// run starts the instance and stays until its end.
+func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err error) {
+	cfg := in.cfg
+	in.started = in.endEarly(signals)
+	defer func() {
+		if err != nil {
+			in.undo.all()
+		}
+	}()
 	if ids := unprivileged(cfg); int(ids.UID) != os.Geteuid() {
 		if err := startup.Limits(int(ids.UID), int(ids.GID)); err != nil {
 			return 1, err
 		}
 	}
-	signals := catchSignals()
 
 	// 1. What the host's network is like, and what the guest's will be.
 	host, err := in.discover()
@@ -195,7 +210,7 @@ func run(cfg *cli.Config, notify int) (int, error) {
 	// 7. Until the guest is gone, or we are told to go. The tap ends with its
 	// last descriptor, which takes the kernel tens of milliseconds: that is
 	// to be the agent's, for which nobody waits.
-	status, err := in.wait(signals)
+	status, err = in.wait(signals)
 	in.release()
 	if in.linkFD >= 0 {
 		unix.Close(in.linkFD)
@@ -300,19 +315,13 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	if err := in.listen(); err != nil {
 		return err
 	}
-	if in.cfg.Pcap != "" {
-		fd, err := unix.Open(in.cfg.Pcap, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_CLOEXEC|noLink(in.cfg), 0o600)
-		if err != nil {
-			return fmt.Errorf("packet capture %s: %w", in.cfg.Pcap, err)
-		}
-		in.capture = fd
-	}
-	if in.cfg.PIDFile != "" {
-		if err := writePID(in.cfg.PIDFile, os.Getpid()); err != nil {
-			return err
-		}
-	}
 	var err error
+	if in.capture, err = openCapture(in.cfg, in.log); err != nil {
+		return err
+	}
+	if err := in.openPID(); err != nil {
+		return err
+	}
 	mode := "tap"
 	if in.cfg.Personality == cli.Passt {
 		mode = "stream"
@@ -320,10 +329,12 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	in.factory.OnEvent = in.workerEvent
 	in.worker, err = supervise.New(supervise.Options{
 		Logger: in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
-		Setup: in.setUpWorker,
-		Serve: in.serveWorker,
+		Setup:    in.setUpWorker,
+		Serve:    in.serveWorker,
+		FileSize: in.capture.bound(),
 		OnExit: func(supervise.Exit) {
 			in.workerGone()
+			in.capture.workerGone()
 			in.workerEvent(ipc.EventLinkClosed)
 		},
 	})
@@ -338,7 +349,9 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	case in.cfg.FD >= 0:
 		in.stream = givenStream(in.log)
 	default:
-		in.stream, err = listenStream(in.cfg.SocketPath, in.cfg.OneOff, in.log)
+		if in.stream, err = listenStream(in.cfg.SocketPath, in.cfg.OneOff, in.log); err == nil {
+			in.undo.add(in.stream.path)
+		}
 	}
 	return err
 }
@@ -443,7 +456,15 @@ func (in *instance) announce(notify int) error {
 		for _, w := range warnings {
 			in.log.Warn(w)
 		}
+		in.started()
+		if err := in.writePID(os.Getpid()); err != nil {
+			return err
+		}
 		return in.child.Release()
+	}
+	in.started()
+	if err := in.writePID(os.Getpid()); err != nil {
+		return err
 	}
 	if notify >= 0 {
 		in.out.detach()

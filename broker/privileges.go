@@ -5,14 +5,10 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"aldente/broker/cli"
-	"aldente/broker/netns"
 	"aldente/policy"
 )
 
@@ -41,16 +37,6 @@ func inInitialUserNamespace() bool {
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
 }
 
-// noLink is O_NOFOLLOW while this process is more than it is going to be: a file
-// that root creates in a directory of another is not to be one of root's own, by
-// a link put there.
-func noLink(cfg *cli.Config) int {
-	if int(unprivileged(cfg).UID) != os.Geteuid() {
-		return unix.O_NOFOLLOW
-	}
-	return 0
-}
-
 // dropPrivileges becomes who unprivileged says, in all threads.
 func (in *instance) dropPrivileges() error {
 	ids := unprivileged(in.cfg)
@@ -76,24 +62,4 @@ func (in *instance) dropPrivileges() error {
 		return fmt.Errorf("cannot become user %d, group %d: %w", ids.UID, ids.GID, err)
 	}
 	return nil
-}
-
-// catchSignals takes over the signals that end us.
-func catchSignals() <-chan os.Signal {
-	c := make(chan os.Signal, 4)
-	signal.Notify(c, unix.SIGTERM, unix.SIGQUIT, unix.SIGINT)
-	return c
-}
-
-// ignoreSignals ignores those that must not end us.
-func ignoreSignals() { signal.Ignore(unix.SIGPIPE, unix.SIGHUP) }
-
-// passOn gives a signal to the command instead. Interrupts from the terminal
-// have reached it already.
-func passOn(c *netns.Child, s os.Signal) bool {
-	switch s {
-	case unix.SIGINT, unix.SIGQUIT:
-		return true
-	}
-	return false
 }

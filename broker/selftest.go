@@ -28,7 +28,7 @@ func selfTest(given *cli.Config) int {
 			Personality: cli.Aldente, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true,
 			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"},
 		},
-		log: slog.New(r), capture: -1, linkFD: -1, attached: make(chan struct{}), locked: make(chan struct{}),
+		log: slog.New(r), linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{}),
 	}
 	if err := in.selfTest(r); err != nil {
 		r.line("%v", err)

@@ -17,11 +17,8 @@ func (in *instance) setUpWorker(control int) error {
 	if err := ipc.Send(control, in.config.Encode(), -1); err != nil {
 		return err
 	}
-	if in.capture >= 0 {
-		if err := ipc.Send(control, in.captured.Encode(), in.capture); err != nil {
-			return err
-		}
-		in.captured.Append = 1
+	if err := in.capture.send(control); err != nil {
+		return err
 	}
 	if in.linkFD >= 0 {
 		if err := ipc.Send(control, in.link.Encode(), in.linkFD); err != nil {

@@ -151,10 +151,23 @@ type Listener struct {
 	Target    [16]byte // address in the guest, zero: the guest's own
 }
 
-// Capture precedes the descriptor of the pcap file.
+// Capture precedes the descriptor of the pcap file, and before that, with
+// CaptureMark, that of an eventfd to which the worker adds the bytes of whole records
+// that it has written. So the broker knows where the last one ends, should the
+// worker die in the middle of another.
 type Capture struct {
-	Append uint8 // 1: the file has its header, from a worker before this one
+	Flags uint64 // Capture*
+	Room  int64  // bytes that may be written to the file, negative: any number
 }
+
+// CaptureBuffer is how many bytes the worker gathers at most before it writes them.
+const CaptureBuffer = 256 << 10
+
+// Flags of Capture.
+const (
+	CaptureAppend = 1 << 0 // the file has its header, from a worker before this one
+	CaptureMark   = 1 << 1 // the descriptor is the eventfd
+)
 
 // Encode returns the record.
 func (c *Capture) Encode() []byte { return encodeFixed(KindCapture, c) }
@@ -164,8 +177,8 @@ func (c *Capture) Decode(b []byte) error {
 	if err := decodeFixed(b, KindCapture, c); err != nil {
 		return err
 	}
-	if c.Append > 1 {
-		return fmt.Errorf("%w: capture %d", ErrMalformed, c.Append)
+	if c.Flags&^(CaptureAppend|CaptureMark) != 0 {
+		return fmt.Errorf("%w: capture flags %#x", ErrMalformed, c.Flags)
 	}
 	return nil
 }

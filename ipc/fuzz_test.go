@@ -26,7 +26,7 @@ func workerRecords() map[Kind][]byte {
 			Search: [MaxSearch]Name{name}, LinkKind: LinkTap}).Encode(),
 		KindLink:     (&Link{Kind: LinkStream}).Encode(),
 		KindListener: (&Listener{ID: 1, Proto: ProtoTCP, Flags: ListenerMaySplice, HostPort: 80, GuestPort: 8080}).Encode(KindListener),
-		KindCapture:  (&Capture{Append: 1}).Encode(),
+		KindCapture:  (&Capture{Flags: CaptureAppend, Room: 1 << 40}).Encode(),
 		KindStart:    Empty(KindStart),
 		KindOpened:   opened,
 		KindUnlisten: (&Listener{ID: 1, Proto: ProtoUDP}).Encode(KindUnlisten),
@@ -100,7 +100,7 @@ func FuzzRecords(f *testing.F) {
 	(&Open{Proto: ProtoICMPv6, Flags: OpenSplice, Listener: 1}).Encode(splice)
 	(&Opened{Errno: 13, Flags: OpenedProhibited}).Encode(answer)
 	text, _ := MakeName("a\x1b")
-	for _, b := range [][]byte{echo, splice, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Append: 2}).Encode(), (&Link{Kind: 3}).Encode(),
+	for _, b := range [][]byte{echo, splice, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Link{Kind: 3}).Encode(),
 		(&AgentReport{Fatal: 2}).Encode(), (&AgentReport{Text: text}).Encode(), (&AgentLayer{Name: text}).Encode(), (&AgentLayer{State: 3}).Encode(),
 		(&AgentTap{Index: 1, Name: name16("..")}).Encode(), (&AgentTap{Index: 1, Name: name16("a/b")}).Encode(),
 		(&AgentTap{Index: 1, Name: [16]byte{0: 'a', 5: 'b'}}).Encode(), (&AgentChange{Type: 1}).Encode(),

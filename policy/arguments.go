@@ -30,26 +30,30 @@ type Arguments struct {
 	Namespaces uintptr // CLONE_NEW* flags it was started with
 	Strict     bool    // refuse to run unless all layers are in force
 	Debug      bool    // report the layers
+	FileSize   int64   // bytes that a file may have to which it writes, negative: any number
 	Extra      string  // test builds only
 }
 
 // Strings returns the argument vector.
 func (a *Arguments) Strings() []string {
 	return []string{"aldente-worker", a.Stage, a.Mode, NamespaceNames(a.Namespaces),
-		strconv.FormatBool(a.Strict), strconv.FormatBool(a.Debug), a.Extra}
+		strconv.FormatBool(a.Strict), strconv.FormatBool(a.Debug), strconv.FormatInt(a.FileSize, 10), a.Extra}
 }
 
 // ParseArguments reads an argument vector.
 func ParseArguments(argv []string) (Arguments, error) {
-	if len(argv) != 7 {
+	if len(argv) != 8 {
 		return Arguments{}, fmt.Errorf("started with %d arguments: only the broker can start a worker", len(argv))
 	}
-	a := Arguments{Stage: argv[1], Mode: argv[2], Namespaces: ParseNamespaces(argv[3]), Extra: argv[6]}
+	a := Arguments{Stage: argv[1], Mode: argv[2], Namespaces: ParseNamespaces(argv[3]), Extra: argv[7]}
 	var err error
 	if a.Strict, err = strconv.ParseBool(argv[4]); err != nil {
 		return a, err
 	}
 	if a.Debug, err = strconv.ParseBool(argv[5]); err != nil {
+		return a, err
+	}
+	if a.FileSize, err = strconv.ParseInt(argv[6], 10, 64); err != nil {
 		return a, err
 	}
 	if a.Stage != StageEnter && a.Stage != StageReplace && a.Stage != StageRun || a.Mode != "tap" && a.Mode != "stream" {

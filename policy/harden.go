@@ -56,15 +56,22 @@ func DenyWriteExecute() Layer {
 // core files, no message queues, no locked memory. The number of descriptors
 // stays as it was given. With threads, their number is bounded too; this is
 // sound only in a user namespace of one's own, on Linux 5.14 and later, since
-// otherwise everything that the user runs counts. A limit that is tighter
-// already stays.
-func Limits(threads bool) Layer {
+// otherwise everything that the user runs counts. Files may become no larger than
+// fileSize bytes, unless that is negative. A limit that is tighter already stays.
+func Limits(threads bool, fileSize int64) Layer {
 	l := Layer{Name: "limits", State: InForce, Detail: "core, msgqueue, memlock 0"}
 	zero := []int{unix.RLIMIT_CORE, unix.RLIMIT_MSGQUEUE, unix.RLIMIT_MEMLOCK}
 	for _, what := range zero {
 		if _, err := lower(what, 0); err != nil {
 			return Layer{l.Name, Missing, fmt.Sprintf("limit %d: %v", what, err)}
 		}
+	}
+	if fileSize >= 0 {
+		n, err := lower(unix.RLIMIT_FSIZE, uint64(fileSize))
+		if err != nil {
+			return Layer{l.Name, Missing, fmt.Sprintf("fsize: %v", err)}
+		}
+		l.Detail += fmt.Sprintf(", fsize %d", n)
 	}
 	if threads && atLeast(5, 14) {
 		n, err := lower(unix.RLIMIT_NPROC, MaxThreads)

@@ -50,7 +50,8 @@ func TestArguments(t *testing.T) {
 	for _, a := range []Arguments{
 		{Stage: StageEnter, Mode: "tap", Namespaces: all},
 		{Stage: StageRun, Mode: "stream", Strict: true, Extra: "attempt=x y"},
-		{Stage: StageRun, Mode: "tap", Namespaces: unix.CLONE_NEWNET, Debug: true},
+		{Stage: StageRun, Mode: "tap", Namespaces: unix.CLONE_NEWNET, Debug: true, FileSize: -1},
+		{Stage: StageReplace, Mode: "tap", FileSize: 1 << 40},
 	} {
 		got, err := ParseArguments(a.Strings())
 		if err != nil {

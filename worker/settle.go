@@ -7,6 +7,9 @@ package main
 import (
 	"runtime/debug"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // heapLimit is a safety net, in bytes: nothing on the packet path allocates, so
@@ -21,4 +24,17 @@ func settleRuntime() {
 	// The first timer makes the runtime's own epoll and eventfd descriptors.
 	// The collector's scavenger uses timers.
 	time.AfterFunc(time.Hour, func() {}).Stop()
+	// A capture that may not become larger is told so by EFBIG, not by a signal
+	// that the runtime takes for its end. Package os/signal would start a thread.
+	ignore := sigaction{handler: sigIgn}
+	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGXFSZ), uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
 }
+
+// sigaction is the kernel's struct of that name on amd64 and arm64.
+type sigaction struct {
+	handler, flags, restorer uintptr
+	mask                     uint64
+}
+
+// sigIgn is SIG_IGN, asm-generic/signal-defs.h.
+const sigIgn = 1

@@ -118,6 +118,7 @@ type Config struct {
 	RunAs      *IDs   // --runas, nil: nobody if started as root
 	PIDFile    string // -P
 	Pcap       string // -p
+	PcapSize   int64  // --pcap-size, bytes, at least MinPcapSize; -1: any number
 	ConfPath   string // -c, control socket
 	Strict     bool   // --strict: a missing sandbox layer is an error
 
@@ -205,6 +206,7 @@ type Config struct {
 const (
 	DefaultLogSize = 1 << 20 // bytes
 	MinLogSize     = 40960   // bytes
+	MinPcapSize    = 4096    // bytes
 	MaxMTU         = 65521   // 65535 less an Ethernet header
 	MaxName        = 253     // bytes of a host name, RFC 1035 section 2.3.4 in text form
 	maxSocketPath  = 107     // sun_path less its terminator, unix(7)

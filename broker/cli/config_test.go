@@ -42,6 +42,7 @@ func TestConfig(t *testing.T) {
 			c.Warnings = []string{"MTU 67 is too small for IPv4 (minimum 68)", "MTU 67 is too small for IPv6 (minimum 1280)"}
 		},
 		"aldente -4m 1279":                                           func(c *Config) { c.MTU, c.IPv4Only = 1279, true },
+		"pasta -p a --pcap-size 4096":                                func(c *Config) { c.Pcap, c.PcapSize = "a", 4096 },
 		"aldente -l a -l b --log-size 40960":                         func(c *Config) { c.LogFile, c.LogSize = "b", 40960 },
 		"aldente -P p -p q -c r":                                     func(c *Config) { c.PIDFile, c.Pcap, c.ConfPath = "p", "q", "r" },
 		"aldente --stats 5 --chroot-fallback":                        func(c *Config) { c.Stats = 5 },

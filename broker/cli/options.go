@@ -221,6 +221,8 @@ var options = []option{
 		help: "let the guest connect to DEST"},
 	{long: "deny", arg: "DEST", extra: true, in: both, group: policy, set: egress(false),
 		help: "don't; of both options, the first that fits counts"},
+	{long: "pcap-size", arg: "BYTES", extra: true, in: both, group: general, set: setPcapSize,
+		help: "end the capture when FILE of --pcap has that size\n(default: any size)"},
 	{long: "strict", extra: true, in: both, group: policy, set: flag(func(c *Config) *bool { return &c.Strict }),
 		help: "don't start if the kernel lacks a sandbox layer"},
 	{long: "self-test", extra: true, in: both, group: policy, set: action(ActionSelfTest),

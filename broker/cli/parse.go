@@ -36,6 +36,7 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 		MTU:         -1,
 		MAC:         DefaultMAC,
 		FD:          -1,
+		PcapSize:    -1,
 	}
 	c.NoMapGW = c.Personality == Aldente
 	p := &parser{c: c, portRange: portRangeFile}

@@ -362,6 +362,15 @@ func setLogSize(p *parser, arg string) error {
 	return nil
 }
 
+func setPcapSize(p *parser, arg string) error {
+	n, ok := parseNumber(arg, 0, math.MaxInt64)
+	if !ok || n < MinPcapSize {
+		return usagef("Invalid --pcap-size: %s: give a number of bytes, at least %d", arg, MinPcapSize)
+	}
+	p.c.PcapSize = int64(n)
+	return nil
+}
+
 func setStats(p *parser, arg string) error {
 	n, ok := parseNumber(arg, 0, math.MaxInt32)
 	if !ok {

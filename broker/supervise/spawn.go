@@ -182,6 +182,7 @@ func (s *Supervisor) arguments(stage string, spaces uintptr) policy.Arguments {
 		Namespaces: spaces,
 		Strict:     s.opts.Strict,
 		Debug:      s.opts.Debug,
+		FileSize:   s.opts.FileSize,
 		Extra:      s.opts.Extra,
 	}
 }

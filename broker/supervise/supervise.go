@@ -36,6 +36,9 @@ type Options struct {
 	Strict bool
 	// Debug has the worker report each layer.
 	Debug bool
+	// FileSize is how many bytes a file may have to which the worker writes,
+	// negative: any number.
+	FileSize int64
 	// Extra is handed to test builds of the worker.
 	Extra string
 

@@ -196,7 +196,7 @@ func Broker() List {
 			unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_NETNS_COOKIE),
 		options(broker, "who connects", "getsockopt", unix.SOL_SOCKET, unix.SO_PEERCRED),
 		plain(broker, "path of the guest's namespace", "newfstatat"),
-		plain(broker, "log file within its size", "ftruncate"),
+		plain(broker, "log file within its size; half a record that a worker left in the pcap file", "ftruncate"),
 		replacement(),
 	)
 	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own))}

@@ -83,7 +83,8 @@ type Lane struct {
 	blocked  bool      // the link had a backlog when last looked at
 	batch    *link.Batch
 	capture  *link.Capture
-	freed    bool // a descriptor was closed since tcp was told
+	mark     int32 // eventfd of the capture, -1: none
+	freed    bool  // a descriptor was closed since tcp was told
 	pkt      packet.Packet
 	again    packet.Packet // a datagram put together from fragments
 	seg      packet.TCP
@@ -113,7 +114,7 @@ type Lane struct {
 // New reads the start-up records from the broker's channel and makes the lane
 // they describe. It opens nothing: all descriptors come with the records.
 func New(control int) (*Lane, error) {
-	l := &Lane{start: time.Now().Add(-time.Second), out: make([]byte, 4096)}
+	l := &Lane{start: time.Now().Add(-time.Second), mark: -1, out: make([]byte, 4096)}
 	l.channel.fd = int32(control)
 	l.tick()
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)

@@ -100,6 +100,9 @@ func (l *Lane) finish() {
 	}
 	if l.capture != nil {
 		l.capture.Flush()
+		if news := l.capture.News(); news != "" {
+			logf(levelWarning, "%s", news)
+		}
 	}
 	if l.link == nil {
 		return
@@ -260,7 +263,13 @@ func (l *Lane) newCapture(rec []byte, fd int32) error {
 	if err := k.Decode(rec); err != nil || fd < 0 {
 		return fmt.Errorf("capture record: %w", err)
 	}
-	l.capture = link.NewCapture(fd, k.Append == 1)
+	if k.Flags&ipc.CaptureMark != 0 {
+		l.mark = fd
+		return nil
+	}
+	l.capture = link.NewCapture(link.CaptureTo{
+		FD: fd, Mark: l.mark, GoOn: k.Flags&ipc.CaptureAppend != 0, Room: k.Room,
+	})
 	return nil
 }
 

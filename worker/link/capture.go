@@ -4,10 +4,12 @@ package link
 
 import (
 	"encoding/binary"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/ipc"
 	"aldente/worker/packet"
 )
 
@@ -20,27 +22,54 @@ const (
 	pcapRecord   = 16
 	pcapSnap     = 256 << 10
 
-	captureSize  = 256 << 10
+	captureSize  = ipc.CaptureBuffer
 	captureFlush = 64 << 10
 )
 
-// Capture writes frames to a pcap file. They look as on the wire: super-frames
-// are cut and checksums completed. Frames are gathered in a bounded buffer; the
-// first write that fails ends the capture, so that the file never holds half
-// a record followed by another.
-type Capture struct {
-	fd     int32
-	failed unix.Errno
-	buf    []byte
-	n      int
-	cut    cutter
+// quiet is how long nothing more is said of a capture that stops and goes on
+// again and again, in seconds.
+const quiet = 60
+
+// CaptureTo says where a capture goes. The descriptors are non-blocking and the
+// capture's from then on.
+type CaptureTo struct {
+	FD   int32
+	Mark int32 // eventfd to which bytes of whole records are added as they are written, -1: none
+	GoOn bool  // the file has its header, and whole records
+	Room int64 // bytes that may be written, negative: any number
 }
 
-// NewCapture starts a capture to an empty file, or goes on with one that has
-// its header. It owns the file from then on.
-func NewCapture(fd int32, goOn bool) *Capture {
-	c := &Capture{fd: fd, buf: make([]byte, captureSize)}
-	if goOn {
+// Capture writes frames to a pcap file or a pipe. They look as on the wire:
+// super-frames are cut and checksums completed. Frames are gathered in a bounded
+// buffer. What cannot be written at the moment, because the disk is full or
+// nobody reads the pipe, is tried again once each turn; frames that come
+// meanwhile and do not fit into the buffer are left out whole. So what is written
+// never holds half a record followed by another.
+type Capture struct {
+	to     CaptureTo
+	header bool // the file's header is what is gathered first
+	full   bool // no more is recorded, what is gathered is still to be written
+	ended  bool
+	buf    []byte
+	n      int // bytes gathered, from a record's first
+	done   int // of them, written already
+	cut    cutter
+
+	stalled unix.Errno // why nothing can be written at the moment
+	left    uint64     // records left out since the last news of that
+	said    bool       // there was news of this stall
+	seen    int64      // when the last frame came, in seconds
+	next    int64      // no news of a stall before
+	news    string
+}
+
+// NewCapture starts a capture.
+func NewCapture(to CaptureTo) *Capture {
+	c := &Capture{to: to, buf: make([]byte, captureSize)}
+	if to.Room >= 0 && to.Room < pcapHeader {
+		c.full = true
+	}
+	if to.GoOn || c.full {
 		return c
 	}
 	h := c.buf[:pcapHeader]
@@ -49,7 +78,7 @@ func NewCapture(fd int32, goOn bool) *Capture {
 	binary.NativeEndian.PutUint16(h[6:], 4)
 	binary.NativeEndian.PutUint32(h[16:], pcapSnap)
 	binary.NativeEndian.PutUint32(h[20:], pcapEthernet)
-	c.n = pcapHeader
+	c.n, c.header = pcapHeader, true
 	c.Flush()
 	return c
 }
@@ -57,7 +86,7 @@ func NewCapture(fd int32, goOn bool) *Capture {
 // Frame records one frame. o may be nil. A super-frame that cannot be cut is
 // recorded as it is.
 func (c *Capture) Frame(now time.Time, o *packet.Offload, headers, payload []byte) {
-	if c.failed != 0 {
+	if c.full {
 		return
 	}
 	if o == nil || o.GSOType == packet.GSONone || !c.cut.start(o, headers, payload, MaxFrame) {
@@ -80,16 +109,22 @@ func (c *Capture) Frame(now time.Time, o *packet.Offload, headers, payload []byt
 }
 
 // record makes room for a frame of size bytes and writes what precedes it. It
-// returns nil when the capture has ended or no buffer holds such a frame.
+// returns nil when the frame is left out.
 func (c *Capture) record(now time.Time, size int) []byte {
-	if c.n >= captureFlush || c.n+pcapRecord+size > len(c.buf) {
+	c.seen = now.Unix()
+	if c.to.Room >= 0 && int64(c.n+pcapRecord+size) > c.to.Room {
+		c.full = true
+		return nil
+	}
+	if c.stalled == 0 && (c.n >= captureFlush || c.n+pcapRecord+size > len(c.buf)) {
 		c.Flush()
 	}
-	if c.failed != 0 || pcapRecord+size > len(c.buf) {
+	if c.full || c.n+pcapRecord+size > len(c.buf) {
+		c.leaveOut()
 		return nil
 	}
 	h := c.buf[c.n : c.n+pcapRecord]
-	binary.NativeEndian.PutUint32(h[0:], uint32(now.Unix()))
+	binary.NativeEndian.PutUint32(h[0:], uint32(c.seen))
 	binary.NativeEndian.PutUint32(h[4:], uint32(now.Nanosecond()/1000))
 	binary.NativeEndian.PutUint32(h[8:], uint32(size))
 	binary.NativeEndian.PutUint32(h[12:], uint32(size))
@@ -97,27 +132,125 @@ func (c *Capture) record(now time.Time, size int) []byte {
 	return c.buf[c.n-size : c.n : c.n]
 }
 
-// Flush writes what is gathered. It is to be called when the lane goes idle.
-// It returns the error that ended the capture, if one did.
-func (c *Capture) Flush() error {
-	for done := 0; done < c.n && c.failed == 0; {
-		n, e := write(c.fd, c.buf[done:c.n])
+// Flush writes what is gathered, as far as there is room for it. It is to be
+// called once each turn.
+func (c *Capture) Flush() {
+	if c.ended {
+		return
+	}
+	for c.done < c.n {
+		n, e := write(c.to.FD, c.buf[c.done:c.n])
 		if e == 0 && n == 0 {
 			e = unix.EIO
 		}
-		c.failed = e
-		done += n
+		c.done += n
+		if e != 0 {
+			c.written()
+			c.stop(e)
+			return
+		}
 	}
-	c.n = 0
-	if c.failed != 0 {
-		return c.failed
+	c.written()
+	if c.stalled != 0 {
+		c.stalled = 0
+		c.goOn()
 	}
-	return nil
+	if c.full {
+		c.end("its size is reached (--pcap-size)")
+	}
 }
 
-// Close flushes and closes the file.
-func (c *Capture) Close() error {
-	err := c.Flush()
-	closeFD(c.fd)
-	return err
+// written lets go of the whole records that were written, and marks them.
+func (c *Capture) written() {
+	whole := c.done
+	if c.done < c.n {
+		for whole = 0; whole+c.recordAt(whole) <= c.done; {
+			whole += c.recordAt(whole)
+		}
+	}
+	if whole == 0 {
+		return
+	}
+	if c.to.Room >= 0 {
+		c.to.Room -= int64(whole)
+	}
+	if c.to.Mark >= 0 {
+		var b [8]byte
+		binary.NativeEndian.PutUint64(b[:], uint64(whole))
+		write(c.to.Mark, b[:])
+	}
+	copy(c.buf, c.buf[whole:c.n])
+	c.n, c.done, c.header = c.n-whole, c.done-whole, false
+}
+
+// recordAt returns the size of what begins at p in the buffer.
+func (c *Capture) recordAt(p int) int {
+	if p == 0 && c.header {
+		return pcapHeader
+	}
+	return pcapRecord + int(binary.NativeEndian.Uint32(c.buf[p+8:]))
+}
+
+// stop notes why the rest has to wait, or ends the capture where waiting does not
+// help.
+func (c *Capture) stop(e unix.Errno) {
+	switch e {
+	case unix.EAGAIN: // news only if frames have to be left out for it
+	case unix.ENOSPC, unix.EDQUOT:
+		if c.stalled == 0 {
+			c.said = c.tell(e.Error() + ": goes on when there is room")
+		}
+	default:
+		c.end(e.Error())
+		return
+	}
+	c.stalled = e
+}
+
+// leaveOut counts a frame that is not recorded.
+func (c *Capture) leaveOut() {
+	c.left++
+	if c.stalled == unix.EAGAIN && !c.said {
+		c.said = c.tell("frames are left out, since they are not read as fast as they come")
+	}
+}
+
+// goOn tells that all frames are recorded again.
+func (c *Capture) goOn() {
+	if c.said {
+		c.news = fmt.Sprintf("packet capture: goes on, %d frames were left out", c.left)
+		c.left, c.said = 0, false
+	}
+}
+
+// tell makes news of a stall, unless there was some not long ago.
+func (c *Capture) tell(text string) bool {
+	if c.seen < c.next {
+		return false
+	}
+	c.news, c.next = "packet capture: "+text, c.seen+quiet
+	return true
+}
+
+// end ends the capture for good.
+func (c *Capture) end(why string) {
+	c.full, c.ended, c.n, c.done = true, true, 0, 0
+	c.news = "packet capture ended: " + why
+	closeFD(c.to.FD)
+}
+
+// Close writes what is gathered, as far as that goes, and closes the file.
+func (c *Capture) Close() {
+	c.Flush()
+	if !c.ended {
+		c.ended, c.full = true, true
+		closeFD(c.to.FD)
+	}
+}
+
+// News returns what there is to tell about the capture, and forgets it.
+func (c *Capture) News() string {
+	n := c.news
+	c.news = ""
+	return n
 }

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/cli"
+	"aldente/broker/output"
+)
+
+// logFile is a file that is kept below a size by dropping its older half. While
+// it takes no more, lines are counted, and it is told elsewhere, once.
+type logFile struct {
+	path    string
+	fd      int
+	regular bool // a file that can be cut
+	size    int64
+	max     int64
+	lost    int // lines since the last one that was written
+
+	elsewhere func(level slog.Level, line []byte)
+}
+
+func openLogFile(path string, max int64, guarded bool) (*logFile, error) {
+	// Non-blocking: a FIFO that nobody reads is not to hold us up.
+	fd, err := output.Open(path, output.Options{
+		Flags:   unix.O_TRUNC | unix.O_RDWR | unix.O_APPEND | unix.O_NONBLOCK,
+		Guarded: guarded,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("log file %s: %w%s", path, err, outputHint(err))
+	}
+	l := &logFile{path: path, fd: fd, regular: output.Regular(fd), max: max, elsewhere: toStderr}
+	if n := fileLimit(); l.regular && n >= 0 && n < max {
+		if l.max = n; n < minLogFile {
+			return nil, fmt.Errorf("log file %s: the limit on file sizes (ulimit -f) is %d bytes: raise it", path, n)
+		}
+	}
+	return l, nil
+}
+
+// minLogFile is the size below which a log file makes no sense, in bytes.
+const minLogFile = 4096
+
+// outputHint says what to do where the error alone does not.
+func outputHint(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return " (create the directory first)"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return " (name one that this user may write)"
+	case errors.Is(err, unix.EROFS):
+		return " (name one on another file system)"
+	}
+	return ""
+}
+
+// guarded tells whether this process is more than it is going to be: a file that
+// root creates in a directory of another is not to be one of root's own, by a link
+// put there.
+func guarded(cfg *cli.Config) bool { return int(unprivileged(cfg).UID) != os.Geteuid() }
+
+// stamp is the form of the time before each line.
+const stamp = "2006-01-02 15:04:05.000 "
+
+func (l *logFile) write(line []byte) {
+	now := time.Now().Format(stamp)
+	if l.regular && l.size+int64(len(line))+32 > l.max {
+		l.rotate()
+	}
+	if l.lost > 0 && l.append(fmt.Appendf(nil, "%s%d lines are missing here\n", now, l.lost)) == nil {
+		l.lost = 0
+	}
+	err := l.append(append([]byte(now), line...))
+	if err == nil {
+		return
+	}
+	if l.lost++; l.lost == 1 {
+		l.elsewhere(slog.LevelWarn, fmt.Appendf(nil, "log file %s: %v: lines are lost until there is room\n", l.path, err))
+	}
+}
+
+// append writes all of b or, to a file, nothing.
+func (l *logFile) append(b []byte) error {
+	n, err := l.put(b)
+	if n < len(b) && err == nil {
+		err = unix.ENOSPC
+	}
+	if err != nil && l.regular && n > 0 && unix.Ftruncate(l.fd, l.size) == nil {
+		n = 0
+	}
+	l.size += int64(n)
+	return err
+}
+
+func (l *logFile) put(b []byte) (int, error) {
+	for {
+		n, err := unix.Write(l.fd, b)
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+// rotate keeps the newer half, from the first whole line on.
+func (l *logFile) rotate() {
+	keep := make([]byte, l.max/2)
+	n, err := unix.Pread(l.fd, keep, max(l.size-int64(len(keep)), 0))
+	keep = keep[:max(n, 0)]
+	if err != nil {
+		keep = nil
+	}
+	if i := bytes.IndexByte(keep, '\n'); i >= 0 {
+		keep = keep[i+1:]
+	}
+	if unix.Ftruncate(l.fd, 0) == nil {
+		l.size = 0
+		_ = l.append(keep) // what does not fit is old
+	}
+}

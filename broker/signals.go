@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/netns"
+)
+
+// catchSignals takes over the signals that end us. That a file may not become
+// larger is told by EFBIG; the signal that comes with it is for nobody.
+func catchSignals() <-chan os.Signal {
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, unix.SIGTERM, unix.SIGQUIT, unix.SIGINT)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGXFSZ)
+	return c
+}
+
+// ignoreSignals ignores those that must not end us.
+func ignoreSignals() { signal.Ignore(unix.SIGPIPE, unix.SIGHUP) }
+
+// passOn gives a signal to the command instead. Interrupts from the terminal
+// have reached it already.
+func passOn(c *netns.Child, s os.Signal) bool {
+	switch s {
+	case unix.SIGINT, unix.SIGQUIT:
+		return true
+	}
+	return false
+}
+
+// endEarly ends the process when a signal comes while it starts, whatever it is
+// waiting for at the time: a reader of a FIFO, a file system that does not answer,
+// an agent. Children end with it. After started, signals are for who reads them.
+func (in *instance) endEarly(signals <-chan os.Signal) (started func()) {
+	up := make(chan struct{})
+	go func() {
+		select {
+		case s := <-signals:
+			in.undo.all()
+			os.Exit(128 + int(s.(syscall.Signal)))
+		case <-up:
+		}
+	}()
+	return sync.OnceFunc(func() { close(up) })
+}
+
+// undo lists what start-up has left in the file system, to be removed if it does
+// not come to its end. Once confined, the process could not, and need not.
+type undo struct {
+	mu    sync.Mutex
+	paths []string
+}
+
+func (u *undo) add(path string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.paths = append(u.paths, path)
+}
+
+// all removes it.
+func (u *undo) all() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, p := range u.paths {
+		_ = unix.Unlink(p)
+	}
+	u.paths = nil
+}
+
+// forget leaves everything where it is, from now on.
+func (u *undo) forget() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.paths = nil
+}
