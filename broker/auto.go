@@ -3,10 +3,11 @@
 package main
 
 import (
-	"fmt"
+	"slices"
 	"time"
 
 	"aldente/broker/cli"
+	"aldente/broker/ports"
 	"aldente/broker/sockets"
 	"aldente/ipc"
 )
@@ -19,8 +20,8 @@ const scanPeriod = time.Second
 type autoForward struct {
 	in    *instance
 	rules []autoRule
-	bound [2]*sockets.Scanner // by direction: where its targets are; nil if no rule wants to know
-	warn  bool                // the last scan has failed
+	bound [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule wants to know
+	warn  [2]bool                            // the last such list has failed
 }
 
 // autoRule is a rule with "auto" and the ports that it forwards now.
@@ -44,8 +45,18 @@ func (in *instance) startAuto() error {
 	if len(a.rules) == 0 {
 		return nil
 	}
-	if err := a.scanners(); err != nil {
-		return err
+	for i := range a.rules {
+		switch d := a.rules[i].dir; {
+		case a.bound[d] != nil:
+		case d == inbound:
+			a.bound[d] = in.forward.ns.Bound
+		default:
+			s, err := ports.Open()
+			if err != nil {
+				return err
+			}
+			a.bound[d] = s.Scan
+		}
 	}
 	in.forward.auto = a
 	a.sync()
@@ -57,37 +68,15 @@ func (in *instance) startAuto() error {
 	return nil
 }
 
-// scanners opens what lists bound ports, where rules need that.
-func (a *autoForward) scanners() error {
-	for i := range a.rules {
-		switch d := a.rules[i].dir; {
-		case a.bound[d] != nil:
-		case d == outbound:
-			s, err := sockets.OpenScanner()
-			if err != nil {
-				return err
-			}
-			a.bound[d] = s
-		default:
-			done := make(chan error, 1)
-			a.in.forward.ns.Open(ipc.AgentOpen{Proto: ipc.AgentProtoDiag}, func(fd int, err error) {
-				if err == nil {
-					a.bound[d] = sockets.NewScanner(fd)
-				}
-				done <- err
-			})
-			if err := <-done; err != nil {
-				return fmt.Errorf("sock_diag socket in the namespace: %w", err)
-			}
-		}
-	}
-	return nil
+// scans tells whether a rule follows what is bound in the namespace.
+func (in *instance) scans() bool {
+	return slices.ContainsFunc(in.rules(inbound), func(r *cli.Rule) bool { return r.Auto })
 }
 
 // targets holds what may be forwarded in one direction, by protocol.
-type targets struct{ tcp, udp sockets.Ports }
+type targets struct{ tcp, udp ports.Set }
 
-func (t *targets) of(proto uint8) *sockets.Ports {
+func (t *targets) of(proto uint8) *ports.Set {
 	if proto == ipc.ProtoUDP {
 		return &t.udp
 	}
@@ -98,17 +87,13 @@ func (t *targets) of(proto uint8) *sockets.Ports {
 // goroutine at a time.
 func (a *autoForward) sync() {
 	var t [2]targets
-	for d, s := range a.bound {
-		if s == nil {
-			continue
-		}
-		err := s.Bound(ipc.ProtoTCP, &t[d].tcp)
-		if err == nil {
-			err = s.Bound(ipc.ProtoUDP, &t[d].udp)
-		}
-		if a.failed(err) {
-			return
-		}
+	var known [2]bool
+	if a.bound[inbound] != nil {
+		a.in.forward.ns.StartScan() // the agent works while we do
+	}
+	for _, d := range []direction{outbound, inbound} {
+		list := a.bound[d]
+		known[d] = list != nil && !a.failed(d, list(&t[d].tcp, &t[d].udp))
 	}
 	// What we listen on ourselves leads to the other side: it is no target.
 	for _, l := range a.in.factory.Listeners() {
@@ -124,26 +109,33 @@ func (a *autoForward) sync() {
 		t[d].udp.Merge(&t[d].tcp)
 	}
 	for i := range a.rules {
-		r := &a.rules[i]
-		a.close(r, t[r.dir].of(r.Proto))
+		if r := &a.rules[i]; known[r.dir] {
+			a.close(r, t[r.dir].of(r.Proto))
+		}
 	}
 	for i := range a.rules {
-		r := &a.rules[i]
-		a.open(r, t[r.dir].of(r.Proto))
+		if r := &a.rules[i]; known[r.dir] {
+			a.open(r, t[r.dir].of(r.Proto))
+		}
 	}
 }
 
-// failed tells whether a scan has failed, and the log once.
-func (a *autoForward) failed(err error) bool {
-	if err != nil && !a.warn {
-		a.in.log.Warn("cannot list bound ports: nothing more is forwarded automatically", "error", err)
+// failed tells whether a list of a direction's targets has failed, and the log
+// once. What is forwarded already stays, the other direction goes on.
+func (a *autoForward) failed(d direction, err error) bool {
+	if err != nil && !a.warn[d] {
+		where := "in the namespace"
+		if d == outbound {
+			where = "on the host"
+		}
+		a.in.log.Warn("cannot list the ports that are bound "+where+": none of them is newly forwarded until that works", "error", err)
 	}
-	a.warn = err != nil
-	return a.warn
+	a.warn[d] = err != nil
+	return a.warn[d]
 }
 
 // close drops the listeners of a rule whose targets are not bound any more.
-func (a *autoForward) close(r *autoRule, bound *sockets.Ports) {
+func (a *autoForward) close(r *autoRule, bound *ports.Set) {
 	for port, ls := range r.open {
 		if bound.Has(r.TargetPort + (port - r.First)) {
 			continue
@@ -158,7 +150,7 @@ func (a *autoForward) close(r *autoRule, bound *sockets.Ports) {
 
 // open makes the listeners of a rule that are missing. What cannot be bound is
 // tried again with the next scan: whoever has the port may let it go.
-func (a *autoForward) open(r *autoRule, bound *sockets.Ports) {
+func (a *autoForward) open(r *autoRule, bound *ports.Set) {
 	var missing []uint16
 	target := r.Target()
 	for port := range bound.All() {

@@ -385,6 +385,9 @@ const tapQueue = 16384
 // that completes what a worker needs to know.
 func (in *instance) attach(host *hostnet.Network) error {
 	in.agent.Confine(len(in.cfg.TCPNS.Rules)+len(in.cfg.UDPNS.Rules) > 0)
+	if in.scans() {
+		in.agent.Scans()
+	}
 	tap, err := in.makeTap(host)
 	if err != nil {
 		return err

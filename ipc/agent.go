@@ -21,6 +21,7 @@ const (
 	AgentKindChange                          // AgentChange: an address or route of that description
 	AgentKindCommit                          // AgentCommit: the description is complete, put it in force
 	AgentKindOpen                            // AgentOpen: a socket in the namespace
+	AgentKindScan                            // AgentScan: which ports are bound there
 )
 
 const (
@@ -30,6 +31,7 @@ const (
 	AgentKindDone                            // AgentDone: a set-up without an interface has succeeded
 	AgentKindOpened                          // AgentOpened, with the socket if Errno is zero
 	AgentKindLayer                           // AgentLayer
+	AgentKindPorts                           // AgentPorts: ports that a scan found
 )
 
 // Limits of the agent's records.
@@ -55,6 +57,7 @@ const (
 	AgentSetupNoLink                // make no interface, only bring lo up; Name is ignored
 	AgentSetupConfine               // give up, at the end, all that opening sockets does not take
 	AgentSetupBind                  // but keep CAP_NET_BIND_SERVICE
+	AgentSetupScan                  // keep what AgentScan takes
 
 	agentSetupFlags = 1<<iota - 1
 )

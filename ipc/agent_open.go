@@ -10,15 +10,11 @@ import "fmt"
 // without waiting for answers.
 type AgentOpen struct {
 	ID        uint32
-	Proto     uint8 // ProtoTCP, ProtoUDP or AgentProtoDiag
+	Proto     uint8 // ProtoTCP or ProtoUDP
 	Flags     uint8 // AgentOpen*
 	LocalPort uint16
 	Local     [16]byte // with AgentOpenBind: zero address for any; else zero
 }
-
-// AgentProtoDiag in AgentOpen.Proto asks for a NETLINK_SOCK_DIAG socket, on which
-// the broker lists what is bound in the namespace. No flag goes with it.
-const AgentProtoDiag = 255
 
 // Flags of AgentOpen.
 const (
@@ -54,8 +50,7 @@ func (o *AgentOpen) Decode(b []byte) error {
 	bind := o.Flags&AgentOpenBind != 0
 	switch {
 	case o.Flags&^agentOpenFlags != 0,
-		o.Proto != ProtoTCP && o.Proto != ProtoUDP && o.Proto != AgentProtoDiag,
-		o.Proto == AgentProtoDiag && o.Flags != 0,
+		o.Proto != ProtoTCP && o.Proto != ProtoUDP,
 		!bind && (o.Flags&(AgentOpenListen|AgentOpenDual) != 0 || o.LocalPort != 0 || o.Local != [16]byte{}),
 		o.Flags&AgentOpenIPv4 != 0 && o.Flags&AgentOpenDual != 0:
 		return fmt.Errorf("%w: socket of protocol %d, flags %#x, port %d", ErrMalformed, o.Proto, o.Flags, o.LocalPort)

@@ -30,6 +30,9 @@ func agentRecords() map[AgentKind][]byte {
 		AgentKindOpened: (&AgentOpened{ID: 1, Errno: 98}).Encode(),
 		AgentKindDone:   (&AgentDone{ID: 1}).Encode(),
 		AgentKindLayer:  (&AgentLayer{ID: 1, State: 2, Name: text}).Encode(),
+		AgentKindScan:   (&AgentScan{ID: 1}).Encode(),
+		AgentKindPorts: (&AgentPorts{ID: 1, Last: 1, N: 2, Words: [MaxPortWords]uint16{0, PortWords - 1},
+			Bits: [MaxPortWords]uint64{1, 1 << 63}}).Encode(),
 	}
 }
 
@@ -70,6 +73,14 @@ func redecode(b []byte) ([]byte, error) {
 		return r.Encode(), err
 	case AgentKindLayer:
 		var r AgentLayer
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindScan:
+		var r AgentScan
+		err := r.Decode(b)
+		return r.Encode(), err
+	case AgentKindPorts:
+		var r AgentPorts
 		err := r.Decode(b)
 		return r.Encode(), err
 	}
@@ -132,15 +143,16 @@ func TestAgentRanges(t *testing.T) {
 		"answer with padding":    (&AgentOpened{Padding: 1}).Encode(),
 		"unknown open flag":      (&AgentOpen{Proto: ProtoTCP, Flags: 1 << 7}).Encode(),
 		"open of no protocol":    (&AgentOpen{Proto: ProtoICMP}).Encode(),
-		"diagnosis with flags":   (&AgentOpen{Proto: AgentProtoDiag, Flags: AgentOpenIPv4}).Encode(),
-		"listen without bind":    (&AgentOpen{Proto: ProtoTCP, Flags: AgentOpenListen}).Encode(),
-		"port without bind":      (&AgentOpen{Proto: ProtoTCP, LocalPort: 1}).Encode(),
-		"address without bind":   (&AgentOpen{Proto: ProtoTCP, Local: [16]byte{1}}).Encode(),
-		"dual on IPv4":           (&AgentOpen{Proto: ProtoTCP, Flags: AgentOpenBind | AgentOpenIPv4 | AgentOpenDual}).Encode(),
-		"state of a layer":       (&AgentLayer{State: 3}).Encode(),
-		"layer with padding":     (&AgentLayer{Reserved: [3]byte{2: 1}}).Encode(),
-		"layer escape":           (&AgentLayer{Detail: Name{Len: 1, Bytes: [MaxDomain]byte{0x1b}}}).Encode(),
-		"report escape":          (&AgentReport{Text: Name{Len: 2, Bytes: [MaxDomain]byte{'a', 0x1b}}}).Encode(),
+		"socket of netlink":      (&AgentOpen{Proto: 255}).Encode(),
+		"ports without end":      (&AgentPorts{}).Encode(),
+		"failure without end":    (&AgentPorts{Errno: 1, N: 1, Bits: [MaxPortWords]uint64{1}}).Encode(),
+		"two ends":               (&AgentPorts{Last: 2}).Encode(),
+		"too many words":         (&AgentPorts{Last: 1, N: MaxPortWords + 1}).Encode(),
+		"ports beyond the last":  (&AgentPorts{N: 1, Words: [MaxPortWords]uint16{PortWords}, Bits: [MaxPortWords]uint64{1}}).Encode(),
+		"an empty word":          (&AgentPorts{N: 1, Words: [MaxPortWords]uint16{1}}).Encode(),
+		"a word twice":           (&AgentPorts{N: 2, Words: [MaxPortWords]uint16{1, 1}, Bits: [MaxPortWords]uint64{1, 1}}).Encode(),
+		"a word behind the last": (&AgentPorts{N: 1, Bits: [MaxPortWords]uint64{1, 1}}).Encode(),
+		"an index behind it":     (&AgentPorts{N: 1, Words: [MaxPortWords]uint16{0, 9}, Bits: [MaxPortWords]uint64{1}}).Encode(),
 	} {
 		if _, err := redecode(b); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v", name, err)

@@ -104,7 +104,9 @@ func FuzzRecords(f *testing.F) {
 		(&AgentReport{Fatal: 2}).Encode(), (&AgentReport{Text: text}).Encode(), (&AgentLayer{Name: text}).Encode(), (&AgentLayer{State: 3}).Encode(),
 		(&AgentTap{Index: 1, Name: name16("..")}).Encode(), (&AgentTap{Index: 1, Name: name16("a/b")}).Encode(),
 		(&AgentTap{Index: 1, Name: [16]byte{0: 'a', 5: 'b'}}).Encode(), (&AgentChange{Type: 1}).Encode(),
-		(&AgentChange{Type: AgentRoute, Body: make([]byte, MaxChange+1)}).Encode(), (&AgentOpen{Proto: ProtoTCP, LocalPort: 1}).Encode()} {
+		(&AgentChange{Type: AgentRoute, Body: make([]byte, MaxChange+1)}).Encode(), (&AgentOpen{Proto: ProtoTCP, LocalPort: 1}).Encode(),
+		(&AgentPorts{}).Encode(), (&AgentPorts{Last: 1, N: 2, Words: [MaxPortWords]uint16{7, 7}, Bits: [MaxPortWords]uint64{1, 1}}).Encode(),
+		(&AgentPorts{Last: 1, Errno: 105}).Encode()} {
 		fuzz.Add(f, append([]byte{0}, b...))
 		fuzz.Add(f, append([]byte{1}, b...))
 	}

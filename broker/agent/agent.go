@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/netns"
+	"aldente/broker/ports"
 	"aldente/ipc"
 	"aldente/policy"
 )
@@ -55,6 +56,9 @@ type server struct {
 	// Answers to requests for sockets, held back while there are more requests:
 	// the broker is to be woken once for all of them.
 	held []answer
+
+	scanner *ports.Scanner // nil: not asked for
+	scan    scan
 }
 
 // answer is a record with its descriptor, or -1.
@@ -98,10 +102,15 @@ func (s *server) serve() error {
 	buf := make([]byte, ipc.MaxRecord)
 	for {
 		flags := 0
-		if len(s.held) > 0 {
+		if len(s.held) > 0 || s.scan.on {
 			flags = unix.MSG_DONTWAIT
 		}
 		n, fd, err := ipc.Receive(s.channel, buf, flags)
+		if s.scan.on {
+			if err := s.goOn(); err != nil {
+				return err
+			}
+		}
 		if errors.Is(err, unix.EAGAIN) {
 			if err := s.answer(); err != nil {
 				return err
@@ -153,6 +162,8 @@ func (s *server) handle(b []byte) error {
 		return s.commit()
 	case ipc.AgentKindOpen:
 		return s.open(b)
+	case ipc.AgentKindScan:
+		return s.startScan(b)
 	default:
 		if s.captive(b) {
 			return nil
@@ -195,6 +206,9 @@ func (s *server) commit() error {
 	if err != nil {
 		return s.report(err, true)
 	}
+	if err := s.openScanner(); err != nil {
+		return s.report(err, true)
+	}
 	if err := s.confine(); err != nil {
 		return err
 	}
@@ -205,6 +219,9 @@ func (s *server) commit() error {
 // commitLoopback answers a set-up without an interface.
 func (s *server) commitLoopback() error {
 	if err := bringUpLoopback(); err != nil {
+		return s.report(err, true)
+	}
+	if err := s.openScanner(); err != nil {
 		return s.report(err, true)
 	}
 	if err := s.confine(); err != nil {
@@ -236,4 +253,12 @@ func errno(e error) uint16 {
 		return uint16(n)
 	}
 	return 0
+}
+
+// errnoError is the error that a number stands for, nil for zero.
+func errnoError(n uint16) error {
+	if n == 0 {
+		return nil
+	}
+	return unix.Errno(n)
 }

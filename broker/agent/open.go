@@ -48,9 +48,6 @@ func (s *server) answer() (err error) {
 
 // openSocket makes the socket that a request describes.
 func openSocket(o *ipc.AgentOpen) (int, error) {
-	if o.Proto == ipc.AgentProtoDiag {
-		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	}
 	domain, typ := unix.AF_INET6, unix.SOCK_STREAM
 	if o.Flags&ipc.AgentOpenIPv4 != 0 {
 		domain = unix.AF_INET

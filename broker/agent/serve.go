@@ -5,7 +5,9 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +22,7 @@ const (
 )
 
 // maxAsked bounds the requests that are unanswered: as many as fit the channel
-// in either direction, so that sending one never blocks.
+// in either direction, a scan besides, so that sending one never blocks.
 const maxAsked = 64
 
 // Sockets opens sockets in the namespace, for as long as the agent lives. It is
@@ -35,6 +37,9 @@ type Sockets struct {
 	waiting map[uint32]request // asked
 	queue   []request          // to be asked
 	spare   [4]spare
+
+	scanning scanning
+	patience time.Duration // how long Bound waits
 }
 
 // request is one that the agent has not answered.
@@ -55,6 +60,7 @@ type spare struct {
 // Close.
 func (c *Client) Sockets(ended func(error)) *Sockets {
 	s := &Sockets{client: c, id: c.id, waiting: make(map[uint32]request)}
+	s.scanning.fetched, s.scanning.ended, s.patience = true, make(chan error, 1), scanTime
 	for k := range s.spare {
 		s.spare[k].keep = keepTCP
 		if k&spareUDP != 0 {
@@ -156,10 +162,12 @@ func (s *Sockets) refill(p *spare, proto uint8, v4 bool) {
 // read takes answers until the channel ends. An error is the agent's fault.
 func (s *Sockets) read() error {
 	buf := make([]byte, ipc.MaxRecord)
+	receive, done := s.receiver(buf)
+	defer done()
 	for {
-		n, fd, err := ipc.Receive(s.client.channel, buf, 0)
+		n, fd, err := receive()
 		if err == nil {
-			err = s.answered(buf[:n], fd)
+			err = s.take(buf[:n], fd)
 		}
 		if err != nil {
 			if errors.Is(err, ipc.ErrMalformed) {
@@ -170,6 +178,47 @@ func (s *Sockets) read() error {
 			return err
 		}
 	}
+}
+
+// receiver returns what receives from the channel by way of the runtime's poller: a
+// thread of its own that waits in a system call has the runtime's monitor look
+// after it for ten milliseconds, each time that it waits.
+func (s *Sockets) receiver(buf []byte) (receive func() (n, fd int, err error), done func()) {
+	channel := s.client.channel
+	plain := func() (n, fd int, err error) { return ipc.Receive(channel, buf, 0) }
+	own, err := unix.FcntlInt(uintptr(channel), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil || unix.SetNonblock(own, true) != nil {
+		return plain, func() {}
+	}
+	f := os.NewFile(uintptr(own), "agent")
+	conn, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return plain, func() {}
+	}
+	return func() (n, fd int, err error) {
+		failed := conn.Read(func(c uintptr) bool {
+			n, fd, err = ipc.Receive(int(c), buf, unix.MSG_DONTWAIT)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if failed != nil {
+			return 0, -1, failed
+		}
+		return n, fd, err
+	}, func() { f.Close() }
+}
+
+// take takes one record, with a descriptor or -1.
+func (s *Sockets) take(b []byte, fd int) error {
+	kind := ipc.AgentKindOf(b)
+	if kind != ipc.AgentKindOpened && fd >= 0 {
+		unix.Close(fd)
+		return fmt.Errorf("%w: unexpected descriptor", ipc.ErrMalformed)
+	}
+	if kind == ipc.AgentKindPorts {
+		return s.found(b)
+	}
+	return s.answered(b, fd)
 }
 
 // answered matches an answer with its request.
@@ -208,10 +257,7 @@ func (s *Sockets) answered(b []byte, fd int) error {
 // namespace: what it is connected to is not subject to the policy.
 func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
 	domain, typ, proto := unix.AF_INET6, unix.SOCK_STREAM, int(o.Proto)
-	switch {
-	case o.Proto == ipc.AgentProtoDiag:
-		domain, typ, proto = unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG
-	case o.Flags&ipc.AgentOpenIPv4 != 0:
+	if o.Flags&ipc.AgentOpenIPv4 != 0 {
 		domain = unix.AF_INET
 	}
 	if o.Proto == ipc.ProtoUDP {
@@ -254,6 +300,7 @@ func (s *Sockets) fail(err error) {
 		rest = append(rest, r)
 	}
 	s.queue, s.waiting = nil, nil
+	s.endScan(s.err)
 	s.mu.Unlock()
 	for _, r := range rest {
 		r.done(-1, s.err)

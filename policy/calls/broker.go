@@ -54,11 +54,6 @@ func outward(user string) []Rule {
 	)
 }
 
-// diag is what listing the bound ports of a namespace takes.
-func diag(user string) []Rule {
-	return sockets(user, "bound ports, for automatic forwarding", unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG)
-}
-
 // descriptors is what the runtime and package os do with a descriptor that they
 // have.
 func descriptors() []Rule {
@@ -70,8 +65,9 @@ func descriptors() []Rule {
 }
 
 // Agent is the agent in the guest's namespace once the tap is made and
-// configured: it makes sockets, binds some of them, and passes them to the
-// broker. It connects none, opens no file and starts no process.
+// configured: it makes sockets, binds some of them, passes them to the broker,
+// and lists bound ports on a socket that it has. It connects none, opens no file
+// and starts no process.
 func Agent() List {
 	const agent = "broker/agent"
 	return List{
@@ -83,7 +79,6 @@ func Agent() List {
 			descriptors(),
 			plain("ipc", "records and descriptors", "sendmsg", "recvmsg"),
 			inet(agent),
-			diag(agent),
 		),
 	}
 }
@@ -189,8 +184,6 @@ func Broker() List {
 		[]Rule{{Call: "poll", Why: "waiting on a channel", User: broker, Arch: "amd64"}},
 		inet(factory),
 		outward(factory),
-		diag(factory),
-		plain(factory, "netlink: bound ports, and whether an address is the host's own", "sendto", "recvfrom"),
 		plain(broker, "virtual machines on the stream socket", "accept4", "shutdown"),
 		options(broker, "the agent's sockets are what was asked for, and of its namespace", "getsockopt", unix.SOL_SOCKET,
 			unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_NETNS_COOKIE),

@@ -84,8 +84,6 @@ func (r *Rule) limit() (string, error) {
 			level, arg, ok = a.Value, argument{"level", levels, false}, true
 		case strings.HasSuffix(r.Call, "sockopt") && a.Index == 2:
 			arg, ok = argument{"option", optionNames[level], false}, true
-		case r.Call == "socket" && a.Index == 2 && r.Args[0].Value == unix.AF_NETLINK:
-			arg = argument{"protocol", naming{unix.NETLINK_SOCK_DIAG: "SOCK_DIAG"}, false}
 		}
 		if !ok {
 			return "", fmt.Errorf("argument %d has no name", a.Index)

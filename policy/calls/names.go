@@ -22,7 +22,7 @@ var (
 	spliceFlags = naming{unix.SPLICE_F_MOVE: "SPLICE_F_MOVE", unix.SPLICE_F_NONBLOCK: "SPLICE_F_NONBLOCK"}
 	socketTypes = naming{unix.SOCK_STREAM: "SOCK_STREAM", unix.SOCK_DGRAM: "SOCK_DGRAM", unix.SOCK_RAW: "SOCK_RAW", unix.SOCK_SEQPACKET: "SOCK_SEQPACKET",
 		unix.SOCK_NONBLOCK: "SOCK_NONBLOCK", unix.SOCK_CLOEXEC: "SOCK_CLOEXEC"}
-	families  = naming{unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_UNIX: "AF_UNIX", unix.AF_NETLINK: "AF_NETLINK"}
+	families  = naming{unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_UNIX: "AF_UNIX"}
 	protocols = naming{unix.IPPROTO_TCP: "TCP", unix.IPPROTO_UDP: "UDP", unix.IPPROTO_ICMP: "ICMP", unix.IPPROTO_ICMPV6: "ICMPv6"}
 	levels    = naming{unix.SOL_SOCKET: "SOL_SOCKET", unix.IPPROTO_IP: "IPPROTO_IP", unix.IPPROTO_IPV6: "IPPROTO_IPV6",
 		unix.IPPROTO_TCP: "IPPROTO_TCP", unix.IPPROTO_UDP: "IPPROTO_UDP"}

@@ -6,11 +6,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/hostnet/netlink"
 )
 
-// ErrInterrupted says that tables changed while they were dumped: ask again.
+// ErrInterrupted says that tables changed while they were dumped, or that part of
+// the answer was lost: ask again.
 var ErrInterrupted = errors.New("rtnetlink dump interrupted by a change")
 
 // errShort is for a kernel answer that does not parse, which only a fault of
@@ -46,26 +50,26 @@ type Request struct {
 // Conn is a blocking rtnetlink socket in the network namespace of the thread
 // that dialled it. It is not for concurrent use.
 type Conn struct {
-	fd  int
-	seq uint32
-	buf []byte
+	socket *netlink.Socket
+	seq    uint32
+	buf    []byte
 }
 
 // Dial opens a socket.
 func Dial() (*Conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	s, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("rtnetlink socket: %w", err)
+		return nil, err
 	}
 	// Both are optimisations: Linux 4.20 filters dumps, 4.12 cuts the echo of
 	// the request off an acknowledgement.
-	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
-	return &Conn{fd: fd, buf: make([]byte, receiveBuffer)}, nil
+	_ = s.Option(unix.NETLINK_GET_STRICT_CHK, 1)
+	_ = s.Option(unix.NETLINK_CAP_ACK, 1)
+	return &Conn{socket: s, seq: rand.Uint32(), buf: make([]byte, receiveBuffer)}, nil
 }
 
 // Close closes the socket.
-func (c *Conn) Close() error { return unix.Close(c.fd) }
+func (c *Conn) Close() error { return c.socket.Close() }
 
 // Dump asks for a table and calls each for every entry. Bodies are valid only
 // during the call. A family or table that the kernel does not have is empty.
@@ -83,6 +87,8 @@ func (c *Conn) Dump(typ uint16, body []byte, each func(Message)) error {
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
 			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			return ErrInterrupted
 		case err != nil:
 			return err
 		case done && interrupted:
@@ -93,8 +99,17 @@ func (c *Conn) Dump(typ uint16, body []byte, each func(Message)) error {
 	}
 }
 
-// Get asks for one object and returns a copy of the answer's body.
+// Get asks for one object and returns a copy of the answer's body. If the answer
+// was lost it asks once more.
 func (c *Conn) Get(typ uint16, body []byte) ([]byte, error) {
+	b, err := c.get(typ, body)
+	if errors.Is(err, unix.ENOBUFS) {
+		b, err = c.get(typ, body)
+	}
+	return b, err
+}
+
+func (c *Conn) get(typ uint16, body []byte) ([]byte, error) {
 	if err := c.send(c.append(nil, Request{Type: typ, Body: body}, unix.NLM_F_ACK)); err != nil {
 		return nil, err
 	}
@@ -196,26 +211,15 @@ func (c *Conn) receive(seq uint32, each func(header, Message) error) (done bool,
 	return false, nil
 }
 
-func (c *Conn) send(b []byte) error {
-	for {
-		err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		if err != unix.EINTR {
-			return err
-		}
-	}
-}
+func (c *Conn) send(b []byte) error { return c.socket.Send(b) }
 
 func (c *Conn) read() ([]byte, error) {
-	for {
-		n, err := unix.Read(c.fd, c.buf)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("rtnetlink: %w", err)
-		}
-		return c.buf[:n], nil
+	b, err := c.socket.Receive(c.buf)
+	if err != nil {
+		c.socket.Drain() // the rest of this answer is none to the next request
+		return nil, fmt.Errorf("rtnetlink: %w", err)
 	}
+	return b, nil
 }
 
 // header is what matters of struct nlmsghdr.
