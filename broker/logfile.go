@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,7 +65,7 @@ func outputHint(err error) string {
 // guarded tells whether this process is more than it is going to be: a file that
 // root creates in a directory of another is not to be one of root's own, by a link
 // put there.
-func guarded(cfg *cli.Config) bool { return int(unprivileged(cfg).UID) != os.Geteuid() }
+func guarded(cfg *cli.Config) bool { return unprivileged(cfg).changes() }
 
 // stamp is the form of the time before each line.
 const stamp = "2006-01-02 15:04:05.000 "

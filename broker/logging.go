@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 	"unicode"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/cli"
+	"aldente/broker/foreign"
 )
 
 // logHandler writes records as the original does: the message as it is, with
@@ -41,7 +41,7 @@ type logOutput struct {
 func (h *logHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
 
 func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
-	line := append([]byte(nil), strings.Map(shown, r.Message)...)
+	line := append([]byte(nil), foreign.Text(r.Message)...)
 	line = append(line, h.attrs...)
 	r.Attrs(func(a slog.Attr) bool {
 		line = appendAttr(line, a)
@@ -65,15 +65,6 @@ func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 }
 
 func (h *logHandler) WithGroup(string) slog.Handler { return h }
-
-// shown replaces what a terminal might take for a command: some of what is
-// logged comes from processes that a guest may have taken over.
-func shown(c rune) rune {
-	if c == '\n' || c == '\t' || unicode.IsPrint(c) {
-		return c
-	}
-	return '?'
-}
 
 func appendAttr(b []byte, a slog.Attr) []byte {
 	v := a.Value.Resolve().String()

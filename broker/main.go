@@ -29,6 +29,7 @@ import (
 	"aldente/broker/startup"
 	"aldente/broker/supervise"
 	"aldente/ipc"
+	"aldente/policy"
 )
 
 // errLimits is why this process cannot do what it is for, with the limits that
@@ -97,6 +98,7 @@ type instance struct {
 	resolvers hostnet.Resolvers // the host's
 	factory   *sockets.Factory
 	worker    *supervise.Supervisor
+	first     chan error // outcome of the first worker's start
 	agent     *agent.Client
 	child     *netns.Child     // the command, if we started one
 	ns        *netns.Namespace // the guest's
@@ -149,8 +151,9 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 			in.undo.all()
 		}
 	}()
-	if ids := unprivileged(cfg); int(ids.UID) != os.Geteuid() {
-		if err := startup.Limits(int(ids.UID), int(ids.GID)); err != nil {
+	if id := unprivileged(cfg); id.changes() {
+		policy.NonDumpable() // before there is somebody else to look in
+		if err := startup.Limits(int(id.own.UID), int(id.own.GID)); err != nil {
 			return 1, err
 		}
 	}
@@ -175,9 +178,7 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 		return 1, err
 	}
 
-	// 4. The worker starts while the agent makes the tap, and waits for it.
-	started := make(chan error, 1)
-	go func() { started <- in.worker.Start() }()
+	// 4. The worker has started, and waits for the agent to make the tap.
 	if cfg.Personality == cli.Passt {
 		err = in.attachStream()
 	} else {
@@ -194,7 +195,7 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 	if err == nil {
 		err = in.lockDown(notify)
 	}
-	if e := <-started; err == nil {
+	if e := <-in.first; err == nil {
 		err = e
 	}
 	if err != nil {
@@ -278,20 +279,15 @@ func (in *instance) enter() error {
 			return err
 		}
 		in.ns = ns
-		if os.Geteuid() != int(ids.UID) {
-			ns.SetAgentIDs(int(ids.UID), int(ids.GID))
-		}
 		if in.watch, err = ns.Watch(); err != nil {
 			return err
 		}
 	}
-	// In the background, standard error is to reach its end when we let go.
-	stderr := -1
-	if in.cfg.Foreground || in.child != nil {
-		stderr = 2
+	if ids.changes() {
+		in.ns.SetAgentIDs(int(ids.own.UID), int(ids.own.GID))
 	}
 	var err error
-	in.agent, err = agent.Start(in.ns, stderr)
+	in.agent, err = agent.Start(in.ns, func(line string) { in.log.Error(line, "component", "agent") })
 	return err
 }
 
@@ -309,8 +305,9 @@ func (in *instance) target() netns.Target {
 	return n
 }
 
-// prepare opens what the caller may and nobody may not, and then becomes
-// nobody if the caller was root.
+// prepare opens what the caller may and nobody may not, has the worker's process
+// made, whose namespaces are the caller's too, and then becomes nobody if the
+// caller was root.
 func (in *instance) prepare(host *hostnet.Network) error {
 	if err := in.listen(); err != nil {
 		return err
@@ -327,8 +324,10 @@ func (in *instance) prepare(host *hostnet.Network) error {
 		mode = "stream"
 	}
 	in.factory.OnEvent = in.workerEvent
+	id := unprivileged(in.cfg)
 	in.worker, err = supervise.New(supervise.Options{
-		Logger: in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
+		Identity: id.worker(),
+		Logger:   in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
 		Setup:    in.setUpWorker,
 		Serve:    in.serveWorker,
 		FileSize: in.capture.bound(),
@@ -341,8 +340,13 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	if err != nil {
 		return err
 	}
-	if err := in.dropPrivileges(); err != nil {
-		return err
+	in.first = make(chan error, 1)
+	go func() { in.first <- in.worker.Start() }()
+	if id.changes() {
+		<-in.worker.Spawned()
+		if err := in.dropPrivileges(id); err != nil {
+			return err
+		}
 	}
 	switch {
 	case in.cfg.Personality != cli.Passt:

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"aldente/broker/cli"
+	"aldente/broker/supervise"
 	"aldente/policy"
 )
 
@@ -18,17 +19,46 @@ const firstOpenPort = 1024
 // nobody is the user and group that own nothing.
 const nobody = 65534
 
+// firstPrivate is the first of the users that no system gives to anybody: above
+// those that distributions, containers and systemd take, and below 2^31. A broker
+// that root has started takes its process number beyond it.
+const firstPrivate = 0x70000000
+
+// identity is who this process is going to be, with its worker and agent.
+type identity struct {
+	cli.IDs // effective: for files, sockets and a command
+
+	// Real and saved, and all that worker and agent are. Nobody is many: who may
+	// signal a process, or trace it, is decided by these.
+	own cli.IDs
+}
+
 // unprivileged is who we are to be: --runas, nobody if root of the whole
 // system started us, else who we are. Root of a user namespace stays what it
 // is: it has no more than its owner.
-func unprivileged(cfg *cli.Config) cli.IDs {
+func unprivileged(cfg *cli.Config) identity {
 	switch {
 	case cfg.RunAs != nil:
-		return *cfg.RunAs
+		return identity{*cfg.RunAs, *cfg.RunAs}
 	case os.Geteuid() == 0 && inInitialUserNamespace():
-		return cli.IDs{UID: nobody, GID: nobody}
+		own := uint32(firstPrivate + os.Getpid())
+		return identity{cli.IDs{UID: nobody, GID: nobody}, cli.IDs{UID: own, GID: own}}
 	}
-	return cli.IDs{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+	same := cli.IDs{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+	return identity{same, same}
+}
+
+// changes tells whether that is somebody else than we are.
+func (id identity) changes() bool {
+	return int(id.UID) != os.Geteuid() || int(id.GID) != os.Getegid()
+}
+
+// worker is what a worker is told of it.
+func (id identity) worker() *supervise.Identity {
+	if !id.changes() {
+		return nil
+	}
+	return &supervise.Identity{UID: int(id.own.UID), GID: int(id.own.GID)}
 }
 
 // inInitialUserNamespace tells whether user numbers are what they seem.
@@ -37,12 +67,8 @@ func inInitialUserNamespace() bool {
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
 }
 
-// dropPrivileges becomes who unprivileged says, in all threads.
-func (in *instance) dropPrivileges() error {
-	ids := unprivileged(in.cfg)
-	if int(ids.UID) == os.Geteuid() && int(ids.GID) == os.Getegid() {
-		return nil
-	}
+// dropPrivileges becomes who unprivileged said, in all threads.
+func (in *instance) dropPrivileges(id identity) error {
 	if in.cfg.RunAs == nil {
 		in.log.Info("started as root, changing to nobody")
 	}
@@ -53,13 +79,15 @@ func (in *instance) dropPrivileges() error {
 		err = policy.KeepThroughSetuid()
 	}
 	if err == nil {
-		err = syscall.Setresgid(int(ids.GID), int(ids.GID), int(ids.GID))
+		err = syscall.Setresgid(int(id.own.GID), int(id.GID), int(id.own.GID))
 	}
 	if err == nil {
-		err = syscall.Setresuid(int(ids.UID), int(ids.UID), int(ids.UID))
+		err = syscall.Setresuid(int(id.own.UID), int(id.UID), int(id.own.UID))
 	}
 	if err != nil {
-		return fmt.Errorf("cannot become user %d, group %d: %w", ids.UID, ids.GID, err)
+		return fmt.Errorf("cannot become user %d, group %d: %w", id.UID, id.GID, err)
 	}
+	// The change leaves it to fs.suid_dumpable.
+	policy.NonDumpable()
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"aldente/broker/cli"
 	"aldente/broker/fork"
+	"aldente/policy"
 )
 
 // selfTest puts up the whole sandbox, of all three processes, around a guest
@@ -44,6 +45,9 @@ func selfTest(given *cli.Config) int {
 
 // selfTest follows run up to the point where a guest would be let loose.
 func (in *instance) selfTest(r *selfReport) error {
+	if unprivileged(in.cfg).changes() {
+		policy.NonDumpable()
+	}
 	host, err := in.discover()
 	if err != nil {
 		return err
@@ -54,8 +58,6 @@ func (in *instance) selfTest(r *selfReport) error {
 	if err := in.prepare(host); err != nil {
 		return err
 	}
-	started := make(chan error, 1)
-	go func() { started <- in.worker.Start() }()
 	err = in.attach(host)
 	close(in.attached)
 	<-in.worker.Spawned()
@@ -65,7 +67,7 @@ func (in *instance) selfTest(r *selfReport) error {
 	if err == nil {
 		err = in.lockDown(-1)
 	}
-	if e := <-started; err == nil {
+	if e := <-in.first; err == nil {
 		err = e
 	}
 	if err != nil {

@@ -218,21 +218,40 @@ func TestRulesAreExplained(t *testing.T) {
 	}
 }
 
+func number(n int) func() int { return func() int { return n } }
+
 func TestBindSelf(t *testing.T) {
-	if selfPlaceholder != calls.Self {
+	if selfPlaceholder != calls.Self || uidPlaceholder != calls.OwnUID || gidPlaceholder != calls.OwnGID {
 		t.Fatal("placeholders differ")
 	}
 	prog := readProgram(t, FilterWorker, "amd64")
 	kill := func(pid uint64) uint32 {
 		return evaluate(prog, &seccompData{nr: 234, arch: auditArch["amd64"], args: [6]uint64{pid, pid}})
 	}
-	bindSelf(prog, 4711)
+	bind(prog, number(4711), number(4712), number(4713))
 	for pid, want := range map[uint64]uint32{
 		4711: unix.SECCOMP_RET_ALLOW, 1: unix.SECCOMP_RET_KILL_PROCESS, calls.Self: unix.SECCOMP_RET_KILL_PROCESS,
 		4711 | 1<<32: unix.SECCOMP_RET_KILL_PROCESS,
 	} {
 		if got := kill(pid); got != want {
 			t.Errorf("tgkill(%d): %#x, want %#x", pid, got, want)
+		}
+	}
+	prog = readProgram(t, FilterBroker, "amd64")
+	bind(prog, number(4711), number(4712), number(4713))
+	for _, c := range []struct {
+		nr   uint32
+		args [6]uint64
+		want uint32
+	}{
+		{117, [6]uint64{4712, 4712, 4712}, unix.SECCOMP_RET_ALLOW}, // setresuid
+		{119, [6]uint64{4713, 4713, 4713}, unix.SECCOMP_RET_ALLOW}, // setresgid
+		{117, [6]uint64{4712, 0, 4712}, unix.SECCOMP_RET_KILL_PROCESS},
+		{117, [6]uint64{4713, 4713, 4713}, unix.SECCOMP_RET_KILL_PROCESS},
+		{119, [6]uint64{calls.OwnGID, calls.OwnGID, calls.OwnGID}, unix.SECCOMP_RET_KILL_PROCESS},
+	} {
+		if got := evaluate(prog, &seccompData{nr: c.nr, arch: auditArch["amd64"], args: c.args}); got != c.want {
+			t.Errorf("call %d%v: %#x, want %#x", c.nr, c.args, got, c.want)
 		}
 	}
 }

@@ -25,6 +25,12 @@ const (
 // identifier in a compiled filter. A test keeps the two equal.
 const selfPlaceholder = 0x53454c46
 
+// The same for calls.OwnUID and calls.OwnGID.
+const (
+	uidPlaceholder = 0x5f554944
+	gidPlaceholder = 0x5f474944
+)
+
 // sizeofFilter is the size of struct sock_filter, include/uapi/linux/filter.h.
 const sizeofFilter = 8
 
@@ -38,7 +44,7 @@ func Load(name string) error {
 	if err != nil {
 		return err
 	}
-	bindSelf(prog, unix.Getpid())
+	bind(prog, unix.Getpid, unix.Getuid, unix.Getgid)
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
 	tid, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
 		unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
@@ -96,12 +102,22 @@ func decode(raw []byte) ([]unix.SockFilter, error) {
 	return prog, nil
 }
 
-// bindSelf puts the process identifier where the list says calls.Self. The
-// number of the process is not known when filters are compiled.
-func bindSelf(prog []unix.SockFilter, pid int) {
+// bind puts the numbers of the process, its real user and its real group where the
+// list says calls.Self, calls.OwnUID and calls.OwnGID. They are not known when
+// filters are compiled. Nothing is asked for that a list does not name: a filter in
+// force may forbid it.
+func bind(prog []unix.SockFilter, pid, uid, gid func() int) {
 	for i := range prog {
-		if prog[i].Code == unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K && prog[i].K == selfPlaceholder {
-			prog[i].K = uint32(pid)
+		if prog[i].Code != unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K {
+			continue
+		}
+		switch prog[i].K {
+		case selfPlaceholder:
+			prog[i].K = uint32(pid())
+		case uidPlaceholder:
+			prog[i].K = uint32(uid())
+		case gidPlaceholder:
+			prog[i].K = uint32(gid())
 		}
 	}
 }

@@ -97,7 +97,7 @@ func saidOf(p *netlab.Proc, attempt string) string {
 		case strings.HasPrefix(said, "killed by bad system call"):
 			return "killed"
 		default:
-			return strings.TrimSpace(said)
+			return strings.TrimSuffix(strings.TrimSpace(said), " component=agent")
 		}
 	}
 	return ""

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -172,8 +173,12 @@ func TestCapabilityKept(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			g := lab.For(t).GuestWith(netlab.GuestSpec{User: netlab.Root, Args: append([]string{"--config-net"}, tt.args...)})
 			got := statusLines(t, g.Proc.PID)
-			if uid := strings.Fields(got["Uid"]); !slices.Equal(uid, []string{"65534", "65534", "65534", "65534"}) {
-				t.Errorf("user %s", got["Uid"])
+			// Effective and of files: nobody. Real and saved: nobody else's.
+			own := strconv.Itoa(0x70000000 + g.Proc.PID)
+			for _, k := range []string{"Uid", "Gid"} {
+				if ids := strings.Fields(got[k]); !slices.Equal(ids, []string{own, "65534", own, "65534"}) {
+					t.Errorf("%s is %s", k, got[k])
+				}
 			}
 			for k, want := range map[string]string{"CapPrm": tt.want, "CapEff": tt.want, "CapInh": noCapability,
 				"CapAmb": noCapability, "CapBnd": noCapability, "Seccomp": "2"} {

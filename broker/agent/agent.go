@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,8 @@ type server struct {
 	taps map[string]tap
 	tun  int // clone device of the first, -1: to be opened
 
+	noTun unix.Errno // why there is no clone device, and no path to it
+
 	// Answers to requests for sockets, held back while there are more requests:
 	// the broker is to be woken once for all of them.
 	held []answer
@@ -87,9 +90,13 @@ func Main() {
 	debug.SetGCPercent(25)
 	s := &server{channel: netns.AgentChannel, taps: make(map[string]tap), tun: -1}
 	unix.CloseOnExec(s.channel)
-	if len(os.Args) > 1 && os.Args[1] == netns.AgentHasTun {
-		s.tun = netns.AgentTun
-		unix.CloseOnExec(s.tun)
+	if len(os.Args) > 2 && os.Args[1] == netns.AgentHasTun {
+		if n, _ := strconv.Atoi(os.Args[2]); n != 0 {
+			s.noTun = unix.Errno(n)
+		} else {
+			s.tun = netns.AgentTun
+			unix.CloseOnExec(s.tun)
+		}
 	}
 	if err := s.serve(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", netns.AgentName, err)

@@ -54,7 +54,7 @@ func newGuest(t *testing.T) *guest {
 // join starts one more agent in a namespace.
 func join(t *testing.T, ns *netns.Namespace) *Client {
 	t.Helper()
-	a, err := Start(ns, 2)
+	a, err := Start(ns, func(line string) { fmt.Fprintln(os.Stderr, line) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -407,7 +407,7 @@ func BenchmarkStart(b *testing.B) {
 		if err != nil {
 			b.Skip(err)
 		}
-		a, err := Start(&c.Namespace, -1)
+		a, err := Start(&c.Namespace, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -26,6 +26,7 @@ func (c *Client) Captive(name string) error {
 	if err := ipc.Send(c.channel, append(b, name...), -1); err != nil {
 		return err
 	}
+	defer c.heard()
 	var ws unix.WaitStatus
 	if _, err := unix.Wait4(c.PID(), &ws, 0, nil); err != nil {
 		return err

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/foreign"
 	"aldente/broker/hostnet"
 	"aldente/broker/hostnet/rtnl"
 	"aldente/broker/netns"
@@ -24,6 +26,8 @@ type Client struct {
 	process *netns.Agent
 	channel int
 	id      uint32
+
+	silent chan struct{} // closed when the agent will say nothing more
 
 	flags  uint32 // of set-ups, besides their own
 	layers policy.Report
@@ -113,21 +117,30 @@ type Tap struct {
 	Warnings []string // what could not be done and may not matter
 }
 
-// Start starts an agent in the namespace, with its standard error on the
-// descriptor given, or nowhere if that is negative. It does not wait: a failure
-// to join shows in the first request.
-func Start(ns *netns.Namespace, stderr int) (*Client, error) {
+// Start starts an agent in the namespace. The lines that it writes to its standard
+// error are passed to tell, if that is not nil, bounded and fit to be shown. It does
+// not wait: a failure to join shows in the first request.
+func Start(ns *netns.Namespace, tell func(line string)) (*Client, error) {
 	ours, its, err := ipc.Pair()
 	if err != nil {
 		return nil, err
 	}
-	p, err := netns.SpawnAgent(ns, its, stderr, true)
-	unix.Close(its)
+	defer unix.Close(its)
+	hear, speak, err := os.Pipe()
 	if err != nil {
 		unix.Close(ours)
 		return nil, err
 	}
-	return &Client{process: p, channel: ours}, nil
+	defer speak.Close()
+	p, err := netns.SpawnAgent(ns, its, int(speak.Fd()), true)
+	if err != nil {
+		unix.Close(ours)
+		hear.Close()
+		return nil, err
+	}
+	c := &Client{process: p, channel: ours, silent: make(chan struct{})}
+	go said(hear, tell, c.silent)
+	return c, nil
 }
 
 // PID returns the agent's process identifier.
@@ -301,15 +314,23 @@ const maxReports = 1024
 
 func (c *Client) takeTap(tap *Tap, b []byte, fd int) error {
 	var r ipc.AgentTap
-	if err := r.Decode(b); err != nil || r.ID != c.id || fd < 0 {
+	if err := r.Decode(b); err != nil || r.ID != c.id || !isTap(fd) {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
 		return fmt.Errorf("agent: %w: tap %d for request %d", errors.Join(ipc.ErrMalformed, err), r.ID, c.id)
 	}
 	tap.FD, tap.MAC, tap.IfIndex, tap.Offload = fd, r.MAC, int(r.Index), r.Offload
-	tap.Name = unix.ByteSliceToString(r.Name[:])
+	tap.Name = foreign.Line(unix.ByteSliceToString(r.Name[:]))
 	return nil
+}
+
+// isTap tells whether a descriptor is the clone device of taps: reading anything
+// else, or closing it, might take as long as a guest wants.
+func isTap(fd int) bool {
+	const tun = 10<<8 | 200 // drivers/net/tun.c, TUN_MINOR
+	var st unix.Stat_t
+	return fd >= 0 && unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == tun
 }
 
 func (c *Client) report(b []byte) (fatal bool, text string, err error) {
@@ -320,7 +341,7 @@ func (c *Client) report(b []byte) (fatal bool, text string, err error) {
 	if r.ID != c.id {
 		return false, "", fmt.Errorf("agent: %w: report for request %d", ipc.ErrMalformed, r.ID)
 	}
-	text = r.Text.String()
+	text = foreign.Line(r.Text.String())
 	if r.Errno != 0 {
 		text += ": " + unix.Errno(r.Errno).Error()
 	}
@@ -329,6 +350,7 @@ func (c *Client) report(b []byte) (fatal bool, text string, err error) {
 
 // died explains the end of the channel.
 func (c *Client) died(err error) error {
+	defer c.heard()
 	if failure := c.process.Failure(); failure != nil {
 		return failure
 	}

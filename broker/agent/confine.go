@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"aldente/broker/foreign"
 	"aldente/ipc"
 	"aldente/policy"
 )
@@ -54,6 +55,6 @@ func (c *Client) takeLayer(b []byte) error {
 	if r.ID != c.id || len(c.layers) == maxLayers {
 		return ipc.ErrMalformed
 	}
-	c.layers.Add(policy.Layer{Name: r.Name.String(), State: policy.State(r.State), Detail: r.Detail.String()})
+	c.layers.Add(policy.Layer{Name: foreign.Line(r.Name.String()), State: policy.State(r.State), Detail: foreign.Line(r.Detail.String())})
 	return nil
 }

@@ -220,12 +220,13 @@ func TestHostileAgent(t *testing.T) {
 		}
 	}
 	own := func(t *testing.T, _ *guest) int {
-		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_TCP)
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return fd
 	}
+	const stream = unix.SOCK_STREAM | unix.SOCK_NONBLOCK
 	answer := func(id uint32) []byte { return (&ipc.AgentOpened{ID: id}).Encode() }
 	for _, tt := range []struct {
 		name   string
@@ -233,11 +234,12 @@ func TestHostileAgent(t *testing.T) {
 		socket func(*testing.T, *guest) int
 	}{
 		{"socket of the host's namespace", answer, own},
-		{"socket of another family", answer, socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP)},
-		{"socket of another protocol", answer, socket(unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDP)},
-		{"MPTCP", answer, socket(unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)},
-		{"raw socket of the protocol", answer, socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_TCP)},
-		{"UNIX socket", answer, socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)},
+		{"socket of another family", answer, socket(unix.AF_INET, stream, unix.IPPROTO_TCP)},
+		{"socket of another protocol", answer, socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)},
+		{"MPTCP", answer, socket(unix.AF_INET6, stream, unix.IPPROTO_MPTCP)},
+		{"raw socket of the protocol", answer, socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)},
+		{"UNIX socket", answer, socket(unix.AF_UNIX, stream, 0)},
+		{"socket that blocks", answer, socket(unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_TCP)},
 		{"no socket", answer, nil},
 		{"socket with an error", func(id uint32) []byte { return (&ipc.AgentOpened{ID: id, Errno: 13}).Encode() }, own},
 		{"answer to nothing", func(id uint32) []byte { return (&ipc.AgentOpened{ID: id + 1}).Encode() }, own},

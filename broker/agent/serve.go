@@ -268,6 +268,11 @@ func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
 			return fmt.Errorf("%w: a socket of another kind", ipc.ErrMalformed)
 		}
 	}
+	// We connect some of them, and wait for none.
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_NONBLOCK == 0 {
+		return fmt.Errorf("%w: a socket that blocks", ipc.ErrMalformed)
+	}
 	if s.cookie != 0 {
 		if c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || c == s.cookie {
 			return fmt.Errorf("%w: a socket of another namespace", ipc.ErrMalformed)

@@ -27,6 +27,9 @@ const (
 // force.
 func (s *server) openTap(name string) (fd int, offload uint32, err error) {
 	if fd, s.tun = s.tun, -1; fd < 0 {
+		if s.noTun != 0 {
+			return -1, 0, &failure{"cannot open " + tunDevice + openHint(s.noTun), s.noTun}
+		}
 		if fd, err = unix.Open(tunDevice, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
 			return -1, 0, &failure{"cannot open " + tunDevice + openHint(err), err}
 		}

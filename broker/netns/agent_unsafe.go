@@ -17,6 +17,15 @@ import (
 // outlive the join.
 const agentCaps = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
 
+// Descriptors of the child from its first steps on. Those below 5 it keeps.
+const (
+	childExe    = 5 // our own executable
+	childStatus = 6 // takes an agentFailure
+	childUser   = 7 // namespaces to join
+	childNet    = 8
+	childFirst  = 9 // what is from here on is the broker's
+)
+
 // agentSpec is everything the agent's process needs between clone and execve,
 // laid out before the clone. All descriptors are above 9, so that none is in the
 // way of another.
@@ -27,15 +36,16 @@ type agentSpec struct {
 	stderr    int   // becomes 2
 	status    int   // close-on-exec: agentFailure
 	exe       int   // our own executable
-	tun       int32 // becomes 4, -1: none, and the file system is what it was
+	tun       int32 // errno of opening AgentTun, -1: not tried, and the file system is what it was
 	bare      bool  // without files
 
-	setIDs   bool // take uid and gid in the namespace
-	mustSet  bool // and fail if that is impossible
+	setIDs   bool // take uid and gid: before joining
+	inside   bool // after joining, as numbers of the namespace, if it has them
 	uid, gid int
 
 	argv    []*byte
-	argvTun []*byte // with tun
+	argvTun []*byte  // with tun
+	tunText *[3]byte // the last argument of argvTun
 	envv    []*byte
 
 	capHeader unix.CapUserHeader
@@ -79,55 +89,135 @@ func forkAgent(s *agentSpec) (int, syscall.Errno) {
 // single thread may join a user namespace, which a Go program is nowhere but
 // here. It never returns.
 //
+// Inside, user 0 of the namespace may look into every process whose memory belongs
+// to it. Until execve this one's is a copy of the broker's, which belongs to the
+// broker's user namespace: there it is enough not to be dumpable. With execve it
+// becomes the guest's; so by then nothing of the broker's is left, neither files nor
+// descriptors nor memory.
+//
 //go:nosplit
 //go:norace
 func agentChild(s *agentSpec) {
+	hide()
 	// A session of its own: the terminal's signals are meant for the command.
 	fork.Call(unix.SYS_SETSID, 0, 0, 0, 0, 0)
-	if s.user >= 0 {
-		failOn(s, stepUser, fork.Call(unix.SYS_SETNS, uintptr(s.user), unix.CLONE_NEWUSER, 0, 0, 0))
+	agentDescriptors(s)
+	if s.setIDs && !s.inside {
+		// Whoever may change to another user needs no user namespace for the
+		// rest, and nothing of it is in the new user's reach.
+		agentNetwork(s)
+		agentUser(s)
+		agentJoin(s)
+	} else {
+		agentJoin(s)
+		agentNetwork(s)
+		agentUser(s)
 	}
-	failOn(s, stepNet, fork.Call(unix.SYS_SETNS, uintptr(s.net), unix.CLONE_NEWNET, 0, 0, 0))
-	if s.bare {
-		emptyRoot(s)
-	}
-	agentIdentity(s)
-	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.null), 0, 0, 0, 0))
-	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.null), 1, 0, 0, 0))
-	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.stderr), 2, 0, 0, 0))
-	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.channel), 3, 0, 0, 0))
-	first, argv := uintptr(AgentTun), uintptr(unsafe.Pointer(&s.argv[0]))
+	agentCapabilities(s)
+	argv := uintptr(unsafe.Pointer(&s.argv[0]))
 	if s.tun >= 0 {
-		failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(s.tun), AgentTun, 0, 0, 0))
-		first, argv = AgentTun+1, uintptr(unsafe.Pointer(&s.argvTun[0]))
+		e := s.tun
+		s.tunText[0], s.tunText[1], s.tunText[2] = byte('0'+e/100%10), byte('0'+e/10%10), byte('0'+e%10)
+		argv = uintptr(unsafe.Pointer(&s.argvTun[0]))
 	}
-	fork.Call(unix.SYS_CLOSE_RANGE, first, fork.AllFDs, fork.CloseRangeCloexec, 0, 0)
 	fork.Call(unix.SYS_CHDIR, uintptr(unsafe.Pointer(&rootDir[0])), 0, 0, 0, 0)
 	// After the changes of identity, which clear it.
 	fork.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	failOn(s, stepExec, fork.Call(unix.SYS_EXECVEAT, uintptr(s.exe), uintptr(unsafe.Pointer(&noPath[0])),
+	failOn(s, stepExec, fork.Call(unix.SYS_EXECVEAT, childExe, uintptr(unsafe.Pointer(&noPath[0])),
 		argv, uintptr(unsafe.Pointer(&s.envv[0])), unix.AT_EMPTY_PATH))
 }
 
-// agentIdentity leaves the process with agentCaps only, in a form that survives
+// hide makes the process not dumpable. A change of identity may undo it, where
+// fs.suid_dumpable says so.
+//
+//go:nosplit
+//go:norace
+func hide() { fork.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
+
+// agentDescriptors leaves the process with what it needs.
+//
+//go:nosplit
+//go:norace
+func agentDescriptors(s *agentSpec) {
+	moveTo(s, s.null, 0, 0)
+	moveTo(s, s.null, 1, 0)
+	moveTo(s, s.stderr, 2, 0)
+	moveTo(s, s.channel, AgentChannel, 0)
+	moveTo(s, s.exe, childExe, unix.O_CLOEXEC)
+	moveTo(s, s.status, childStatus, unix.O_CLOEXEC)
+	if s.user >= 0 {
+		moveTo(s, s.user, childUser, unix.O_CLOEXEC)
+	} else {
+		fork.Call(unix.SYS_CLOSE, childUser, 0, 0, 0, 0)
+	}
+	moveTo(s, s.net, childNet, unix.O_CLOEXEC)
+	fork.Call(unix.SYS_CLOSE, AgentTun, 0, 0, 0, 0)
+	s.status = childStatus
+	failOn(s, stepFiles, fork.Call(unix.SYS_CLOSE_RANGE, childFirst, fork.AllFDs, 0, 0, 0))
+}
+
+//go:nosplit
+//go:norace
+func moveTo(s *agentSpec, from, to int, flags uintptr) {
+	failOn(s, stepFiles, fork.Call(unix.SYS_DUP3, uintptr(from), uintptr(to), flags, 0, 0))
+}
+
+// agentJoin joins the user namespace, if there is one to join.
+//
+//go:nosplit
+//go:norace
+func agentJoin(s *agentSpec) {
+	if s.user >= 0 {
+		failOn(s, stepUser, fork.Call(unix.SYS_SETNS, childUser, unix.CLONE_NEWUSER, 0, 0, 0))
+		hide()
+	}
+}
+
+// agentNetwork joins the network namespace and takes from it what has to be
+// found by name.
+//
+//go:nosplit
+//go:norace
+func agentNetwork(s *agentSpec) {
+	failOn(s, stepNet, fork.Call(unix.SYS_SETNS, childNet, unix.CLONE_NEWNET, 0, 0, 0))
+	if s.bare {
+		emptyRoot(s)
+	}
+}
+
+// agentUser takes another identity and keeps its capabilities.
+//
+//go:nosplit
+//go:norace
+func agentUser(s *agentSpec) {
+	if !s.setIDs {
+		return
+	}
+	fork.Call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	fork.Call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0)
+	gid, uid := uintptr(s.gid), uintptr(s.uid)
+	gerr := fork.Call(unix.SYS_SETRESGID, gid, gid, gid, 0, 0)
+	uerr := fork.Call(unix.SYS_SETRESUID, uid, uid, uid, 0, 0)
+	hide()
+	if s.inside {
+		return // the namespace need not have them
+	}
+	failOn(s, stepCaps, gerr)
+	failOn(s, stepCaps, uerr)
+	header, data := uintptr(unsafe.Pointer(&s.capHeader)), uintptr(unsafe.Pointer(&s.capData))
+	failOn(s, stepCaps, fork.Call(unix.SYS_CAPGET, header, data, 0, 0, 0))
+	s.capData[0].Effective, s.capData[1].Effective = s.capData[0].Permitted, s.capData[1].Permitted
+	failOn(s, stepCaps, fork.Call(unix.SYS_CAPSET, header, data, 0, 0, 0))
+}
+
+// agentCapabilities leaves the process with agentCaps only, in a form that survives
 // execve whatever user identifier it has in the namespace: our own need not be
 // mapped to 0 there, or at all, and then only ambient capabilities are kept. The
 // bounding set is emptied altogether: nothing that is given up comes back.
 //
 //go:nosplit
 //go:norace
-func agentIdentity(s *agentSpec) {
-	if s.setIDs {
-		fork.Call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
-		fork.Call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0)
-		gid, uid := uintptr(s.gid), uintptr(s.uid)
-		gerr := fork.Call(unix.SYS_SETRESGID, gid, gid, gid, 0, 0)
-		uerr := fork.Call(unix.SYS_SETRESUID, uid, uid, uid, 0, 0)
-		if s.mustSet {
-			failOn(s, stepCaps, gerr)
-			failOn(s, stepCaps, uerr)
-		}
-	}
+func agentCapabilities(s *agentSpec) {
 	header, data := uintptr(unsafe.Pointer(&s.capHeader)), uintptr(unsafe.Pointer(&s.capData))
 	failOn(s, stepCaps, fork.Call(unix.SYS_CAPGET, header, data, 0, 0, 0))
 	// Never more than there is: without CAP_NET_BIND_SERVICE the tap still works.

@@ -17,11 +17,12 @@ import (
 // has none. What it needs it is given: its program and the clone device of taps,
 // which makes them in the network namespace that it was opened in.
 
-// AgentTun is the descriptor of the clone device, if AgentHasTun was the
-// agent's first argument. The agent has an empty file system then.
+// AgentTun is the descriptor of the clone device.
 const AgentTun = 4
 
-// AgentHasTun is the first argument of an agent that got AgentTun.
+// AgentHasTun is the first argument of an agent that has an empty file system. The
+// second is the number of the error that opening the clone device ended with, of
+// three digits: 000 where AgentTun is it.
 const AgentHasTun = "tun"
 
 var (
@@ -36,29 +37,26 @@ var (
 // first one for as long as it takes to move there.
 var mountPoints = [...][]byte{cstring("/tmp"), cstring("/proc"), cstring("/dev"), cstring("/usr")}
 
-// emptyRoot opens the clone device and leaves the process without files. If the
-// device cannot be opened all stays as it is: the agent will try again, and say
-// what is wrong.
+// emptyRoot opens the clone device and leaves the process without files. Where the
+// system does not permit that all stays as it is, and the agent tells.
 //
 //go:nosplit
 //go:norace
 func emptyRoot(s *agentSpec) {
-	low, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, fork.AtFDCWD, uintptr(unsafe.Pointer(&tunPath[0])),
+	fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, fork.AtFDCWD, uintptr(unsafe.Pointer(&tunPath[0])),
 		unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0, 0, 0)
-	if errno != 0 {
-		return
-	}
-	// Above those that it is going to be among.
-	fd, _, errno := syscall.RawSyscall(unix.SYS_FCNTL, low, unix.F_DUPFD_CLOEXEC, firstSpare)
-	fork.Call(unix.SYS_CLOSE, low, 0, 0, 0, 0)
-	if errno != 0 {
-		return
-	}
 	if moveToEmpty() != 0 {
-		fork.Call(unix.SYS_CLOSE, fd, 0, 0, 0, 0)
+		if errno == 0 {
+			fork.Call(unix.SYS_CLOSE, fd, 0, 0, 0, 0)
+		}
 		return
 	}
-	s.tun = int32(fd)
+	s.tun = int32(errno)
+	if errno == 0 && fd != AgentTun {
+		// The lowest that is free: only a standard stream could be lower.
+		failOn(s, stepFiles, syscall.EBADF)
+	}
+	fork.Call(unix.SYS_FCNTL, AgentTun, unix.F_SETFD, 0, 0, 0)
 }
 
 // moveToEmpty is policy.EmptyRoot for a child of fork, in a new mount namespace.

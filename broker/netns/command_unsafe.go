@@ -22,6 +22,7 @@ type commandSpec struct {
 	status   int      // close-on-exec: setupStatus, then the error number of execve
 	dropIDs  bool     // become 0:0 inside, for a caller who is not what 0 maps to
 	mount    bool     // own /proc
+	noTrace  bool     // no capability to trace: what it would see is ours
 	hostname []byte   // empty: keep
 	resolv   []byte   // resolv.conf, empty: the host's
 	paths    [][]byte // candidates for execve, NUL-terminated
@@ -101,6 +102,9 @@ func commandChild(s *commandSpec) {
 	awaitByte(s)
 
 	fork.Call(unix.SYS_CLOSE_RANGE, 3, fork.AllFDs, fork.CloseRangeCloexec, 0, 0)
+	if s.noTrace && fork.Call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, unix.CAP_SYS_PTRACE, 0, 0, 0) != 0 {
+		fork.Exit(statusCannotExec)
+	}
 	if s.limit.Max != 0 {
 		fork.Call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&s.limit)), 0, 0)
 	}

@@ -33,7 +33,7 @@ type Command struct {
 	Env  []string // nil: our own environment
 
 	HostnamePrefix string // put before the host's name; empty: the name stays
-	NoPIDNS        bool   // --no-pidns: our PID namespace and /proc
+	NoPIDNS        bool   // --no-pidns: our PID namespace and /proc, but no CAP_SYS_PTRACE
 	ResolvConf     []byte // what the command sees as /etc/resolv.conf; empty: the host's
 
 	// Owner outside of user 0 and group 0 inside. Only root may name others
@@ -232,6 +232,7 @@ func (c *Command) spec() (s *commandSpec, sync, status int, err error) {
 	s = &commandSpec{
 		flags:   unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		mount:   !c.NoPIDNS,
+		noTrace: c.NoPIDNS,
 		dropIDs: !ownIDs(c.UID, c.GID),
 		limit:   nofile.Original,
 	}

@@ -37,9 +37,10 @@ type Namespace struct {
 	User int // descriptor of the user namespace to join, -1: ours already
 	Net  int // descriptor of the network namespace
 
-	pid  int    // process that it was found by or made for, else zero
-	path string // path that it was found by, if pid is zero
-	name string // for messages
+	pid  int      // process that it was found by or made for, else zero
+	proc *process // that of a path below /proc/PID, once it was found by one
+	path string   // path that it was found by, if pid is zero
+	name string   // for messages
 
 	// Identity of the agent, if it is to differ from ours.
 	agentIDs       bool
@@ -53,17 +54,19 @@ func (n *Namespace) Close() {
 	if n.User >= 0 {
 		unix.Close(n.User)
 	}
-	unix.Close(n.Net)
+	if n.Net >= 0 {
+		unix.Close(n.Net)
+	}
 	n.User, n.Net = -1, -1
+	n.proc.close()
+	n.proc = nil
 }
 
-// SetAgentIDs makes the agent take a user and group of ours, where it does not
-// join a user namespace in which it would be user 0. It is for a caller
-// that is root and is going to be nobody.
+// SetAgentIDs makes the agent take a user and group of ours before it joins. It
+// is for a caller that is root and is going to be somebody else. Inside of a user
+// namespace they need not mean anything: the agent has its capabilities anyway.
 func (n *Namespace) SetAgentIDs(uid, gid int) {
-	if n.User < 0 {
-		n.agentIDs, n.agentUID, n.agentGID = true, uid, gid
-	}
+	n.agentIDs, n.agentIDsInside, n.agentUID, n.agentGID = true, false, uid, gid
 }
 
 // Open finds an existing namespace.
@@ -75,13 +78,14 @@ func Open(t Target) (*Namespace, error) {
 		n.path = netPath
 	}
 	var err error
-	if n.Net, err = openNamespace(netPath, unix.CLONE_NEWNET); err != nil {
+	if n.Net, err = n.open(netPath, unix.CLONE_NEWNET); err != nil {
+		n.Close()
 		return nil, err
 	}
 	if userPath == "" {
 		return n, nil
 	}
-	if n.User, err = openNamespace(userPath, unix.CLONE_NEWUSER); err != nil {
+	if n.User, err = n.open(userPath, unix.CLONE_NEWUSER); err != nil {
 		n.Close()
 		return nil, err
 	}
@@ -118,30 +122,58 @@ func (t *Target) paths() (net, user string) {
 	return net, user
 }
 
+// open opens a namespace's file. Those of a process are all opened by one handle
+// of it, so that they are those of one process, even if its number is given to
+// another meanwhile.
+func (n *Namespace) open(path string, kind int) (int, error) {
+	pid, name := procEntry(path)
+	if pid == 0 || n.proc != nil && n.proc.pid != pid {
+		return openNamespace(path, kind)
+	}
+	if n.proc == nil {
+		var err error
+		if n.proc, err = hold(pid); err != nil {
+			return -1, cannotOpen(path, kind, err)
+		}
+	}
+	return openNamespaceAt(n.proc.dir, name, path, kind)
+}
+
 // openNamespace opens a namespace's file and makes sure that it is one.
 func openNamespace(path string, kind int) (int, error) {
-	what := "network"
-	if kind == unix.CLONE_NEWUSER {
-		what = "user"
-	}
+	return openNamespaceAt(unix.AT_FDCWD, path, path, kind)
+}
+
+func openNamespaceAt(dir int, name, path string, kind int) (int, error) {
 	// Non-blocking: the path may be a FIFO by mistake.
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		hint := ""
-		switch {
-		case errors.Is(err, unix.ENOENT):
-			hint = " (is the process or namespace still there?)"
-		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-			hint = " (it belongs to another user, or lies in a user namespace of another user)"
-		}
-		return -1, fmt.Errorf("cannot open %s namespace %s: %w%s", what, path, err, hint)
+		return -1, cannotOpen(path, kind, err)
 	}
 	got, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
 	if err != nil || got != kind {
 		unix.Close(fd)
-		return -1, fmt.Errorf("%s is not a %s namespace", path, what)
+		return -1, fmt.Errorf("%s is not a %s namespace", path, kindName(kind))
 	}
 	return fd, nil
+}
+
+func kindName(kind int) string {
+	if kind == unix.CLONE_NEWUSER {
+		return "user"
+	}
+	return "network"
+}
+
+func cannotOpen(path string, kind int, err error) error {
+	hint := ""
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+		hint = " (is the process or namespace still there?)"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		hint = " (it belongs to another user, or lies in a user namespace of another user)"
+	}
+	return fmt.Errorf("cannot open %s namespace %s: %w%s", kindName(kind), path, err, hint)
 }
 
 func sameFile(fd int, path string) (bool, error) {

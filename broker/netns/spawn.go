@@ -43,11 +43,14 @@ type Agent struct {
 func SpawnAgent(n *Namespace, channel, stderr int, bare bool) (*Agent, error) {
 	s := &agentSpec{
 		user: n.User, net: n.Net,
-		setIDs: n.agentIDs, mustSet: n.agentIDs && !n.agentIDsInside, uid: n.agentUID, gid: n.agentGID,
+		setIDs: n.agentIDs, inside: n.agentIDsInside, uid: n.agentUID, gid: n.agentGID,
 		pidfd: -1, tun: -1, bare: bare,
 		capHeader: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
 	}
-	s.argv, s.argvTun = mustPointers(AgentName), mustPointers(AgentName, AgentHasTun)
+	number := []byte("000\x00")
+	s.tunText = (*[3]byte)(number)
+	s.argv = mustPointers(AgentName)
+	s.argvTun = append(mustPointers(AgentName, AgentHasTun)[:2], &number[0], nil)
 	s.envv = mustPointers("GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0,decoratemappings=0")
 
 	var status [2]int
@@ -80,7 +83,10 @@ func SpawnAgent(n *Namespace, channel, stderr int, bare bool) (*Agent, error) {
 	for _, m := range []struct {
 		to   *int
 		from int
-	}{{&s.channel, channel}, {&s.null, null}, {&s.stderr, stderr}, {&s.status, status[1]}, {&s.exe, exe}} {
+	}{{&s.channel, channel}, {&s.null, null}, {&s.stderr, stderr}, {&s.status, status[1]}, {&s.exe, exe}, {&s.user, n.User}, {&s.net, n.Net}} {
+		if m.from < 0 {
+			continue // no user namespace to join
+		}
 		if *m.to, err = unix.FcntlInt(uintptr(m.from), unix.F_DUPFD_CLOEXEC, firstSpare); err != nil {
 			unix.Close(status[0])
 			return nil, fmt.Errorf("descriptors for the agent: %w", err)

@@ -7,10 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -38,9 +35,12 @@ type Watcher struct {
 func (n *Namespace) Watch() (*Watcher, error) {
 	w := &Watcher{gone: make(chan struct{}), done: make(chan struct{}), fd: -1, dir: -1}
 	var err error
-	if n.pid != 0 {
+	switch pid, name := procEntry(n.path); {
+	case n.proc != nil && (n.pid != 0 || pid == n.proc.pid):
+		err = w.watchProcess(n.proc, name)
+	case n.pid != 0:
 		err = w.watchPID(n.pid)
-	} else {
+	default:
 		err = w.watchPath(n.path)
 	}
 	if err != nil {
@@ -76,6 +76,21 @@ func (w *Watcher) watchPID(pid int) error {
 	return nil
 }
 
+// watchProcess watches a process by the handle that its namespaces were found by:
+// by its entry there if by nothing better.
+func (w *Watcher) watchProcess(p *process, name string) (err error) {
+	if p.pidfd >= 0 {
+		w.fd, err = unix.FcntlInt(uintptr(p.pidfd), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	}
+	w.base = "ns/net"
+	if name != "" {
+		w.base = name
+	}
+	w.dir, err = unix.FcntlInt(uintptr(p.dir), unix.F_DUPFD_CLOEXEC, 0)
+	return err
+}
+
 func (w *Watcher) watchPath(path string) error {
 	dir := filepath.Dir(path)
 	w.base = filepath.Base(path)
@@ -88,13 +103,6 @@ func (w *Watcher) watchPath(path string) error {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	if fs.Type == unix.PROC_SUPER_MAGIC {
-		// An entry of a process goes with it.
-		if pid := procPID(path); pid != 0 {
-			if w.watchPID(pid) == nil && !w.missing() {
-				unix.Close(w.dir)
-				w.dir = -1
-			}
-		}
 		return nil
 	}
 	if w.fd, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
@@ -106,24 +114,6 @@ func (w *Watcher) watchPath(path string) error {
 		return fmt.Errorf("watch %s: %w (see sysctl fs.inotify.max_user_watches)", dir, err)
 	}
 	return nil
-}
-
-// procPID returns the process of a path /proc/PID/ns/…, if that procfs counts
-// processes as we do. Other entries, such as descriptors, may vanish earlier.
-func procPID(path string) int {
-	parts := strings.Split(filepath.Clean(path), "/")
-	if len(parts) != 5 || parts[0] != "" || parts[1] != "proc" || parts[3] != "ns" {
-		return 0
-	}
-	pid, err := strconv.Atoi(parts[2])
-	if err != nil || pid <= 0 {
-		return 0
-	}
-	self, err := os.Readlink("/proc/self")
-	if err != nil || self != strconv.Itoa(os.Getpid()) {
-		return 0
-	}
-	return pid
 }
 
 // run waits on a thread of its own, which the kernel wakes up only for events.

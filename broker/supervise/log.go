@@ -11,7 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
+
+	"aldente/broker/foreign"
 )
 
 // Bounds on what a worker can put into the broker's log.
@@ -85,7 +86,7 @@ func (r *logReader) read(pipe io.ReadCloser) {
 }
 
 func (r *logReader) line(raw string, now time.Time) {
-	text := clean(strings.TrimSuffix(raw, "\n"))
+	text := foreign.Line(strings.TrimSuffix(raw, "\n"))
 	level, text, ok := parseLevel(text)
 	if !ok {
 		r.mu.Lock()
@@ -128,19 +129,6 @@ func parseLevel(line string) (level slog.Level, text string, ok bool) {
 		level = slog.LevelError
 	}
 	return level, line[3:], true
-}
-
-// clean replaces what a terminal might take for a command.
-func clean(s string) string {
-	return strings.Map(func(c rune) rune {
-		if c == '\t' {
-			return ' '
-		}
-		if !unicode.IsPrint(c) {
-			return '?'
-		}
-		return c
-	}, s)
 }
 
 // limiter is a token bucket over lines.

@@ -23,6 +23,11 @@ import (
 // in them can be changed, since the file system is empty and read-only. All other
 // namespaces are its own.
 
+// So does a broker that is going to be another user than it is. Its first worker
+// is made by the same helper, which takes the other identity first: the owner of
+// the worker's user namespace is then the other, and no process of the broker has
+// to be dumpable for that.
+
 // home is what the first worker leaves to those after it.
 type home struct{ user, mnt int }
 
@@ -57,17 +62,24 @@ func (h *home) close() {
 // respawnSpec is everything the children need between clone and exec, laid out
 // before the first clone. The descriptors are above those that they become.
 type respawnSpec struct {
-	user, mnt int
+	user, mnt int     // -1: none, spaces has them
 	spaces    uintptr // CLONE_NEW* flags of the rest
-	null      int     // becomes 0 and 1
-	log       int     // becomes policy.LogFD
-	control   int     // becomes policy.ControlFD
-	exe       int     // becomes policy.ExecutableFD
-	status    int     // takes the answer
+	go1, go2  int     // the child waits until it can read from the first, -1: it does not
+	setIDs    bool    // take this identity
+	uid, gid  int
+	keepCaps  bool // and keep the capabilities for clone(2)
+	null      int  // becomes 0 and 1
+	log       int  // becomes policy.LogFD
+	control   int  // becomes policy.ControlFD
+	exe       int  // becomes policy.ExecutableFD
+	status    int  // takes the answer
 
 	argv, envv []*byte
 	path       [1]byte // empty: exec of the descriptor itself
 	answer     respawnAnswer
+	capHeader  unix.CapUserHeader
+	capData    [2]unix.CapUserData
+	buf        [1]byte
 }
 
 // respawnAnswer is how the helper did.
@@ -78,7 +90,8 @@ type respawnAnswer struct {
 
 // Steps of the helper that can fail.
 const (
-	stepUser = 1 + iota
+	stepIDs = 1 + iota
+	stepUser
 	stepMount
 	stepClone
 )
@@ -107,8 +120,13 @@ func forkHelper(s *respawnSpec) (int, syscall.Errno) {
 //go:nosplit
 //go:norace
 func helperChild(s *respawnSpec) {
-	failOn(s, stepUser, fork.Call(unix.SYS_SETNS, uintptr(s.user), unix.CLONE_NEWUSER, 0, 0, 0))
-	failOn(s, stepMount, fork.Call(unix.SYS_SETNS, uintptr(s.mnt), unix.CLONE_NEWNS, 0, 0, 0))
+	if s.setIDs {
+		helperIdentity(s)
+	}
+	if s.user >= 0 {
+		failOn(s, stepUser, fork.Call(unix.SYS_SETNS, uintptr(s.user), unix.CLONE_NEWUSER, 0, 0, 0))
+		failOn(s, stepMount, fork.Call(unix.SYS_SETNS, uintptr(s.mnt), unix.CLONE_NEWNS, 0, 0, 0))
+	}
 	pid, errno := fork.Clone(s.spaces|unix.CLONE_PARENT|unix.CLONE_PIDFD, uintptr(unsafe.Pointer(&s.answer.PidFD)))
 	if errno == 0 && pid == 0 {
 		workerChild(s)
@@ -119,12 +137,58 @@ func helperChild(s *respawnSpec) {
 	fork.Exit(0)
 }
 
+// helperIdentity takes the worker's identity. A process that is not privileged may
+// choose among those that it has.
+//
+//go:nosplit
+//go:norace
+func helperIdentity(s *respawnSpec) {
+	uid, gid := uintptr(s.uid), uintptr(s.gid)
+	if s.keepCaps {
+		fork.Call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+		failOn(s, stepIDs, fork.Call(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0))
+	}
+	failOn(s, stepIDs, fork.Call(unix.SYS_SETRESGID, gid, gid, gid, 0, 0))
+	failOn(s, stepIDs, fork.Call(unix.SYS_SETRESUID, uid, uid, uid, 0, 0))
+	// The change leaves it to fs.suid_dumpable.
+	fork.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	if !s.keepCaps {
+		return
+	}
+	header, data := uintptr(unsafe.Pointer(&s.capHeader)), uintptr(unsafe.Pointer(&s.capData))
+	failOn(s, stepIDs, fork.Call(unix.SYS_CAPGET, header, data, 0, 0, 0))
+	s.capData[0].Effective, s.capData[1].Effective = s.capData[0].Permitted, s.capData[1].Permitted
+	failOn(s, stepIDs, fork.Call(unix.SYS_CAPSET, header, data, 0, 0, 0))
+}
+
+// awaitGo waits until the user namespace has its maps, and ends if it gets none.
+//
+//go:nosplit
+//go:norace
+func awaitGo(s *respawnSpec) {
+	fork.Call(unix.SYS_CLOSE, uintptr(s.go2), 0, 0, 0, 0)
+	for {
+		n, _, errno := syscall.RawSyscall(unix.SYS_READ, uintptr(s.go1), uintptr(unsafe.Pointer(&s.buf)), 1)
+		if errno == syscall.EINTR {
+			continue
+		}
+		if errno != 0 || n != 1 {
+			fork.Exit(uintptr(errno))
+		}
+		return
+	}
+}
+
 // workerChild becomes the worker. It never returns.
 //
 //go:nosplit
 //go:norace
 func workerChild(s *respawnSpec) {
 	fork.Call(unix.SYS_SETSID, 0, 0, 0, 0, 0)
+	if s.go1 >= 0 {
+		awaitGo(s)
+		fork.Call(unix.SYS_CHDIR, uintptr(unsafe.Pointer(&rootDir)), 0, 0, 0, 0)
+	}
 	fork.Call(unix.SYS_DUP3, uintptr(s.null), 0, 0, 0, 0)
 	fork.Call(unix.SYS_DUP3, uintptr(s.null), 1, 0, 0, 0)
 	fork.Call(unix.SYS_DUP3, uintptr(s.log), policy.LogFD, 0, 0, 0)
@@ -135,6 +199,8 @@ func workerChild(s *respawnSpec) {
 		uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), unix.AT_EMPTY_PATH)
 	fork.Exit(uintptr(errno))
 }
+
+var rootDir = [2]byte{'/'}
 
 // failOn ends the helper with a report if a step failed.
 //
@@ -151,11 +217,68 @@ func failOn(s *respawnSpec, step int32, errno syscall.Errno) {
 
 // respawn starts a worker in the namespaces of the first.
 func (s *Supervisor) respawn(control, log int) (pid, pidfd int, err error) {
-	args := s.arguments(policy.StageReplace, s.spaces)
-	spec := &respawnSpec{
+	return s.help(&respawnSpec{
 		user: s.home.user, mnt: s.home.mnt,
 		spaces: s.spaces &^ (unix.CLONE_NEWUSER | unix.CLONE_NEWNS),
-		null:   s.null, exe: s.exe,
+		go1:    -1,
+	}, s.arguments(policy.StageReplace, s.spaces), control, log)
+}
+
+// cloneAs starts the first worker as another user, in new namespaces.
+func (s *Supervisor) cloneAs(spaces uintptr, control, log int) (pid, pidfd int, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return 0, -1, fmt.Errorf("pipe: %w", err)
+	}
+	defer unix.Close(p[0])
+	defer unix.Close(p[1])
+	pid, pidfd, err = s.help(&respawnSpec{
+		user: -1, mnt: -1, spaces: spaces, go1: p[0], go2: p[1],
+		keepCaps: true, capHeader: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
+	}, s.arguments(policy.StageEnter, spaces), control, log)
+	if err != nil {
+		return pid, pidfd, err
+	}
+	if spaces&unix.CLONE_NEWUSER != 0 {
+		err = writeMaps(pid, s.opts.Identity)
+	}
+	if err == nil {
+		_, err = unix.Write(p[1], []byte{0})
+	}
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, _ = syscall.Wait4(pid, nil, 0, nil)
+		unix.Close(pidfd)
+		return 0, -1, err
+	}
+	return pid, pidfd, nil
+}
+
+// writeMaps makes the identity user and group 0 of a child's user namespace. Its
+// process identifier stays its own until it is waited for.
+func writeMaps(pid int, id *Identity) error {
+	for _, f := range []struct{ name, text string }{
+		{"setgroups", "deny"},
+		{"gid_map", fmt.Sprintf("0 %d 1\n", id.GID)},
+		{"uid_map", fmt.Sprintf("0 %d 1\n", id.UID)},
+	} {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, f.name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_, err = unix.Write(fd, []byte(f.text))
+			unix.Close(fd)
+		}
+		if err != nil {
+			return fmt.Errorf("%s of the worker's user namespace: %w", f.name, err)
+		}
+	}
+	return nil
+}
+
+// help has the helper make a worker, as spec says what is particular to it.
+func (s *Supervisor) help(spec *respawnSpec, args policy.Arguments, control, log int) (pid, pidfd int, err error) {
+	spec.null, spec.exe = s.null, s.exe
+	if id := s.opts.Identity; id != nil {
+		spec.setIDs, spec.uid, spec.gid = true, id.UID, id.GID
 	}
 	if spec.argv, err = syscall.SlicePtrFromStrings(args.Strings()); err != nil {
 		return 0, -1, err
@@ -206,6 +329,8 @@ func answered(helper, status int) (pid, pidfd int, err error) {
 	switch step, errno := word(0), unix.Errno(word(1)); step {
 	case 0:
 		return int(word(2)), int(word(3)), nil
+	case stepIDs:
+		return 0, -1, fmt.Errorf("taking the worker's identity: %w", errno)
 	case stepUser:
 		return 0, -1, fmt.Errorf("joining the worker's user namespace: %w", errno)
 	case stepMount:

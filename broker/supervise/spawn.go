@@ -127,10 +127,16 @@ func (s *Supervisor) clone(control, log int) (pid, pidfd int, spaces uintptr, er
 		return pid, pidfd, s.spaces, err
 	}
 	files := []uintptr{uintptr(s.null), uintptr(s.null), uintptr(log), uintptr(control), uintptr(s.exe)}
-	restore := dumpable()
-	defer restore()
+	if s.opts.Identity == nil {
+		restore := dumpable()
+		defer restore()
+	}
 	for _, spaces = range attempts(s.spaces) {
-		pid, pidfd, err = s.cloneWith(spaces, files)
+		if s.opts.Identity != nil {
+			pid, pidfd, err = s.cloneAs(spaces, control, log)
+		} else {
+			pid, pidfd, err = s.cloneWith(spaces, files)
+		}
 		if !refused(err) {
 			break
 		}

@@ -32,6 +32,10 @@ type Options struct {
 	Executable string
 	// Mode is "tap" or "stream"; it chooses the worker's list of system calls.
 	Mode string
+	// Identity is who workers are to be, if not who this process is. It owns
+	// their user namespace. The process has to be privileged until Spawned, and
+	// to have this as its real user and group after that.
+	Identity *Identity
 	// Strict refuses a worker that lacks any layer of confinement.
 	Strict bool
 	// Debug has the worker report each layer.
@@ -60,6 +64,9 @@ type Options struct {
 	// ReadyTimeout bounds the time from start to ready; zero: 10 seconds.
 	ReadyTimeout time.Duration
 }
+
+// Identity is a user and a group.
+type Identity struct{ UID, GID int }
 
 // ErrStopped is returned by Start and Send after Stop.
 var ErrStopped = errors.New("worker is stopped")

@@ -83,6 +83,12 @@ func Agent() List {
 	}
 }
 
+// own permits to become who the process really is, and nobody else.
+func own(user, call string, id uint64) []Rule {
+	return []Rule{{Call: call, Args: []Arg{is(0, id), is(1, id), is(2, id)},
+		Why: "the first worker's identity, where root has started the broker", User: user}}
+}
+
 // replacement is what starting another worker takes. The children inherit the
 // filter, so it has to permit what they do before they confine themselves.
 func replacement() []Rule {
@@ -111,6 +117,8 @@ func replacement() []Rule {
 				Why: "channel", User: supervise},
 		},
 		options(supervise, "a worker that does not read", "setsockopt", unix.SOL_SOCKET, unix.SO_SNDTIMEO),
+		own(supervise, "setresuid", OwnUID),
+		own(supervise, "setresgid", OwnGID),
 		plain(supervise, "log, channel and session of a new worker", "pipe2", "dup3", "setsid"),
 		plain(supervise, "end of a process", "wait4", "waitid"),
 		each(supervise, "ending a worker, by its descriptor", "pidfd_send_signal", 1, uint64(unix.SIGKILL)),

@@ -18,6 +18,13 @@ package calls
 // above the kernel's PID_MAX_LIMIT.
 const Self = 0x53454c46
 
+// OwnUID and OwnGID stand for the real user and group of the process that loads the
+// filter, in the same way.
+const (
+	OwnUID = 0x5f554944
+	OwnGID = 0x5f474944
+)
+
 // Rule permits one system call. A call that no rule permits ends the process.
 type Rule struct {
 	Call string // name in the kernel's tables, e.g. "accept4"

@@ -75,6 +75,8 @@ var arguments = map[string]map[uint]argument{
 		unix.PR_CAPBSET_READ: "PR_CAPBSET_READ", unix.PR_CAP_AMBIENT: "PR_CAP_AMBIENT"}, false}, 1: {"value", nil, false}},
 	"prlimit64":  {0: {"process", naming{0: "itself"}, false}},
 	"seccomp":    {0: {"operation", naming{unix.SECCOMP_SET_MODE_FILTER: "SECCOMP_SET_MODE_FILTER"}, false}, 1: {"flags", naming{unix.SECCOMP_FILTER_FLAG_TSYNC: "TSYNC"}, true}},
+	"setresgid":  {0: {"real", naming{OwnGID: "its own"}, false}, 1: {"effective", naming{OwnGID: "its own"}, false}, 2: {"saved", naming{OwnGID: "its own"}, false}},
+	"setresuid":  {0: {"real", naming{OwnUID: "its own"}, false}, 1: {"effective", naming{OwnUID: "its own"}, false}, 2: {"saved", naming{OwnUID: "its own"}, false}},
 	"setns":      {1: {"kind", naming{unix.CLONE_NEWUSER: "CLONE_NEWUSER", unix.CLONE_NEWNS: "CLONE_NEWNS"}, false}},
 	"socket":     {0: {"family", families, false}, 1: {"type", socketTypes, true}, 2: {"protocol", protocols, false}},
 	"socketpair": {0: {"family", families, false}, 1: {"type", socketTypes, true}, 2: {"protocol", protocols, false}},
