@@ -279,7 +279,7 @@ func (in *instance) enter() error {
 			return err
 		}
 		in.ns = ns
-		if in.watch, err = ns.Watch(); err != nil {
+		if err := in.watchNamespace(); err != nil {
 			return err
 		}
 	}
@@ -303,6 +303,20 @@ func (in *instance) target() netns.Target {
 		n.Path = t.Name
 	}
 	return n
+}
+
+// watchNamespace has the end of an existing namespace noticed, where it counts.
+func (in *instance) watchNamespace() (err error) {
+	if in.cfg.NoNetnsQuit {
+		return nil
+	}
+	if in.watch, err = in.ns.Watch(); err != nil {
+		return err
+	}
+	if why := in.watch.Polls(); why != nil {
+		in.log.Info("the namespace's path is looked up once a second, since it cannot be watched", "error", why)
+	}
+	return nil
 }
 
 // prepare opens what the caller may and nobody may not, has the worker's process
@@ -488,7 +502,7 @@ func (in *instance) wait(signals <-chan os.Signal) (int, error) {
 		exited = waitChild(in.child)
 	}
 	var gone <-chan struct{}
-	if in.watch != nil && !in.cfg.NoNetnsQuit {
+	if in.watch != nil {
 		gone = in.watch.Gone()
 	}
 	var served <-chan struct{}

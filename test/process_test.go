@@ -3,6 +3,7 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -265,6 +266,72 @@ func TestNetnsPath(t *testing.T) {
 			}
 			if gone(pid, within) != tt.quit {
 				t.Errorf("daemon ended with its path: %v, want %v", !tt.quit, tt.quit)
+			}
+		})
+	}
+}
+
+// TestNetnsNotWatched serves a namespace bound to a path of which the kernel tells
+// nothing: it says why, and ends with the path all the same.
+func TestNetnsNotWatched(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	for _, tt := range []struct {
+		name  string
+		mode  os.FileMode
+		limit string // of the user namespace, that is set to zero
+		want  string
+	}{
+		{"unreadable folder", 0o711, "", "the folder may be searched, but not read"},
+		{"no watch left", 0o755, "max_inotify_watches", "max_user_watches"},
+		{"no instance left", 0o755, "max_inotify_instances", "max_user_instances"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.mode == 0o711 {
+				needRoot(t) // a folder of somebody else's
+			}
+			lab := lab.For(t)
+			dir := openDir(t)
+			sub := filepath.Join(dir, "sub")
+			path, file := filepath.Join(sub, "ns"), filepath.Join(dir, "pid")
+			ns := holder(t, lab)
+			guest := netlab.OpenNS(t, "guest", fmt.Sprintf("/proc/%d/ns/net", ns))
+			if err := errors.Join(os.Mkdir(sub, 0o755), os.WriteFile(path, nil, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount(guest.Path(), path, "", unix.MS_BIND, ""); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+			if err := os.Chmod(sub, tt.mode); err != nil {
+				t.Fatal(err)
+			}
+			// As Podman does: root of the user namespace that has the network's.
+			wrap := []string{"nsenter", "-U", "-t", strconv.Itoa(ns), "-S", "0", "-G", "0"}
+			if tt.limit != "" {
+				wrap = append(wrap, "sh", "-c", `echo 0 >/proc/sys/user/$0 && exec "$@"`, tt.limit)
+			}
+			args := append(netlab.NoForward(), "--config-net", "-d", "-P", file, "--netns", path)
+			p := lab.StartPasta(netlab.GuestSpec{User: netlab.Root, Timeout: 20 * time.Second, Wrap: wrap}, args...)
+			if st := p.Wait(); st != 0 {
+				t.Fatalf("status %d\n%s", st, p.Output())
+			}
+			if !strings.Contains(p.Output(), tt.want) {
+				t.Errorf("no word of %q:\n%s", tt.want, p.Output())
+			}
+			pid := readPID(t, file)
+			if st, out := guest.Run("ping", "-c", "1", "-W", "2", "192.0.2.9"); st != 0 {
+				t.Error(out)
+			}
+			if gone(pid, 2500*time.Millisecond) {
+				t.Fatal("ended before its path")
+			}
+			_ = unix.Unmount(path, unix.MNT_DETACH)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			if !gone(pid, 10*time.Second) {
+				t.Error("the daemon lives on without its path")
 			}
 		})
 	}

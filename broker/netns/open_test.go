@@ -3,10 +3,12 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -352,6 +354,108 @@ func TestWatchMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Remove(path)
+	fires(t, w, time.Second)
+}
+
+// unreadable makes a folder that we may search and write, and not read, for as
+// long as the test lasts.
+func unreadable(t *testing.T) string {
+	t.Helper()
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "dir")
+	if err := errors.Join(os.Chmod(filepath.Dir(parent), 0o711), os.Chmod(parent, 0o711), os.Mkdir(dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
+	if err := os.Chmod(dir, 0o311); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestWatchUnreadable watches paths in a folder that cannot be watched: it says
+// why, and notices all the same.
+func TestWatchUnreadable(t *testing.T) {
+	for name, end := range map[string]func(dir, path string) error{
+		"removed": func(_, path string) error { return os.Remove(path) },
+		"made anew": func(_, path string) error {
+			return errors.Join(os.WriteFile(path+"2", nil, 0o600), os.Rename(path+"2", path))
+		},
+		"folder renamed":     func(dir, _ string) error { return os.Rename(dir, dir+"2") },
+		"another in the way": func(dir, _ string) error { return errors.Join(os.Rename(dir, dir+"2"), os.WriteFile(dir, nil, 0o600)) },
+		"stays":              nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := unreadable(t)
+			path := filepath.Join(dir, "name")
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			n := Namespace{User: -1, Net: -1, path: path}
+			w := asOrdinary(t, &n)
+			defer w.Close()
+			if err := w.Polls(); !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), "not read") {
+				t.Errorf("polls because of %v", err)
+			}
+			quiet(t, w)
+			if end == nil {
+				time.Sleep(2200 * time.Millisecond)
+				quiet(t, w)
+				return
+			}
+			if err := end(dir, path); err != nil {
+				t.Fatal(err)
+			}
+			fires(t, w, 5*time.Second)
+			_ = os.Chmod(dir+"2", 0o700)
+		})
+	}
+}
+
+// asOrdinary starts watching without the right to read any folder.
+func asOrdinary(t *testing.T, n *Namespace) *Watcher {
+	t.Helper()
+	type result struct {
+		w   *Watcher
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if os.Geteuid() == 0 {
+			_ = unix.Setfsuid(65534) // and the capabilities over files with it
+		}
+		w, err := n.Watch()
+		done <- result{w, err}
+	}()
+	r := <-done
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	return r.w
+}
+
+// TestWatchFolderMoved watches a path whose folder gets another name.
+func TestWatchFolderMoved(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dir")
+	path := filepath.Join(dir, "name")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	n := Namespace{User: -1, Net: -1, path: path}
+	w, err := n.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if w.Polls() != nil {
+		t.Skip(w.Polls())
+	}
+	quiet(t, w)
+	if err := os.Rename(dir, dir+"2"); err != nil {
+		t.Fatal(err)
+	}
 	fires(t, w, time.Second)
 }
 

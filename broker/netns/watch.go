@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pollInterval is how often a path in procfs is looked up that stands for
-// something else than a process; the kernel reports no events there.
+// pollInterval is how often a path is looked up of which the kernel reports no
+// events: in procfs, or in a folder that cannot be watched.
 const pollInterval = 1000 // milliseconds
 
 // Watcher tells when a namespace's process has ended or its path is gone.
@@ -28,6 +28,10 @@ type Watcher struct {
 	dir     int // O_PATH of the path's directory, -1 if a process is watched
 	base    string
 	inotify bool
+
+	polls error       // why the path is polled, though not in procfs
+	path  string      // absolute
+	was   unix.Stat_t // what was there, if polls is set
 }
 
 // Watch starts watching what the namespace was found by. It takes no time
@@ -54,6 +58,10 @@ func (n *Namespace) Watch() (*Watcher, error) {
 	go w.run()
 	return w, nil
 }
+
+// Polls says why the path is looked up once a second where the kernel should
+// have told of its end; nil if that is not so.
+func (w *Watcher) Polls() error { return w.polls }
 
 // Gone is closed once, as soon as the namespace's process or path is gone.
 func (w *Watcher) Gone() <-chan struct{} { return w.gone }
@@ -105,15 +113,49 @@ func (w *Watcher) watchPath(path string) error {
 	if fs.Type == unix.PROC_SUPER_MAGIC {
 		return nil
 	}
-	if w.fd, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
-		return fmt.Errorf("inotify: %w (see sysctl fs.inotify.max_user_instances)", err)
+	if w.polls = w.notify(dir); w.polls == nil {
+		return nil
 	}
-	w.inotify = true
-	_, err = unix.InotifyAddWatch(w.fd, dir, unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
-	if err != nil {
-		return fmt.Errorf("watch %s: %w (see sysctl fs.inotify.max_user_watches)", dir, err)
+	if w.fd >= 0 {
+		unix.Close(w.fd)
+	}
+	w.fd, w.inotify = -1, false
+	if w.path, err = filepath.Abs(path); err != nil {
+		w.path = "" // the directory has to do
+	}
+	if err := unix.Fstatat(w.dir, w.base, &w.was, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// notify has the kernel tell of what happens in a directory. The error says what
+// the user can do about it.
+func (w *Watcher) notify(dir string) (err error) {
+	if w.fd, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
+		return fmt.Errorf("inotify: %w%s", err, instanceHint(err))
+	}
+	w.inotify = true
+	_, err = unix.InotifyAddWatch(w.fd, dir,
+		unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("watch %s: %w (the folder may be searched, but not read)", dir, err)
+	case errors.Is(err, unix.ENOSPC):
+		return fmt.Errorf("watch %s: %w (no watch is left: see sysctl fs.inotify.max_user_watches, or in a"+
+			" container user.max_inotify_watches)", dir, err)
+	case err != nil:
+		return fmt.Errorf("watch %s: %w", dir, err)
+	}
+	return nil
+}
+
+func instanceHint(err error) string {
+	if errors.Is(err, unix.EMFILE) {
+		return " (no instance is left: see sysctl fs.inotify.max_user_instances, or in a container" +
+			" user.max_inotify_instances)"
+	}
+	return ""
 }
 
 // run waits on a thread of its own, which the kernel wakes up only for events.
@@ -157,11 +199,23 @@ func (w *Watcher) isGone(event bool) bool {
 	return true // pidfd: readable when the process has ended
 }
 
-// missing looks the path up.
+// missing looks the path up. Where that is all there is, something else in its
+// place counts too: what was mounted there has gone, or the name was made anew.
+// The directory itself may have been renamed, or unmounted while we hold it; where
+// its path cannot be walked any more, that is no sign.
 func (w *Watcher) missing() bool {
 	var st unix.Stat_t
+	absent := func(err error) bool {
+		return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ESRCH)
+	}
 	err := unix.Fstatat(w.dir, w.base, &st, unix.AT_SYMLINK_NOFOLLOW)
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)
+	if w.polls == nil || err != nil {
+		return absent(err)
+	}
+	if st.Dev != w.was.Dev || st.Ino != w.was.Ino {
+		return true
+	}
+	return w.path != "" && absent(unix.Fstatat(unix.AT_FDCWD, w.path, &st, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 // deleted reads the events and tells whether one of them is about our path. The
@@ -189,6 +243,8 @@ func (w *Watcher) deleted() bool {
 			case mask&(unix.IN_DELETE_SELF|unix.IN_UNMOUNT|unix.IN_IGNORED) != 0:
 				return true
 			case mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0 && string(name) == w.base:
+				return true
+			case mask&unix.IN_MOVE_SELF != 0: // the path leads elsewhere now
 				return true
 			case mask&unix.IN_Q_OVERFLOW != 0 && w.missing():
 				return true
