@@ -348,6 +348,9 @@ func (in *instance) prepare(host *hostnet.Network) error {
 		OnExit: func(supervise.Exit) {
 			in.workerGone()
 			in.capture.workerGone()
+			if in.stream != nil {
+				in.stream.workerGone()
+			}
 			in.workerEvent(ipc.EventLinkClosed)
 		},
 	})

@@ -32,6 +32,7 @@ type streamServer struct {
 	busy   bool
 	client int           // ours of the connected socket while busy, to see its end; -1: none
 	freed  chan struct{} // closed when the client is gone
+	last   client        // the one that the worker knows, if it knows one
 	ended  bool
 	oneOff bool
 	done   chan struct{} // closed when the only client of --one-off is gone
@@ -49,6 +50,28 @@ func enlarge(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBU
 // handOver is how long the next client waits for the worker to notice that the
 // last one is gone, or for a worker to be there.
 const handOver = time.Second
+
+// renewal is how long it waits for a worker of its own.
+const renewal = 5 * time.Second
+
+// client is who a client of the socket is, as far as its flows are concerned.
+type client struct {
+	known bool
+	pid   int32
+	uid   uint32
+	left  time.Time // when it hung up
+}
+
+// comeBack is how long a client may be away and find its flows again: machines
+// try to connect every five seconds, as their documentation has it. Within that
+// time no other process gets the number of one that has ended.
+const comeBack = time.Minute
+
+// is tells whether a client with these credentials is the same. One whose number
+// we cannot see is nobody we know.
+func (c *client) is(cred *unix.Ucred, now time.Time) bool {
+	return cred.Pid != 0 && c.pid == cred.Pid && c.uid == cred.Uid && now.Sub(c.left) < comeBack
+}
 
 // givenStream is the server of -F: its one client is connected already.
 func givenStream(log *slog.Logger) *streamServer {
@@ -155,8 +178,14 @@ func (s *streamServer) handedOver(fd int, worker *supervise.Supervisor) bool {
 	}
 	enlarge(fd)
 	s.awaitEnd()
-	for deadline := time.Now().Add(handOver); ; time.Sleep(handOver / 100) {
-		given, err := s.give(fd, worker)
+	patience := handOver
+	if s.another(cred) {
+		// What the worker holds and has learned is the last client's.
+		worker.Renew()
+		patience = renewal
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(handOver / 100) {
+		given, err := s.give(fd, cred, worker)
 		switch {
 		case given:
 			s.log.Info("client connected", "pid", cred.Pid, "uid", cred.Uid)
@@ -171,9 +200,17 @@ func (s *streamServer) handedOver(fd int, worker *supervise.Supervisor) bool {
 	}
 }
 
+// another tells whether a client comes after one that was somebody else, to a
+// worker that knows that one.
+func (s *streamServer) another(cred *unix.Ucred) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.busy && s.last.known && !s.last.is(cred, time.Now())
+}
+
 // give sends the client to the worker, unless that has one. An error means
 // that no worker is running, perhaps because the last one died a moment ago.
-func (s *streamServer) give(fd int, worker *supervise.Supervisor) (bool, error) {
+func (s *streamServer) give(fd int, cred *unix.Ucred, worker *supervise.Supervisor) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.busy {
@@ -184,6 +221,7 @@ func (s *streamServer) give(fd int, worker *supervise.Supervisor) (bool, error) 
 		return false, err
 	}
 	s.busy, s.client, s.freed = true, fd, make(chan struct{})
+	s.last = client{known: true, pid: cred.Pid, uid: cred.Uid}
 	if s.oneOff {
 		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
 	}
@@ -211,6 +249,13 @@ func (s *streamServer) awaitEnd() {
 	}
 }
 
+// workerGone notes that nobody knows the last client's flows any more.
+func (s *streamServer) workerGone() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last.known = false
+}
+
 // closed notes that the client is gone.
 func (s *streamServer) closed() {
 	s.mu.Lock()
@@ -229,5 +274,6 @@ func (s *streamServer) closed() {
 		return
 	}
 	s.busy = false
+	s.last.left = time.Now()
 	s.log.Info("client gone, waiting for the next")
 }

@@ -54,6 +54,13 @@ func (s *Supervisor) run() {
 		if s.announce(exit.Err()) {
 			return // the first worker did not come up: that is for the caller to tell
 		}
+		if s.takeRenewed() {
+			s.opts.Logger.Debug("worker renewed", "lived", time.Since(started).Round(time.Millisecond))
+			if s.opts.OnExit != nil {
+				s.opts.OnExit(exit)
+			}
+			continue
+		}
 		if !exit.wasReady {
 			// Start has returned; a replacement that fails is tried again.
 			exit.Cause = errNotReady.Error() + ": " + exit.Cause

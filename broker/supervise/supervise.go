@@ -92,6 +92,7 @@ type Supervisor struct {
 
 	mu      sync.Mutex
 	current *life // nil between workers
+	renewed bool  // current was ended by Renew
 }
 
 // New finds the worker's program and prepares to run it.
@@ -224,6 +225,26 @@ func (s *Supervisor) Kill() {
 	if s.current != nil {
 		s.current.kill()
 	}
+}
+
+// Renew replaces the running worker by a new one, at once, with all that it knows
+// and holds. Send reports unix.EPIPE until that is ready.
+func (s *Supervisor) Renew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != nil && s.current.ready.Swap(false) {
+		s.renewed = true
+		s.current.kill()
+	}
+}
+
+// takeRenewed tells whether the worker that has ended was to.
+func (s *Supervisor) takeRenewed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.renewed
+	s.renewed = false
+	return was
 }
 
 func (s *Supervisor) stopping() bool {

@@ -5,9 +5,15 @@ package stream
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
@@ -22,16 +28,43 @@ type guest struct {
 // join makes a guest with the host's addresses.
 func (p *passt) join(t *testing.T, mtu int) *guest {
 	t.Helper()
+	g := newGuest(t)
+	g.attach(t, p, mtu)
+	return g
+}
+
+func newGuest(t *testing.T) *guest {
+	t.Helper()
 	g := &guest{NS: netlab.NewNS(t, "guest")}
 	g.Sysctl("net/ipv6/conf/default/accept_ra", "0") // it has all it needs
-	g.attach(t, p, mtu)
 	return g
 }
 
 // attach gives the guest a network card that is joined to passt.
 func (g *guest) attach(t *testing.T, p *passt, mtu int) {
 	t.Helper()
-	err := g.Do(func() (err error) { g.in, err = standin.Start(p.path); return })
+	g.attachBy(t, mtu, func() (*standin.Process, error) { return standin.Start(p.path) })
+}
+
+// attachSame is attach by a process that is always the same client to passt.
+func (g *guest) attachSame(t *testing.T, p *passt, mtu int) {
+	t.Helper()
+	c := p.connect(t)
+	defer c.Close()
+	f, err := c.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+		t.Fatal(err)
+	}
+	g.attachBy(t, mtu, func() (*standin.Process, error) { return standin.StartOn(f) })
+}
+
+func (g *guest) attachBy(t *testing.T, mtu int, start func() (*standin.Process, error)) {
+	t.Helper()
+	err := g.Do(func() (err error) { g.in, err = start(); return })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,14 +137,15 @@ func TestStalled(t *testing.T) {
 	}
 }
 
-// TestReconnect loses the guest's side in the middle of transfers; another
-// takes over and the flows go on.
+// TestReconnect loses the guest's side in the middle of transfers; the same
+// client comes back and the flows go on.
 func TestReconnect(t *testing.T) {
 	for _, down := range []bool{false, true} {
 		t.Run(fmt.Sprintf("down=%v", down), func(t *testing.T) {
 			lab := netlab.New(t, netlab.Options{})
 			p := start(t, lab, "-m", "1500")
-			g := p.join(t, 1500)
+			g := newGuest(t)
+			g.attachSame(t, p, 1500)
 			const addr = "192.0.2.9:5001"
 			result := make(chan error, 1)
 			go func() {
@@ -121,12 +155,71 @@ func TestReconnect(t *testing.T) {
 				time.Sleep(100 * time.Millisecond)
 				g.in.Kill()
 				time.Sleep(50 * time.Millisecond)
-				g.attach(t, p, 1500)
+				g.attachSame(t, p, 1500)
 			}
 			if err := <-result; err != nil {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestAnotherClient has another process take over: nothing of the first one's is
+// left for it, neither flows nor the worker that served them.
+func TestAnotherClient(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	p := start(t, lab, "-m", "1500", "-t", "8080")
+	ln := lab.Remote.Listen("tcp", ":5002")
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := ln.Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	first := p.join(t, 1500)
+	conn := first.Dial("tcp", "192.0.2.9:5002")
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	far := <-accepted
+	defer far.Close()
+	if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	worker := p.worker(t)
+	first.in.Kill()
+	_ = far.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if _, err := far.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("ended before another client came: %v", err)
+	}
+	second := p.join(t, 1500)
+	go netlab.Echo(second.Listen("tcp", ":8080"))
+	_ = far.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := far.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("a connection of the first client lives on")
+	}
+	if st, out := second.Run("ping", "-c", "1", "-W", "5", "192.0.2.9"); st != 0 {
+		t.Error(out)
+	}
+	if got, err := netlab.Ask(lab.Remote, "tcp", netlab.Host4+":8080", "?"); got != "?" {
+		t.Errorf("a forwarded port: %q, %v", got, err)
+	}
+	if now := p.worker(t); now == worker {
+		t.Error("the worker of the first client serves the second")
+	}
+	if strings.Contains(p.Output(), "worker ended") {
+		t.Errorf("taken for a failure:\n%s", p.Output())
+	}
+
+	second.in.Kill() // a client that comes back keeps the worker
+	p.nextWorks(t)
+	worker = p.worker(t)
+	for range 3 {
+		p.nextWorks(t)
+	}
+	if now := p.worker(t); now != worker {
+		t.Error("a client that comes back gets another worker")
 	}
 }
 

@@ -21,7 +21,8 @@ import (
 )
 
 // arg as first argument makes the binary the stand-in: descriptor of a tap,
-// path of the stream socket, MTU of the guest for a fast one or 0.
+// path of the stream socket or number of its descriptor, MTU of the guest for a
+// fast one or 0.
 const arg = "stream-stand-in"
 
 // Main is to be called first by every program that uses Start: it runs the
@@ -47,14 +48,18 @@ type Process struct{ cmd *exec.Cmd }
 // without addresses, and joins it to the stream socket at path. A socket that
 // is not there yet is waited for. The guest's kernel cuts its segments, and
 // computes and verifies all checksums, by itself.
-func Start(path string) (*Process, error) { return start(path, 0) }
+func Start(path string) (*Process, error) { return start(path, nil, 0) }
+
+// StartOn is Start for a stream socket that the caller has connected, for whose
+// client it is taken then.
+func StartOn(stream *os.File) (*Process, error) { return start("4", stream, 0) }
 
 // StartFast is Start for measurements: the stand-in does the guest's kernel's
 // part of that work, and puts segments together as a network card's driver
 // does. The stream is the same. mtu is that of the guest.
-func StartFast(path string, mtu int) (*Process, error) { return start(path, mtu) }
+func StartFast(path string, mtu int) (*Process, error) { return start(path, nil, mtu) }
 
-func start(path string, mtu int) (*Process, error) {
+func start(path string, stream *os.File, mtu int) (*Process, error) {
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
 	if mtu > 0 {
 		flags = tapFlags
@@ -66,6 +71,9 @@ func start(path string, mtu int) (*Process, error) {
 	defer tap.Close()
 	cmd := exec.Command("/proc/self/exe", arg, "3", path, strconv.Itoa(mtu))
 	cmd.ExtraFiles = []*os.File{tap}
+	if stream != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, stream)
+	}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -105,7 +113,10 @@ func run(tapFD, path, fast string) error {
 	if err != nil {
 		return err
 	}
-	stream, err := dial(path)
+	stream, err := strconv.Atoi(path)
+	if err != nil {
+		stream, err = dial(path)
+	}
 	if err != nil {
 		return err
 	}
