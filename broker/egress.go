@@ -32,6 +32,7 @@ func (in *instance) egress(host *hostnet.Network) (*egress.Policy, error) {
 		return nil, err
 	}
 	p.SetLocal(local.Has)
+	p.SetNAT64(in.cfg.NAT64)
 	return p, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"aldente/broker/cli"
+	"aldente/broker/egress"
 	"aldente/broker/hostnet"
 	"aldente/broker/sockets"
 	"aldente/ipc"
@@ -167,7 +168,7 @@ func (in *instance) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers,
 // reachable tells whether the guest may ask a resolver by its own address.
 func reachable(host *hostnet.Network, policy sockets.Policy, a netip.Addr) bool {
 	return !a.IsLoopback() && !a.IsLinkLocalUnicast() && !slices.Contains(host.Own, a) &&
-		(policy == nil || policy.Allowed(ipc.ProtoUDP, netip.AddrPortFrom(a, 53)))
+		(policy == nil || policy.Judge(egress.Flow{Proto: ipc.ProtoUDP, To: netip.AddrPortFrom(a, 53)}).Allowed)
 }
 
 // noteNames says why the guest has no resolver, if it has none.

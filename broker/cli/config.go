@@ -82,7 +82,7 @@ type Target struct {
 	Name string // without a slash
 }
 
-// EgressOption is one --allow or --deny, unparsed. Package policy gives Dest
+// EgressOption is one --allow or --deny, unparsed. Package egress gives Dest
 // its meaning; the order of options is the order of rules.
 type EgressOption struct {
 	Allow bool
@@ -169,6 +169,7 @@ type Config struct {
 	MapGuestAddr4    netip.Addr // --map-guest-addr
 	MapGuestAddr6    netip.Addr // --map-guest-addr
 	Egress           []EgressOption
+	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
 
 	// Forwarding.
 	TCPPorts     Forward // -t, host to guest

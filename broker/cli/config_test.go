@@ -118,6 +118,9 @@ func TestConfig(t *testing.T) {
 		"passt --allow tcp:10.0.0.0/8:80 --deny any --allow x": func(c *Config) {
 			c.Egress = []EgressOption{{true, "tcp:10.0.0.0/8:80"}, {false, "any"}, {true, "x"}}
 		},
+		"aldente --nat64 2001:db8:64::/96 --nat64 64:ff9b:1::/64": func(c *Config) {
+			c.NAT64 = []netip.Prefix{netip.MustParsePrefix("2001:db8:64::/96"), netip.MustParsePrefix("64:ff9b:1::/64")}
+		},
 		"passt -1 -s /run/s":         func(c *Config) { c.OneOff, c.SocketPath = true, "/run/s" },
 		"passt --socket-path /run/s": func(c *Config) { c.SocketPath = "/run/s" },
 		"passt --fd 5":               func(c *Config) { c.FD, c.OneOff = 5, true },

@@ -88,6 +88,8 @@ func TestErrors(t *testing.T) {
 		"pasta --a":                              "pasta: option '--address' requires an argument",
 		"pasta --deny":                           "pasta: option '--deny' requires an argument",
 		"pasta -m x -h":                          "Invalid MTU: x",
+		"aldente --nat64 10.0.0.0/8":             "Invalid --nat64 '10.0.0.0/8': a translator's prefix is an IPv6 one of 32, 40, 48, 56, 64 or 96 bits, as 2001:db8:64::/96",
+		"aldente --nat64 2001:db8::1/96":         "Invalid --nat64 '2001:db8::1/96': a translator's prefix is an IPv6 one of 32, 40, 48, 56, 64 or 96 bits, as 2001:db8:64::/96",
 		"passt foo":                              "Extra non-option argument: foo",
 		"passt -- foo":                           "Extra non-option argument: foo",
 		"passt -1 foo -d":                        "Extra non-option argument: foo",

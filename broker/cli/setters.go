@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"aldente/broker/egress"
 	"aldente/ipc"
 )
 
@@ -65,11 +66,29 @@ func spec(i int) setter {
 	}
 }
 
-func egress(allow bool) setter {
+func egressRule(allow bool) setter {
 	return func(p *parser, arg string) error {
 		p.c.Egress = append(p.c.Egress, EgressOption{allow, arg})
 		return nil
 	}
+}
+
+// maxNAT64 bounds the prefixes of translators.
+const maxNAT64 = 8
+
+func setNAT64(p *parser, arg string) error {
+	prefix, err := netip.ParsePrefix(arg)
+	if err == nil {
+		err = egress.CheckNAT64(prefix)
+	}
+	switch {
+	case err != nil:
+		return usagef("Invalid --nat64 '%s': a translator's prefix is an IPv6 one of 32, 40, 48, 56, 64 or 96 bits, as 2001:db8:64::/96", arg)
+	case len(p.c.NAT64) == maxNAT64:
+		return usagef("Too many --nat64: at most %d", maxNAT64)
+	}
+	p.c.NAT64 = append(p.c.NAT64, prefix)
+	return nil
 }
 
 func path(what string, field func(*Config) *string) setter {

@@ -24,8 +24,24 @@ const (
 // address that a socket would really be connected to.
 type Policy struct {
 	rules []rule
-	pins  []netip.Addr // resolvers, see Pin
-	local func(netip.Addr) bool
+	pins  []netip.Addr   // resolvers, see Pin
+	nat64 []netip.Prefix // translators, see SetNAT64
+	local func(Flow) bool
+}
+
+// Flow is a socket as it would be: what a policy judges.
+type Flow struct {
+	Proto uint8          // protocol number of IP
+	To    netip.AddrPort // where it would be connected; echo has port zero
+	From  netip.AddrPort // what it would be bound to; zero or unspecified: the kernel's choice
+	// Device is what it would be bound to, empty: nothing.
+	Device string
+}
+
+// Verdict is a policy's answer.
+type Verdict struct {
+	Allowed bool
+	Rule    string // the option that decided, empty: none fits
 }
 
 // rule is one --allow or --deny.
@@ -35,7 +51,7 @@ type rule struct {
 	first, last uint16
 	ports       bool // first and last count; echo has none and does not match
 	prefixes    []netip.Prefix
-	exact       bool // one address, not a set or a range
+	exact       bool // one address, not a set or a range of them
 	host        bool // the set "host": prefixes, and what is local when asked
 	text        string
 }
@@ -51,8 +67,11 @@ var sets = map[string][]netip.Prefix{
 	"link-local": prefixes("169.254.0.0/16", "fe80::/10"),
 	// RFC 1918, RFC 6598, RFC 4193.
 	"private": prefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
-	// Where clouds serve credentials.
-	"metadata": prefixes("169.254.169.254/32", "fd00:ec2::254/128"),
+	// Where clouds serve credentials: Amazon, Google, Azure, Oracle and others by
+	// one address; Amazon's by IPv6 and for containers; Google's by IPv6;
+	// Alibaba's; Oracle's older one; Azure's agent.
+	"metadata": prefixes("169.254.169.254/32", "fd00:ec2::254/128", "169.254.170.2/32", "169.254.170.23/32", "fd00:ec2::23/128",
+		"fd20:ce::254/128", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"),
 }
 
 func prefixes(all ...string) []netip.Prefix {
@@ -95,9 +114,14 @@ func New(rules []Rule, own []netip.Addr) (*Policy, error) {
 	return e, nil
 }
 
-// SetLocal says how to find out whether an address is the host's own at the
-// time of asking: hosts get addresses while guests run.
-func (e *Policy) SetLocal(local func(netip.Addr) bool) { e.local = local }
+// SetLocal says how to find out whether what a flow sends would stay on the host
+// at the time of asking: hosts get addresses while guests run. The address is
+// neither mapped nor has it a zone.
+func (e *Policy) SetLocal(local func(Flow) bool) { e.local = local }
+
+// SetNAT64 says by which prefixes translators of the network reach IPv4, besides
+// those that everybody knows. CheckNAT64 has passed them.
+func (e *Policy) SetNAT64(prefixes []netip.Prefix) { e.nat64 = prefixes }
 
 // parse reads one destination.
 func parse(s string) (r rule, err error) {
@@ -152,6 +176,7 @@ func parse(s string) (r rule, err error) {
 		return r, fmt.Errorf("%s has host bits set: meant %s?", dest, p.Masked())
 	}
 	r.prefixes = []netip.Prefix{p}
+	r.exact = p.IsSingleIP()
 	return r, nil
 }
 
@@ -182,71 +207,69 @@ func parsePorts(s string) (first, last uint16, err error) {
 	return uint16(lo), uint16(hi), nil
 }
 
-// Pin allows ports 53 and 853 of the resolver that queries are forwarded to,
-// unless a rule denies it by its own address: a guest that may not reach the
-// host can still have names resolved.
+// Pin allows ports 53 and 853 of the resolver that queries are forwarded to: a
+// guest that may not reach the host can still have names resolved. Rules that
+// name its very address, or a port, count before that.
 func (e *Policy) Pin(resolver netip.Addr) {
 	if resolver.IsValid() {
 		e.pins = append(e.pins, resolver.Unmap().WithZone(""))
 	}
 }
 
-// pinned tells whether a pin allows what other rules may not.
-func (e *Policy) pinned(proto uint8, a netip.Addr, port uint16) bool {
-	if proto == protoICMP || port != 53 && port != 853 || !slices.Contains(e.pins, a) {
-		return false
-	}
-	for i := range e.rules {
-		if r := &e.rules[i]; r.exact && r.matches(e, proto, a, port) {
-			return r.allow
-		}
-	}
-	return true
+// pinned tells whether a pin lets a flow have what wide rules forbid.
+func (e *Policy) pinned(f *Flow) bool {
+	return f.Proto != protoICMP && (f.To.Port() == 53 || f.To.Port() == 853) && slices.Contains(e.pins, f.To.Addr())
 }
 
-// nat64 is the prefix by which translators reach IPv4, RFC 6052 section 2.1.
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
-
-// Allowed tells whether the guest may connect to dst by proto, which is a
-// protocol number of IP. Echo has port zero. What a translator on the way would
-// send to an IPv4 address has to be allowed there as well.
+// Allowed is Judge for a socket that is bound to nothing.
 func (e *Policy) Allowed(proto uint8, dst netip.AddrPort) bool {
-	if proto == protoICMPv6 {
-		proto = protoICMP
-	}
-	a := dst.Addr().Unmap().WithZone("")
-	if nat64.Contains(a) {
-		b := a.As16()
-		if !e.decide(proto, netip.AddrFrom4([4]byte(b[12:])), dst.Port()) {
-			return false
-		}
-	}
-	return e.decide(proto, a, dst.Port())
+	return e.Judge(Flow{Proto: proto, To: dst}).Allowed
 }
 
-// decide is Allowed for one bare address.
-func (e *Policy) decide(proto uint8, a netip.Addr, port uint16) bool {
-	if e.pinned(proto, a, port) {
-		return true
+// Judge tells whether the guest may have a flow. What its destination may be
+// turned into on the way has to be allowed as well.
+func (e *Policy) Judge(f Flow) Verdict {
+	if f.Proto == protoICMPv6 {
+		f.Proto = protoICMP
 	}
+	a := f.To.Addr().Unmap().WithZone("")
+	f.To = netip.AddrPortFrom(a, f.To.Port())
+	v := e.decide(&f)
+	in := embeddedIn(a, e.nat64)
+	for _, v4 := range in.addr[:in.n] {
+		if !v.Allowed {
+			break
+		}
+		// Who sends it on is not known, nor from where.
+		if inner := e.decide(&Flow{Proto: f.Proto, To: netip.AddrPortFrom(v4, f.To.Port())}); !inner.Allowed {
+			v = inner
+		}
+	}
+	return v
+}
+
+// decide is Judge for one bare address.
+func (e *Policy) decide(f *Flow) Verdict {
+	pinned := e.pinned(f)
 	for i := range e.rules {
-		if e.rules[i].matches(e, proto, a, port) {
-			return e.rules[i].allow
+		if r := &e.rules[i]; (!pinned || r.exact || r.ports) && r.matches(e, f) {
+			return Verdict{r.allow, r.text}
 		}
 	}
-	return true
+	return Verdict{Allowed: true}
 }
 
-func (r *rule) matches(e *Policy, proto uint8, a netip.Addr, port uint16) bool {
-	if r.proto != 0 && r.proto != proto || r.ports && (proto == protoICMP || port < r.first || port > r.last) {
+func (r *rule) matches(e *Policy, f *Flow) bool {
+	port := f.To.Port()
+	if r.proto != 0 && r.proto != f.Proto || r.ports && (f.Proto == protoICMP || port < r.first || port > r.last) {
 		return false
 	}
 	for _, p := range r.prefixes {
-		if p.Contains(a) {
+		if p.Contains(f.To.Addr()) {
 			return true
 		}
 	}
-	return r.host && e.local != nil && e.local(a)
+	return r.host && e.local != nil && e.local(*f)
 }
 
 // Rules returns the rules as they were given, in order.

@@ -106,6 +106,17 @@ func TestPinAndRules(t *testing.T) {
 		{[]string{"-tcp:10.0.0.53:80"}, protoUDP, 53, true},
 		{[]string{"+tcp:10.0.0.53:80", "-any"}, protoUDP, 53, true},
 		{[]string{"+10.0.0.53", "-10.0.0.53"}, protoUDP, 53, true},
+		{[]string{"-10.0.0.53/32"}, protoUDP, 53, false},
+		{[]string{"-udp:10.0.0.53/32"}, protoUDP, 853, false},
+		{[]string{"-10.0.0.52/31"}, protoUDP, 53, true},
+		{[]string{"-udp:any:53"}, protoUDP, 53, false},
+		{[]string{"-udp:any:53"}, protoTCP, 53, true},
+		{[]string{"-udp:any:53"}, protoUDP, 853, true},
+		{[]string{"-any:853"}, protoTCP, 853, false},
+		{[]string{"-private:53-60"}, protoUDP, 53, false},
+		{[]string{"-any:1-52", "-any"}, protoUDP, 53, true},
+		{[]string{"+any:53", "-any:1-65535"}, protoUDP, 53, true},
+		{[]string{"-any", "-any:53"}, protoUDP, 53, false},
 	} {
 		e := must(t, "", c.rules...)
 		e.Pin(resolver)
@@ -116,14 +127,29 @@ func TestPinAndRules(t *testing.T) {
 	}
 }
 
-// TestLocal: the host's addresses are asked for, those it had at the start are
-// remembered.
+// TestPinIPv6: the same by a prefix of one address.
+func TestPinIPv6(t *testing.T) {
+	resolver := netip.MustParseAddr("fd00::53")
+	for rule, want := range map[string]bool{"-any": true, "-fd00::/64": true, "-fd00::53/128": false, "-udp:[fd00::53]/128": false,
+		"-udp:[fd00::]/64:53": false, "-tcp:any:53": true} {
+		e := must(t, "", rule)
+		e.Pin(resolver)
+		if got := e.Allowed(protoUDP, netip.AddrPortFrom(resolver, 53)); got != want {
+			t.Errorf("%s: %v, want %v", rule, got, want)
+		}
+	}
+}
+
+// TestLocal: the host's addresses are asked for, with all that the socket has;
+// those it had at the start are remembered.
 func TestLocal(t *testing.T) {
 	e := must(t, "203.0.113.5", "+203.0.113.8", "-tcp:host", "+any")
 	asked := 0
-	e.SetLocal(func(a netip.Addr) bool {
+	var last Flow
+	e.SetLocal(func(f Flow) bool {
 		asked++
-		return a == netip.MustParseAddr("203.0.113.7") || a == netip.MustParseAddr("203.0.113.8")
+		last = f
+		return f.To.Addr() == netip.MustParseAddr("203.0.113.7") || f.To.Addr() == netip.MustParseAddr("203.0.113.8")
 	})
 	for dst, want := range map[string]bool{
 		"203.0.113.5:80": false, "203.0.113.6:80": true, "203.0.113.7:80": false,
@@ -139,25 +165,119 @@ func TestLocal(t *testing.T) {
 	if !e.Allowed(protoUDP, netip.MustParseAddrPort("203.0.113.7:80")) || asked != 3 {
 		t.Error("a rule for TCP decides on UDP")
 	}
+	f := Flow{Proto: protoTCP, To: netip.MustParseAddrPort("[::ffff:203.0.113.6]:80"), From: netip.MustParseAddrPort("192.0.2.1:7"), Device: "eth0"}
+	e.Judge(f)
+	if f.To = netip.MustParseAddrPort("203.0.113.6:80"); last != f {
+		t.Errorf("asked about %+v, want %+v", last, f)
+	}
+	// What another host makes of an address has no source and no interface here.
+	f.To = netip.MustParseAddrPort("[64:ff9b::203.0.113.7]:80")
+	if v := e.Judge(f); v.Allowed || v.Rule != "--deny tcp:host" || last != (Flow{Proto: protoTCP, To: netip.MustParseAddrPort("203.0.113.7:80")}) {
+		t.Errorf("%+v, asked about %+v", v, last)
+	}
 }
 
-// TestTranslators: an address behind NAT64 is no way around a rule.
+// TestVerdict names the rule.
+func TestVerdict(t *testing.T) {
+	e := must(t, "", "+tcp:192.0.2.1:80", "-private")
+	for dst, want := range map[string]Verdict{
+		"192.0.2.1:80":  {true, "--allow tcp:192.0.2.1:80"},
+		"10.0.0.1:80":   {false, "--deny private"},
+		"192.0.2.1:443": {true, ""},
+	} {
+		if got := e.Judge(Flow{Proto: protoTCP, To: netip.MustParseAddrPort(dst)}); got != want {
+			t.Errorf("%s: %+v, want %+v", dst, got, want)
+		}
+	}
+}
+
+// TestMetadata: wherever clouds hand out credentials, in every form that may
+// become that address on the way.
+func TestMetadata(t *testing.T) {
+	e := must(t, "", "-metadata")
+	for _, s := range []string{"169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200", "192.0.0.192", "168.63.129.16",
+		"fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"} {
+		forms := []string{s}
+		if a := netip.MustParseAddr(s); a.Is4() {
+			b := a.As4()
+			v6 := func(s string) [16]byte { return netip.MustParseAddr(s).As16() }
+			for _, f := range []struct {
+				base [16]byte
+				at   []int
+				flip byte
+			}{
+				{v6("64:ff9b::"), []int{12, 13, 14, 15}, 0}, {v6("::"), []int{12, 13, 14, 15}, 0},
+				{v6("::ffff:0:0"), []int{12, 13, 14, 15}, 0}, {v6("::ffff:0:0:0"), []int{12, 13, 14, 15}, 0},
+				{v6("64:ff9b:1::"), []int{12, 13, 14, 15}, 0}, {v6("64:ff9b:1:ab00::"), []int{12, 13, 14, 15}, 0},
+				{v6("64:ff9b:1::"), []int{6, 7, 9, 10}, 0}, {v6("64:ff9b:1:ab00::"), []int{7, 9, 10, 11}, 0},
+				{v6("64:ff9b:1:abcd::"), []int{9, 10, 11, 12}, 0},
+				{v6("2002::"), []int{2, 3, 4, 5}, 0}, {v6("2002::1234:0:0:1"), []int{2, 3, 4, 5}, 0},
+				{v6("2001:0:102:304:8000::"), []int{12, 13, 14, 15}, 0xff}, {v6("2001::"), []int{4, 5, 6, 7}, 0},
+				{v6("2001:db8::5efe:0:0"), []int{12, 13, 14, 15}, 0}, {v6("2001:db8::200:5efe:0:0"), []int{12, 13, 14, 15}, 0},
+				{v6("fe80::5efe:0:0"), []int{12, 13, 14, 15}, 0},
+			} {
+				for i, at := range f.at {
+					f.base[at] = b[i] ^ f.flip
+				}
+				forms = append(forms, netip.AddrFrom16(f.base).String())
+			}
+		}
+		for _, form := range forms {
+			for _, proto := range []uint8{protoTCP, protoUDP, protoICMP, protoICMPv6} {
+				if e.Allowed(proto, netip.AddrPortFrom(netip.MustParseAddr(form), 80)) {
+					t.Errorf("%s as %s is reachable by %d", s, form, proto)
+				}
+			}
+		}
+	}
+}
+
+// TestTranslators: no address of IPv6 is a way around a rule on one of IPv4, and
+// none is refused for what it does not stand for.
 func TestTranslators(t *testing.T) {
+	own := []netip.Prefix{netip.MustParsePrefix("2001:db8:64::/96"), netip.MustParsePrefix("2001:db8:32::/48"), netip.MustParsePrefix("64:ff9b:1:64::/64")}
 	for _, c := range []struct {
 		rules []string
 		dst   string
 		want  bool
 	}{
-		{[]string{"-private"}, "[64:ff9b::10.1.2.3]:80", false},
-		{[]string{"-metadata"}, "[64:ff9b::169.254.169.254]:80", false},
-		{[]string{"-host"}, "[64:ff9b::127.0.0.1]:80", false},
-		{[]string{"-private"}, "[64:ff9b::198.51.100.1]:80", true},
-		{[]string{"-64:ff9b::/96"}, "[64:ff9b::198.51.100.1]:80", false},
-		{[]string{"+64:ff9b::/96", "-private"}, "[64:ff9b::10.1.2.3]:80", false},
-		{[]string{"-private"}, "[64:ff9b:1::10.1.2.3]:80", true}, // not the well-known prefix
+		{[]string{"-private"}, "64:ff9b::10.1.2.3", false},
+		{[]string{"-metadata"}, "64:ff9b::169.254.169.254", false},
+		{[]string{"-host"}, "64:ff9b::127.0.0.1", false},
+		{[]string{"-private"}, "64:ff9b::198.51.100.1", true},
+		{[]string{"-64:ff9b::/96"}, "64:ff9b::198.51.100.1", false},
+		{[]string{"+64:ff9b::/96", "-private"}, "64:ff9b::10.1.2.3", false},
+		{[]string{"+10.1.2.3", "-private", "-64:ff9b::/96"}, "64:ff9b::10.1.2.3", false},
+		{[]string{"-private"}, "64:ff9b:1::10.1.2.3", false},
+		{[]string{"-host", "-metadata", "-private"}, "64:ff9b:1::198.51.100.1", true}, // zeros are no address of host's
+		{[]string{"-host"}, "64:ff9b:1:7f00:0:100::", false},                          // 127.0.0.1 behind 48 bits
+		{[]string{"-private"}, "2002:a01:203::1", false},
+		{[]string{"-private"}, "2002:c633:6401::1", true},
+		{[]string{"-private"}, "::10.1.2.3", false},
+		{[]string{"-private"}, "::ffff:0:10.1.2.3", false},
+		{[]string{"-private"}, "2001:0:102:304::f5fe:fdfc", false},
+		{[]string{"-private"}, "2001:0:c633:6401::39cc:9bfe", true},
+		{[]string{"-private"}, "2001:db8::5efe:10.1.2.3", false},
+		{[]string{"-private"}, "2001:db8::10.1.2.3", true},
+		// The loopback address is that, and no IPv4-compatible one.
+		{[]string{"+::1", "-host"}, "::1", true},
+		// Prefixes that the user names; of such, the length is known.
+		{[]string{"-private"}, "2001:db8:64::10.1.2.3", false},
+		{[]string{"-private"}, "2001:db8:32:a01:2:300::", false},
+		{[]string{"-private"}, "2001:db8:32::10.1.2.3", true},
+		{[]string{"-private"}, "64:ff9b:1:64:c6:3364:a00:0", true}, // 198.51.100.10; not 10.0.0.0 behind 96 bits
+		{[]string{"-private"}, "64:ff9b:1:64:a:102:300:0", false},
 	} {
-		if got := must(t, "", c.rules...).Allowed(protoTCP, netip.MustParseAddrPort(c.dst)); got != c.want {
+		e := must(t, "", c.rules...)
+		e.SetNAT64(own)
+		if got := e.Allowed(protoTCP, netip.AddrPortFrom(netip.MustParseAddr(c.dst), 80)); got != c.want {
 			t.Errorf("%v, %s: %v, want %v", c.rules, c.dst, got, c.want)
+		}
+	}
+	for s, want := range map[string]bool{"2001:db8::/32": true, "2001:db8::/40": true, "2001:db8::/96": true, "2001:db8::/33": false,
+		"2001:db8::1/96": false, "10.0.0.0/8": false, "::ffff:10.0.0.0/104": false, "2001:db8::/128": false, "2001:db8::/0": false} {
+		if err := CheckNAT64(netip.MustParsePrefix(s)); (err == nil) != want {
+			t.Errorf("%s: %v", s, err)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 // FuzzEgress reads any rules, separated by semicolons, and asks about any
 // destination. Rules that are accepted mean what a second reading of the grammar
 // says, by package net's own prefixes; a mapped address is the IPv4 address, and
-// one behind NAT64's prefix is both; a rule more at the end never changes what
+// one that translators or tunnels make IPv4 of is both; a rule more at the end never changes what
 // one before it has decided.
 func FuzzEgress(f *testing.F) {
 	ask := func(proto byte, addr string, port uint16, pin byte, rules string) []byte {
@@ -29,6 +29,12 @@ func FuzzEgress(f *testing.F) {
 		ask(0, "2001:db8::1", 85, 0, "+tcp:[2001:db8::]/32:80-90;-any"), ask(1, "127.0.0.1", 53, 1, "-host;-metadata;+any"),
 		ask(1, "127.0.0.1", 53, 1, "-127.0.0.1"), ask(2, "10.1.2.3", 0, 0, "-icmp:private"), ask(3, "fe80::1", 0, 0, "-link-local"),
 		ask(0, "64:ff9b::a01:203", 80, 0, "+64:ff9b::/96;-private"), ask(0, "::ffff:10.1.2.3", 80, 0, "-10.0.0.0/8:80"),
+		ask(0, "64:ff9b:1:a01:2:300::", 80, 0, "-private"), ask(0, "64:ff9b:1:ff:a:102:300:0", 80, 0, "-private"), ask(0, "64:ff9b:1::a01:203", 80, 0, "-private"),
+		ask(1, "64:ff9b:1:a:1:203::", 80, 0, "-private"), ask(0, "2002:a01:203::1", 80, 0, "-private"), ask(0, "::a01:203", 80, 0, "-private"), ask(0, "::ffff:0:a01:203", 80, 0, "-private"),
+		ask(0, "2001:0:a01:203::1", 80, 0, "-private"), ask(0, "2001::f5fe:fdfc", 80, 0, "-private"), ask(0, "2001:db8::200:5efe:a01:203", 80, 0, "-private"),
+		ask(0, "2001:db8:64:a:1:203::", 80, 0, "-private"), ask(0, "2001:db8:64::a01:203", 80, 0, "-private"), ask(0, "64:ff9b:1:c6:3364:a00::", 80, 0, "-private"),
+		ask(1, "127.0.0.1", 53, 1, "-127.0.0.1/32"), ask(1, "127.0.0.1", 53, 1, "-udp:any:53"), ask(1, "127.0.0.1", 53, 1, "-any;-any:53-54"),
+		ask(0, "169.254.170.23", 80, 0, "-metadata"), ask(0, "fd20:ce::254", 80, 0, "-metadata"), ask(0, "::1", 80, 0, "+[::1];-host"),
 		ask(0, "192.0.2.5", 80, 0, "-host:1-65535"), ask(0, "::1", 80, 0, "-[::1];-[::1]:80;-::1/128"), ask(1, "10.1.2.3", 853, 1, "-udp:any"),
 		ask(0, "192.0.2.1", 1, 0, "-;-tcp:;-any:x;-icmp:any:7;-fe80::1%eth0;-::ffff:0:0/90;-192.0.2.0/33;-sctp:any"),
 		ask(0, "192.0.2.1", 1, 0, "-[192.0.2.1];-::ffff:192.0.2.0/120;+192.0.2.1:5-4;+192.0.2.1:0"),
@@ -42,6 +48,7 @@ func FuzzEgress(f *testing.F) {
 	own := []netip.Addr{netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("fe80::5%eth0"), netip.MustParseAddr("::ffff:192.0.2.6")}
 	local := netip.MustParseAddr("192.0.2.7")
 	resolver := netip.MustParseAddr("127.0.0.1")
+	translator := netip.MustParsePrefix("2001:db8:64::/56")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := &fuzz.Source{B: b}
 		mode := s.Byte()
@@ -74,7 +81,8 @@ func FuzzEgress(f *testing.F) {
 		if err != nil || len(e.Rules()) != len(rules) {
 			t.Fatalf("%v, rules %q of %+v", err, e.Rules(), rules)
 		}
-		e.SetLocal(func(a netip.Addr) bool { return a == local })
+		e.SetLocal(func(f Flow) bool { return f.To.Addr() == local })
+		e.SetNAT64([]netip.Prefix{translator})
 		if pin {
 			e.Pin(resolver)
 		}
@@ -84,8 +92,8 @@ func FuzzEgress(f *testing.F) {
 			t.Fatalf("%v: %v, in mapped form %v", dst, got, again)
 		}
 		ours := allowed(want, pin, proto, dst)
-		if nat := netip.MustParsePrefix("64:ff9b::/96"); nat.Contains(dst.Addr()) {
-			ours = ours && allowed(want, pin, proto, netip.AddrPortFrom(netip.AddrFrom4([4]byte(raw[12:])), port))
+		for _, v4 := range standsFor(net.IP(raw[:])) {
+			ours = ours && allowed(want, pin, proto, netip.AddrPortFrom(v4, port))
 		}
 		if got != ours {
 			t.Fatalf("%v by %d: %v, a second reading: %v\n%q, pinned %v", dst, proto, got, ours, text, pin)
@@ -135,7 +143,8 @@ func read(s string) (r reading, ok bool) {
 	named := map[string]string{
 		"any": "0.0.0.0/0 ::/0", "host": "127.0.0.0/8 ::1/128 0.0.0.0/8 ::/128 192.0.2.5/32 192.0.2.6/32 192.0.2.7/32 fe80::5/128",
 		"link-local": "169.254.0.0/16 fe80::/10", "private": "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7",
-		"metadata": "169.254.169.254/32 fd00:ec2::254/128",
+		"metadata": "169.254.169.254/32 169.254.170.2/32 169.254.170.23/32 100.100.100.200/32 192.0.0.192/32 168.63.129.16/32 " +
+			"fd00:ec2::254/128 fd00:ec2::23/128 fd20:ce::254/128",
 	}
 	if set, found := named[dest]; found {
 		for p := range strings.FieldsSeq(set) {
@@ -184,7 +193,7 @@ func (r *reading) address(dest string) bool {
 	if err != nil || !whole.IP.Equal(ip) {
 		return false
 	}
-	r.nets, r.one = []*net.IPNet{whole}, !prefix
+	r.nets, r.one = []*net.IPNet{whole}, n == size
 	return true
 }
 
@@ -202,21 +211,53 @@ func (r *reading) matches(proto uint8, dst netip.AddrPort) bool {
 	return false
 }
 
-// allowed is the first rule that matches, or yes; a pinned resolver is denied by
-// its own address alone.
+// allowed is the first rule that matches, or yes. For a pinned resolver only those
+// rules count that name its very address, or a port.
 func allowed(rules []reading, pin bool, proto uint8, dst netip.AddrPort) bool {
-	if port := dst.Port(); pin && dst.Addr() == netip.MustParseAddr("127.0.0.1") && (port == 53 || port == 853) && proto != protoICMP && proto != protoICMPv6 {
-		for i := range rules {
-			if r := &rules[i]; r.one && r.matches(proto, dst) {
-				return r.allow
-			}
-		}
-		return true
-	}
+	port := dst.Port()
+	pin = pin && dst.Addr() == netip.MustParseAddr("127.0.0.1") && (port == 53 || port == 853) && proto != protoICMP && proto != protoICMPv6
 	for i := range rules {
-		if rules[i].matches(proto, dst) {
-			return rules[i].allow
+		if r := &rules[i]; r.matches(proto, dst) && (!pin || r.one || r.first > 0) {
+			return r.allow
 		}
 	}
 	return true
+}
+
+// standsFor reads an IPv6 address as text, in the words of docs/egress.md.
+func standsFor(ip net.IP) (all []netip.Addr) {
+	if ip.To4() != nil {
+		return nil
+	}
+	hex := fmt.Sprintf("%x", []byte(ip))
+	add := func(digits string) {
+		n, _ := strconv.ParseUint(digits, 16, 32)
+		all = append(all, netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}))
+	}
+	zeros := func(n int) string { return strings.Repeat("0", n) }
+	switch {
+	case strings.HasPrefix(hex, "20010db8006400"): // 56 bits, the translator that the user names
+		add(hex[14:16] + hex[18:24])
+		return all
+	case strings.HasPrefix(hex, "0064ff9b"+zeros(16)), strings.HasPrefix(hex, zeros(16)+"ffff0000"):
+		add(hex[24:])
+	case strings.HasPrefix(hex, "0064ff9b0001"):
+		for _, digits := range []string{hex[12:16] + hex[18:22], hex[14:16] + hex[18:24], hex[18:26], hex[24:]} {
+			if digits[:2] != "00" {
+				add(digits)
+			}
+		}
+	case strings.HasPrefix(hex, zeros(24)) && hex[24:] != zeros(8) && hex[24:] != zeros(7)+"1":
+		add(hex[24:])
+	case strings.HasPrefix(hex, "2002"):
+		add(hex[4:12])
+	case strings.HasPrefix(hex, "20010000"):
+		add(hex[8:16])
+		n, _ := strconv.ParseUint(hex[24:], 16, 32)
+		add(fmt.Sprintf("%08x", ^uint32(n)))
+	}
+	if hex[16:24] == "00005efe" || hex[16:24] == "02005efe" {
+		add(hex[24:])
+	}
+	return all
 }

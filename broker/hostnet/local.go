@@ -3,17 +3,21 @@
 package hostnet
 
 import (
-	"net/netip"
+	"encoding/binary"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/egress"
 	"aldente/broker/hostnet/rtnl"
 )
 
-// Local finds out whether addresses are the host's own. It asks the kernel each
-// time, on a socket that it keeps: an address may have come a moment ago, and
-// routes of type "local" make whole prefixes the host's.
+// loopback is the index of lo in every network namespace.
+const loopback = 1
+
+// Local finds out whether what a socket sends would stay on the host. It asks the
+// kernel each time, on a socket that it keeps: an address may have come a moment
+// ago, and routes of type "local" make whole prefixes the host's.
 type Local struct {
 	mu    sync.Mutex
 	c     *rtnl.Conn
@@ -30,27 +34,85 @@ func NewLocal(scope int) (*Local, error) {
 	return &Local{c: c, scope: uint32(scope)}, nil
 }
 
-// Has tells whether a packet to the address would be delivered to the host. An
-// address without a route is nobody's; if the kernel does not answer, all are
-// the host's.
-func (l *Local) Has(a netip.Addr) bool {
-	b := make([]byte, unix.SizeofRtMsg)
-	b[0], b[1] = unix.AF_INET6, 128
-	if a = a.Unmap().WithZone(""); a.Is4() {
-		b[0], b[1] = unix.AF_INET, 32
-	}
-	b = rtnl.AppendAttr(b, unix.RTA_DST, a.AsSlice())
-	if a.IsLinkLocalUnicast() && !a.Is4() && l.scope != 0 {
-		b = rtnl.AppendAttrUint32(b, unix.RTA_OIF, l.scope)
-	}
+// Has tells whether what the socket sends would stay on the host. Only a unicast
+// route that leads out by an interface is none of the host's; anything else that
+// the kernel may answer, or not answer, is taken for the host. Where there is no
+// route, nothing is sent: that is for connect to tell.
+func (l *Local) Has(f egress.Flow) bool {
+	a := f.To.Addr()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, err := l.c.Get(unix.RTM_GETROUTE, b)
+	if a.Is6() && a.IsLinkLocalUnicast() && l.scope != 0 {
+		return l.stays(f, l.scope)
+	}
+	if f.Device == "" {
+		return l.stays(f, 0)
+	}
+	// What leaves by an interface comes back if the network sends it back: an
+	// address of the host is the host by whatever interface.
+	return l.stays(f, 0) || l.staysOn(f)
+}
+
+// staysOn asks for the socket's interface, which may be another one of the same
+// name since the last time.
+func (l *Local) staysOn(f egress.Flow) bool {
+	b := rtnl.AppendAttr(make([]byte, unix.SizeofIfInfomsg), unix.IFLA_IFNAME, append([]byte(f.Device), 0))
+	r, err := l.c.Get(unix.RTM_GETLINK, b)
+	if err == unix.ENODEV {
+		return false // nothing is sent
+	}
+	return err != nil || len(r) < unix.SizeofIfInfomsg || l.stays(f, binary.NativeEndian.Uint32(r[4:]))
+}
+
+// stays has the kernel look the route up, as connect would.
+func (l *Local) stays(f egress.Flow, oif uint32) bool {
+	r, err := l.c.Get(unix.RTM_GETROUTE, routeRequest(f, oif))
 	switch err {
 	case nil:
-		return len(r) < unix.SizeofRtMsg || r[7] == unix.RTN_LOCAL || r[7] == unix.RTN_BROADCAST
-	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL:
-		return false // unreachable, prohibit and blackhole routes
+		return !leaves(r)
+	case unix.ENETUNREACH, unix.EHOSTUNREACH:
+		return false // no route, or one of type unreachable: connect says the same
 	}
-	return true
+	return true // among others: prohibit, and IPv4's blackhole
+}
+
+// routeRequest is struct rtmsg and attributes.
+func routeRequest(f egress.Flow, oif uint32) []byte {
+	b := make([]byte, unix.SizeofRtMsg, 96)
+	a, from, bits := f.To.Addr(), f.From.Addr(), byte(128)
+	b[0] = unix.AF_INET6
+	if a.Is4() {
+		b[0], bits = unix.AF_INET, 32
+	}
+	b[1] = bits
+	b = rtnl.AppendAttr(b, unix.RTA_DST, a.AsSlice())
+	if from.IsValid() && !from.IsUnspecified() && from.Is4() == a.Is4() {
+		b[2] = bits
+		b = rtnl.AppendAttr(b, unix.RTA_SRC, from.AsSlice())
+	}
+	if oif != 0 {
+		b = rtnl.AppendAttrUint32(b, unix.RTA_OIF, oif)
+	}
+	proto := f.Proto
+	if proto == unix.IPPROTO_ICMP && a.Is6() {
+		proto = unix.IPPROTO_ICMPV6
+	}
+	b = rtnl.AppendAttr(b, unix.RTA_IP_PROTO, []byte{proto})
+	if port := f.From.Port(); port != 0 && proto == unix.IPPROTO_UDP {
+		b = rtnl.AppendAttr(b, unix.RTA_SPORT, binary.BigEndian.AppendUint16(nil, port))
+	}
+	if port := f.To.Port(); port != 0 {
+		b = rtnl.AppendAttr(b, unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, port))
+	}
+	return b
+}
+
+// leaves tells whether a route leads away: of type unicast, by an interface other
+// than lo.
+func leaves(route []byte) bool {
+	if len(route) < unix.SizeofRtMsg || route[7] != unix.RTN_UNICAST {
+		return false
+	}
+	oif, ok := rtnl.AttrUint32(route[unix.SizeofRtMsg:], unix.RTA_OIF)
+	return ok && oif != loopback
 }

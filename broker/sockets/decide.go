@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/egress"
 	"aldente/ipc"
 )
 
@@ -23,6 +24,7 @@ type request struct {
 type decision struct {
 	refused   unix.Errno // zero: open
 	policy    bool       // it is the egress policy that refuses
+	rule      string     // by this rule of it
 	namespace bool       // in the guest's namespace, not on the host
 	to        netip.AddrPort
 	from      netip.AddrPort // where it comes from: address and port, as far as they are decided
@@ -125,10 +127,17 @@ func (c *Config) decideBypass(r *request) decision {
 	return c.judged(r.proto, d)
 }
 
-// judged applies the egress policy to where a socket would really go.
+// judged applies the egress policy to the socket as it would be.
 func (c *Config) judged(proto uint8, d decision) decision {
-	if c.Policy != nil && !c.Policy.Allowed(proto, d.to) {
-		d.refused, d.policy = unix.EACCES, true
+	if c.Policy == nil {
+		return d
+	}
+	from := d.from
+	if proto != ipc.ProtoUDP {
+		from = netip.AddrPortFrom(from.Addr(), 0) // the kernel's choice
+	}
+	if v := c.Policy.Judge(egress.Flow{Proto: proto, To: d.to, From: from, Device: d.Interface}); !v.Allowed {
+		d.refused, d.policy, d.rule = unix.EACCES, true, v.Rule
 	}
 	return d
 }

@@ -17,13 +17,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/egress"
 	"aldente/ipc"
 )
 
-// Policy decides whether the guest may reach an address of the host's world.
-// Echo has port zero.
+// Policy decides whether the guest may have a socket to the host's world.
 type Policy interface {
-	Allowed(proto uint8, dst netip.AddrPort) bool
+	Judge(egress.Flow) egress.Verdict
 }
 
 // Config is what the factory needs to know.
@@ -194,7 +194,7 @@ func (f *Factory) refused(q *request, d *decision, answer *ipc.Opened) {
 	}
 	answer.Flags |= ipc.OpenedProhibited
 	if f.denied.allow() {
-		f.cfg.Logger.Warn("refused by the egress policy", "proto", protoName(q.proto), "to", d.to.String(), "refusals", f.denied.count())
+		f.cfg.Logger.Warn("refused by the egress policy", "proto", protoName(q.proto), "to", d.to.String(), "refusals", f.denied.count(), "rule", d.rule)
 	}
 }
 

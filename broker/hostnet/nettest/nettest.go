@@ -57,6 +57,12 @@ func IP(t *testing.T, lines ...string) {
 	}
 }
 
+// Try runs a program with the words of a line, in the namespace of the test's
+// thread.
+func Try(name, line string) error {
+	return exec.Command(name, strings.Fields(line)...).Run()
+}
+
 // Run runs a program in the namespace of the test's thread and returns its
 // output.
 func Run(t *testing.T, name string, args ...string) string {
