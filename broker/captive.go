@@ -49,7 +49,10 @@ func (in *instance) captive() {
 // held are the descriptors that a broker holds.
 func (in *instance) held() captive.Held {
 	h := captive.Nothing()
-	h.Link, h.Capture, h.Log, h.Channel = in.linkFD, in.capture.fd, 2, in.worker.Control()
+	h.Link, h.Log, h.Channel = in.linkFD, 2, in.worker.Control()
+	if in.capture != nil {
+		h.Capture = in.capture.fd
+	}
 	h.User, h.Mount = in.worker.Home()
 	for _, l := range in.factory.Listeners() {
 		if l.Proto == unix.IPPROTO_TCP {
