@@ -31,6 +31,7 @@ func TestLocal(t *testing.T) {
 		"route add local 198.51.100.0/24 dev lo", "-6 route add local 2001:db8:5::/64 dev lo",
 		"route add default via 10.1.0.1", "route add blackhole 192.0.2.0/24", "route add prohibit 192.0.3.0/24")
 	l := localOf(t, "v0")
+	settle(t, l, "fd01::5", "fe80::5")
 	check := func(want bool, addrs ...string) {
 		t.Helper()
 		for _, a := range addrs {
@@ -44,7 +45,21 @@ func TestLocal(t *testing.T) {
 	check(false, "10.1.0.6", "fd01::6", "fe80::6", "203.0.113.1", "2001:db8:9::1")
 
 	nettest.IP(t, "addr add 10.1.0.6/24 dev v0", "addr add fd01::6/64 dev v0 nodad")
+	settle(t, l, "fd01::6")
 	check(true, "10.1.0.6", "fd01::6")
+}
+
+// settle waits for addresses of ours: the kernel makes them usable a moment after
+// they were given.
+func settle(t *testing.T, l *Local, addrs ...string) {
+	t.Helper()
+	for _, a := range addrs {
+		for start := time.Now(); !l.Has(flowTo(a)); time.Sleep(time.Millisecond) {
+			if time.Since(start) > 10*time.Second {
+				t.Fatalf("%s is not the host's", a)
+			}
+		}
+	}
 }
 
 func localOf(t *testing.T, device string) *Local {
@@ -112,6 +127,7 @@ func TestLocalRouteTypes(t *testing.T) {
 		want["192.0.2.9"] = true
 	}
 	l := localOf(t, "v0")
+	settle(t, l, "fd70::5", "fe80::5", "fd70::", "fe80::")
 	service := hear(t)
 	types := map[string]bool{}
 	for a, host := range want {
@@ -147,6 +163,7 @@ func TestLocalRules(t *testing.T) {
 		"rule add oif v1 prohibit", "-6 rule add oif v1 prohibit",
 		"rule add ipproto icmp lookup 7", "-6 rule add ipproto ipv6-icmp lookup 7")
 	l := localOf(t, "v0")
+	settle(t, l, "fd70::5", "fd71::5")
 	for _, v := range []struct{ to, from, other string }{{"192.0.2.9", "10.1.0.5", "10.2.0.5"}, {"2001:db8::9", "fd70::5", "fd71::5"}} {
 		flow := func(proto uint8, from string, sport, dport uint16, device string) egress.Flow {
 			return egress.Flow{Proto: proto, To: netip.AddrPortFrom(netip.MustParseAddr(v.to), dport),
@@ -182,6 +199,7 @@ func TestLocalRules(t *testing.T) {
 	}
 	nettest.Veth(t, "v1")
 	nettest.IP(t, "addr add 10.2.0.6/24 dev v1", "addr add fd71::6/64 dev v1 nodad")
+	settle(t, l, "fd71::6")
 	if !l.Has(f) {
 		t.Error("the rule of an interface is lost when that comes back")
 	}
