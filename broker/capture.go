@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -45,8 +46,13 @@ func openCapture(cfg *cli.Config, log *slog.Logger) (*capture, error) {
 		Guarded: guarded(cfg),
 		Waiting: func() { log.Warn("packet capture " + cfg.Pcap + ": waiting for somebody to read it") },
 	})
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		// As the original: whoever wants a guest connected, wants that first.
+		log.Warn(fmt.Sprintf("no packet capture: %s: %v%s", cfg.Pcap, err, outputHint(err)))
+		return nil, nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("packet capture %s: %w%s", cfg.Pcap, err, outputHint(err))
+		return nil, fmt.Errorf("packet capture %s: %w", cfg.Pcap, err)
 	}
 	if c.mark, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("packet capture: eventfd: %w", err)

@@ -70,7 +70,7 @@ func main() {
 		err = cfg.Unsupported()
 	}
 	if err == nil {
-		err = cmp.Or(errLimits, checkExecutable())
+		err = cmp.Or(errLimits, checkExecutable(), usable(cfg))
 	}
 	if err != nil {
 		os.Exit(cli.Report(os.Stderr, err))
@@ -544,7 +544,7 @@ func waitChild(c *netns.Child) <-chan childExit {
 		if failed := (*netns.ExecError)(nil); errors.As(err, &failed) {
 			status = 1 // as the original: ours to report, not the command's
 		}
-		done <- childExit{status, err}
+		done <- childExit{status, explain(err)}
 	}()
 	return done
 }

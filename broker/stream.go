@@ -113,10 +113,18 @@ func (s *streamServer) bind(path string) error {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return fmt.Errorf("cannot bind socket %s: %w", path, err)
+		return fmt.Errorf("cannot bind socket %s: %w%s", path, err, socketHint(err))
 	}
 	s.fd, s.path = fd, path
 	return nil
+}
+
+// socketHint says what to do about a path that cannot be bound.
+func socketHint(err error) string {
+	if errors.Is(err, unix.EADDRINUSE) {
+		return " (a file of that name is in the way: remove it, or name another path with -s)"
+	}
+	return outputHint(err)
 }
 
 // inUse tells whether a socket at path belongs to a living process. The probe

@@ -38,7 +38,7 @@ func TestConfig(t *testing.T) {
 		"aldente --mtu ' 1500'":   func(c *Config) { c.MTU = 1500 },
 		"aldente -m 1500 -m 9000": func(c *Config) { c.MTU = 9000 },
 		"aldente -m 67": func(c *Config) {
-			c.MTU = 67
+			c.MTU = 68
 			c.Warnings = []string{"MTU 67 is too small for IPv4 (minimum 68)", "MTU 67 is too small for IPv6 (minimum 1280)"}
 		},
 		"aldente -4m 1279":                                           func(c *Config) { c.MTU, c.IPv4Only = 1279, true },
@@ -160,8 +160,6 @@ func TestTarget(t *testing.T) {
 		"pasta 12x":                        {target: spawn, command: "12x"},
 		"pasta 0x1":                        {target: spawn, command: "0x1"},
 		"pasta 1 2":                        {target: spawn, command: "1|2"},
-		"pasta --netns-only true":          {target: spawn, command: "true", alone: true},
-		"pasta --userns /u true":           {target: spawn, command: "true", userns: "/u"},
 		"pasta 123":                        {target: Target{Kind: TargetPID, PID: 123}, netns: "/proc/123/ns/net", userns: "/proc/123/ns/user"},
 		"pasta -- ' +123'":                 {target: Target{Kind: TargetPID, PID: 123}, netns: "/proc/123/ns/net", userns: "/proc/123/ns/user"},
 		"pasta --userns /u 123":            {target: Target{Kind: TargetPID, PID: 123}, netns: "/proc/123/ns/net", userns: "/u"},

@@ -11,6 +11,8 @@ import (
 // with '+'. Its complaints are glibc's, so that they read as users know them.
 type getopt struct {
 	table   []option
+	in      personalities // whose options are suggested
+	warn    func(format string, args ...any)
 	argv    []string
 	next    int    // index into argv of the next argument
 	cluster string // rest of a group of short options
@@ -65,6 +67,7 @@ func (g *getopt) scan() (opt *option, arg string, err error) {
 		return g.scanLong(s[2:])
 	}
 	g.cluster = s[1:]
+	g.oneDash(s[1:])
 	return g.scanShort()
 }
 
@@ -98,7 +101,7 @@ func (g *getopt) scanLong(s string) (*option, string, error) {
 	found := g.findLong(name)
 	switch {
 	case len(found) == 0:
-		return nil, "", g.fail("unrecognized option '--%s'", s)
+		return nil, "", g.unknown(name, s)
 	case len(found) > 1:
 		var b strings.Builder
 		for _, o := range found {

@@ -63,7 +63,7 @@ var options = []option{
 	{long: "socket", short: 's', arg: "PATH", in: passtOnly, group: machine,
 		set:  socketPath("socket", func(c *Config) *string { return &c.SocketPath }),
 		help: "UNIX domain socket that QEMU connects to\n(default: first free of /tmp/passt_1.socket to\n/tmp/passt_64.socket)"},
-	{long: "fd", short: 'F', arg: "FD", in: both, group: general, set: setFD,
+	{long: "fd", short: 'F', arg: "FD", in: passtOnly, group: machine, set: setFD,
 		help: "use the connected socket FD as the guest's link;\nexit when it is closed"},
 	{long: "ns-ifname", short: 'I', arg: "NAME", in: pastaOnly, group: namespace, set: setNSIfName,
 		help: "name of the interface in the namespace\n(default: as the host's, or tap0)"},

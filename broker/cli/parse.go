@@ -40,7 +40,7 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 	}
 	c.NoMapGW = c.Personality == Aldente
 	p := &parser{c: c, portRange: portRangeFile}
-	g := getopt{table: options, argv: argv, next: 1}
+	g := getopt{table: options, in: c.Personality.bit(), argv: argv, next: 1, warn: p.warnf}
 	for {
 		opt, arg, err := g.scan()
 		if err != nil {
@@ -101,12 +101,12 @@ func (c *Config) incompatible() error {
 		{c.NoSplice && c.SpliceOnly, "--splice-only is incompatible with --no-splice"},
 		{c.NoCopyRoutes && !c.ConfigNet, "--no-copy-routes needs --config-net"},
 		{c.NoCopyAddrs && !c.ConfigNet, "--no-copy-addrs needs --config-net"},
-		{c.RepairPath != "" && !c.VhostUser, "--repair-path is for vhost-user mode only"},
+		{c.RepairPath != "" && c.RepairPath != "none" && !c.VhostUser, "--repair-path is for vhost-user mode only"},
 		{c.MigrateExit && !c.VhostUser, "--migrate-exit is for vhost-user mode only"},
 		{c.MigrateNoLinger && !c.VhostUser, "--migrate-no-linger is for vhost-user mode only"},
 	} {
 		if r.wrong {
-			return usagef("%s", r.msg)
+			return nextf("leave out one of them, or see the manual page", "%s", r.msg)
 		}
 	}
 	return nil
@@ -150,6 +150,7 @@ func (p *parser) warnMTU() {
 	if c.MTU < minMTU4 && !c.IPv6Only {
 		p.warnf("MTU %d is too small for IPv4 (minimum %d)", c.MTU, minMTU4)
 	}
+	defer func() { c.MTU = max(c.MTU, minMTU4) }() // no interface takes less
 	if c.MTU < minMTU6 && !c.IPv4Only {
 		p.warnf("MTU %d is too small for IPv6 (minimum %d)", c.MTU, minMTU6)
 	}
@@ -195,7 +196,7 @@ func (p *parser) addSpecs(to *Forward, option string, specs []string, o SpecOpti
 	for _, s := range specs {
 		if s == "none" {
 			if len(to.Rules) > 0 {
-				return usagef("%s none conflicts with previous options", option)
+				return nextf("give it alone, or leave it out", "%s none conflicts with previous options", option)
 			}
 			continue
 		}

@@ -68,6 +68,7 @@ func spec(i int) setter {
 
 func egressRule(allow bool) setter {
 	return func(p *parser, arg string) error {
+		p.warnPort(map[bool]string{true: "--allow", false: "--deny"}[allow], arg[strings.LastIndexByte(arg, '/')+1:])
 		p.c.Egress = append(p.c.Egress, EgressOption{allow, arg})
 		return nil
 	}
@@ -94,7 +95,7 @@ func setNAT64(p *parser, arg string) error {
 func path(what string, field func(*Config) *string) setter {
 	return func(p *parser, arg string) error {
 		if arg == "" {
-			return usagef("Invalid %s path: %s", what, arg)
+			return nextf("give the name of a file", "Invalid %s path: %s", what, arg)
 		}
 		*field(p.c) = arg
 		return nil
@@ -105,7 +106,7 @@ func path(what string, field func(*Config) *string) setter {
 func socketPath(what string, field func(*Config) *string) setter {
 	return func(p *parser, arg string) error {
 		if arg == "" || len(arg) > maxSocketPath {
-			return usagef("Invalid %s path: %s", what, arg)
+			return nextf(fmt.Sprintf("give a path of at most %d bytes", maxSocketPath), "Invalid %s path: %s", what, arg)
 		}
 		*field(p.c) = arg
 		return nil
@@ -115,7 +116,7 @@ func socketPath(what string, field func(*Config) *string) setter {
 func ifName(field func(*Config) *string) setter {
 	return func(p *parser, arg string) error {
 		if !validIfName(arg) {
-			return usagef("Invalid interface name: %s", arg)
+			return nextf("\"ip link\" lists them", "Invalid interface name: %s", arg)
 		}
 		*field(p.c) = arg
 		return nil
@@ -125,7 +126,7 @@ func ifName(field func(*Config) *string) setter {
 func hostName(what string, field func(*Config) *string) setter {
 	return func(p *parser, arg string) error {
 		if len(arg) > MaxName {
-			return usagef("Invalid %s: %s", what, arg)
+			return nextf(fmt.Sprintf("give at most %d bytes", MaxName), "Invalid %s: %s", what, arg)
 		}
 		*field(p.c) = arg
 		return nil
@@ -162,7 +163,7 @@ func setIPv6Only(p *parser, _ string) error {
 func setFD(p *parser, arg string) error {
 	n, ok := parseNumber(arg, 0, math.MaxInt32)
 	if !ok {
-		return usagef("Invalid --fd: %s", arg)
+		return nextf("give the number of an open descriptor", "Invalid --fd: %s", arg)
 	}
 	p.c.FD = int(n)
 	return nil
@@ -171,7 +172,7 @@ func setFD(p *parser, arg string) error {
 // setNSIfName refuses a percent sign, which the kernel would replace by a number.
 func setNSIfName(p *parser, arg string) error {
 	if !validIfName(arg) || strings.Contains(arg, "%") {
-		return usagef("Invalid interface name: %s", arg)
+		return nextf(fmt.Sprintf("give at most %d bytes, without slash, colon, space or percent sign", maxIfName), "Invalid interface name: %s", arg)
 	}
 	p.c.NSIfName = arg
 	return nil
@@ -179,7 +180,7 @@ func setNSIfName(p *parser, arg string) error {
 
 func setPIDFile(p *parser, arg string) error {
 	if arg == "" {
-		return usagef("Invalid PID file: %s", arg)
+		return nextf("give the name of a file", "Invalid PID file: %s", arg)
 	}
 	p.c.PIDFile = arg
 	return nil
@@ -188,7 +189,7 @@ func setPIDFile(p *parser, arg string) error {
 func setMTU(p *parser, arg string) error {
 	n, ok := parseNumber(arg, 0, math.MaxUint64)
 	if !ok {
-		return usagef("Invalid MTU: %s", arg)
+		return nextf(fmt.Sprintf("give a number of bytes, at most %d; 0 assigns none", MaxMTU), "Invalid MTU: %s", arg)
 	}
 	if n > MaxMTU {
 		return usagef("MTU %d too large (max %d)", n, MaxMTU)
@@ -216,7 +217,7 @@ func setAddress(p *parser, arg string) error {
 func setNetmask(p *parser, arg string) error {
 	bits, ok := parseNetmask(arg)
 	if !ok {
-		return usagef("Invalid prefix length: %s", arg)
+		return nextf("give 0 to 32, or a mask as 255.255.255.0", "Invalid prefix length: %s", arg)
 	}
 	p.netmask = bits
 	return p.redundantLength()
@@ -224,7 +225,7 @@ func setNetmask(p *parser, arg string) error {
 
 func (p *parser) redundantLength() error {
 	if p.cidr && p.netmask != 0 {
-		return usagef("Redundant prefix length specification")
+		return nextf("give it with -a or with -n, not with both", "Redundant prefix length specification")
 	}
 	return nil
 }
@@ -242,7 +243,8 @@ func setNSMAC(p *parser, arg string) (err error) {
 func checkMAC(arg string) ([6]byte, error) {
 	mac, ok := parseMAC(arg)
 	if !ok {
-		return mac, usagef("Invalid MAC address: %s", arg)
+		return mac, nextf("give six pairs of hexadecimal digits, as 52:54:00:12:34:56; the first number must be even, as odd ones are groups",
+			"Invalid MAC address: %s", arg)
 	}
 	return mac, nil
 }
@@ -251,7 +253,7 @@ func checkMAC(arg string) ([6]byte, error) {
 func perFamily(arg string, allow addrKind, v4, v6 *netip.Addr, complaint string) error {
 	addr, ok := parseAddr(arg, allow)
 	if !ok {
-		return usagef("%s: %s", complaint, arg)
+		return nextf(addressHint(arg), "%s: %s", complaint, arg)
 	}
 	if addr.Is4() {
 		*v4 = addr
@@ -304,8 +306,9 @@ func setDNS(p *parser, arg string) error {
 	}
 	addr, ok := parseAddr(arg, anyAddr&^unspecified)
 	if !ok {
-		return usagef("Cannot use DNS address %s", arg)
+		return nextf(addressHint(arg), "Cannot use DNS address %s", arg)
 	}
+	p.warnPort("-D", arg)
 	c.DNSNone = false
 	same := 0
 	for _, d := range c.DNS {
@@ -331,7 +334,7 @@ func setSearch(p *parser, arg string) error {
 	}
 	domains := strings.Fields(arg)
 	if len(domains) == 0 {
-		return usagef("Cannot use DNS search domain %s", arg)
+		return nextf("give domains, separated by spaces", "Cannot use DNS search domain %s", arg)
 	}
 	for _, d := range domains {
 		d = strings.TrimSuffix(d, ".")
@@ -339,7 +342,7 @@ func setSearch(p *parser, arg string) error {
 		case d == "":
 			c.SearchNone = len(c.Search) == 0
 		case !validDomain(d):
-			return usagef("Cannot use DNS search domain %s", d)
+			return nextf("a domain is labels of 1 to 63 bytes with dots between them", "Cannot use DNS search domain %s", d)
 		case len(c.Search) == ipc.MaxSearch:
 			p.warnf("DNS search domain %s ignored: no more than %d are advertised", d, ipc.MaxSearch)
 		case !slices.Contains(c.Search, d):
@@ -351,7 +354,7 @@ func setSearch(p *parser, arg string) error {
 
 func setUserns(p *parser, arg string) error {
 	if arg == "" {
-		return usagef("Invalid userns: %s", arg)
+		return nextf("give a path, as /proc/PID/ns/user", "Invalid userns: %s", arg)
 	}
 	p.c.Userns, p.c.NetnsOnly = arg, false
 	return nil
@@ -375,7 +378,7 @@ func setRunAs(p *parser, arg string) (err error) {
 func setLogSize(p *parser, arg string) error {
 	n, ok := parseNumber(arg, 0, math.MaxInt64)
 	if !ok || n < MinLogSize {
-		return usagef("Invalid --log-size: %s", arg)
+		return nextf(fmt.Sprintf("give a number of bytes, at least %d", MinLogSize), "Invalid --log-size: %s", arg)
 	}
 	p.c.LogSize = int64(n)
 	return nil
@@ -384,7 +387,7 @@ func setLogSize(p *parser, arg string) error {
 func setPcapSize(p *parser, arg string) error {
 	n, ok := parseNumber(arg, 0, math.MaxInt64)
 	if !ok || n < MinPcapSize {
-		return usagef("Invalid --pcap-size: %s: give a number of bytes, at least %d", arg, MinPcapSize)
+		return nextf(fmt.Sprintf("give a number of bytes, at least %d", MinPcapSize), "Invalid --pcap-size: %s", arg)
 	}
 	p.c.PcapSize = int64(n)
 	return nil
@@ -393,7 +396,7 @@ func setPcapSize(p *parser, arg string) error {
 func setStats(p *parser, arg string) error {
 	n, ok := parseNumber(arg, 0, math.MaxInt32)
 	if !ok {
-		return usagef("Invalid --stats: %s", arg)
+		return nextf("give a number of seconds", "Invalid --stats: %s", arg)
 	}
 	p.c.Stats = int(n)
 	return nil

@@ -38,7 +38,8 @@ func ParseSpec(spec string, o SpecOptions) ([]Rule, error) {
 	if listen, rest, ok := strings.Cut(spec, "/"); ok {
 		switch addr, ifname, ok := parseListen(listen); {
 		case ok && o.Outbound:
-			return nil, usagef("Listening address not allowed for outbound rule '%s'", spec)
+			return nil, nextf("-T and -U listen on the namespace's loopback: give ports alone",
+				"Listening address not allowed for outbound rule '%s'", spec)
 		case ok && ifname != "" && !validIfName(ifname):
 			return nil, usagef("Invalid interface name: %s, in port specifier '%s'", ifname, spec)
 		case ok:
@@ -53,11 +54,11 @@ func ParseSpec(spec string, o SpecOptions) ([]Rule, error) {
 	var p portSet
 	for item := range strings.SplitSeq(ports, ",") {
 		if why := p.parseItem(item); why != "" {
-			return nil, usagef("Invalid port specifier '%s': %s%s", spec, why, note)
+			return nil, nextf(specHint(spec), "Invalid port specifier '%s': %s%s", spec, why, note)
 		}
 	}
 	if p.auto && !o.Auto {
-		return nil, usagef("'auto' port forwarding is only allowed for pasta: '%s'", spec)
+		return nil, nextf("name the ports", "'auto' port forwarding is only allowed for pasta: '%s'", spec)
 	}
 	return p.rules(base, o.Ephemeral)
 }
@@ -73,9 +74,9 @@ func narrow(r *Rule, o SpecOptions) error {
 	case o.IPv6Only && !r.Addr.IsValid():
 		r.Addr = netip.IPv6Unspecified()
 	case o.IPv4Only && r.Addr.Is6():
-		return usagef("IPv6 forward, but IPv6 not enabled: %v", r.Addr)
+		return nextf("leave out -4, or the address", "IPv6 forward, but IPv6 not enabled: %v", r.Addr)
 	case o.IPv6Only && r.Addr.Is4():
-		return usagef("IPv4 forward, but IPv4 not enabled: %v", r.Addr)
+		return nextf("leave out -6, or the address", "IPv4 forward, but IPv4 not enabled: %v", r.Addr)
 	}
 	return nil
 }

@@ -21,7 +21,7 @@ func parseNetns(s string) (Target, error) {
 	case strings.Contains(s, "/"):
 		return Target{Kind: TargetPath, Path: s}, nil
 	case s == "" || s == "." || s == "..":
-		return Target{}, usagef("Invalid network namespace name or path: %s", s)
+		return Target{}, nextf("give a name that \"ip netns\" lists, or a path with a slash", "Invalid network namespace name or path: %s", s)
 	}
 	return Target{Kind: TargetName, Name: s}, nil
 }
@@ -33,7 +33,7 @@ func parsePID(s string) (pid int, known bool, err error) {
 		return 0, false, nil
 	}
 	if err != nil || n <= 0 || n > math.MaxInt32 {
-		return 0, true, usagef("Invalid PID %s", s)
+		return 0, true, nextf("give that of a running process; a command of that name needs its path", "Invalid PID %s", s)
 	}
 	return int(n), true, nil
 }
@@ -43,13 +43,13 @@ func (p *parser) operands(args []string) error {
 	c := p.c
 	if c.Personality == Passt {
 		if len(args) > 0 {
-			return usagef("Extra non-option argument: %s", args[0])
+			return nextf("passt runs no command: pasta does", "Extra non-option argument: %s", args[0])
 		}
 		return nil
 	}
 	switch {
 	case c.Target.Kind != TargetNone && len(args) > 0:
-		return usagef("Both --netns and PID or command given")
+		return nextf("name the namespace once", "Both --netns and PID or command given")
 	case c.Target.Kind != TargetNone:
 		c.NetnsOnly = c.Userns == ""
 	case len(args) == 1:
@@ -67,6 +67,10 @@ func (p *parser) operands(args []string) error {
 		if c.Command = args; len(args) == 0 {
 			c.Command, c.LoginShell = []string{p.shell()}, true
 		}
+	}
+	if c.Target.Kind == TargetSpawn && (c.Userns != "" || c.NetnsOnly) {
+		return nextf("a command gets namespaces of its own: leave the option out, or name a namespace with --netns",
+			"--userns and --netns-only are for PID or --netns")
 	}
 	if c.NoPidns && c.Target.Kind != TargetSpawn {
 		return usagef("--no-pidns is incompatible with PID or --netns")

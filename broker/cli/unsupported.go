@@ -9,7 +9,7 @@ var unsupported = []struct {
 }{
 	{"--vhost-user", func(c *Config) bool { return c.VhostUser }},
 	{"-c", func(c *Config) bool { return c.ConfPath != "" }},
-	{"--repair-path", func(c *Config) bool { return c.RepairPath != "" }},
+	{"--repair-path", func(c *Config) bool { return c.RepairPath != "" && c.RepairPath != "none" }},
 	{"--stats", func(c *Config) bool { return c.Stats != 0 }},
 }
 
@@ -18,7 +18,7 @@ var unsupported = []struct {
 func (c *Config) Unsupported() error {
 	for _, u := range unsupported {
 		if u.asked(c) {
-			return usagef("%s is not supported by this version", u.option)
+			return nextf("leave it out; LIMITATIONS in the manual page has the list", "%s is not supported by this version", u.option)
 		}
 	}
 	return nil

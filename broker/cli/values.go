@@ -55,21 +55,21 @@ func parsePrefix(s string) (addr netip.Addr, bits int, err error) {
 	text, length, given := strings.Cut(s, "/")
 	addr, ok := parseAddr(unbracket(text), 0)
 	if !ok {
-		return addr, 0, usagef("Invalid guest address: %s", s)
+		return addr, 0, nextf(addressHint(text), "Invalid guest address: %s", s)
 	}
 	if !given {
 		return addr, -1, nil
 	}
 	n, ok := parseNumber(length, 10, 1<<16)
 	if !ok {
-		return addr, 0, usagef("Invalid guest address: %s", s)
+		return addr, 0, nextf("behind the slash goes a number of bits", "Invalid guest address: %s", s)
 	}
 	// The length of an IPv4-mapped address may be meant either way.
 	if bits = int(n); addr.Is4() && strings.Contains(text, ":") && bits >= 96 {
 		bits -= 96
 	}
 	if bits > addr.BitLen() {
-		return addr, 0, usagef("Invalid prefix length: %s", s)
+		return addr, 0, nextf("at most 32 bits for IPv4, 128 for IPv6", "Invalid prefix length: %s", s)
 	}
 	return addr, bits, nil
 }

@@ -202,7 +202,7 @@ func linkByName(c *rtnl.Conn, name string) (Link, error) {
 	body := rtnl.AppendAttr(make([]byte, unix.SizeofIfInfomsg), attr, append([]byte(name), 0))
 	l, err := getLink(c, body)
 	if err != nil {
-		return l, fmt.Errorf("interface %q: %w", name, err)
+		return l, fmt.Errorf("interface %q: %w (\"ip link\" lists them)", name, err)
 	}
 	return l, nil
 }

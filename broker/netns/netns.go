@@ -205,6 +205,12 @@ func hint(err error) string {
 			" or set sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return " (user namespaces are forbidden here: by a seccomp filter, an LSM, or a chroot)"
+	case errors.Is(err, unix.EAGAIN):
+		return " (too many processes: raise the limit of the user, ulimit -u, or of the control group, pids.max)"
+	case errors.Is(err, unix.EUSERS):
+		return " (user namespaces are nested too deep: start it further out)"
+	case errors.Is(err, unix.ENOSYS):
+		return " (the kernel has no user namespaces, CONFIG_USER_NS, or a seccomp filter hides them; as root, --netns joins a namespace without)"
 	case errors.Is(err, unix.EINVAL):
 		return " (the kernel lacks one of the namespaces)"
 	}

@@ -3,9 +3,11 @@
 package supervise
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,16 +31,26 @@ func Find() (string, error) {
 }
 
 func find(dirs ...string) (string, error) {
+	var where []string
+	unusable := ""
 	for _, dir := range dirs {
 		if dir == "" {
 			continue
 		}
 		path := filepath.Join(dir, program)
-		if unix.Access(path, unix.X_OK) == nil {
+		switch err := unix.Access(path, unix.X_OK); err {
+		case nil:
 			return path, nil
+		case unix.EACCES:
+			unusable = cmp.Or(unusable, path)
 		}
+		where = append(where, dir)
 	}
-	return "", fmt.Errorf("%s not found in %q", program, dirs)
+	if unusable != "" {
+		return "", fmt.Errorf("%s cannot be executed by this user: it has to be executable (chmod 755), on a file system without noexec", unusable)
+	}
+	return "", fmt.Errorf("%s is not installed: it belongs into %s (make all builds both programs, make install installs them)",
+		program, strings.Join(where, " or "))
 }
 
 // firstSpare is above every descriptor that a worker's are moved to.
