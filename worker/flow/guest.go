@@ -13,6 +13,8 @@ type Guest struct {
 	ipc.Config
 	Traits // of the link
 
+	Shares *Shares // of the lane's descriptors; nil: there is no bound
+
 	MAC packet.MAC // where frames go; all zero until learned
 
 	// Last source addresses seen, or the assigned ones until then. They

@@ -155,11 +155,15 @@ func unicast(a *packet.Addr) bool {
 
 // openOut makes a flow and asks the broker for its socket.
 func (t *Translator) openOut(k *flow.Key, p *packet.Packet, id uint16) uint32 {
-	i := t.flows.Insert(k)
+	i := flow.None
+	if t.g.Shares.May(flow.ShareEcho, 1) {
+		i = t.flows.Insert(k)
+	}
 	if i == flow.None {
 		t.Stats.NoRoom++
 		return i
 	}
+	t.g.Shares.Take(flow.ShareEcho, 1)
 	c := t.flows.At(i)
 	c.fd, c.state, c.ttl, c.last = -1, stateOpening, packet.DefaultTTL, t.env.Now()
 	t.wheel.Set(t.timer+i, c.last+idleLife)
@@ -314,6 +318,7 @@ func (t *Translator) remove(i uint32, c *conn) {
 	}
 	t.setMore(c, false)
 	t.wheel.Cancel(t.timer + i)
+	t.g.Shares.Take(flow.ShareEcho, -1)
 	*c = conn{fd: -1}
 	t.flows.Remove(i)
 }

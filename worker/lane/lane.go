@@ -85,6 +85,7 @@ type Lane struct {
 	capture  *link.Capture
 	mark     int32 // eventfd of the capture, -1: none
 	freed    bool  // a descriptor was closed since tcp was told
+	crowd    crowd
 	pkt      packet.Packet
 	again    packet.Packet // a datagram put together from fragments
 	seg      packet.TCP
@@ -183,6 +184,7 @@ func (l *Lane) configure(rec []byte) error {
 	nTCP := min(maxTCP, fds)
 	nUDP := min(maxUDP, max(fds/2, 32))
 	nICMP := min(maxICMP, max(fds/4, 16))
+	g.Shares = flow.NewShares(fds - fds/16) // but for pipes
 	nSplice, nSpliceUDP := min(maxSplice, fds/2), min(maxSpliceUDP, max(fds/4, 16))
 	pool, err := unix.Mmap(-1, 0, poolBytes, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -205,6 +207,7 @@ func (l *Lane) configure(rec []byte) error {
 	l.timer = t.timers()
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady
 	t.ready[flow.OwnerLane] = l.ready
+	l.tcp.BypassRoom = l.loop.Room
 	l.tcp.Bypass, l.udp.Bypass = l.loop.Accepted, l.loop.Datagrams
 	l.batch = link.NewBatch()
 	return nil

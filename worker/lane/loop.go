@@ -90,6 +90,7 @@ func (l *Lane) goOn() {
 		l.loop.Impatient()
 	}
 	l.table.poll()
+	l.watchCrowd()
 }
 
 // finish sends what the turn has collected: requests to the broker, frames

@@ -181,6 +181,11 @@ func (s *sockets) resetOnClose(fd int32) {
 	if e == 0 && (info.State == unix.BPF_TCP_LAST_ACK || info.State == unix.BPF_TCP_CLOSING) {
 		return
 	}
+	if info.State == unix.BPF_TCP_SYN_SENT {
+		// The broker has a copy until the connect has ended: this ends it.
+		raw(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_RDWR, 0)
+		return
+	}
 	s.linger = unix.Linger{Onoff: 1}
 	raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER,
 		uintptr(unsafe.Pointer(&s.linger)), unsafe.Sizeof(s.linger), 0)

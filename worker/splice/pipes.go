@@ -26,13 +26,14 @@ type pipes struct {
 	retry  int64    // no pipe is made before this time
 }
 
-func newPipes() pipes {
+// newPipes makes a pool of up to size pipes.
+func newPipes(size int) pipes {
 	p := pipes{
-		all:    make([]pipe, maxPipes+1),
-		free:   make([]uint32, 0, maxPipes),
-		closed: make([]uint32, 0, maxPipes),
+		all:    make([]pipe, size+1),
+		free:   make([]uint32, 0, size),
+		closed: make([]uint32, 0, size),
 	}
-	for n := uint32(maxPipes); n > 0; n-- {
+	for n := uint32(size); n > 0; n-- {
 		p.closed = append(p.closed, n)
 	}
 	return p

@@ -65,7 +65,7 @@ func New(env Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Poo
 	t := &Translator{
 		env: env, g: g,
 		streams: newStreams(maxStreams),
-		pipes:   newPipes(),
+		pipes:   newPipes(min(maxPipes, max(maxStreams/16, 4))),
 		busy:    make([]uint32, 0, maxStreams),
 		patient: make([]uint64, 0, maxPatient),
 		buf:     make([]byte, bufferSize),
@@ -123,6 +123,20 @@ func (t *Translator) Opened(tok uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	t.opened(i, s, fd, o)
+}
+
+// Room tells whether there is room for one more connection that came by a listener
+// with these flags, and for its other end.
+func (t *Translator) Room(flags uint8) bool {
+	return (len(t.streams.free) > 0 || int(t.streams.next) < len(t.streams.all)) && t.g.Shares.May(share(flags), 2)
+}
+
+// share is what the descriptors of such a connection count as.
+func share(flags uint8) flow.Share {
+	if flags&ipc.ListenerNamespace != 0 {
+		return flow.ShareOut
+	}
+	return flow.ShareIn
 }
 
 // Pending tells whether Poll has work that no event will announce.

@@ -21,6 +21,7 @@ const (
 // Flags of a stream.
 const (
 	flagBusy = 1 << iota // in Translator.busy
+	flagOut              // from the namespace
 )
 
 // Flags of a side.
@@ -61,6 +62,13 @@ type stream struct {
 }
 
 func (s *stream) has(f uint8) bool { return s.flags&f != 0 }
+
+func (s *stream) share() flow.Share {
+	if s.has(flagOut) {
+		return flow.ShareOut
+	}
+	return flow.ShareIn
+}
 
 // streams is the table of all connections. Nothing looks them up by address.
 type streams struct {
@@ -131,6 +139,10 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 		return
 	}
 	s.sides[near].fd = fd
+	if share(flags) == flow.ShareOut {
+		s.flags |= flagOut
+	}
+	t.g.Shares.Take(s.share(), 2)
 	t.open = ipc.Open{
 		Token: token(s.gen, i, far, 0), Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: listener,
 		Src: to, Dst: peer, SrcPort: 0, DstPort: port,
@@ -246,5 +258,6 @@ func (t *Translator) remove(i uint32, s *stream) {
 			t.env.Close(d.fd)
 		}
 	}
+	t.g.Shares.Take(s.share(), -2)
 	t.streams.remove(i)
 }

@@ -121,11 +121,17 @@ func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8, port uin
 		oldest := t.ages.Oldest()
 		t.removeUDP(oldest, t.flows.At(oldest))
 	}
-	i := t.flows.Insert(k)
+	for !t.g.Shares.May(flow.ShareUDP, 2) && t.Evict() {
+	}
+	i := flow.None
+	if t.g.Shares.May(flow.ShareUDP, 2) {
+		i = t.flows.Insert(k)
+	}
 	if i == flow.None {
 		t.Stats.NoRoom++
 		return i
 	}
+	t.g.Shares.Take(flow.ShareUDP, 2)
 	f := t.flows.At(i)
 	f.sides[near].fd, f.sides[far].fd = -1, -1
 	f.queue = queue{head: flow.None, tail: flow.None}
@@ -314,6 +320,7 @@ func (t *Translator) removeUDP(i uint32, f *dflow) {
 	t.closeSides(f)
 	t.wheel.Cancel(t.timer + i)
 	t.ages.Remove(i)
+	t.g.Shares.Take(flow.ShareUDP, -2)
 	t.flows.Remove(i)
 }
 

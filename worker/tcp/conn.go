@@ -51,6 +51,9 @@ const (
 	flagEarlyFIN                    // a FIN at earlyFIN waits for what comes before it
 	flagAwaitRoom                   // the lane reports when the socket is writable
 	flagBounded                     // bound was called
+	flagOut                         // the guest has asked for it
+	flagShare                       // holds a part of the lane's descriptors
+	flagHalfOpen                    // in Translator.halfOpen
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices
@@ -139,6 +142,7 @@ type Stats struct {
 	Retransmits, Timeouts            uint64
 	OutOfOrder, OutOfWindow, Dropped uint64
 	Challenges                       uint64
+	GaveWay                          uint64 // half-open connections, for others
 }
 
 // listener is a listening socket the broker passed.

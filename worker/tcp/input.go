@@ -110,6 +110,7 @@ func (t *Translator) inputSynSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
 // established ends the handshake on the guest's side.
 func (t *Translator) established(i uint32, c *conn, s *packet.TCP) {
 	c.state = stateOpen
+	t.madeOrGone(i, c)
 	c.sndUna = c.iss + 1
 	c.rtoAt, c.retries = 0, 0
 	if s.Flags&packet.SYN == 0 {

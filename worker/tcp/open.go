@@ -23,13 +23,59 @@ const (
 // acceptBurst bounds the connections taken from a listener at a time.
 const acceptBurst = 64
 
-func (t *Translator) hasRoom() bool {
-	return t.flows.Len() < t.flows.Cap() && t.chunksLeft() >= minReserve
+// hasRoom tells whether one more flow fits that holds a descriptor of this share.
+func (t *Translator) hasRoom(s flow.Share) bool {
+	return t.flows.Len() < t.flows.Cap() && t.chunksLeft() >= minReserve && t.g.Shares.May(s, 1)
+}
+
+// makeRoom makes room for a connection that the guest asks for: the oldest that it
+// has asked for, and that nobody has answered, ends. Those that are made are not
+// touched.
+func (t *Translator) makeRoom() {
+	for !t.hasRoom(flow.ShareOut) {
+		i := t.halfOpen.Oldest()
+		if i == flow.None {
+			return
+		}
+		t.Stats.GaveWay++
+		c := t.flows.At(i)
+		t.sendRST(i, c)
+		t.abort(i, c)
+	}
+}
+
+// madeOrGone takes a flow off the list of those that are not made yet.
+func (t *Translator) madeOrGone(i uint32, c *conn) {
+	if c.has(flagHalfOpen) {
+		c.clear(flagHalfOpen)
+		t.halfOpen.Remove(i)
+	}
+}
+
+// share is what a flow's descriptor counts as.
+func (c *conn) share() flow.Share {
+	if c.has(flagOut) {
+		return flow.ShareOut
+	}
+	return flow.ShareIn
+}
+
+// giveBack returns what a flow has of the lane's descriptors.
+func (t *Translator) giveBack(c *conn) {
+	if c.has(flagShare) {
+		c.clear(flagShare)
+		t.g.Shares.Take(c.share(), -1)
+	}
 }
 
 // insert makes a flow in its first state.
 func (t *Translator) insert(k *flow.Key, s state) (uint32, *conn) {
-	if !t.hasRoom() {
+	share, flags := flow.ShareIn, flagShare
+	if s == stateOpening {
+		share, flags = flow.ShareOut, flagShare|flagOut|flagHalfOpen
+		t.makeRoom()
+	}
+	if !t.hasRoom(share) {
 		t.Stats.NoMemory++
 		return flow.None, nil
 	}
@@ -40,7 +86,11 @@ func (t *Translator) insert(k *flow.Key, s state) (uint32, *conn) {
 	}
 	c := t.flows.At(i)
 	c.fd = -1
-	c.state = s
+	c.state, c.flags = s, flags
+	t.g.Shares.Take(share, 1)
+	if s == stateOpening {
+		t.halfOpen.Add(i)
+	}
 	c.cwnd = noCwnd
 	c.qHead, c.qTail = flow.None, flow.None
 	c.iss = t.isn(k)
@@ -87,7 +137,7 @@ func (t *Translator) openOut(k *flow.Key, p *packet.Packet, s *packet.TCP) {
 	}
 	i, c := t.insert(k, stateOpening)
 	if c == nil {
-		return // the guest tries again
+		return // the guest tries again: so it waits for room, as connections to it do
 	}
 	t.options(c, s, p.IPVersion == 4)
 	t.open = ipc.Open{
@@ -110,7 +160,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	_, gen, i := flow.SplitToken(token)
 	if !t.flows.Live(i, gen) || t.flows.At(i).state != stateOpening {
 		if fd >= 0 {
-			t.env.Close(fd)
+			t.env.Abort(fd) // nobody waits for it any more
 		}
 		return
 	}
@@ -175,6 +225,10 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 		code = 13
 	case e == syscall.EACCES, e == syscall.EPERM:
 		code = 1
+	case e == syscall.EMFILE, e == syscall.ENFILE, e == syscall.ENOBUFS, e == syscall.ENOMEM:
+		t.Stats.NoMemory++
+		t.remove(i, c) // as where a table is full: the guest tries again
+		return
 	default:
 		t.sendRST(i, c)
 		t.remove(i, c)
@@ -194,7 +248,9 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 	} else {
 		t.listeners = append(t.listeners, n)
 	}
+	t.g.Shares.Reduce(1)
 	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, l.ID, uint32(at)), flow.Readable); e != 0 {
+		t.g.Shares.Reduce(-1)
 		t.env.Close(fd)
 		t.listeners[at] = listener{}
 		t.unused = append(t.unused, uint32(at))
@@ -205,6 +261,7 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 func (t *Translator) RemoveListener(id uint32) {
 	for k := range t.listeners {
 		if l := &t.listeners[k]; l.id == id {
+			t.g.Shares.Reduce(-1)
 			t.env.Close(l.fd)
 			*l = listener{}
 			t.unused = append(t.unused, uint32(k))
@@ -236,8 +293,12 @@ func (t *Translator) acceptAll() {
 func (t *Translator) accept(l *listener) {
 	l.waiting = true
 	for range acceptBurst {
-		if !t.hasRoom() {
+		if !t.hasRoom(flow.ShareIn) {
 			break
+		}
+		if t.BypassRoom != nil && l.flags != 0 && !t.BypassRoom(l.flags) {
+			t.starved = true // until a descriptor is closed
+			return
 		}
 		fd, peer, port, e := t.env.Accept(l.fd)
 		switch e {

@@ -123,7 +123,7 @@ func TestDialRefused(t *testing.T) {
 		{"refused", false, syscall.ECONNREFUSED, 0, "RST"},
 		{"reset", true, syscall.ECONNRESET, 0, "RST"},
 		{"no port left", false, syscall.EADDRNOTAVAIL, 0, "RST"},
-		{"no descriptors", false, syscall.EMFILE, 0, "RST"},
+		{"too fast", false, syscall.EAGAIN, 0, "RST"},
 		{"network unreachable", false, syscall.ENETUNREACH, 0, "ICMP 3/0"},
 		{"network unreachable", true, syscall.ENETUNREACH, 0, "ICMP 1/0"},
 		{"host unreachable", false, syscall.EHOSTUNREACH, 0, "ICMP 3/1"},
@@ -411,11 +411,96 @@ func TestDialTableFull(t *testing.T) {
 	for port := range uint16(6) {
 		newPeer(e, 1000+port).raw(newPeer(e, 1).syn())
 	}
-	if len(e.opens) != 4 || e.tr.Stats.NoMemory != 2 || len(e.take()) != 0 {
-		t.Errorf("%d requests, %d refused", len(e.opens), e.tr.Stats.NoMemory)
+	// The oldest that nobody has answered make room, and the guest hears of it.
+	frames := e.take()
+	if len(e.opens) != 6 || e.tr.Len() != 4 || e.tr.Stats.GaveWay != 2 || len(frames) != 2 {
+		t.Fatalf("%d requests, %d connections, %d gave way, %d frames", len(e.opens), e.tr.Len(), e.tr.Stats.GaveWay, len(frames))
+	}
+	for k, f := range frames {
+		if f.tcp.Flags&packet.RST == 0 || f.tcp.DstPort != uint16(1000+k) {
+			t.Errorf("%+v", f.tcp)
+		}
 	}
 	e.tr.Close()
 	e.empty()
+}
+
+// TestStormOfSYN: a guest that asks for ever more connections which nobody answers
+// can still open one that is answered, and keeps those that it has.
+func TestStormOfSYN(t *testing.T) {
+	e := newEnv(t, withFlows(8))
+	first := dial(e)
+	for port := range uint16(500) {
+		newPeer(e, 1000+port).raw(newPeer(e, 1).syn())
+		if s := e.newSock(); port%2 == 0 {
+			s.connecting = true
+			e.answer(len(e.opens)-1, ipc.Opened{Flags: ipc.OpenedInProgress}, s)
+		}
+	}
+	e.settle()
+	e.take()
+	p := newPeer(e, guestPort+1)
+	p.start(p.syn())
+	p.s = e.newSock()
+	e.answer(len(e.opens)-1, ipc.Opened{}, p.s)
+	e.settle()
+	if _, got := p.got(); len(got) == 0 || got[len(got)-1][:2] != "SA" {
+		t.Errorf("not opened: %q", got)
+	}
+	if first.s.closes != 0 || e.tr.Stats.GaveWay < 490 {
+		t.Errorf("the first connection closed %d times, %d others gave way", first.s.closes, e.tr.Stats.GaveWay)
+	}
+	e.tr.Close()
+	e.empty()
+}
+
+// TestDialWaits: without a descriptor for it, a connection waits, as those to the
+// guest do: the guest asks again.
+func TestDialWaits(t *testing.T) {
+	e := newEnv(t)
+	p := newPeer(e, guestPort)
+	p.start(p.syn())
+	e.answer(0, ipc.Opened{Errno: uint16(syscall.EMFILE)}, nil)
+	e.settle()
+	if n := len(e.take()); n != 0 || e.tr.Len() != 0 {
+		t.Errorf("%d frames, %d connections", n, e.tr.Len())
+	}
+	e.empty()
+}
+
+// TestDescriptorShares: neither direction takes all of the lane's descriptors.
+func TestDescriptorShares(t *testing.T) {
+	e := newEnv(t, withFlows(256), withChunks(4096))
+	e.g.Shares = flow.NewShares(64)
+	l := e.listen(1, 80)
+	for k := range 64 {
+		l.arrive(e.newSock(), remote4, uint16(1000+k))
+	}
+	e.settle()
+	inbound := e.tr.Len()
+	if len(l.backlog) == 0 || e.tr.Pending() {
+		t.Fatalf("%d connections taken, %d wait, pending %t", inbound, len(l.backlog), e.tr.Pending())
+	}
+	opened := 0
+	for port := range uint16(64) {
+		p := newPeer(e, 2000+port)
+		p.start(p.syn())
+		if len(e.opens) == opened {
+			break
+		}
+		opened++
+		p.s = e.newSock()
+		e.answer(len(e.opens)-1, ipc.Opened{}, p.s)
+		p.raw(packet.TCP{Flags: packet.ACK, Seq: p.seq, Ack: e.issOf(2000+port, remotePort) + 1})
+		e.settle()
+	}
+	if opened < 64/4 || inbound < 64/8 || opened+inbound > 64 {
+		t.Errorf("%d inbound, then %d outbound", inbound, opened)
+	}
+	e.tr.Close()
+	if e.g.Shares.Used(flow.ShareIn) != 0 || e.g.Shares.Used(flow.ShareOut) != 0 {
+		t.Error("shares left behind")
+	}
 }
 
 func TestDialPoolFull(t *testing.T) {

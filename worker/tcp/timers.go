@@ -191,6 +191,7 @@ func (t *Translator) finished(i uint32, c *conn) bool {
 	t.reserved -= int(c.reserved)
 	c.reserved = 0
 	c.state = stateTimeWait
+	t.giveBack(c)
 	c.flags &= flagDirty | flagReady | flagGuestFIN
 	c.rtoAt = t.env.Now() + timeWait
 	c.deqAt, c.ackAt = 0, 0

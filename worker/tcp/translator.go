@@ -63,10 +63,17 @@ type Translator struct {
 	// set where listeners have a flag that says so.
 	Bypass func(listener uint32, flags uint8, fd int32, peer packet.Addr, port uint16)
 
+	// BypassRoom tells whether there is room for one more of those, nil: there is.
+	BypassRoom func(flags uint8) bool
+
 	listeners []listener
 	unused    []uint32 // places in listeners
 	paused    bool     // listeners wait for another turn, or for room
 	starved   bool     // listeners wait for a descriptor to be closed
+
+	// halfOpen are the connections that the guest asks for and that are not made
+	// yet, in the order in which it did. The oldest makes room where there is none.
+	halfOpen flow.Ages
 
 	dirty   []uint32 // flows to look at when the batch ends
 	ready   []uint32 // flows with data for the guest and room for it
@@ -98,6 +105,7 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
 		flows:       flow.NewTable[conn](maxFlows),
 		sets:        make([]ranges, min(maxFlows, 2048)),
+		halfOpen:    flow.NewAges(maxFlows),
 		dirty:       make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
 		ready:       make([]uint32, 0, maxFlows),
 		pending:     make([][]byte, 0, 256),
@@ -190,14 +198,14 @@ func (t *Translator) settle(i uint32, c *conn) {
 
 // Pending tells whether Poll has work that no event will announce.
 func (t *Translator) Pending() bool {
-	return len(t.ready) > 0 && t.env.CanSend() || t.paused && t.hasRoom()
+	return len(t.ready) > 0 && t.env.CanSend() || t.paused && t.hasRoom(flow.ShareIn)
 }
 
 // Poll goes on with flows that were ready before, in their order. What it sends
 // is bounded, as is what events of the same turn have: other traffic need not
 // wait for long, however many flows are ready.
 func (t *Translator) Poll() {
-	if t.paused && t.hasRoom() {
+	if t.paused && t.hasRoom(flow.ShareIn) {
 		t.acceptAll()
 	}
 	n, k := len(t.ready), 0
@@ -259,6 +267,8 @@ func (t *Translator) remove(i uint32, c *conn) {
 	t.reserved -= int(c.reserved)
 	c.reserved = 0
 	t.wheel.Cancel(t.timer + i)
+	t.madeOrGone(i, c)
+	t.giveBack(c)
 	c.flags = 0
 	c.state = 0
 	t.flows.Remove(i)

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+// Share says what a descriptor is for.
+type Share uint8
+
+// Shares of the descriptors that a lane may hold.
+const (
+	ShareOut  Share = iota // TCP, from the guest
+	ShareIn                // TCP, to the guest
+	ShareUDP               // both ways
+	ShareEcho              // both families
+	shares
+)
+
+// Shares divides the descriptors that a lane may hold. Each kind of flow may take
+// what is left, but for a part that is kept for each other kind: none can be shut
+// out by another, or by what strangers send.
+type Shares struct {
+	total int
+	least [shares]int
+	used  [shares]int
+	held  int // sum over all of the greater of used and least
+}
+
+// NewShares divides total descriptors.
+func NewShares(total int) *Shares {
+	s := &Shares{total: total}
+	s.least = [shares]int{ShareOut: total / 4, ShareIn: total / 8, ShareUDP: total / 8, ShareEcho: total / 32}
+	s.recount()
+	return s
+}
+
+func (s *Shares) recount() {
+	s.held = 0
+	for k := range s.used {
+		s.held += max(s.used[k], s.least[k])
+	}
+}
+
+// Reduce takes n descriptors away that are for nothing of the above; a negative n
+// returns them.
+func (s *Shares) Reduce(n int) {
+	if s != nil {
+		s.total -= n
+	}
+}
+
+// May tells whether k may take n more. Everything is allowed where s is nil.
+func (s *Shares) May(k Share, n int) bool {
+	if s == nil {
+		return true
+	}
+	more := max(s.used[k]+n, s.least[k]) - max(s.used[k], s.least[k])
+	// What was promised to a kind is given also when listeners, which come at any
+	// time, have made the total smaller.
+	return more == 0 || s.held+more <= s.total
+}
+
+// Take notes that k holds n more; a negative n, that it holds fewer.
+func (s *Shares) Take(k Share, n int) {
+	if s != nil {
+		s.held -= max(s.used[k], s.least[k])
+		s.used[k] += n
+		s.held += max(s.used[k], s.least[k])
+	}
+}
+
+// Used is how many descriptors k holds.
+func (s *Shares) Used(k Share) int { return s.used[k] }

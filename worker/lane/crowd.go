@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import "time"
+
+// crowdPause is how long there has to be room for connections until another lack
+// of it is worth a line in the log, in nanoseconds.
+const crowdPause = int64(30 * time.Second)
+
+// crowd is a lack of room for TCP connections, as the log has it.
+type crowd struct {
+	seen uint64 // connections without room, or that made some, so far
+	last int64  // when that number grew
+}
+
+// watchCrowd tells the log, once while it lasts, that connections find no room.
+func (l *Lane) watchCrowd() {
+	n := l.tcp.Stats.GaveWay + l.tcp.Stats.NoMemory
+	if n == l.crowd.seen {
+		return
+	}
+	fresh := l.crowd.seen == 0 || l.now-l.crowd.last > crowdPause
+	l.crowd = crowd{n, l.now}
+	if fresh {
+		logf(levelWarning, "no room for more than %d TCP connections (--limit sockets=N, ulimit -n): the oldest that nobody has answered make some, others wait",
+			l.tcp.Len())
+	}
+}
