@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/agent"
+	"aldente/broker/budget"
 	"aldente/broker/cli"
 	"aldente/broker/hostnet"
 	"aldente/broker/netns"
@@ -97,6 +98,7 @@ type instance struct {
 	net       guestNet
 	resolvers hostnet.Resolvers // the host's
 	factory   *sockets.Factory
+	limits    budget.Limits
 	worker    *supervise.Supervisor
 	first     chan error // outcome of the first worker's start
 	agent     *agent.Client
@@ -213,6 +215,7 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 	// to be the agent's, for which nobody waits.
 	status, err = in.wait(signals)
 	in.release()
+	in.tellUsage()
 	if in.linkFD >= 0 {
 		unix.Close(in.linkFD)
 	}
@@ -251,6 +254,7 @@ func (in *instance) discover() (*hostnet.Network, error) {
 		in.pinResolvers(policy)
 	}
 	in.factory = sockets.New(fc)
+	in.limit()
 	return host, nil
 }
 
@@ -344,7 +348,7 @@ func (in *instance) prepare(host *hostnet.Network) error {
 		Logger:   in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
 		Setup:    in.setUpWorker,
 		Serve:    in.serveWorker,
-		FileSize: in.capture.bound(),
+		FileSize: in.capture.bound(), Files: in.limits.Sockets,
 		OnExit: func(supervise.Exit) {
 			in.workerGone()
 			in.capture.workerGone()
@@ -392,6 +396,7 @@ func (in *instance) attachStream() error {
 		enlarge(in.cfg.FD)
 		in.link, in.linkFD = ipc.Link{Kind: ipc.LinkStream}, in.cfg.FD
 	}
+	in.tellLimits(config)
 	in.config = config
 	in.summary("")
 	return nil
@@ -423,6 +428,7 @@ func (in *instance) attach(host *hostnet.Network) error {
 	if err != nil {
 		return err
 	}
+	in.tellLimits(config)
 	in.config = config
 	in.summary(tap.Name)
 	return nil

@@ -54,6 +54,10 @@ func (r *Replies) Add(o *Opened, fd int) {
 	}
 }
 
+// Keep leaves the descriptor that was added last open when it is sent. It must
+// stay open until then.
+func (r *Replies) Keep() { r.fds[r.n-1] = -1 }
+
 // Send sends what was gathered and closes the descriptors.
 func (r *Replies) Send(conn int) error {
 	sent := 0

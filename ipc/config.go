@@ -90,7 +90,8 @@ type Config struct {
 	Hostname  Name // DHCP option 12
 	FQDN      Name // DHCP option 81, DHCPv6 option 39
 	Search    [MaxSearch]Name
-	MaxFlows  uint32 // bound on sockets held, from RLIMIT_NOFILE
+	MaxFlows  uint32 // bound on sockets held, RLIMIT_NOFILE
+	MaxUDP    uint32 // flows of UDP with a port of their own that the broker grants, 0: any number
 	LinkKind  uint8  // LinkTap or LinkStream
 	DUIDTime  uint32 // time of the DHCPv6 server DUID-LLT, RFC 8415 section 11.2
 	UDPIdle   uint32 // seconds a one-way UDP flow lives

@@ -31,21 +31,22 @@ type Arguments struct {
 	Strict     bool    // refuse to run unless all layers are in force
 	Debug      bool    // report the layers
 	FileSize   int64   // bytes that a file may have to which it writes, negative: any number
+	Files      int     // descriptors that it may hold; 0: as it was given
 	Extra      string  // test builds only
 }
 
 // Strings returns the argument vector.
 func (a *Arguments) Strings() []string {
 	return []string{"aldente-worker", a.Stage, a.Mode, NamespaceNames(a.Namespaces),
-		strconv.FormatBool(a.Strict), strconv.FormatBool(a.Debug), strconv.FormatInt(a.FileSize, 10), a.Extra}
+		strconv.FormatBool(a.Strict), strconv.FormatBool(a.Debug), strconv.FormatInt(a.FileSize, 10), strconv.Itoa(a.Files), a.Extra}
 }
 
 // ParseArguments reads an argument vector.
 func ParseArguments(argv []string) (Arguments, error) {
-	if len(argv) != 8 {
+	if len(argv) != 9 {
 		return Arguments{}, fmt.Errorf("started with %d arguments: only the broker can start a worker", len(argv))
 	}
-	a := Arguments{Stage: argv[1], Mode: argv[2], Namespaces: ParseNamespaces(argv[3]), Extra: argv[7]}
+	a := Arguments{Stage: argv[1], Mode: argv[2], Namespaces: ParseNamespaces(argv[3]), Extra: argv[8]}
 	var err error
 	if a.Strict, err = strconv.ParseBool(argv[4]); err != nil {
 		return a, err
@@ -56,7 +57,10 @@ func ParseArguments(argv []string) (Arguments, error) {
 	if a.FileSize, err = strconv.ParseInt(argv[6], 10, 64); err != nil {
 		return a, err
 	}
-	if a.Stage != StageEnter && a.Stage != StageReplace && a.Stage != StageRun || a.Mode != "tap" && a.Mode != "stream" {
+	if a.Files, err = strconv.Atoi(argv[7]); err != nil {
+		return a, err
+	}
+	if a.Files < 0 || a.Stage != StageEnter && a.Stage != StageReplace && a.Stage != StageRun || a.Mode != "tap" && a.Mode != "stream" {
 		return a, fmt.Errorf("arguments %q", strings.Join(argv[1:], " "))
 	}
 	return a, nil

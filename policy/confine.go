@@ -18,7 +18,7 @@ func (c *Confinement) Apply() (r Report) {
 		r.Add(CheckRoot())
 	}
 	r.Add(KeepCapabilities(c.Capabilities))
-	r.Add(Limits(false, -1))
+	r.Add(Limits(false, -1, 0))
 	r.Add(NoNewPrivs())
 	r.Add(NonDumpable())
 	r.Add(DenyWriteExecute())

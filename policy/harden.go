@@ -53,12 +53,13 @@ func DenyWriteExecute() Layer {
 }
 
 // Limits sets the resource limits of a process that makes no processes: no
-// core files, no message queues, no locked memory. The number of descriptors
-// stays as it was given. With threads, their number is bounded too; this is
+// core files, no message queues, no locked memory. With files above zero, that is
+// how many descriptors it may hold; otherwise their number stays as it was given.
+// With threads, their number is bounded too; this is
 // sound only in a user namespace of one's own, on Linux 5.14 and later, since
 // otherwise everything that the user runs counts. Files may become no larger than
 // fileSize bytes, unless that is negative. A limit that is tighter already stays.
-func Limits(threads bool, fileSize int64) Layer {
+func Limits(threads bool, fileSize int64, files int) Layer {
 	l := Layer{Name: "limits", State: InForce, Detail: "core, msgqueue, memlock 0"}
 	zero := []int{unix.RLIMIT_CORE, unix.RLIMIT_MSGQUEUE, unix.RLIMIT_MEMLOCK}
 	for _, what := range zero {
@@ -79,6 +80,13 @@ func Limits(threads bool, fileSize int64) Layer {
 			return Layer{l.Name, Missing, fmt.Sprintf("nproc: %v", err)}
 		}
 		l.Detail += fmt.Sprintf(", nproc %d", n)
+	}
+	if files > 0 {
+		n, err := lower(unix.RLIMIT_NOFILE, uint64(files))
+		if err != nil {
+			return Layer{l.Name, Missing, fmt.Sprintf("nofile: %v", err)}
+		}
+		l.Detail += fmt.Sprintf(", nofile %d", n)
 	}
 	return l
 }

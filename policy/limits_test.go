@@ -40,7 +40,7 @@ func TestLimitsTighterAlready(t *testing.T) {
 		if err := DropCapabilities(); err != nil {
 			t.Skip(err)
 		}
-		l := Limits(tt.threads, -1)
+		l := Limits(tt.threads, -1, 0)
 		if l.State != InForce || !strings.Contains(l.Detail, tt.mentioned) {
 			t.Errorf("%v, want in force and %q", l, tt.mentioned)
 		}

@@ -49,7 +49,7 @@ func TestArguments(t *testing.T) {
 	all := ParseNamespaces("user,mnt,net,pid,ipc,uts,cgroup")
 	for _, a := range []Arguments{
 		{Stage: StageEnter, Mode: "tap", Namespaces: all},
-		{Stage: StageRun, Mode: "stream", Strict: true, Extra: "attempt=x y"},
+		{Stage: StageRun, Mode: "stream", Strict: true, Files: 4096, Extra: "attempt=x y"},
 		{Stage: StageRun, Mode: "tap", Namespaces: unix.CLONE_NEWNET, Debug: true, FileSize: -1},
 		{Stage: StageReplace, Mode: "tap", FileSize: 1 << 40},
 	} {
@@ -62,7 +62,7 @@ func TestArguments(t *testing.T) {
 		}
 	}
 	good := (&Arguments{Stage: StageRun, Mode: "tap"}).Strings()
-	for i, bad := range []string{1: "fly", 2: "pigeon", 4: "perhaps", 5: ""} {
+	for i, bad := range []string{1: "fly", 2: "pigeon", 4: "perhaps", 5: "", 6: "much", 7: "-1"} {
 		if bad == "" && i != 5 {
 			continue
 		}

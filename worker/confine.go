@@ -35,7 +35,7 @@ func confine(args policy.Arguments) (r policy.Report) {
 	r.Add(policy.CheckCapabilities())
 
 	// What a process does to itself.
-	r.Add(policy.Limits(args.Namespaces&unix.CLONE_NEWUSER != 0, args.FileSize))
+	r.Add(policy.Limits(args.Namespaces&unix.CLONE_NEWUSER != 0, args.FileSize, args.Files))
 	r.Add(policy.NoNewPrivs())
 	r.Add(policy.NonDumpable())
 	r.Add(policy.DenyWriteExecute())

@@ -11,6 +11,8 @@ package cli
 import (
 	"net/netip"
 	"strings"
+
+	"aldente/broker/budget"
 )
 
 // Personality is the command line that a program name stands for.
@@ -170,6 +172,8 @@ type Config struct {
 	MapGuestAddr6    netip.Addr // --map-guest-addr
 	Egress           []EgressOption
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
+
+	Limits budget.Change // --limit
 
 	// Forwarding.
 	TCPPorts     Forward // -t, host to guest

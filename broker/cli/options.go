@@ -225,6 +225,8 @@ var options = []option{
 		help: "translator's prefix: judge the IPv4 in it, too"},
 	{long: "pcap-size", arg: "BYTES", extra: true, in: both, group: general, set: setPcapSize,
 		help: "end the capture when FILE of --pcap has that size\n(default: any size)"},
+	{long: "limit", arg: "WHAT=N", extra: true, in: both, group: policy, set: setLimit,
+		help: "change what the guest may use up, repeatable,\nsee below; \"none\": no limits"},
 	{long: "strict", extra: true, in: both, group: policy, set: flag(func(c *Config) *bool { return &c.Strict }),
 		help: "don't start if the kernel lacks a sandbox layer"},
 	{long: "self-test", extra: true, in: both, group: policy, set: action(ActionSelfTest),

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"aldente/broker/budget"
 	"aldente/broker/egress"
 	"aldente/ipc"
 )
@@ -89,6 +90,17 @@ func setNAT64(p *parser, arg string) error {
 		return usagef("Too many --nat64: at most %d", maxNAT64)
 	}
 	p.c.NAT64 = append(p.c.NAT64, prefix)
+	return nil
+}
+
+// setLimit adds limits; the last word on each counts.
+func setLimit(p *parser, arg string) error {
+	if p.c.Limits == nil {
+		p.c.Limits = budget.Change{}
+	}
+	if err := p.c.Limits.Parse(arg); err != nil {
+		return usagef("Invalid --limit: %v", err)
+	}
 	return nil
 }
 

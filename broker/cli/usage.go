@@ -47,6 +47,14 @@ const destHelp = `  Without any included range, "all" is meant.
 Destination (DEST):
   [tcp:|udp:|icmp:]ADDR[/LEN][:PORT[-PORT]], or one of: any, host, link-local,
   private, metadata.
+
+Limits (WHAT=N,...), N or "none":
+  sockets              sockets of all kinds, listening ones included
+  udp                  UDP ports of the host
+  icmp                 echo flows
+  half-open            TCP connections that are being set up
+  new, new-udp         TCP connections that nobody answers, and UDP flows, a
+                       second
 `
 
 // Usage returns the text that --help prints for a program called name.

@@ -64,6 +64,7 @@ type Factory struct {
 	nextID    uint32
 
 	denied limiter
+	ledger *ledger // nil: no budget
 }
 
 // New makes a factory.
@@ -83,8 +84,12 @@ func (f *Factory) Serve(control int) error {
 	var replies ipc.Replies
 	s := &served{fd: control}
 	defer s.end()
+	defer f.workerGone()
 	var pace pace
-	for {
+	for soon := false; ; soon = true {
+		if err := f.await(control, soon); err != nil {
+			return err
+		}
 		n, fd, err := ipc.Receive(control, buf, 0)
 		if err != nil {
 			return err
@@ -104,7 +109,6 @@ func (f *Factory) Serve(control int) error {
 			}
 			return fmt.Errorf("answers: %w", err)
 		}
-		awaitSoon(control)
 	}
 }
 
@@ -137,21 +141,26 @@ func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
 			return err
 		}
 		answer := ipc.Opened{Token: r.Token}
-		fd, later, err := f.open(&r, &answer, s)
+		fd, kept, later, err := f.open(&r, &answer, s)
 		if err != nil {
 			return err
 		}
-		if !later {
-			replies.Add(&answer, fd)
+		if later {
+			continue
+		}
+		replies.Add(&answer, fd)
+		if kept {
+			replies.Keep()
 		}
 	}
 	return nil
 }
 
 // open handles one request: what is decided, and no more. It returns the socket,
-// or -1 with answer.Errno set, or reports that the answer comes later by itself.
-// An error is the worker's end.
-func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+// or -1 with answer.Errno set, or reports that the answer comes later by itself, or
+// that a copy of the socket is kept: then the descriptor stays open. An error is
+// the worker's end.
+func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, kept, later bool, err error) {
 	q := request{
 		proto: r.Proto, splice: r.Flags&ipc.OpenSplice != 0,
 		src: netip.AddrPortFrom(netip.AddrFrom16(r.Src).Unmap(), r.SrcPort),
@@ -161,7 +170,7 @@ func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, late
 		var ok bool
 		if q.listener, ok = f.listener(r.Listener); !ok {
 			answer.Errno = uint16(unix.EINVAL) // gone since
-			return -1, false, nil
+			return -1, false, false, nil
 		}
 	}
 	d := f.cfg.decide(&q)
@@ -170,19 +179,28 @@ func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, late
 	}
 	if d.refused != 0 {
 		f.refused(&q, &d, answer)
-		return -1, false, nil
+		return -1, false, false, nil
 	}
+	if f.ledger == nil || d.namespace {
+		fd, later, err = f.carryOut(&q, &d, answer, s)
+		return fd, false, later, err
+	}
+	return f.openWithin(&q, &d, answer, s)
+}
+
+// carryOut opens the socket that was decided on.
+func (f *Factory) carryOut(q *request, d *decision, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
 	switch {
 	case q.splice && d.namespace:
-		return f.openNamespace(r.Proto, &d, answer, s)
+		return f.openNamespace(q.proto, d, answer, s)
 	case q.splice:
-		return f.openHost(r.Proto, &d, answer), false, nil
+		return f.openHost(q.proto, d, answer), false, nil
 	case d.namespace:
-		return f.openNamespaceReply(&d, answer, s)
+		return f.openNamespaceReply(d, answer, s)
 	case q.listener.ID != 0:
-		return f.openReply(&d, answer), false, nil
+		return f.openReply(d, answer), false, nil
 	}
-	return f.openOut(r.Proto, &d, answer), false, nil
+	return f.openOut(q.proto, d, answer), false, nil
 }
 
 // refused answers with what decide has said, and has the log say it if the policy

@@ -15,9 +15,11 @@ import (
 // whoever is in a system call for more than 20 µs, and wakes another thread.
 const soonTime = 250_000
 
-// awaitSoon waits for the next message, but not for long.
-func awaitSoon(conn int) {
-	p := unix.PollFd{Fd: int32(conn), Events: unix.POLLIN}
+// awaitSoon waits for the next message, or for something to happen in ep where
+// that is not negative, but not for long. It tells what has come.
+func awaitSoon(conn, ep int) (message, ended bool) {
+	p := [2]unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}, {Fd: int32(ep), Events: unix.POLLIN}}
 	t := unix.Timespec{Nsec: soonTime}
-	syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&t)), 0, 0, 0)
+	syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 2, uintptr(unsafe.Pointer(&t)), 0, 0, 0)
+	return p[0].Revents != 0, p[1].Revents != 0
 }

@@ -189,6 +189,7 @@ func (s *Supervisor) arguments(stage string, spaces uintptr) policy.Arguments {
 		Strict:     s.opts.Strict,
 		Debug:      s.opts.Debug,
 		FileSize:   s.opts.FileSize,
+		Files:      s.opts.Files,
 		Extra:      s.opts.Extra,
 	}
 }

@@ -43,6 +43,9 @@ type Options struct {
 	// FileSize is how many bytes a file may have to which the worker writes,
 	// negative: any number.
 	FileSize int64
+	// Files bounds the descriptors that a worker may hold; zero: the limit that
+	// this process has.
+	Files int
 	// Extra is handed to test builds of the worker.
 	Extra string
 

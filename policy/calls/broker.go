@@ -195,6 +195,8 @@ func Broker() List {
 		plain(broker, "virtual machines on the stream socket", "accept4", "shutdown"),
 		options(broker, "the agent's sockets are what was asked for, and of its namespace", "getsockopt", unix.SOL_SOCKET,
 			unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_NETNS_COOKIE),
+		options(factory, "whether a connect has ended, and how", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
+		plain(factory, "connects under way, and which sockets still live", "epoll_create1"),
 		options(broker, "who connects", "getsockopt", unix.SOL_SOCKET, unix.SO_PEERCRED),
 		plain(broker, "path of the guest's namespace", "newfstatat"),
 		plain(broker, "log file within its size; half a record that a worker left in the pcap file", "ftruncate"),

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/budget"
+	"aldente/ipc"
+)
+
+// SetBudget bounds what the guest may hold. It has to be called before this process
+// confines itself and the first worker is served. An error says what cannot be
+// watched; the rest is.
+func (f *Factory) SetBudget(l budget.Limits, h budget.Host) (err error) {
+	f.ledger, err = newLedger(l, h)
+	return err
+}
+
+// Usage tells how the budget of each kind of socket was used.
+func (f *Factory) Usage() (u [budget.Kinds]budget.Usage) {
+	if f.ledger != nil {
+		u = f.ledger.usage()
+	}
+	return u
+}
+
+// openWithin carries a decision out on the host within the budget. Sockets of the
+// guest's namespace are the guest's own affair. It reports kept if we keep a copy of
+// the socket.
+func (f *Factory) openWithin(q *request, d *decision, answer *ipc.Opened, s *served) (fd int, kept, later bool, err error) {
+	kind := kindOf(q)
+	if reason := f.ledger.may(kind); reason != budget.Granted {
+		f.overBudget(kind, reason)
+		answer.Errno = overBudgetErrno(reason)
+		return -1, false, false, nil
+	}
+	fd, later, err = f.carryOut(q, d, answer, s)
+	switch {
+	case fd < 0:
+	case kind == budget.TCP:
+		kept = f.ledger.connecting(fd, answer)
+	case !f.ledger.opened(kind, fd):
+		unix.Close(fd)
+		fd, answer.Errno = -1, uint16(unix.ENOMEM)
+	}
+	return fd, kept, later, err
+}
+
+// kindOf is what a socket of the host counts as.
+func kindOf(q *request) budget.Kind {
+	switch {
+	case q.proto == ipc.ProtoTCP:
+		return budget.TCP
+	case q.proto != ipc.ProtoUDP:
+		return budget.Echo
+	case q.listener.ID != 0 && !q.splice:
+		return budget.Reply
+	}
+	return budget.UDP
+}
+
+// overBudgetErrno is what the worker is told: to let go of something, or that it
+// may be better the next time.
+func overBudgetErrno(r budget.Reason) uint16 {
+	if r == budget.TooFast {
+		return uint16(unix.EAGAIN)
+	}
+	return uint16(unix.EMFILE)
+}
+
+// overBudget tells the log, at most once a second for each kind.
+func (f *Factory) overBudget(k budget.Kind, r budget.Reason) {
+	l := &f.ledger.refused[k]
+	if !l.allow() {
+		return
+	}
+	text, limit := "", ""
+	switch {
+	case r == budget.TooMany && k == budget.UDP:
+		text, limit = "the guest has as many UDP flows as it may", "udp"
+	case r == budget.TooMany && k == budget.Echo:
+		text, limit = "the guest has as many echo flows as it may", "icmp"
+	case r == budget.TooMany:
+		text = "the guest has as many peers of its UDP ports as it may"
+	case r == budget.HostShort:
+		text = "the host has few UDP ports left: the guest gets no more"
+	case k == budget.TCP:
+		text, limit = "the guest opens TCP connections that nobody answers too fast", "new"
+	default:
+		text, limit = "the guest opens UDP or echo flows too fast", "new-udp"
+	}
+	log := f.cfg.Logger
+	if limit != "" {
+		log = log.With("change_by", "--limit "+limit+"=N")
+	}
+	log.Warn(text, "refusals", l.count())
+}
+
+// await returns when the worker's next message may be read, which can block. While
+// connections are under way it waits for them too and lets go of those that have
+// come to an end: only then a worker's close is the last. Soon says that a message
+// may come soon. All answers were sent.
+func (f *Factory) await(control int, soon bool) error {
+	g := f.ledger
+	if g == nil {
+		if soon {
+			awaitSoon(control, -1)
+		}
+		return nil
+	}
+	g.waiting.closeDone()
+	for {
+		ep, message, ended := -1, false, false
+		if g.waiting.n > 0 {
+			ep = g.waiting.ep
+		}
+		if soon {
+			message, ended = awaitSoon(control, ep)
+		}
+		if !message && !ended && ep >= 0 {
+			fds := [2]unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}, {Fd: int32(ep), Events: unix.POLLIN}}
+			if _, err := unix.Poll(fds[:], -1); err != nil && err != unix.EINTR {
+				return os.NewSyscallError("poll", err)
+			}
+			message, ended = fds[0].Revents != 0, fds[1].Revents != 0
+		}
+		if ended {
+			g.swept()
+		}
+		if message || ep < 0 {
+			return nil
+		}
+	}
+}
+
+// workerGone lets go of what a worker had under way.
+func (f *Factory) workerGone() {
+	if f.ledger != nil {
+		f.ledger.gone()
+	}
+}
