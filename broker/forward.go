@@ -133,13 +133,13 @@ func (in *instance) hostListener(r *cli.Rule, port uint16) sockets.Listener {
 
 // enterForwarding starts what is forwarded by way of the agent, once it has set
 // the namespace up: listeners of -T and -U, and the automatic ones as far as
-// there is something to forward already.
-func (in *instance) enterForwarding() error {
+// there is something to forward already. link is the tap's index there.
+func (in *instance) enterForwarding(link int) error {
 	f := &in.forward
 	f.ns = in.agent.Sockets(func(err error) {
 		in.log.Error("the agent has ended: nothing is opened in the namespace any more", "error", err)
 	})
-	in.factory.SetNamespace(f.ns)
+	in.factory.SetNamespace(f.ns, uint32(link))
 	for _, r := range in.rules(outbound) {
 		if r.Auto {
 			continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +32,8 @@ type guestNet struct {
 	search []string
 	mtu    int
 	tap    string // name of the guest's interface, where we make it
+
+	noLoopback6 bool // the host has no ::1
 }
 
 // guestFamily is one address family of guestNet. Invalid addresses are absent.
@@ -68,6 +71,7 @@ func settle(cfg *cli.Config, n *hostnet.Network, r hostnet.Resolvers) (g guestNe
 	if g.tap = cfg.NSIfName; g.tap == "" {
 		g.tap = n.TapName()
 	}
+	g.noLoopback6 = !slices.Contains(n.Own, netip.IPv6Loopback())
 	g.names(cfg, r)
 	switch {
 	case cfg.SearchNone:
@@ -266,9 +270,10 @@ func (g *guestNet) factoryConfig(cfg *cli.Config) sockets.Config {
 	return sockets.Config{
 		MaxListeners: int(descriptors() / 4 * 3),
 
-		LoToLo: cfg.HostLoToNSLo || cfg.SpliceOnly,
-		V4:     view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
-		V6:     view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
+		LoToLo:      cfg.HostLoToNSLo || cfg.SpliceOnly,
+		NoLoopback6: g.noLoopback6,
+		V4:          view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
+		V6:          view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
 	}
 }
 

@@ -421,7 +421,7 @@ func (in *instance) attach(host *hostnet.Network) error {
 	if err := in.tell("agent", in.agent.Layers()); err != nil {
 		return err
 	}
-	if err := in.enterForwarding(); err != nil {
+	if err := in.enterForwarding(tap.IfIndex); err != nil {
 		return err
 	}
 	config, err := in.net.workerConfig(in.cfg, tap.MAC)

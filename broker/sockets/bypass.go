@@ -141,7 +141,7 @@ func (f *Factory) later(req ipc.AgentOpen, a ipc.Opened, s *served, use func(*op
 func finish(o *opening, proto uint8, d *decision, answer *ipc.Opened) int {
 	if proto == ipc.ProtoTCP {
 		o.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		o.connect(d.to, 0)
+		o.connect(d.to, d.Scope)
 		if errors.Is(o.err, unix.EINPROGRESS) {
 			o.err = nil
 			answer.Flags |= ipc.OpenedInProgress
@@ -155,7 +155,7 @@ func finish(o *opening, proto uint8, d *decision, answer *ipc.Opened) int {
 	if errors.Is(o.err, unix.EADDRINUSE) || errors.Is(o.err, unix.EACCES) {
 		o.err = nil
 	}
-	o.connect(d.to, 0)
+	o.connect(d.to, d.Scope)
 	o.hear()
 	return o.answer(answer)
 }

@@ -122,7 +122,7 @@ func TestBypass(t *testing.T) {
 			t.Run(tt.name, func(t *testing.T) {
 				w := work(t, tt.rules...)
 				w.cfg.LoToLo = tt.loToLo
-				w.SetNamespace(&homeNamespace{spare: spare})
+				w.SetNamespace(&homeNamespace{spare: spare}, 0)
 				for _, l := range []Listener{
 					inbound - 1:        {Proto: ipc.ProtoTCP, Splice: true},
 					inboundUDP - 1:     {Proto: ipc.ProtoUDP, Splice: true},
@@ -184,7 +184,7 @@ func TestBypassDoesNotBlock(t *testing.T) {
 	w := work(t)
 	w.cfg.LoToLo = true
 	ns := &homeNamespace{late: make(chan func(), 10)}
-	w.SetNamespace(ns)
+	w.SetNamespace(ns, 0)
 	in := w.Adopt(Listener{Proto: ipc.ProtoTCP, Splice: true, GuestPort: port, FD: -1})
 	out := w.Adopt(Listener{Proto: ipc.ProtoTCP, Namespace: true, GuestPort: port, FD: -1})
 	wait := ipc.Open{Token: 1, Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: in.ID, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}

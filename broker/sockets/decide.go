@@ -66,8 +66,8 @@ func (c *Config) decideOut(r *request) decision {
 	}
 	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one
 	d := decision{to: to, from: netip.AddrPortFrom(any(to.Addr()), r.src.Port()), path: fam.path()}
-	if to.Addr().IsLoopback() {
-		d.Source = netip.Addr{}
+	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
+		d.Source, d.Interface = netip.Addr{}, ""
 	}
 	if d.Source.IsValid() {
 		d.from = netip.AddrPortFrom(d.Source, r.src.Port())
@@ -116,12 +116,15 @@ func (c *Config) decideBypass(r *request) decision {
 	case l.Namespace && !addr.IsLoopback(), !l.Namespace && addr.IsLoopback() && !c.LoToLo,
 		addr.IsUnspecified(), addr.IsMulticast():
 		return refuse(unix.EACCES)
+	case l.Namespace && c.NoLoopback6 && addr == netip.IPv6Loopback():
+		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
 	d := decision{
 		to: netip.AddrPortFrom(addr, l.GuestPort), from: netip.AddrPortFrom(any(addr), r.dst.Port()),
 		namespace: !l.Namespace,
 	}
 	if d.namespace {
+		d.Scope = c.NamespaceScope
 		return d
 	}
 	return c.judged(r.proto, d)

@@ -33,10 +33,12 @@ type Config struct {
 
 	V4, V6 Family
 
-	Namespace    Namespace // see SetNamespace
-	MaxListeners int       // zero: as many as there are descriptors
+	Namespace      Namespace // see SetNamespace
+	NamespaceScope uint32
+	MaxListeners   int // zero: as many as there are descriptors
 
-	LoToLo bool // the bypass may lead to the namespace's loopback
+	LoToLo      bool // the bypass may lead to the namespace's loopback
+	NoLoopback6 bool // the host has no ::1: for the bypass 127.0.0.1 stands for it
 }
 
 // Family holds what depends on the address family.
@@ -72,9 +74,12 @@ func New(cfg Config) *Factory {
 	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}}
 }
 
-// SetNamespace tells who opens sockets in the guest's namespace. It must be
-// called before the first worker is served.
-func (f *Factory) SetNamespace(n Namespace) { f.cfg.Namespace = n }
+// SetNamespace tells who opens sockets in the guest's namespace, and the index of
+// the interface there that link-local addresses are on. It must be called before
+// the first worker is served.
+func (f *Factory) SetNamespace(n Namespace, scope uint32) {
+	f.cfg.Namespace, f.cfg.NamespaceScope = n, scope
+}
 
 // Serve answers the worker's requests until the channel ends, which is
 // io.EOF, or the worker sends what no worker of ours sends, which is

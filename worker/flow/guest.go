@@ -94,13 +94,14 @@ func (g *Guest) InboundSource(a packet.Addr) packet.Addr {
 }
 
 // InboundTarget is the guest's address for a connection or datagram whose
-// source, as the guest sees it, is src. A zero result means that no address of
-// that family is known yet.
+// source, as the guest sees it, is src. A guest that has no IPv6 address but its
+// link-local one is reached by that. A zero result means that no address of that
+// family is known yet.
 func (g *Guest) InboundTarget(src *packet.Addr) packet.Addr {
 	switch {
 	case src.Is4():
 		return g.Seen4
-	case src.IsLinkLocal() && !g.SeenLL6.IsZero():
+	case src.IsLinkLocal() && !g.SeenLL6.IsZero(), g.Seen6.IsZero():
 		return g.SeenLL6
 	}
 	return g.Seen6

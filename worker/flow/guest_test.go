@@ -59,3 +59,26 @@ func TestLearnFromARP(t *testing.T) {
 		})
 	}
 }
+
+func TestInboundTarget(t *testing.T) {
+	v4, global, ll := packet.AddrFrom4([4]byte{192, 0, 2, 2}), packet.Addr{0: 0x20, 1: 1, 15: 2}, packet.Addr{0: 0xfe, 1: 0x80, 15: 2}
+	remote4, remote6, router := packet.AddrFrom4([4]byte{192, 0, 2, 9}), packet.Addr{0: 0x20, 1: 1, 15: 9}, packet.Addr{0: 0xfe, 1: 0x80, 15: 1}
+	for _, tt := range []struct {
+		name           string
+		seen6, seenLL6 packet.Addr
+		src, want      packet.Addr
+	}{
+		{"IPv4", global, ll, remote4, v4},
+		{"IPv6", global, ll, remote6, global},
+		{"link-local", global, ll, router, ll},
+		{"link-local not known", global, packet.Addr{}, router, global},
+		{"no other than link-local", packet.Addr{}, ll, remote6, ll},
+		{"loopback, no other than link-local", packet.Addr{}, ll, packet.Addr{15: 1}, ll},
+		{"none known", packet.Addr{}, packet.Addr{}, remote6, packet.Addr{}},
+	} {
+		g := Guest{Seen4: v4, Seen6: tt.seen6, SeenLL6: tt.seenLL6}
+		if got := g.InboundTarget(&tt.src); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

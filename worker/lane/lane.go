@@ -179,6 +179,9 @@ func (l *Lane) configure(rec []byte) error {
 	}
 	g.MAC = g.GuestMAC
 	g.Seen4, g.Seen6 = g.Addr4, g.Addr6
+	if g.GuestMAC != (packet.MAC{}) && g.Has(ipc.FlagIPv6) {
+		g.SeenLL6 = packet.LinkLocal(g.GuestMAC) // which its kernel, or our agent, makes of it
+	}
 	g.Traits = link.TraitsOf(g.LinkKind)
 	fds := max(int(g.MaxFlows)-spareFDs, 64)
 	nTCP := min(maxTCP, fds)

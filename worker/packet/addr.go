@@ -25,6 +25,12 @@ func AddrFrom4(a [4]byte) Addr {
 	return Addr{10: 0xff, 11: 0xff, 12: a[0], 13: a[1], 14: a[2], 15: a[3]}
 }
 
+// LinkLocal is the IPv6 address that RFC 4291 appendix A makes of a hardware
+// address.
+func LinkLocal(m MAC) Addr {
+	return Addr{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}
+}
+
 // Is4 tells whether the address is IPv4 in mapped form.
 func (a *Addr) Is4() bool {
 	return binary.BigEndian.Uint64(a[0:8]) == 0 && binary.BigEndian.Uint32(a[8:12]) == 0xffff

@@ -185,10 +185,8 @@ func (t *Translator) farAddress(flags uint8, peer, local *packet.Addr) packet.Ad
 		return packet.AddrFrom4([4]byte{127, 0, 0, 1})
 	case only:
 		return packet.Addr{15: 1}
-	case peer.Is4():
-		return t.g.Seen4
 	}
-	return t.g.Seen6
+	return t.g.InboundTarget(peer)
 }
 
 // asksLocal tells whether farAddress goes by the local address.

@@ -253,6 +253,7 @@ func TestFarAddress(t *testing.T) {
 	lo4, lo5 := packet.AddrFrom4([4]byte{127, 0, 0, 1}), packet.AddrFrom4([4]byte{127, 0, 0, 5})
 	lo6 := packet.Addr{15: 1}
 	guest4, guest6 := packet.AddrFrom4([4]byte{192, 0, 2, 5}), packet.Addr{0x20, 1, 15: 5}
+	guestLL := packet.Addr{0xfe, 0x80, 15: 5}
 	host := packet.AddrFrom4([4]byte{192, 0, 2, 2})
 	var none packet.Addr
 	for _, tt := range []struct {
@@ -276,10 +277,15 @@ func TestFarAddress(t *testing.T) {
 	} {
 		l := newLane(t)
 		l.guest.Flags = tt.config
-		l.guest.Seen4, l.guest.Seen6 = guest4, guest6
+		l.guest.Seen4, l.guest.Seen6, l.guest.SeenLL6 = guest4, guest6, guestLL
 		if got := l.t.farAddress(tt.listener, &tt.peer, &tt.local); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
+	}
+	l := newLane(t)
+	l.guest.Seen6, l.guest.SeenLL6 = none, guestLL
+	if got := l.t.farAddress(ipc.ListenerMaySplice, &lo6, &lo6); got != guestLL {
+		t.Errorf("no other address than link-local: %v, want %v", got, guestLL)
 	}
 }
 
