@@ -20,7 +20,7 @@ TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak windows mutate install clean
 
 ## all: both programs, static, and the names by which pasta and passt are called
 all:
@@ -105,6 +105,10 @@ debug-filter:
 ## soak: connections open, close, stall and break for SOAK, under every kind of trouble; nothing may be lost, nothing grow
 soak: all
 	ALDENTE_SOAK=$(SOAK) $(GOTEST) -count=1 -v -timeout 0 -run 'TestSoak$$' ./test
+
+## windows: every start-up, stopped before every system call, with processes that try to look in; minutes; root; RUN selects
+windows: all
+	ALDENTE_WINDOWS=every $(GOTEST) -count=1 -v -timeout 0 -run 'TestWindows$$/$(RUN)' ./test
 
 ## mutate: breaks the code on purpose, line by line, and has the tests notice; minutes; RUN selects
 mutate:

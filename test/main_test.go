@@ -15,6 +15,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 3 && os.Args[1] == olderArg {
 		os.Exit(older(os.Args[2], os.Args[3:]))
 	}
+	if len(os.Args) > 2 && os.Args[1] == lookArg {
+		os.Exit(lookMain(os.Args[2:]))
+	}
 	os.Exit(netlab.Main(m.Run))
 }
 
