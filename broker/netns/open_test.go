@@ -253,6 +253,59 @@ func TestSpawnAgentRefused(t *testing.T) {
 	}
 }
 
+// TestOneProcess has a process replaced by another of the same number between the
+// steps in which its namespaces are found.
+func TestOneProcess(t *testing.T) {
+	start := func() *exec.Cmd {
+		c := exec.Command("sleep", "60")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	end := func(c *exec.Cmd) {
+		c.Process.Kill()
+		c.Wait()
+	}
+	c := start()
+	pid := c.Process.Pid
+	n := &Namespace{User: -1, Net: -1, pid: pid}
+	defer n.Close()
+	dir := fmt.Sprintf("/proc/%d/ns/", pid)
+	fd, err := n.open(dir+"net", unix.CLONE_NEWNET)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	end(c)
+	// Only who may choose numbers has it replaced. Without that it is gone, which
+	// counts as well.
+	replaced := false
+	for range 100 {
+		if os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0) != nil {
+			break
+		}
+		c := start()
+		defer end(c)
+		if replaced = c.Process.Pid == pid; replaced {
+			break
+		}
+	}
+	t.Logf("replaced: %v", replaced)
+	if fd, err := n.open(dir+"user", unix.CLONE_NEWUSER); err == nil {
+		unix.Close(fd)
+		t.Error("the user namespace of another process was opened")
+	} else if !strings.Contains(err.Error(), "still there?") {
+		t.Errorf("error %v", err)
+	}
+	w, err := n.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	fires(t, w, time.Second)
+}
+
 func TestWatchPID(t *testing.T) {
 	for _, target := range []string{"pid", "path"} {
 		c := create(t, "sleep", "60")
