@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+
 	"aldente/broker/cli"
 	"aldente/broker/egress"
 	"aldente/broker/hostnet"
@@ -34,6 +36,14 @@ func (in *instance) egress(host *hostnet.Network) (*egress.Policy, error) {
 	p.SetLocal(local.Has)
 	p.SetNAT64(in.cfg.NAT64)
 	return p, nil
+}
+
+// tellRefused sums up at the end what the egress policy has refused, unless the
+// lines that name each destination have said it all.
+func (in *instance) tellRefused() {
+	if total, named := in.factory.Refused(); total > named {
+		in.log.Warn(fmt.Sprintf("the egress policy has refused %d times in all, %d destinations are named above", total, named))
+	}
 }
 
 // outboundAllowed is what -T and -U ask for: whoever forwards a port of the

@@ -23,6 +23,9 @@ import (
 // of 8 below 64 KiB with room for an Ethernet header.
 const defaultMTU = 65520
 
+// minMTU6 is the least MTU with which an interface has IPv6, RFC 8200 section 5.
+const minMTU6 = 1280
+
 // guestNet is what the guest will see, settled from options and the host's
 // network. The worker's configuration and the socket factory's are two views
 // of it.
@@ -62,7 +65,7 @@ func settle(cfg *cli.Config, n *hostnet.Network, r hostnet.Resolvers) (g guestNe
 	g.v4 = family(cfg, &n.V4, true)
 	g.v6 = family(cfg, &n.V6, false)
 	g.v4.enabled = !cfg.IPv6Only && !n.V4.Unsupported
-	g.v6.enabled = !cfg.IPv4Only && !n.V6.Unsupported
+	g.v6.enabled = !cfg.IPv4Only && !n.V6.Unsupported && (g.mtu == 0 || g.mtu >= minMTU6)
 	if !g.v4.enabled && !g.v6.enabled {
 		return g, nil, fmt.Errorf("neither IPv4 nor IPv6 is available")
 	}

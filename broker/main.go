@@ -214,6 +214,7 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 	// last descriptor, which takes the kernel tens of milliseconds: that is
 	// to be the agent's, for which nobody waits.
 	status, err = in.wait(signals)
+	in.tellRefused()
 	in.release()
 	in.tellUsage()
 	if in.linkFD >= 0 {

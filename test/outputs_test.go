@@ -5,6 +5,7 @@ package test
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -235,5 +236,62 @@ func TestStartUpFails(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(dir + "/*"); len(left) != 0 {
 		t.Errorf("left are %q", left)
+	}
+}
+
+// TestDebugNamesFlows: with -d there is a line for each flow that begins and ends,
+// either way, and for each that is refused, with the rule.
+func TestDebugNamesFlows(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	g := lab.Guest("-d", "-t", "10001", "--deny", "tcp:any:9")
+	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
+	go netlab.EchoUDP(lab.Remote.ListenUDP("udp", "192.0.2.9:7"))
+	go netlab.Echo(g.Listen("tcp", ":10001"))
+	for _, ask := range []struct {
+		ns            *netlab.NS
+		network, addr string
+	}{{g.NS, "tcp", "192.0.2.9:7"}, {g.NS, "udp", "192.0.2.9:7"}, {lab.Remote, "tcp", "192.0.2.2:10001"}} {
+		if s, err := netlab.Ask(ask.ns, ask.network, ask.addr, "x"); s != "x" {
+			t.Fatalf("%v: %q, %v", ask, s, err)
+		}
+	}
+	if c, err := g.DialError("tcp", "192.0.2.9:9", time.Second); err == nil {
+		c.Close()
+		t.Error("not refused")
+	}
+	for _, want := range []string{
+		`flow opened: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:7 `, `flow closed: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:7, after \d+ ms`,
+		`flow opened: udp [0-9.]+:\d+ -> 192\.0\.2\.9:7 `, `flow opened: tcp inbound 192\.0\.2\.9:\d+ `, `flow closed: tcp inbound 192\.0\.2\.9:\d+, after`,
+		`flow refused: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:9: by the egress policy`,
+		`refused by the egress policy proto=tcp to=192\.0\.2\.9:9 rule=.*--deny tcp:any:9`,
+	} {
+		re := regexp.MustCompile(want)
+		if !eventually(5*time.Second, func() bool { return re.MatchString(g.Proc.Output()) }) {
+			t.Errorf("no %s in\n%s", want, g.Proc.Output())
+		}
+	}
+}
+
+// TestJournalLevels: standard error that leads to the journal gets levels.
+func TestJournalLevels(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	dir := openDir(t)
+	journal := filepath.Join(dir, "journal")
+	if err := os.WriteFile(journal, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(journal, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	script := `exec 2>>"$1" && shift && export JOURNAL_STREAM="$(stat -L -c %d:%i /dev/stderr)" && exec "$@"`
+	args := append(append([]string{"sh", "-c", script, "sh", journal, netlab.Pasta()}, netlab.NoForward()...), "--config-net", "-m", "67", "--", "/nonexistent")
+	p := lab.Host.Start(netlab.Spec{Args: args, User: netlab.Nobody, Timeout: 20 * time.Second})
+	st := p.Wait()
+	b, err := os.ReadFile(journal)
+	want := "<4>MTU 67 is too small for IPv4 (minimum 68)\n<4>MTU 67 is too small for IPv6 (minimum 1280)\n"
+	if err != nil || st != 1 || !strings.HasPrefix(string(b), want) || !strings.Contains(string(b), "\n<3>failed to start /nonexistent") {
+		t.Errorf("status %d, %v:\n%s", st, err, b)
 	}
 }

@@ -65,8 +65,8 @@ type Factory struct {
 	listeners map[uint32]Listener
 	nextID    uint32
 
-	denied limiter
-	ledger *ledger // nil: no budget
+	refusals refusals
+	ledger   *ledger // nil: no budget
 }
 
 // New makes a factory.
@@ -216,9 +216,7 @@ func (f *Factory) refused(q *request, d *decision, answer *ipc.Opened) {
 		return
 	}
 	answer.Flags |= ipc.OpenedProhibited
-	if f.denied.allow() {
-		f.cfg.Logger.Warn("refused by the egress policy", "proto", protoName(q.proto), "to", d.to.String(), "refusals", f.denied.count(), "rule", d.rule)
-	}
+	f.refusals.note(f.cfg.Logger, q.proto, d.to, d.rule)
 }
 
 // openOut opens a flow's socket to where the guest wants it.

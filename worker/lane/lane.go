@@ -83,8 +83,9 @@ type Lane struct {
 	blocked  bool      // the link had a backlog when last looked at
 	batch    *link.Batch
 	capture  *link.Capture
-	mark     int32 // eventfd of the capture, -1: none
-	freed    bool  // a descriptor was closed since tcp was told
+	flows    *flowLog // nil unless debugging
+	mark     int32    // eventfd of the capture, -1: none
+	freed    bool     // a descriptor was closed since tcp was told
 	crowd    crowd
 	pkt      packet.Packet
 	again    packet.Packet // a datagram put together from fragments
@@ -177,6 +178,9 @@ func (l *Lane) configure(rec []byte) error {
 	if err := g.Config.Decode(rec); err != nil {
 		return err
 	}
+	if g.Has(ipc.FlagDebug) {
+		l.flows = newFlowLog()
+	}
 	g.MAC = g.GuestMAC
 	g.Seen4, g.Seen6 = g.Addr4, g.Addr6
 	if g.GuestMAC != (packet.MAC{}) && g.Has(ipc.FlagIPv6) {
@@ -262,7 +266,24 @@ func (l *Lane) CanSend() bool {
 }
 
 // Open implements flow.Env.
-func (l *Lane) Open(r *ipc.Open) bool { return l.channel.add(r) }
+func (l *Lane) Open(r *ipc.Open) bool {
+	if !l.channel.add(r) {
+		return false
+	}
+	if l.flows != nil {
+		l.flows.ask(r)
+	}
+	return true
+}
+
+// Accept implements flow.Env.
+func (l *Lane) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
+	conn, peer, port, e := l.sockets.Accept(fd)
+	if l.flows != nil && e == 0 {
+		l.flows.accepted(l.now, conn, peer, port)
+	}
+	return conn, peer, port, e
+}
 
 // Watch implements flow.Env.
 func (l *Lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
@@ -276,6 +297,9 @@ func (l *Lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
 
 // Close implements flow.Env.
 func (l *Lane) Close(fd int32) {
+	if l.flows != nil {
+		l.flows.closed(l.now, fd)
+	}
 	raw(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 	l.freed = true
 }

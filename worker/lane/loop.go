@@ -237,6 +237,9 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 	if owner >= flow.Owners || l.table.owner[owner] == nil {
 		return fmt.Errorf("%w: an answer for nobody, token %x", ipc.ErrMalformed, o.Token)
 	}
+	if l.flows != nil {
+		l.flows.answer(l.now, fd, o)
+	}
 	l.table.owner[owner].Opened(o.Token, fd, o)
 	return nil
 }
