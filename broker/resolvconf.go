@@ -55,11 +55,13 @@ func (in *instance) commandResolv(r hostnet.Resolvers) []byte {
 	return b.Bytes()
 }
 
-// serves tells whether the host's resolv.conf will do in the guest: no server in
-// it that the guest would look for in vain, and one that it reaches.
+// serves tells whether the host's resolv.conf will do in the guest: it has no
+// servers at all, or one that the guest reaches and none of its families that it
+// would ask in vain.
 func (in *instance) serves(r hostnet.Resolvers) bool {
-	some := false
-	for _, s := range r.Servers() {
+	all := r.Servers()
+	some := len(all) == 0
+	for _, s := range all {
 		f := &in.net.v4
 		if s.Is6() {
 			f = &in.net.v6

@@ -99,6 +99,7 @@ func TestResolvers(t *testing.T) {
 		{"one each, IPv4 first", "192.0.2.9 ::1", pasta, "192.0.2.9 fe80::1", "fe80::1>::1", "192.0.2.9 fe80::1%eth0"},
 		{"other family in vain", "192.0.2.9 2001:db8:1::9", pasta + "-4", "192.0.2.9", "", ""},
 		{"none", "", pasta, "", "", ""},
+		{"none, --dns", "", pasta + "--dns 192.0.2.9", "192.0.2.9", "", ""},
 		{"none, virtual machine", "", passt, "", "", ""},
 		{"none, aldente", "", aldente, "", "", ""},
 

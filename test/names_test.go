@@ -15,7 +15,7 @@ import (
 
 // lookup is a command that looks a name up in all ways that its resolv.conf
 // offers: by the C library, and by datagrams and streams.
-const lookup = `getent ahosts name.example; for way in +notcp +tcp; do dig +short +time=2 +tries=2 $way name.example A || echo $?; done`
+const lookup = `getent ahosts name.example; for way in +notcp +tcp; do dig +short +time=5 +tries=3 $way name.example A || echo $?; done`
 
 // TestNamesBehindRouter starts commands on hosts as they stand in homes and
 // offices: the resolver is the router, a stub on the host's loopback, or the
@@ -55,11 +55,15 @@ func TestNamesBehindRouter(t *testing.T) {
 		{"127.0.0.53", none + " --dns none", ""},
 		{"127.0.0.53", none + " --deny host", ""},
 		{"127.0.0.1", none, "127.0.0.1"},
+		{"127.0.0.1", "", "127.0.0.1"},
+		{"::1", "", "::1"},
 		{"::1", none, "::1"},
 		{"::1", none + " -4", "::1"},
 		{netlab.Host4, none, netlab.Host4},
 		{netlab.Host4, "", netlab.Host4},
 		{netlab.Host4, none + " -a 192.0.2.5", netlab.Host4},
+		{"127.0.0.53", none + " --outbound-if4 h0 -o " + netlab.Host4, "127.0.0.53"},
+		{"", none + " --dns 127.0.0.1", ""},
 		{netlab.Host4, none + " --no-map-gw --map-guest-addr 169.254.1.2", netlab.Host4},
 		{netlab.Host6, none, netlab.Host6},
 		{far, none, far},
@@ -71,7 +75,7 @@ func TestNamesBehindRouter(t *testing.T) {
 		t.Run(fmt.Sprintf("%s/%s", tt.resolv, tt.options), func(t *testing.T) {
 			t.Parallel()
 			lab := lab.For(t)
-			text := "options timeout:2 attempts:2\n"
+			text := "options timeout:5 attempts:3\n"
 			for _, s := range strings.Fields(tt.resolv) {
 				text += "nameserver " + s + "\n"
 			}

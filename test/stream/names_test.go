@@ -75,7 +75,7 @@ func TestNamesAdvertised(t *testing.T) {
 			}
 			want, _ := netlab.ResolverAnswer(tt.want)
 			for _, way := range []string{"+notcp", "+tcp"} {
-				if got := g.Must("dig", "+short", "+time=3", "+tries=2", way, "@"+server, "name.example", "A"); strings.TrimSpace(got) != want.String() {
+				if got := g.Must("dig", "+short", "+time=5", "+tries=3", way, "@"+server, "name.example", "A"); strings.TrimSpace(got) != want.String() {
 					t.Errorf("%s %s: %q, want %s", way, server, got, want)
 				}
 			}
