@@ -78,6 +78,7 @@ func setOptions(fd, domain int, o *ipc.AgentOpen) {
 	v4, v6 := domain == unix.AF_INET, domain == unix.AF_INET6
 	set(unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	if o.Proto == ipc.ProtoTCP {
+		set(unix.SOL_SOCKET, unix.SO_OOBINLINE) // urgent bytes stay in the stream; a listener's connections inherit it
 		return
 	}
 	set(unix.IPPROTO_UDP, unix.UDP_GRO)

@@ -140,7 +140,7 @@ func (f *Factory) later(req ipc.AgentOpen, a ipc.Opened, s *served, use func(*op
 // finish connects a socket, wherever it was made, and returns it or -1.
 func finish(o *opening, proto uint8, d *decision, answer *ipc.Opened) int {
 	if proto == ipc.ProtoTCP {
-		o.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		o.streamOptions()
 		o.connect(d.to, d.Scope)
 		if errors.Is(o.err, unix.EINPROGRESS) {
 			o.err = nil

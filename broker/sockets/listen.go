@@ -172,6 +172,9 @@ func (f *Factory) bindListener(l *Listener) (int, error) {
 	if fam.Freebind {
 		o.try(unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
 	}
+	if l.Proto == ipc.ProtoTCP {
+		o.must(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // accepted sockets inherit it, see streamOptions
+	}
 	if l.Proto == ipc.ProtoUDP {
 		o.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 		if addr.Is4() || dual {

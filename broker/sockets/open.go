@@ -44,6 +44,14 @@ func (o *opening) try(level, name, value int) {
 	}
 }
 
+// streamOptions sets what all connected TCP sockets have. Urgent data are bytes
+// as others are: out of line, the kernel would take them out of the stream, and
+// what was counted before would be counted wrongly (RFC 6093 section 4).
+func (o *opening) streamOptions() {
+	o.must(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	o.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // the guest's own Nagle has done its work
+}
+
 func (o *opening) device(name string) {
 	if o.err == nil && name != "" {
 		if err := unix.BindToDevice(o.fd, name); err != nil {
@@ -94,7 +102,7 @@ func any(a netip.Addr) netip.Addr {
 // end, though it could not have begun it.
 func openTCP(m *path, to netip.AddrPort, answer *ipc.Opened) (int, error) {
 	o := newSocket(to.Addr(), unix.SOCK_STREAM, unix.IPPROTO_TCP)
-	o.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // the guest's own Nagle has done its work
+	o.streamOptions()
 	o.try(unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0)
 	o.device(m.Interface)
 	if m.Source.IsValid() {

@@ -33,6 +33,7 @@ func inet(user string) []Rule {
 		plain(user, "flows and listeners", "bind", "listen"),
 		options(user, "listeners and flows of one port, the interface, ears closed until connected", "setsockopt",
 			unix.SOL_SOCKET, unix.SO_REUSEADDR, unix.SO_BINDTODEVICE, unix.SO_ATTACH_FILTER),
+		options(user, "urgent bytes stay in the stream", "setsockopt", unix.SOL_SOCKET, unix.SO_OOBINLINE),
 		options(user, "errors, where a datagram was sent to", "setsockopt", unix.IPPROTO_IP, unix.IP_RECVERR, unix.IP_PKTINFO),
 		options(user, "one family or both, errors, where a datagram was sent to", "setsockopt",
 			unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, unix.IPV6_RECVERR, unix.IPV6_RECVPKTINFO),

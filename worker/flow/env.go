@@ -36,7 +36,7 @@ type Env interface {
 
 	// Watch has the lane report to the translator, under token, when a socket
 	// becomes Readable, Writable or both, as events says, edge-triggered; its
-	// peer's end and errors always are. Who watches for Writable without need
+	// peer's end and errors always are, urgent data where Readable is. Who watches for Writable without need
 	// is woken for nothing: where it is watched, whatever else happens to the
 	// socket reports it too.
 	Watch(fd int32, token uint64, events uint32) syscall.Errno
@@ -58,7 +58,11 @@ type Env interface {
 type Sockets interface {
 	// Read takes queued bytes or one datagram.
 	Read(fd int32, b []byte) (int, syscall.Errno)
-	// Recv is recv(2): flags as MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT.
+	// Recv is recv(2): flags as MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT. Of a stream,
+	// as Read, RecvSkip and Discard: what ends at an urgent byte is short with
+	// more behind it, and what begins there may fail with EAGAIN, where a
+	// signal is about to be delivered. Urgent was reported then, or is about to
+	// be.
 	Recv(fd int32, b []byte, flags int) (int, syscall.Errno)
 	// RecvSkip is recv with MSG_PEEK behind the first skip bytes, for
 	// kernels without SO_PEEK_OFF on TCP.
@@ -166,6 +170,7 @@ func SplitToken(t uint64) (o Owner, gen uint32, index uint32) {
 // Readiness bits as epoll(7) reports them, include/uapi/linux/eventpoll.h.
 const (
 	Readable   = 0x1
+	Urgent     = 0x2 // an urgent byte is in the receive queue
 	Writable   = 0x4
 	Failed     = 0x8
 	HungUp     = 0x10

@@ -119,23 +119,39 @@ func (t *Table[V]) Insert(k *Key) uint32 {
 	t.vals[i] = zero
 	t.gens[i]++
 	t.count++
-	s := t.home(k)
-	for t.slots[s] != 0 {
-		s = (s + 1) & t.mask
-	}
-	t.slots[s] = i + 1
+	t.link(i)
 	return i
+}
+
+// Rename gives a flow another key, which must not be in the table.
+func (t *Table[V]) Rename(i uint32, k *Key) {
+	t.unlink(i)
+	t.keys[i] = *k
+	t.link(i)
 }
 
 // Remove takes a flow out.
 func (t *Table[V]) Remove(i uint32) {
+	t.unlink(i)
+	t.gens[i]++
+	t.free = append(t.free, i)
+	t.count--
+}
+
+// link has Find find a flow.
+func (t *Table[V]) link(i uint32) {
+	s := t.home(&t.keys[i])
+	for t.slots[s] != 0 {
+		s = (s + 1) & t.mask
+	}
+	t.slots[s] = i + 1
+}
+
+func (t *Table[V]) unlink(i uint32) {
 	s := t.home(&t.keys[i])
 	for t.slots[s] != i+1 {
 		s = (s + 1) & t.mask
 	}
-	t.gens[i]++
-	t.free = append(t.free, i)
-	t.count--
 	if t.last == i+1 {
 		t.last = 0
 	}

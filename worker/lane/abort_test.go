@@ -90,7 +90,7 @@ func TestAbort(t *testing.T) {
 }
 
 // arrived waits for the peer's FIN.
-func arrived(t *testing.T, fd int) {
+func arrived(t testing.TB, fd int) {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 	for end := time.Now().Add(5 * time.Second); ; {
 		if n, _ := unix.Poll(p, 100); n == 1 {

@@ -109,7 +109,8 @@ func (e *end) idle() bool {
 
 func (e *end) write(n int) {
 	for n = min(n, e.total-e.sent); n > 0; {
-		k, err := unix.Write(e.fd, tcptest.Stream(e.sent, min(n, 1<<16)))
+		// The last byte of some pieces is urgent.
+		k, err := unix.SendmsgN(e.fd, tcptest.Stream(e.sent, min(n, 1<<16)), nil, nil, unix.MSG_OOB*boolInt(e.sent%3 == 2))
 		if err == unix.EAGAIN {
 			return
 		}
@@ -155,6 +156,20 @@ func (e *end) lost(err error) {
 	}
 }
 
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// inline does the broker's part: urgent bytes stay in the stream.
+func inline(t testing.TB, fd int) {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // pause is when an application acts next.
 func (w *world) pause(slow float64) int64 {
 	if w.r.Float64() < slow {
@@ -184,6 +199,7 @@ func (w *world) newListener() *loopback {
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		w.t.Skipf("no loopback interface: %v", err)
 	}
+	inline(w.t, fd)
 	if err := unix.Listen(fd, 64); err != nil {
 		w.t.Fatal(err)
 	}
@@ -237,6 +253,7 @@ func (w *world) connected() (lane, host int) {
 	l := w.listening()
 	lane = w.socket(unix.SOCK_STREAM)
 	w.buffers(lane)
+	inline(w.t, lane)
 	w.dial(lane, l.addr)
 	host = w.accept(l)
 	w.buffers(host)

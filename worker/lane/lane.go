@@ -287,12 +287,21 @@ func (l *Lane) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 
 // Watch implements flow.Env.
 func (l *Lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
-	return l.poll.control(unix.EPOLL_CTL_ADD, fd, events|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
+	return l.poll.control(unix.EPOLL_CTL_ADD, fd, watched(events), token)
 }
 
 // Rewatch implements flow.Env.
 func (l *Lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
-	return l.poll.control(unix.EPOLL_CTL_MOD, fd, events|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff, token)
+	return l.poll.control(unix.EPOLL_CTL_MOD, fd, watched(events), token)
+}
+
+// watched is what epoll is told. The kernel's notice of new data says EPOLLPRI
+// whether any are urgent or not: who does not want data is not to be woken by it.
+func watched(events uint32) uint32 {
+	if events&flow.Readable != 0 {
+		events |= flow.Urgent
+	}
+	return events | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
 }
 
 // Close implements flow.Env.

@@ -149,6 +149,9 @@ func (l *lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
 }
 
 func (l *lane) control(op int, fd int32, token uint64, events uint32) syscall.Errno {
+	if events&flow.Readable != 0 {
+		events |= flow.Urgent
+	}
 	l.change.Events = events | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
 	*(*uint64)(unsafe.Pointer(&l.change.Fd)) = token
 	_, e := raw6(unix.SYS_EPOLL_CTL, uintptr(l.ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&l.change)), 0, 0)
@@ -314,6 +317,9 @@ func newSocket(tb testing.TB, addr string, typ int) int {
 	fd, err := unix.Socket(domain, typ|unix.SOCK_CLOEXEC, 0)
 	must(tb, err)
 	must(tb, unix.Bind(fd, sa))
+	if typ == unix.SOCK_STREAM {
+		must(tb, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)) // the broker's part
+	}
 	return fd
 }
 
@@ -372,6 +378,7 @@ func (l *lane) accept(listener int, flags uint8) {
 func (l *lane) dial(addr string, to unix.Sockaddr) (int, syscall.Errno) {
 	fd := newSocket(l.tb, addr, unix.SOCK_STREAM)
 	must(l.tb, unix.SetNonblock(fd, true))
+	must(l.tb, unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
 	if err := unix.Connect(fd, to); err != nil && err != unix.EINPROGRESS {
 		unix.Close(fd)
 		return -1, err.(syscall.Errno)

@@ -15,6 +15,10 @@ const (
 	// turnBytes bounds what one direction of a flow moves before others have
 	// their turn.
 	turnBytes = 4 << 20
+	// urgentTries is how often a read is tried again that finds nothing where
+	// there was an urgent byte: a signal that is about to be delivered makes it
+	// fail at that byte, and is delivered between two calls.
+	urgentTries = 2
 )
 
 // turn moves what can be moved, both ways, and ends the flow when all is said.
@@ -114,22 +118,24 @@ func (t *Translator) take(from, to *side) (int, bool) {
 			}
 			return 0, true
 		case e == 0:
-			from.flags |= ended
+			// The end, or an urgent byte that has come in this moment, with the
+			// end behind it. A read tells.
+			from.flags &^= bulky
 		case e == syscall.EAGAIN:
-			from.flags &^= readable
+			from.flags &^= readable // if for an urgent byte, its event is to come
 		}
 		t.pipes.put(t.env, k)
 		return 0, e == 0 || e == syscall.EAGAIN
 	}
 	room := min(len(t.buf), p.size)
-	n, e := t.env.Read(from.fd, t.buf[:room])
+	n, e := t.readPiece(from, t.buf[:room])
 	if e != 0 || n == 0 {
 		t.pipes.put(t.env, k)
 		return 0, t.nothing(from, e)
 	}
-	if n == room {
+	if n == room && !from.has(urgent) {
 		from.flags |= bulky
-	} else if !from.has(finished) {
+	} else if n < room && !from.has(finished|urgent) {
 		from.flags &^= readable // what comes now raises a new event
 	}
 	t.Stats.Copied += uint64(n)
@@ -159,6 +165,9 @@ func (t *Translator) take(from, to *side) (int, bool) {
 // the other has them.
 func (t *Translator) takeCarefully(from, to *side) (int, bool) {
 	n, e := t.env.Recv(from.fd, t.buf, flow.MsgPeek|flow.MsgDontWait)
+	for tries := 0; e == syscall.EAGAIN && from.has(urgent) && tries < urgentTries; tries++ {
+		n, e = t.env.Recv(from.fd, t.buf, flow.MsgPeek|flow.MsgDontWait)
+	}
 	if e != 0 || n == 0 {
 		return 0, t.nothing(from, e)
 	}
@@ -173,14 +182,27 @@ func (t *Translator) takeCarefully(from, to *side) (int, bool) {
 		to.flags &^= writable
 	}
 	t.Stats.Copied += uint64(w)
-	for left := w; left > 0; {
-		d, e := t.env.Discard(from.fd, left)
+	for left, tries := w, 0; left > 0; {
+		d, e := t.env.Discard(from.fd, left) // short before an urgent byte
+		if e == syscall.EAGAIN && tries < urgentTries {
+			tries++
+			continue
+		}
 		if e != 0 || d <= 0 {
 			return 0, false
 		}
 		left -= d
 	}
 	return w, true
+}
+
+// readPiece is read(2), tried again where an urgent byte may be in the way.
+func (t *Translator) readPiece(from *side, b []byte) (int, syscall.Errno) {
+	n, e := t.env.Read(from.fd, b)
+	for tries := 0; e == syscall.EAGAIN && from.has(urgent) && tries < urgentTries; tries++ {
+		n, e = t.env.Read(from.fd, b)
+	}
+	return n, e
 }
 
 // nothing notes why a read gave nothing. It reports false for an error.

@@ -33,6 +33,7 @@ const (
 	shut                 // told the end of the other side
 	bulky                // comes in large pieces
 	patient              // in Translator.patient, with a low-water mark set
+	urgent               // has had urgent data: reads may end before the data do, splice(2) does not pass them
 )
 
 // near is the side that came by a listener, far the other.
@@ -197,6 +198,9 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 	}
 	if events&(flow.PeerClosed|flow.HungUp) != 0 {
 		d.flags |= readable | finished
+	}
+	if events&flow.Urgent != 0 {
+		d.flags = d.flags&^bulky | urgent | readable
 	}
 	if events&flow.Readable != 0 {
 		// Known to have more than the other side takes: each packet would wake us.

@@ -54,6 +54,9 @@ const (
 	flagOut                         // the guest has asked for it
 	flagShare                       // holds a part of the lane's descriptors
 	flagHalfOpen                    // in Translator.halfOpen
+	flagUrgent                      // urgent data were reported: reads may end before the data do
+	flagDetached                    // the guest is done with it, and its ports may be another flow's
+	flagSYNAgain                    // our SYN was sent again at once
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices
@@ -143,6 +146,13 @@ type Stats struct {
 	OutOfOrder, OutOfWindow, Dropped uint64
 	Challenges                       uint64
 	GaveWay                          uint64 // half-open connections, for others
+}
+
+// guestDone tells whether the guest has said all and has got all: it may forget
+// the connection, while the host still has to take what it said. Whether it has
+// seen our FIN it alone knows.
+func (c *conn) guestDone() bool {
+	return c.has(flagGuestFIN) && c.has(flagFINSent) && atLeast(c.sndUna, c.finSeq)
 }
 
 // listener is a listening socket the broker passed.

@@ -20,9 +20,13 @@ func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
 	c.heardAt = t.env.Now()
 	switch c.state {
 	case stateOpen:
+		if s.Flags&packet.SYN != 0 && t.portAgain(i, c, s) {
+			t.noFlow(&k, p, s)
+			return
+		}
 		t.segment(i, c, s)
 	case stateSynAckSent:
-		t.inputSynAckSent(i, c, s)
+		t.inputSynAckSent(i, c, s, p.IPVersion == 4)
 	case stateSynSent:
 		t.inputSynSent(i, c, s, p.IPVersion == 4)
 	case stateTimeWait:
@@ -32,8 +36,62 @@ func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
 		// answer; a reset means that the guest gave up.
 		if s.Flags&packet.RST != 0 && (s.Seq == c.rcvNxt || s.Seq == c.rcvNxt-1) {
 			t.abort(i, c)
+		} else if isSYN(s) {
+			t.asksAgain(c, s, p.IPVersion == 4)
 		}
 	}
+}
+
+func isSYN(s *packet.TCP) bool {
+	return s.Flags&(packet.SYN|packet.ACK|packet.FIN|packet.RST) == packet.SYN
+}
+
+// asksAgain takes a SYN for a connection that the guest does not have yet. It may
+// have given up its first attempt without a word, and ask anew from the same
+// port: the connection that is made for the one serves the other.
+func (t *Translator) asksAgain(c *conn, s *packet.TCP, v4 bool) {
+	if s.Seq == c.rcvNxt-1 {
+		return // the same
+	}
+	c.clear(flagSACK)
+	c.rcvScale = rcvScale
+	t.options(c, s, v4)
+}
+
+// portAgain makes room for a connection between the ports of one that is over for
+// the guest, RFC 9293 section 3.6.1. It reports whether there is room.
+func (t *Translator) portAgain(i uint32, c *conn, s *packet.TCP) bool {
+	if !isSYN(s) || !c.guestDone() || !after(s.Seq, c.rcvNxt) {
+		return false
+	}
+	t.detach(i, c)
+	return true
+}
+
+// detach takes a flow that is over for the guest out of the guest's reach. The
+// host still gets what it has not taken. Preconditions: guestDone.
+func (t *Translator) detach(i uint32, c *conn) {
+	if t.pendOf == i && !t.writePending() {
+		return
+	}
+	if c.has(flagShutdown) {
+		t.dequeueAll(c)
+		t.remove(i, c)
+		return
+	}
+	t.dequeueAll(c)
+	c.rtoAt, c.ackAt, c.deqAt = 0, 0, 0
+	c.clear(flagAckNow | flagAckLater | flagHostFirst)
+	c.set(flagDetached)
+	// A key that no frame has: there is no port zero.
+	k := flow.Key{16: byte(i >> 24), 17: byte(i >> 16), 18: byte(i >> 8), 19: byte(i)}
+	t.flows.Rename(i, &k)
+}
+
+// dequeueAll counts all that was sent to the guest as acknowledged.
+func (t *Translator) dequeueAll(c *conn) {
+	c.sndUna, c.sndNxt = c.sndMax, c.sndMax
+	t.dequeue(c, 0)
 }
 
 // noFlow answers a segment that belongs to nothing, RFC 9293 section 3.10.7.1.
@@ -68,14 +126,15 @@ func (t *Translator) noFlow(k *flow.Key, p *packet.Packet, s *packet.TCP) {
 }
 
 // inputSynAckSent waits for the guest's answer to our SYN-ACK.
-func (t *Translator) inputSynAckSent(i uint32, c *conn, s *packet.TCP) {
+func (t *Translator) inputSynAckSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
 	switch {
 	case s.Flags&packet.RST != 0:
 		if s.Seq == c.rcvNxt {
 			t.abort(i, c)
 		}
 	case s.Flags&packet.SYN != 0:
-		if s.Flags&packet.ACK == 0 && s.Seq == c.rcvNxt-1 {
+		if isSYN(s) {
+			t.asksAgain(c, s, v4)
 			t.sendSYN(i, c) // our SYN-ACK was lost, or has crossed this
 		}
 	case s.Flags&packet.ACK == 0:
@@ -94,6 +153,7 @@ func (t *Translator) inputSynSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
 	case s.Flags&packet.ACK != 0 && !ackOK:
 		if s.Flags&packet.RST == 0 {
 			t.sendRSTSeq(i, s.Ack)
+			t.synAgain(i, c, s)
 		}
 	case s.Flags&packet.RST != 0:
 		if ackOK {
@@ -104,6 +164,16 @@ func (t *Translator) inputSynSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
 		t.established(i, c, s)
 		c.set(flagAckNow)
 		t.touch(i, c)
+	}
+}
+
+// synAgain repeats our SYN at once, not after a second, where the guest had not
+// forgotten an earlier connection between the same ports until it got our reset: in
+// TIME-WAIT, where our new numbers do not lie beyond the old.
+func (t *Translator) synAgain(i uint32, c *conn, s *packet.TCP) {
+	if s.Flags&packet.SYN == 0 && !c.has(flagSYNAgain) {
+		c.set(flagSYNAgain)
+		t.sendSYN(i, c)
 	}
 }
 
@@ -158,11 +228,15 @@ func (t *Translator) segment(i uint32, c *conn, s *packet.TCP) {
 		return
 	}
 	if s.Flags&packet.RST != 0 {
-		// RFC 5961 section 3.2: only the exact number resets.
-		if s.Seq == c.rcvNxt {
-			t.abort(i, c)
-		} else {
+		// RFC 5961 section 3.2: only the exact number resets. Once all is said
+		// and heard there is nothing to reset, but something to deliver.
+		switch {
+		case s.Seq != c.rcvNxt:
 			t.challenge(i, c)
+		case c.guestDone():
+			t.detach(i, c)
+		default:
+			t.abort(i, c)
 		}
 		return
 	}
@@ -232,7 +306,10 @@ func (t *Translator) Ready(token uint64, events uint32) {
 			return
 		}
 	}
-	if events&(flow.Readable|flow.PeerClosed|flow.HungUp) != 0 {
+	if events&flow.Urgent != 0 {
+		t.urgent(c)
+	}
+	if events&(flow.Readable|flow.Urgent|flow.PeerClosed|flow.HungUp) != 0 {
 		c.set(flagReadable)
 		if events&flow.PeerClosed != 0 {
 			c.set(flagHostClosed)

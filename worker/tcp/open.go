@@ -337,13 +337,9 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 		return
 	}
 	k := flow.MakeKey(&remote, &guest, port, l.guestPort)
-	if old := t.flows.Find(&k); old != flow.None {
-		if c := t.flows.At(old); c.state == stateTimeWait {
-			t.remove(old, c)
-		} else {
-			t.resetSocket(fd)
-			return
-		}
+	if !t.vacant(&k) {
+		t.resetSocket(fd)
+		return
 	}
 	i, c := t.insert(&k, stateSynSent)
 	if c == nil {
@@ -368,6 +364,44 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 	t.sendSYN(i, c)
 	t.startRTO(c)
 	t.arm(i, c)
+}
+
+// sourceTries bounds the search for a source port. Ports of one remote are
+// all in use only if that holds tens of thousands of connections.
+const sourceTries = 256
+
+// vacant makes sure that no flow has key k. Two connections of the host may look
+// the same to the guest: a peer that reuses its port while the guest still has the
+// last bytes of the connection before to take, or that speaks to two addresses or
+// two ports of the host from one port. The later one gets another source port
+// towards the guest, below 1024 if its own is. It reports false if there is none.
+func (t *Translator) vacant(k *flow.Key) bool {
+	old := t.flows.Find(k)
+	if old == flow.None {
+		return true
+	}
+	switch c := t.flows.At(old); {
+	case c.state == stateTimeWait:
+		t.remove(old, c)
+		return true
+	case c.state == stateOpen && c.guestDone():
+		t.detach(old, c)
+		return true
+	}
+	remote, port := k.Remote()
+	guest, guestPort := k.Guest()
+	first, ports := uint32(1024), uint32(1<<16-1024)
+	if port < 1024 {
+		first, ports = 1, 1023
+	}
+	start := t.isn(k)
+	for n := range uint32(sourceTries) {
+		*k = flow.MakeKey(&remote, &guest, uint16(first+(start+n)%ports), guestPort)
+		if t.flows.Find(k) == flow.None {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Translator) resetSocket(fd int32) {

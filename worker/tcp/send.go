@@ -20,6 +20,11 @@ const (
 	bulk          = 16 << 10  // bytes from the host that make a flow one of bulk
 	dequeueLazily = 16 << 10  // bytes acknowledged before a call to dequeue pays
 
+	// urgentTries is how often a read is tried again that finds nothing where
+	// there was an urgent byte: a signal that is about to be delivered makes it
+	// fail at that byte, and is delivered between two calls.
+	urgentTries = 2
+
 	// dequeueWithin bounds how long fewer bytes than that stay: a small
 	// receive buffer may be full of them.
 	dequeueWithin = int64(50 * time.Millisecond)
@@ -98,6 +103,9 @@ func (t *Translator) sendSYN(i uint32, c *conn) {
 
 // sendRST resets the guest's side: in sequence, so that it is believed.
 func (t *Translator) sendRST(i uint32, c *conn) {
+	if c.has(flagDetached) {
+		return
+	}
 	seq := c.sndMax
 	switch c.state {
 	case stateOpening, stateConnecting:
@@ -245,7 +253,7 @@ func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin
 		t.hostEOF(c, c.sndNxt+uint32(len(b)))
 		fin = true
 	}
-	if fin || !c.has(flagHostClosed) {
+	if fin || !c.has(flagHostClosed|flagUrgent) {
 		c.clear(flagReadable)
 	}
 	return b, fin, true
@@ -268,19 +276,12 @@ func (t *Translator) peek(i uint32, c *conn, seq uint32, n int) ([]byte, bool) {
 }
 
 func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) (int, bool) {
-	var got int
-	var e syscall.Errno
-	if c.has(flagPeekOff) {
-		if c.peekSeq != seq {
-			t.env.Option(c.fd, flow.OptionPeekOff, int(seq-c.deqSeq))
-			c.peekSeq = seq
-		}
-		got, e = t.env.Recv(c.fd, b, flow.MsgPeek|flow.MsgDontWait)
-	} else {
-		got, e = t.env.RecvSkip(c.fd, int(seq-c.deqSeq), b)
+	got, e := t.peekOnce(c, seq, b)
+	for n := 0; e == syscall.EAGAIN && c.has(flagUrgent) && n < urgentTries; n++ {
+		got, e = t.peekOnce(c, seq, b)
 	}
 	switch {
-	case e == syscall.EAGAIN:
+	case e == syscall.EAGAIN, e == 0 && got == 0 && t.behindUrgent(c, seq):
 		c.clear(flagReadable)
 		return 0, true
 	case e != 0:
@@ -291,6 +292,35 @@ func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) (int, bool)
 	}
 	c.peekSeq += uint32(got)
 	return got, true
+}
+
+func (t *Translator) peekOnce(c *conn, seq uint32, b []byte) (int, syscall.Errno) {
+	if !c.has(flagPeekOff) {
+		return t.env.RecvSkip(c.fd, int(seq-c.deqSeq), b)
+	}
+	if c.peekSeq != seq {
+		t.env.Option(c.fd, flow.OptionPeekOff, int(seq-c.deqSeq))
+		c.peekSeq = seq
+	}
+	return t.env.Recv(c.fd, b, flow.MsgPeek|flow.MsgDontWait)
+}
+
+// behindUrgent tells whether a peek at seq that skipped all may have ended at an
+// urgent byte instead of the stream's end: a read that has begun before such a
+// byte does not pass it, however much there is to skip. It is passed once what is
+// before it was dequeued. That there is one is known no later than that the host
+// has closed.
+func (t *Translator) behindUrgent(c *conn, seq uint32) bool {
+	return !c.has(flagPeekOff) && (!c.has(flagHostClosed) || c.has(flagUrgent) && seq != c.deqSeq)
+}
+
+// urgent notes that the host has sent an urgent byte. It stays where it stands in
+// the stream, as the guest's do (RFC 6093 section 4); but reads end before it.
+func (t *Translator) urgent(c *conn) {
+	c.set(flagUrgent)
+	if c.state == stateOpen {
+		t.dequeue(c, dequeueLazily)
+	}
 }
 
 // sendData sends bytes at seq, and our FIN behind them if fin says so. It
@@ -351,19 +381,29 @@ func (t *Translator) dequeue(c *conn, least uint32) {
 	if n == 0 {
 		return
 	}
-	if n < least && !c.has(flagHostEOF) {
+	waits := c.has(flagUrgent) && !c.has(flagPeekOff) // for what is before the urgent byte to go
+	if n < least && !c.has(flagHostEOF) && !waits {
 		if c.deqAt == 0 {
 			c.deqAt = t.env.Now() + dequeueWithin
 		}
 		return
 	}
 	c.deqAt = 0
-	got, e := t.env.Discard(c.fd, int(n))
-	if e != 0 {
-		return // a reset, which its own event reports
+	for tries := 0; c.deqSeq != end; {
+		got, e := t.env.Discard(c.fd, int(end-c.deqSeq))
+		if e == syscall.EAGAIN && c.has(flagUrgent) && tries < urgentTries {
+			tries++
+			continue
+		}
+		if e != 0 || got <= 0 {
+			return // a reset, which its own event reports
+		}
+		c.deqSeq += uint32(got) // short before an urgent byte
 	}
-	c.deqSeq += uint32(got)
 	if before(c.peekSeq, c.deqSeq) {
 		c.peekSeq = c.deqSeq // the kernel's offset does not become negative
+	}
+	if waits {
+		c.set(flagReadable)
 	}
 }

@@ -72,6 +72,9 @@ func (t *Translator) keepAt(c *conn) int64 {
 // expire does what is due.
 func (t *Translator) expire(i uint32, c *conn) {
 	now := t.env.Now()
+	if c.has(flagDetached) {
+		c.heardAt = now // nobody is to be asked whether it lives
+	}
 	if c.rtoAt != 0 && now >= c.rtoAt {
 		c.rtoAt = 0
 		t.timedOut(i, c)
