@@ -267,6 +267,7 @@ func (in *instance) enter() error {
 			Path: in.cfg.Command[0], Args: append([]string(nil), in.cfg.Command...),
 			HostnamePrefix: in.cfg.Personality.String() + "-",
 			NoPIDNS:        in.cfg.NoPidns,
+			HideSockets:    in.cfg.HideSockets,
 			ResolvConf:     in.commandResolv(in.resolvers),
 			UID:            int(ids.UID), GID: int(ids.GID),
 		}
