@@ -256,6 +256,9 @@ func (in *instance) discover() (*hostnet.Network, error) {
 	}
 	in.factory = sockets.New(fc)
 	in.limit()
+	if err := in.factory.KnowPorts(); err != nil {
+		in.log.Warn("cannot tell who is on a port: flows of the guest share none", "error", err)
+	}
 	return host, nil
 }
 
