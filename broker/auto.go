@@ -18,10 +18,11 @@ const scanPeriod = time.Second
 
 // autoForward keeps listeners for what is bound on the other side.
 type autoForward struct {
-	in    *instance
-	rules []autoRule
-	bound [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule wants to know
-	warn  [2]bool                            // the last such list has failed
+	in        *instance
+	rules     []autoRule
+	firstOpen uint16                             // the first port that everybody may bind on the host
+	bound     [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule wants to know
+	warn      [2]bool                            // the last such list has failed
 }
 
 // autoRule is a rule with "auto" and the ports that it forwards now.
@@ -34,7 +35,7 @@ type autoRule struct {
 // startAuto forwards what is bound now, and goes on in the background. Without
 // a rule that asks for it, nothing is ever scanned.
 func (in *instance) startAuto() error {
-	a := &autoForward{in: in}
+	a := &autoForward{in: in, firstOpen: firstOpen()}
 	for _, d := range []direction{inbound, outbound} {
 		for _, r := range in.rules(d) {
 			if r.Auto {
@@ -149,7 +150,9 @@ func (a *autoForward) close(r *autoRule, bound *ports.Set) {
 }
 
 // open makes the listeners of a rule that are missing. What cannot be bound is
-// tried again with the next scan: whoever has the port may let it go.
+// tried again with the next scan: whoever has the port may let it go. Ports of the
+// host that need privileges are the guest's to have only where the rule names
+// them: one that listens on 443 in the guest is not to get the host's by that.
 func (a *autoForward) open(r *autoRule, bound *ports.Set) {
 	var missing []uint16
 	target := r.Target()
@@ -171,6 +174,9 @@ func (a *autoForward) open(r *autoRule, bound *ports.Set) {
 		return
 	}
 	for _, p := range missing {
+		if r.Weak && p < a.firstOpen {
+			continue
+		}
 		if l, err := a.in.factory.Bind(a.in.hostListener(r.Rule, p)); err == nil {
 			opened(p, a.in.add(l))
 		}

@@ -29,21 +29,17 @@ func (in *instance) confine() policy.Report {
 func checkExecutable() error { return policy.CheckExecutable() }
 
 // kept are the capabilities that forwarding needs later: automatic forwarding
-// binds ports as they come, and answers to datagrams leave from the port that
+// binds ports as they come, low ones where a rule names them, and answers to datagrams leave from the port that
 // they came to.
 func (in *instance) kept() policy.Capabilities {
-	for i := range in.cfg.TCPPorts.Rules {
-		if in.cfg.TCPPorts.Rules[i].Auto {
-			return policy.BindLowPorts
-		}
-	}
-	for i := range in.cfg.UDPPorts.Rules {
-		if in.cfg.UDPPorts.Rules[i].Auto {
+	first := firstOpen()
+	for _, r := range in.rules(inbound) {
+		if r.Auto && !r.Weak && r.First < first {
 			return policy.BindLowPorts
 		}
 	}
 	for _, l := range in.factory.Listeners() {
-		if l.Proto == ipc.ProtoUDP && l.Port < firstOpenPort {
+		if l.Proto == ipc.ProtoUDP && l.Port < first {
 			return policy.BindLowPorts
 		}
 	}

@@ -277,6 +277,7 @@ func (g *guestNet) factoryConfig(cfg *cli.Config) sockets.Config {
 		NoLoopback6: g.noLoopback6,
 		V4:          view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
 		V6:          view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
+		ClientPorts: sockets.PortRange(cli.EphemeralPorts(cli.PortRangeFile)),
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,7 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/hostnet"
 	"aldente/broker/netns"
+	"aldente/broker/ports"
 	"aldente/broker/sockets"
 	"aldente/broker/startup"
 	"aldente/broker/supervise"
@@ -254,11 +256,16 @@ func (in *instance) discover() (*hostnet.Network, error) {
 	if fc.Policy = asked(policy); policy != nil {
 		in.pinResolvers(policy)
 	}
+	if slices.ContainsFunc(in.rules(inbound), func(r *cli.Rule) bool { return r.Proto == ipc.ProtoUDP }) {
+		clients, err := ports.OpenClients()
+		if err != nil {
+			in.log.Warn("clients of the host's own cannot be told from services: some get no answer from UDP ports of the guest", "error", err)
+		} else {
+			fc.Client = clients.Connected
+		}
+	}
 	in.factory = sockets.New(fc)
 	in.limit()
-	if err := in.factory.KnowPorts(); err != nil {
-		in.log.Warn("cannot tell who is on a port: flows of the guest share none", "error", err)
-	}
 	return host, nil
 }
 
@@ -270,7 +277,6 @@ func (in *instance) enter() error {
 			Path: in.cfg.Command[0], Args: append([]string(nil), in.cfg.Command...),
 			HostnamePrefix: in.cfg.Personality.String() + "-",
 			NoPIDNS:        in.cfg.NoPidns,
-			HideSockets:    in.cfg.HideSockets,
 			ResolvConf:     in.commandResolv(in.resolvers),
 			UID:            int(ids.UID), GID: int(ids.GID),
 		}

