@@ -30,7 +30,7 @@ func told(t *testing.T, g *netlab.Guest, word string) string {
 	t.Helper()
 	line := regexp.MustCompile(`(?m)^captive: ` + regexp.QuoteMeta(word) + `: (.*?) component=worker`)
 	var m []string
-	if !eventually(20*time.Second, func() bool { m = line.FindStringSubmatch(g.Proc.Output()); return m != nil }) {
+	if !eventually(time.Minute, func() bool { m = line.FindStringSubmatch(g.Proc.Output()); return m != nil }) {
 		t.Fatalf("nothing said of %s:\n%s", word, g.Proc.Output())
 	}
 	return m[1]

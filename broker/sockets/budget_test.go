@@ -118,6 +118,7 @@ func toLoopback(proto uint8, v6 bool, port uint16) ipc.Open {
 // help to hold them otherwise: what counts is what the kernel still has.
 func TestBudgetOfPorts(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
+		start := time.Now()
 		w, log := workWithin(t, func(l *budget.Limits) { l.UDP = 40 })
 		o := toLoopback(ipc.ProtoUDP, v6, 9)
 		fds, last := w.requests(t, o, 100)
@@ -138,7 +139,7 @@ func TestBudgetOfPorts(t *testing.T) {
 		if u := w.Usage()[budget.UDP]; u.Most != 40 || u.Opened != 50 || u.Refused != 100 {
 			t.Errorf("usage %+v", u)
 		}
-		if n := strings.Count(log.String(), "as many UDP flows as it may"); n < 1 || n > 3 || !strings.Contains(log.String(), "--limit udp=N") {
+		if n := strings.Count(log.String(), "as many UDP flows as it may"); n < 1 || n > 2+int(time.Since(start).Seconds()) || !strings.Contains(log.String(), "--limit udp=N") {
 			t.Errorf("%d lines:\n%s", n, log)
 		}
 		closeAll(fds[20:])
@@ -244,7 +245,7 @@ func silent(t *testing.T, address string) (port uint16, answer func()) {
 	port = localPort(l)
 	var fill []net.Conn
 	for {
-		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(a.Addr(), port).String(), 100*time.Millisecond)
+		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(a.Addr(), port).String(), 500*time.Millisecond)
 		if err != nil {
 			break
 		}
@@ -318,6 +319,7 @@ func TestBudgetOfNewConnects(t *testing.T) {
 	}
 	defer ln.Close()
 	near := uint16(ln.Addr().(*net.TCPAddr).Port)
+	start := time.Now()
 	w, log := workWithin(t, func(l *budget.Limits) { l.NewTCP = budget.Rate{PerSecond: 1, Burst: 20} })
 	for range 200 {
 		fd, a := w.request(t, toLoopback(ipc.ProtoTCP, false, near))
@@ -332,10 +334,11 @@ func TestBudgetOfNewConnects(t *testing.T) {
 		unix.Close(fd)
 	}
 	fds, last := w.requests(t, toLoopback(ipc.ProtoTCP, false, port), 200)
-	if len(fds) < 20 || len(fds) > 25 || last.Errno != uint16(unix.EAGAIN) {
+	seconds := int(time.Since(start).Seconds())
+	if len(fds) < 20 || len(fds) > 21+seconds || last.Errno != uint16(unix.EAGAIN) {
 		t.Errorf("%d connections begun, then %v", len(fds), unix.Errno(last.Errno))
 	}
-	if !strings.Contains(log.String(), "--limit new=N") || strings.Count(log.String(), "\n") > 3 {
+	if !strings.Contains(log.String(), "--limit new=N") || strings.Count(log.String(), "\n") > 2+seconds {
 		t.Errorf("log:\n%s", log)
 	}
 	closeAll(fds)
