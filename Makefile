@@ -6,6 +6,7 @@ LIBEXECDIR ?= $(PREFIX)/libexec/aldente
 MANDIR     ?= $(PREFIX)/share/man
 FUZZTIME   ?= 10s
 SOAK       ?= 20m
+CHAOS      ?= 4096
 BENCH      ?= full
 SHORT      ?=
 GO         ?= go
@@ -20,7 +21,7 @@ TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak chaos windows mutate install clean
 
 ## all: both programs, static, and the names by which pasta and passt are called
 all:
@@ -109,6 +110,10 @@ soak: all
 ## windows: every start-up, stopped before every system call, with processes that try to look in; minutes; root; RUN selects
 windows: all
 	ALDENTE_WINDOWS=every $(GOTEST) -count=1 -v -timeout 0 -run 'TestWindows$$/$(RUN)' ./test
+
+## chaos: CHAOS MiB each way, 4 GiB if not said, past processes that are stopped at random: through tap, bypass and stream; nothing may differ
+chaos: all
+	ALDENTE_CHAOS=$(CHAOS) $(GOTEST) -count=1 -v -timeout 0 -p 1 -run 'TestChaos$$' ./test/...
 
 ## mutate: breaks the code on purpose, line by line, and has the tests notice; minutes; RUN selects
 mutate:

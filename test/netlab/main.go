@@ -3,6 +3,7 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 )
 
@@ -39,6 +41,14 @@ func Nested() bool { return os.Getenv(nestedEnv) != "" }
 func Main(run func() int) int {
 	if len(os.Args) == 3 && os.Args[1] == helperArg {
 		return hold(os.Args[2])
+	}
+	if len(os.Args) == 5 && os.Args[1] == chaosArg {
+		size, err := strconv.ParseInt(os.Args[4], 10, 64)
+		if err = errors.Join(err, chaosEnd(os.Args[2], os.Args[3], size)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
 	}
 	if os.Geteuid() != 0 {
 		return nest()

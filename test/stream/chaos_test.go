@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stream
+
+import (
+	"fmt"
+	"testing"
+
+	"aldente/test/netlab"
+)
+
+// TestChaos moves data both ways through the stream socket, while every process is
+// stopped at random.
+func TestChaos(t *testing.T) {
+	for _, mtu := range []int{1500, 65520} {
+		t.Run(fmt.Sprint(mtu), func(t *testing.T) {
+			lab := netlab.New(t, netlab.Options{})
+			p := start(t, lab, "-m", fmt.Sprint(mtu))
+			g := p.join(t, mtu)
+			addr := families[0].remote + ":9000"
+			netlab.Chaos(t, g.NS, lab.Remote, addr, addr, netlab.ChaosSize(), netlab.Children(p.PID))
+			netlab.BriefChaos(t, g.NS, lab.Remote, addr, addr, 60, netlab.Children(p.PID))
+		})
+	}
+}
