@@ -77,6 +77,9 @@ func (in *instance) listen() error {
 				time.Sleep(handOverPause)
 				_, err = in.factory.Listen(l)
 			}
+			if !r.Weak {
+				err = in.factory.Explain(&l, err)
+			}
 			if o.note(err); err != nil && (!r.Weak || errors.Is(err, unix.EMFILE)) {
 				break
 			}

@@ -266,6 +266,9 @@ func (in *instance) discover() (*hostnet.Network, error) {
 	}
 	in.factory = sockets.New(fc)
 	in.limit()
+	if err := in.factory.KnowPorts(); err != nil {
+		in.log.Warn("cannot tell who is on a port: flows of the guest share none", "error", err)
+	}
 	return host, nil
 }
 
@@ -277,6 +280,7 @@ func (in *instance) enter() error {
 			Path: in.cfg.Command[0], Args: append([]string(nil), in.cfg.Command...),
 			HostnamePrefix: in.cfg.Personality.String() + "-",
 			NoPIDNS:        in.cfg.NoPidns,
+			HideSockets:    in.cfg.HideSockets,
 			ResolvConf:     in.commandResolv(in.resolvers),
 			UID:            int(ids.UID), GID: int(ids.GID),
 		}

@@ -86,6 +86,9 @@ func (in *instance) dropPrivileges(id identity) error {
 	if in.cfg.RunAs == nil {
 		in.log.Info("started as root, changing to nobody")
 	}
+	if err := in.factory.Give(int(id.UID), int(id.GID)); err != nil {
+		return err
+	}
 	defer policy.Awake()()
 	policy.EmptyBoundingSet()
 	err := syscall.Setgroups(nil)

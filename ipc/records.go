@@ -184,6 +184,7 @@ type Opened struct {
 	Errno     uint16   // zero: the descriptor comes with this record
 	Flags     uint16   // Opened*
 	LocalPort uint16   // port or echo identifier that the socket has, 0 if unknown
+	PeerPort  uint16   // UDP: port that the socket is connected to, 0 if unknown
 	Addr      [16]byte // where the socket is really connected, after translation
 }
 
@@ -205,7 +206,7 @@ func (o *Opened) Encode(b []byte) {
 	binary.LittleEndian.PutUint16(p[8:], o.Errno)
 	binary.LittleEndian.PutUint16(p[10:], o.Flags)
 	binary.LittleEndian.PutUint16(p[12:], o.LocalPort)
-	binary.LittleEndian.PutUint16(p[14:], 0)
+	binary.LittleEndian.PutUint16(p[14:], o.PeerPort)
 	copy(p[16:32], o.Addr[:])
 }
 
@@ -215,13 +216,14 @@ func (o *Opened) Decode(b []byte) error {
 		return err
 	}
 	p := b[HeaderSize:]
-	if p[14] != 0 || p[15] != 0 || binary.LittleEndian.Uint16(p[10:])&^(OpenedInProgress|OpenedProhibited) != 0 {
+	if binary.LittleEndian.Uint16(p[10:])&^(OpenedInProgress|OpenedProhibited) != 0 {
 		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
 	}
 	o.Token = binary.LittleEndian.Uint64(p[0:])
 	o.Errno = binary.LittleEndian.Uint16(p[8:])
 	o.Flags = binary.LittleEndian.Uint16(p[10:])
 	o.LocalPort = binary.LittleEndian.Uint16(p[12:])
+	o.PeerPort = binary.LittleEndian.Uint16(p[14:])
 	copy(o.Addr[:], p[16:32])
 	return nil
 }

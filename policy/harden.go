@@ -91,6 +91,18 @@ func Limits(threads bool, fileSize int64, files int) Layer {
 	return l
 }
 
+// MaxMemory bounds what a worker can write to, in bytes. Its pools and tables
+// reserve two gigabytes, and its runtime may take one more before it collects.
+// Limiting the address space would not do: the runtime reserves more of that than
+// it uses.
+const MaxMemory = 4 << 30
+
+// LimitMemory keeps a worker from using up its host's memory, once it is captured.
+func LimitMemory() Layer {
+	n, err := lower(unix.RLIMIT_DATA, MaxMemory)
+	return one("memory limit", fmt.Sprintf("%d MiB", n>>20), err)
+}
+
 // lower brings a limit down to n, both the one in force and the one up to which
 // it may be raised again, and returns what is in force then. Neither is raised:
 // without privileges the kernel refuses that.

@@ -133,7 +133,7 @@ var alike = strings.Fields(`
 	socket-netlink-diag sendto-aimed sendto-null
 	socket-alg socket-xdp socket-high-bits socketpair socketpair-datagram socketpair-inet
 	sockopt-mark sockopt-transparent sockopt-ip-options sockopt-rthdr sockopt-broadcast sockopt-membership
-	sockopt-repair sockopt-ulp sockopt-congestion sockopt-reuseport
+	sockopt-repair sockopt-ulp sockopt-congestion
 	mmap-exec mmap-rwx mmap-shared mmap-file mmap-high-bits mprotect-exec mremap madvise-remove madvise-inject
 	futex-shared futex-requeue futex-pi splice-gift getsockopt-filter getsockopt-level
 	userfaultfd pkey_mprotect memfd_secret remap_file_pages process_madvise mlock

@@ -98,6 +98,9 @@ func TestProcessesFromOutside(t *testing.T) {
 					t.Errorf("%s is not zero", what)
 				}
 			}
+			if who == "worker" && !regexp.MustCompile(`Max data size +4294967296 +4294967296 `).Match(limits) {
+				t.Error("its memory is not limited")
+			}
 			if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/root", pid)); who != "broker" && (err != nil || len(entries) > 0) {
 				t.Errorf("its root directory has %d entries, %v", len(entries), err)
 			}
@@ -263,7 +266,7 @@ func TestSelfTest(t *testing.T) {
 	}
 	st, out := run()
 	layers := []string{"capabilities", "limits", "no_new_privs", "non-dumpable", "memory-deny-write-execute", "landlock", "seccomp"}
-	for who, more := range map[string][]string{"broker": nil, "agent": {"file system"}, "worker": {"namespaces", "file system"}} {
+	for who, more := range map[string][]string{"broker": nil, "agent": {"file system"}, "worker": {"namespaces", "file system", "memory limit"}} {
 		for _, layer := range slices.Concat(layers, more) {
 			if !strings.Contains(out, "\n"+who+": "+layer) && !strings.HasPrefix(out, who+": "+layer) {
 				t.Errorf("nothing said of %s's %s", who, layer)

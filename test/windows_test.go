@@ -435,3 +435,56 @@ func TestCommandSeesNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestProgramStaysAsItIs: user 0 of a guest that is the same user as the caller opens
+// the agent's program, which is the caller's own file, and writes to it once nothing
+// runs it any more.
+func TestProgramStaysAsItIs(t *testing.T) {
+	needRoot(t)
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	dir := openDir(t)
+	for _, name := range []string{"aldente", "aldente-worker"} {
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(netlab.Pasta()), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(path, int(netlab.Nobody.UID), int(netlab.Nobody.GID)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program := filepath.Join(dir, "pasta")
+	if err := os.Rename(filepath.Join(dir, "aldente"), program); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := os.ReadFile(program)
+	guest := holder(t, lab)
+	argv := append([]string{program, "-f", "--config-net"}, netlab.NoForward()...)
+	broker := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: append(argv, strconv.Itoa(guest))})
+	agent := 0
+	for begin := time.Now(); agent == 0 && time.Since(begin) < 10*time.Second; time.Sleep(5 * time.Millisecond) {
+		for _, p := range childrenOf(broker.PID) {
+			if nameOf(fmt.Sprintf("/proc/%d/", p)) == "aldente-agent" {
+				agent = p
+			}
+		}
+	}
+	script := fmt.Sprintf(`exec 9</proc/%d/exe && echo opened; kill -9 %d; sleep 0.5; echo overwritten >/proc/self/fd/9`, agent, broker.PID)
+	p := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{"nsenter", "-t", strconv.Itoa(guest), "-U", "--preserve-credentials", "--",
+		"bash", "-c", script}})
+	p.Wait()
+	if !strings.Contains(p.Output(), "opened") {
+		t.Skipf("the agent's program is out of reach:\n%s", p.Output())
+	}
+	after, err := os.ReadFile(program)
+	if err != nil || string(after) != string(before) {
+		t.Errorf("the caller's program was overwritten, %v", err)
+	}
+	if !strings.Contains(p.Output(), "Read-only") {
+		t.Errorf("unexpected: %s", p.Output())
+	}
+}

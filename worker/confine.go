@@ -36,6 +36,7 @@ func confine(args policy.Arguments) (r policy.Report) {
 
 	// What a process does to itself.
 	r.Add(policy.Limits(args.Namespaces&unix.CLONE_NEWUSER != 0, args.FileSize, args.Files))
+	r.Add(policy.LimitMemory())
 	r.Add(policy.NoNewPrivs())
 	r.Add(policy.NonDumpable())
 	r.Add(policy.DenyWriteExecute())

@@ -76,13 +76,17 @@ func openSocket(o *ipc.AgentOpen) (int, error) {
 func setOptions(fd, domain int, o *ipc.AgentOpen) {
 	set := func(level, name int) { _ = unix.SetsockoptInt(fd, level, name, 1) }
 	v4, v6 := domain == unix.AF_INET, domain == unix.AF_INET6
-	set(unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	if o.Proto == ipc.ProtoTCP {
 		set(unix.SOL_SOCKET, unix.SO_OOBINLINE) // urgent bytes stay in the stream; a listener's connections inherit it
+		set(unix.SOL_SOCKET, unix.SO_REUSEADDR)
 		return
 	}
 	set(unix.IPPROTO_UDP, unix.UDP_GRO)
-	switch listens := o.Flags&ipc.AgentOpenListen != 0; {
+	listens, binds := o.Flags&ipc.AgentOpenListen != 0, o.Flags&ipc.AgentOpenBind != 0
+	if binds && !listens {
+		set(unix.SOL_SOCKET, unix.SO_REUSEPORT) // it answers from a listener's port
+	}
+	switch {
 	case listens:
 		if v4 || o.Flags&ipc.AgentOpenDual != 0 {
 			set(unix.IPPROTO_IP, unix.IP_PKTINFO)
@@ -109,14 +113,6 @@ func bind(fd, domain int, o *ipc.AgentOpen) error {
 		}
 	}
 	listen := o.Flags&ipc.AgentOpenListen != 0
-	if o.Proto == ipc.ProtoUDP && !listen {
-		// It is going to be connected, and to hear nobody until then.
-		drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-		prog := unix.SockFprog{Len: 1, Filter: &drop}
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
-			return err
-		}
-	}
 	if o.Flags&ipc.AgentOpenDevice != 0 {
 		if err := unix.BindToDevice(fd, "lo"); err != nil {
 			return err
@@ -132,8 +128,13 @@ func bind(fd, domain int, o *ipc.AgentOpen) error {
 	if err := unix.Bind(fd, sa); err != nil {
 		return err
 	}
-	if listen && o.Proto == ipc.ProtoTCP {
-		return unix.Listen(fd, backlog)
+	if !listen {
+		return nil
 	}
-	return nil
+	if o.Proto == ipc.ProtoUDP {
+		// A port that nobody else had. Only now it may be shared by sockets that
+		// answer from it, which the kernel wants to be of the same user.
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+	return unix.Listen(fd, backlog)
 }

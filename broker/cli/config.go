@@ -196,6 +196,7 @@ type Config struct {
 	NSMAC       [6]byte  // --ns-mac-addr, zero: the kernel's choice
 	NoNetnsQuit bool     // --no-netns-quit
 	NoPidns     bool     // --no-pidns
+	HideSockets bool     // --hide-sockets; default in aldente, for a command
 
 	// Passt.
 	SocketPath      string // -s

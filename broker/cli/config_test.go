@@ -114,7 +114,11 @@ func TestConfig(t *testing.T) {
 			c.ConfigNet, c.NoCopyRoutes, c.NoCopyAddrs = true, true, true
 			c.Warnings = []string{"--no-copy-routes is deprecated and will be dropped", "--no-copy-addrs is deprecated and will be dropped"}
 		},
-		"aldente --no-netns-quit --no-pidns": func(c *Config) { c.NoNetnsQuit, c.NoPidns = true, true },
+		"aldente --no-hide-sockets":                func(c *Config) { c.HideSockets = false },
+		"aldente --no-hide-sockets --hide-sockets": func(*Config) {},
+		"pasta --hide-sockets":                     func(c *Config) { c.HideSockets = true },
+		"pasta --hide-sockets --no-hide-sockets":   func(*Config) {},
+		"aldente --no-netns-quit --no-pidns":       func(c *Config) { c.NoNetnsQuit, c.NoPidns = true, true },
 		"passt --allow tcp:10.0.0.0/8:80 --deny any --allow x": func(c *Config) {
 			c.Egress = []EgressOption{{true, "tcp:10.0.0.0/8:80"}, {false, "any"}, {true, "x"}}
 		},

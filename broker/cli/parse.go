@@ -18,6 +18,7 @@ type parser struct {
 	addr6      prefix
 	dhcpDNS    *bool
 	dhcpSearch *bool
+	hide       *bool // sockets of the host
 }
 
 // Parse reads a command line; argv[0] selects the personality. --help,
@@ -79,6 +80,10 @@ func (p *parser) finish() error {
 	c.OneOff = c.OneOff || c.FD >= 0
 	c.DHCPDNS = settle(p.dhcpDNS, c.Personality == Passt)
 	c.DHCPSearch = settle(p.dhcpSearch, c.Personality == Passt)
+	spawn := c.Target.Kind == TargetSpawn
+	if c.HideSockets = settle(p.hide, c.Personality == Aldente && spawn); c.HideSockets && !spawn {
+		return usagef("--hide-sockets is for a command that is started here, not for PID or --netns")
+	}
 	p.addresses()
 	p.warnMTU()
 	return p.forwards()

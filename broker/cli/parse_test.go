@@ -200,6 +200,7 @@ func TestErrors(t *testing.T) {
 		"pasta 0":                               "Invalid PID 0",
 		"pasta --no-pidns 1":                    "--no-pidns is incompatible with PID or --netns",
 		"pasta --no-pidns --netns foo":          "--no-pidns is incompatible with PID or --netns",
+		"aldente --hide-sockets 1":              "--hide-sockets is for a command that is started here, not for PID or --netns",
 		"pasta --no-tcp -t 22":                  "-t: can't forward ports with the protocol disabled: TCP [*]:22  =>  22",
 		"pasta -u auto --no-udp":                "-u: can't forward ports with the protocol disabled: UDP [*]:1-32767  =>  1-32767 (best effort) (auto-scan)",
 		"pasta -T 22 -T none":                   "-T none conflicts with previous options",
@@ -284,7 +285,7 @@ func TestDefaults(t *testing.T) {
 	}
 
 	want = &Config{
-		Personality: Aldente, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1, PcapSize: -1, NoMapGW: true,
+		Personality: Aldente, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1, PcapSize: -1, NoMapGW: true, HideSockets: true,
 		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
 	}
 	if diff := cmp.Diff(want, mustParse(t, "aldente"), cmpAddr); diff != "" {

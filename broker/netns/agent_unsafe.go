@@ -30,14 +30,17 @@ const (
 // laid out before the clone. All descriptors are above 9, so that none is in the
 // way of another.
 type agentSpec struct {
-	user, net int   // namespaces to join; user may be -1
-	channel   int   // becomes 3
-	null      int   // becomes 0 and 1
-	stderr    int   // becomes 2
-	status    int   // close-on-exec: agentFailure
-	exe       int   // our own executable
-	tun       int32 // errno of opening AgentTun, -1: not tried, and the file system is what it was
-	bare      bool  // without files
+	user, net int    // namespaces to join; user may be -1
+	channel   int    // becomes 3
+	null      int    // becomes 0 and 1
+	stderr    int    // becomes 2
+	status    int    // close-on-exec: agentFailure
+	exe       int    // our own executable
+	tun       int32  // errno of opening AgentTun, -1: not tried, and the file system is what it was
+	bare      bool   // without files
+	exePath   []byte // where exe is found, empty: nowhere
+	mountAttr unix.MountAttr
+	stats     [2]syscall.Stat_t
 
 	setIDs   bool // take uid and gid: before joining
 	inside   bool // after joining, as numbers of the namespace, if it has them

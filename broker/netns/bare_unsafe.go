@@ -45,7 +45,7 @@ var mountPoints = [...][]byte{cstring("/tmp"), cstring("/proc"), cstring("/dev")
 func emptyRoot(s *agentSpec) {
 	fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, fork.AtFDCWD, uintptr(unsafe.Pointer(&tunPath[0])),
 		unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0, 0, 0)
-	if moveToEmpty() != 0 {
+	if moveToEmpty(s) != 0 {
 		if errno == 0 {
 			fork.Call(unix.SYS_CLOSE, fd, 0, 0, 0, 0)
 		}
@@ -59,18 +59,47 @@ func emptyRoot(s *agentSpec) {
 	fork.Call(unix.SYS_FCNTL, AgentTun, unix.F_SETFD, 0, 0, 0)
 }
 
+// readOnlyExe puts our program by a mount of its own, which is read-only, in the
+// place of childExe. Who looks into the agent may open its program, and keep it open
+// until nothing runs it any more: with the caller's mount, and the caller's files
+// being the guest's to write, it would then be the guest's program that the caller
+// starts next. Where it cannot be done, on kernels before 5.12 or if the file has
+// another path by now, childExe stays.
+//
+//go:nosplit
+//go:norace
+func readOnlyExe(s *agentSpec) {
+	if len(s.exePath) == 0 {
+		return
+	}
+	fd, _, errno := syscall.RawSyscall6(unix.SYS_OPEN_TREE, fork.AtFDCWD, uintptr(unsafe.Pointer(&s.exePath[0])),
+		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC, 0, 0, 0)
+	if errno != 0 {
+		return
+	}
+	errno = fork.Call(unix.SYS_MOUNT_SETATTR, fd, uintptr(unsafe.Pointer(&noPath[0])), unix.AT_EMPTY_PATH,
+		uintptr(unsafe.Pointer(&s.mountAttr)), unsafe.Sizeof(s.mountAttr))
+	if errno == 0 && fork.Call(unix.SYS_FSTAT, childExe, uintptr(unsafe.Pointer(&s.stats[0])), 0, 0, 0) == 0 &&
+		fork.Call(unix.SYS_FSTAT, fd, uintptr(unsafe.Pointer(&s.stats[1])), 0, 0, 0) == 0 &&
+		s.stats[0].Dev == s.stats[1].Dev && s.stats[0].Ino == s.stats[1].Ino {
+		fork.Call(unix.SYS_DUP3, fd, childExe, unix.O_CLOEXEC, 0, 0)
+	}
+	fork.Call(unix.SYS_CLOSE, fd, 0, 0, 0, 0)
+}
+
 // moveToEmpty is policy.EmptyRoot for a child of fork, in a new mount namespace.
 // Until the last step the files are there.
 //
 //go:nosplit
 //go:norace
-func moveToEmpty() syscall.Errno {
+func moveToEmpty(s *agentSpec) syscall.Errno {
 	if errno := fork.Call(unix.SYS_UNSHARE, unix.CLONE_NEWNS, 0, 0, 0, 0); errno != 0 {
 		return errno
 	}
 	if errno := fork.Call(unix.SYS_MOUNT, 0, uintptr(unsafe.Pointer(&rootDir[0])), 0, unix.MS_REC|unix.MS_PRIVATE, 0); errno != 0 {
 		return errno
 	}
+	readOnlyExe(s)
 	var errno syscall.Errno
 	for i := range mountPoints {
 		dir := uintptr(unsafe.Pointer(&mountPoints[i][0]))

@@ -30,6 +30,8 @@ type commandSpec struct {
 	scripts  [][]*byte
 	envv     []*byte
 
+	hide *hiding // nil: the file system is the caller's
+
 	limit  nofile.Limit
 	report setupStatus // what the child writes to status
 	result int32
@@ -37,9 +39,9 @@ type commandSpec struct {
 }
 
 // setupStatus holds the error numbers of the steps that a command can do
-// without.
+// without, and of Hide, without which it is not to run.
 type setupStatus struct {
-	Mount, Hostname, PingRange, Resolv int32
+	Mount, Hostname, PingRange, Resolv, Hide int32
 }
 
 const setupStatusSize = int(unsafe.Sizeof(setupStatus{}))
@@ -86,6 +88,9 @@ func commandChild(s *commandSpec) {
 		}
 		// A change of identity cleared it.
 		fork.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	}
+	if s.hide != nil {
+		s.report.Hide = int32(hideSockets(s.hide))
 	}
 	if len(s.resolv) > 0 {
 		s.report.Resolv = int32(mountResolv(s))

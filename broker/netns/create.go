@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,6 +35,7 @@ type Command struct {
 
 	HostnamePrefix string // put before the host's name; empty: the name stays
 	NoPIDNS        bool   // --no-pidns: our PID namespace and /proc, but no CAP_SYS_PTRACE
+	HideSockets    bool   // new and empty /run and /tmp, but for the working directory
 	ResolvConf     []byte // what the command sees as /etc/resolv.conf; empty: the host's
 
 	// Owner outside of user 0 and group 0 inside. Only root may name others
@@ -127,6 +129,9 @@ func (c *Child) Ready() (warnings []string, err error) {
 		if e := int32(binary.NativeEndian.Uint32(b[4*i:])); e != 0 {
 			warnings = append(warnings, fmt.Sprintf("cannot %s: %v", what, unix.Errno(e)))
 		}
+	}
+	if e := int32(binary.NativeEndian.Uint32(b[4*4:])); e != 0 {
+		return warnings, fmt.Errorf("cannot hide the host's sockets from the command: %w (--no-hide-sockets leaves them)", unix.Errno(e))
 	}
 	return warnings, nil
 }
@@ -243,12 +248,23 @@ func (c *Command) spec() (s *commandSpec, sync, status int, err error) {
 		s.hostname = hostname(c.HostnamePrefix)
 	}
 	s.resolv = c.ResolvConf
+	if c.HideSockets {
+		if s.hide, err = planHiding(c.Path); err != nil {
+			return nil, -1, -1, err
+		}
+		if path, err := filepath.EvalSymlinks(resolvConf); err == nil && isHidden(path) && len(s.resolv) == 0 {
+			s.resolv, _ = os.ReadFile(path)
+		}
+	}
 	args, env := c.Args, c.Env
 	if len(args) == 0 {
 		args = []string{c.Path}
 	}
 	if env == nil {
 		env = os.Environ()
+	}
+	if c.HideSockets {
+		env = hiddenEnvironment(env)
 	}
 	if s.argv, err = syscall.SlicePtrFromStrings(args); err != nil {
 		return nil, -1, -1, fmt.Errorf("argument with a NUL byte: %w", err)

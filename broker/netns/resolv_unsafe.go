@@ -13,7 +13,7 @@ import (
 
 var (
 	tmpfsName  = cstring("tmpfs")
-	resolvPath = cstring("/etc/resolv.conf")
+	resolvPath = cstring(resolvConf)
 	resolvTemp = cstring("/proc/resolv.conf")
 )
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +46,11 @@ func SpawnAgent(n *Namespace, channel, stderr int, bare bool) (*Agent, error) {
 		user: n.User, net: n.Net,
 		setIDs: n.agentIDs, inside: n.agentIDsInside, uid: n.agentUID, gid: n.agentGID,
 		pidfd: -1, tun: -1, bare: bare,
+		mountAttr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV},
 		capHeader: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
+	}
+	if path, err := os.Readlink(selfPath); err == nil {
+		s.exePath = cstring(path)
 	}
 	number := []byte("000\x00")
 	s.tunText = (*[3]byte)(number)

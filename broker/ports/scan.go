@@ -116,7 +116,9 @@ const (
 	sockDiagByFamily = 20
 	inetDiagReqLen   = 56
 	inetDiagMsgLen   = 72
-	inetDiagSport    = 4 // offset in both
+	inetDiagState    = 1 // offsets in the latter
+	inetDiagSport    = 4 // and in both
+	inetDiagIf       = 40
 	stateClose       = 7
 	stateListen      = 10
 )
@@ -155,9 +157,17 @@ func (s *Scanner) take(b []byte, p *Set) (done bool, err error) {
 			return true, nil
 		case typ == unix.NLMSG_ERROR && len(body) >= 4:
 			return true, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+		case typ == sockDiagByFamily && len(body) >= inetDiagMsgLen && holdsPort(body):
 		case typ == sockDiagByFamily && len(body) >= inetDiagMsgLen:
 			p.Add(binary.BigEndian.Uint16(body[inetDiagSport:]))
 		}
 	}
 	return false, nil
+}
+
+// holdsPort tells whether a socket is one with which an instance holds a port for
+// its guest, and which is no service: it is not connected, and on the loopback
+// interface only. That is always the first of a namespace.
+func holdsPort(body []byte) bool {
+	return body[inetDiagState] == stateClose && binary.NativeEndian.Uint32(body[inetDiagIf:]) == 1
 }

@@ -67,15 +67,15 @@ func (s *served) end() {
 
 // openHost opens the far end of the bypass on the host.
 func (f *Factory) openHost(proto uint8, d *decision, answer *ipc.Opened) int {
-	typ := unix.SOCK_STREAM
 	if proto == ipc.ProtoUDP {
-		typ = unix.SOCK_DGRAM
+		fd, _, err := f.flowSocket(&d.path, d.from, d.to, false)
+		if err != nil {
+			answer.Errno = errno(err)
+			return -1
+		}
+		return fd
 	}
-	o := newSocket(d.to.Addr(), typ, 0)
-	if proto == ipc.ProtoUDP {
-		o.datagramOptions(d.to.Addr().Is4())
-	}
-	return finish(o, proto, d, answer)
+	return finish(newSocket(d.to.Addr(), unix.SOCK_STREAM, 0), proto, d, answer)
 }
 
 // openNamespace opens the far end of the bypass in the namespace, with a socket
@@ -115,7 +115,6 @@ func (f *Factory) openNamespaceReply(d *decision, answer *ipc.Opened, s *served)
 	to := d.to
 	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int {
 		o.connect(to, 0)
-		o.hear()
 		return o.answer(a)
 	})
 }
@@ -137,7 +136,8 @@ func (f *Factory) later(req ipc.AgentOpen, a ipc.Opened, s *served, use func(*op
 	return -1, true, nil
 }
 
-// finish connects a socket, wherever it was made, and returns it or -1.
+// finish connects a socket of the host's, or one of either protocol that was made
+// in the namespace, and returns it or -1.
 func finish(o *opening, proto uint8, d *decision, answer *ipc.Opened) int {
 	if proto == ipc.ProtoTCP {
 		o.streamOptions()
@@ -148,7 +148,7 @@ func finish(o *opening, proto uint8, d *decision, answer *ipc.Opened) int {
 		}
 		return o.answer(answer)
 	}
-	// The peer's port where it is free: some protocols know their peers by it.
+	// The peer's port where nobody has it: some protocols know their peers by it.
 	// Between bind and connect the socket would hear anybody.
 	o.deafen()
 	o.bind(d.from, 0)
@@ -172,8 +172,6 @@ func (o *opening) answer(a *ipc.Opened) int {
 
 // datagramOptions sets what all connected UDP sockets have.
 func (o *opening) datagramOptions(v4 bool) {
-	// Two flows from one port to two places are two sockets on one port.
-	o.try(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if v4 {
 		o.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
 	} else {

@@ -76,11 +76,19 @@ type Factory struct {
 
 	refusals refusals
 	ledger   *ledger // nil: no budget
+	ports    *udpPorts
 }
 
 // New makes a factory.
 func New(cfg Config) *Factory {
-	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}}
+	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners)}
+}
+
+// KnowPorts lets the factory find out whose ports are, for those that flows of the
+// guest share, and for errors. It must be called before lock-down.
+func (f *Factory) KnowPorts() (err error) {
+	f.ports.kernel, err = openLister()
+	return err
 }
 
 // SetNamespace tells who opens sockets in the guest's namespace, and the index of
@@ -190,6 +198,9 @@ func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, kept
 	d := f.cfg.decide(&q)
 	if d.to.IsValid() {
 		answer.Addr = d.to.Addr().As16()
+		if r.Proto == ipc.ProtoUDP {
+			answer.PeerPort = d.to.Port()
+		}
 	}
 	if d.refused != 0 {
 		f.refused(&q, &d, answer)
@@ -236,7 +247,7 @@ func (f *Factory) openOut(proto uint8, d *decision, answer *ipc.Opened) int {
 	case ipc.ProtoTCP:
 		fd, err = openTCP(&d.path, d.to, answer)
 	case ipc.ProtoUDP:
-		fd, err = openUDP(&d.path, d.from, d.to, answer)
+		fd, err = f.openUDP(&d.path, d.from, d.to, answer)
 	default:
 		fd, err = openEcho(&d.path, d.from, d.to, answer)
 	}

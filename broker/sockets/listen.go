@@ -29,6 +29,7 @@ type Listener struct {
 	Splice    bool       // peers on the host's loopback take the bypass
 	Namespace bool       // in the namespace; Addr is zero, Target an address on the host or zero
 	FD        int
+	cookie    uint64 // of a UDP socket of ours on the host
 }
 
 // Listen opens the socket and gives it an identifier.
@@ -45,7 +46,7 @@ func (f *Factory) Bind(l Listener) (Listener, error) {
 	if err := f.Room(); err != nil {
 		return l, err
 	}
-	fd, err := f.bindListener(&l)
+	fd, err := f.bindListener(&l, false)
 	l.FD = fd
 	return l, err
 }
@@ -84,6 +85,9 @@ func (f *Factory) Unlisten(id uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if l, ok := f.listeners[id]; ok {
+		if l.Proto == ipc.ProtoUDP && !l.Namespace {
+			defer f.ports.unlistened(l.Port)
+		}
 		unix.Close(l.FD)
 		delete(f.listeners, id)
 	}
@@ -113,8 +117,9 @@ func (f *Factory) Revive(l Listener) (Listener, error) {
 	if n, err := unix.Poll(p, 0); n != 1 || err != nil || l.Namespace {
 		return l, nil
 	}
-	unix.Close(l.FD)
-	fd, err := f.bindListener(&l)
+	old := l.FD
+	fd, err := f.bindListener(&l, true) // beside the old one: the port is never anybody's
+	unix.Close(old)
 	if err != nil {
 		delete(f.listeners, l.ID)
 		return l, err
@@ -150,50 +155,95 @@ func (l *Listener) Record() ipc.Listener {
 }
 
 // bindListener opens one socket: for any address one of IPv6 that takes IPv4
-// too, where both are enabled.
-func (f *Factory) bindListener(l *Listener) (int, error) {
-	addr, dual := l.Addr, false
-	if !addr.IsValid() {
-		addr = netip.IPv4Unspecified()
-		if f.cfg.V6.Enabled {
-			addr, dual = netip.IPv6Unspecified(), f.cfg.V4.Enabled
+// too, where both are enabled. Beside one of ours means that the port is ours.
+func (f *Factory) bindListener(l *Listener, beside bool) (int, error) {
+	fd, err := f.listenSocket(l, beside)
+	if l.Proto == ipc.ProtoUDP && !beside && unwrap(err) == unix.EADDRINUSE {
+		a, dual := f.listenAddr(l)
+		families := []bool{a.Is4()}
+		if dual {
+			families = append(families, true)
+		}
+		if joined, e := f.join(l, families...); e == nil {
+			fd, err = joined, nil
 		}
 	}
-	typ := unix.SOCK_STREAM
+	if err != nil {
+		return -1, fmt.Errorf("cannot listen on %s port %s%s: %w", protoName(l.Proto), where(l), hint(err), err)
+	}
 	if l.Proto == ipc.ProtoUDP {
+		l.cookie = cookie(fd)
+	}
+	return fd, nil
+}
+
+// listenAddr is the address that a listener's socket is bound to, and whether it
+// stands for both families.
+func (f *Factory) listenAddr(l *Listener) (addr netip.Addr, dual bool) {
+	switch {
+	case l.Addr.IsValid():
+		return l.Addr, false
+	case f.cfg.V6.Enabled:
+		return netip.IPv6Unspecified(), f.cfg.V4.Enabled
+	}
+	return netip.IPv4Unspecified(), false
+}
+
+// listenSocket binds the socket of a listener. A UDP port is taken exclusively,
+// or not at all, unless it is to share it with sockets of ours. Sockets of TCP
+// that listen exclude each other in any case; SO_REUSEADDR lets them have ports of
+// connections that are closed.
+func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
+	addr, dual := f.listenAddr(l)
+	udp := l.Proto == ipc.ProtoUDP
+	typ := unix.SOCK_STREAM
+	if udp {
 		typ = unix.SOCK_DGRAM
 	}
 	fam := f.cfg.family(addr)
 	o := newSocket(addr, typ, 0)
-	o.must(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	switch {
+	case !udp:
+		o.must(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	case beside:
+		o.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
 	if !addr.Is4() {
 		o.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(!dual))
 	}
 	if fam.Freebind {
 		o.try(unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
 	}
-	if l.Proto == ipc.ProtoTCP {
+	if !udp {
 		o.must(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // accepted sockets inherit it, see streamOptions
 	}
-	if l.Proto == ipc.ProtoUDP {
+	if udp {
 		o.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
-		if addr.Is4() || dual {
-			o.try(unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		}
-		if !addr.Is4() {
-			o.try(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		}
+		o.destinations(addr.Is4() || dual, !addr.Is4())
 	}
 	o.device(l.Interface)
 	o.bind(netip.AddrPortFrom(addr, l.Port), fam.Scope)
-	if o.err == nil && l.Proto == ipc.ProtoTCP {
+	if udp {
+		o.try(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) // only now: the sockets that answer are on the same port
+	}
+	if o.err == nil && !udp {
 		o.err = os.NewSyscallError("listen", unix.Listen(o.fd, backlog))
 	}
-	fd, err := o.done()
-	if err != nil {
-		return -1, fmt.Errorf("cannot listen on %s port %s%s: %w", protoName(l.Proto), where(l), hint(err), err)
+	return o.done()
+}
+
+// Give makes the UDP listeners a user's that this process is about to become: the
+// kernel lets sockets have a port together only if all are of one.
+func (f *Factory) Give(uid, gid int) error {
+	for _, l := range f.Listeners() {
+		if l.Proto != ipc.ProtoUDP || l.Namespace {
+			continue
+		}
+		if err := unix.Fchown(l.FD, uid, gid); err != nil {
+			return os.NewSyscallError("fchown", err)
+		}
 	}
-	return fd, nil
+	return nil
 }
 
 func where(l *Listener) string {
@@ -228,7 +278,11 @@ func boolInt(b bool) int {
 // listener: on the listener's port, connected to the peer. The kernel then
 // prefers it to the listener for that peer's datagrams.
 func (f *Factory) openReply(d *decision, answer *ipc.Opened) int {
-	fd, err := boundUDP(&d.path, d.from, d.to)
+	if !f.ports.replies(portKey{d.to.Addr().Is4(), d.from.Port()}, d.to) {
+		answer.Errno = uint16(unix.EADDRINUSE)
+		return -1
+	}
+	fd, err := boundUDP(&d.path, d.from, d.to, sharedAndOpen)
 	if err != nil {
 		answer.Errno = errno(err)
 		return -1

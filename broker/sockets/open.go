@@ -117,33 +117,64 @@ func openTCP(m *path, to netip.AddrPort, answer *ipc.Opened) (int, error) {
 	return o.done()
 }
 
-// openUDP binds to the guest's port where that is free, so that protocols
-// which know their peers by port work, and connects.
-func openUDP(m *path, from, to netip.AddrPort, answer *ipc.Opened) (int, error) {
-	fd, err := boundUDP(m, from, to)
-	if e := unwrap(err); e == unix.EADDRINUSE || e == unix.EACCES {
-		fd, err = boundUDP(m, netip.AddrPortFrom(from.Addr(), 0), to)
-	}
+// openUDP binds to the guest's port where that can be had, so that protocols
+// which know their peers by it work, and connects.
+func (f *Factory) openUDP(m *path, from, to netip.AddrPort, answer *ipc.Opened) (int, error) {
+	fd, local, err := f.flowSocket(m, from, to, true)
 	if err == nil {
-		answer.LocalPort = localPort(fd)
+		answer.LocalPort = local
 	}
 	return fd, err
 }
 
+// sharing is how a UDP socket comes by its port, and whether it hears anybody
+// before it is connected.
+type sharing int
+
+const (
+	aloneUntilBound      sharing = iota // nobody else has the port; hears nobody
+	sharedUntilConnected                // others of ours have it; hears nobody
+	sharedAndOpen                       // a listener of ours has it: what comes is for that, and its reader passes it on
+)
+
 // boundUDP makes a socket between two addresses. Between bind and connect it
-// would take datagrams from anybody; a filter keeps it closed until then.
-func boundUDP(m *path, from, to netip.AddrPort) (int, error) {
+// would take datagrams from anybody; a filter keeps it closed until then, unless
+// they are for somebody.
+func boundUDP(m *path, from, to netip.AddrPort, how sharing) (int, error) {
 	o := newSocket(to.Addr(), unix.SOCK_DGRAM, unix.IPPROTO_UDP)
-	o.deafen()
+	if how != sharedAndOpen {
+		o.deafen()
+	}
+	if how != aloneUntilBound {
+		o.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
 	o.datagramOptions(to.Addr().Is4())
+	if how == sharedAndOpen && from.Addr().IsUnspecified() {
+		o.destinations(to.Addr().Is4(), !to.Addr().Is4())
+	}
 	if m.Freebind {
 		o.try(unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
 	}
 	o.device(m.Interface)
 	o.bind(from, m.Scope)
+	if how == aloneUntilBound {
+		o.try(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
 	o.connect(to, m.Scope)
-	o.hear()
+	if how != sharedAndOpen {
+		o.hear()
+	}
 	return o.done()
+}
+
+// destinations has a UDP socket tell where each datagram was sent to.
+func (o *opening) destinations(v4, v6 bool) {
+	if v4 {
+		o.try(unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+	}
+	if v6 {
+		o.try(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+	}
 }
 
 // deafen attaches a socket filter that accepts nothing; hear takes it away.

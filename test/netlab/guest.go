@@ -99,6 +99,9 @@ func (l *Lab) defaults(s GuestSpec) GuestSpec {
 		s.Binary = l.Binary
 	}
 	s.Args = slices.Concat(NoForward(s.Args...), s.Args)
+	if filepath.Base(s.Binary) == "aldente" && !slices.Contains(s.Args, "--hide-sockets") {
+		s.Args = append([]string{"--no-hide-sockets"}, s.Args...) // the holder tells by a socket that it is up
+	}
 	return s
 }
 

@@ -41,7 +41,7 @@ const (
 
 	// poolBytes is address space for data that wait; see package tcp.
 	poolBytes    = 2 << 30
-	udpPoolBytes = 64 << 20
+	udpPoolBytes = 128 << 20
 )
 
 // Timer ids of the lane itself follow those of the translators.
@@ -216,6 +216,7 @@ func (l *Lane) configure(rec []byte) error {
 	t.ready[flow.OwnerLane] = l.ready
 	l.tcp.BypassRoom = l.loop.Room
 	l.tcp.Bypass, l.udp.Bypass = l.loop.Accepted, l.loop.Datagrams
+	l.loop.Return = l.udp.Return
 	l.batch = link.NewBatch()
 	return nil
 }

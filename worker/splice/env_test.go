@@ -58,6 +58,9 @@ func newLane(tb testing.TB) *lane {
 	l.guest.Seen6 = packet.Addr{15: 1}
 	l.wheel = flow.NewWheel(64, l.Now())
 	l.t = New(l, &l.guest, l.wheel, 0, flow.NewPool(make([]byte, 64*flow.ChunkSize)), 4096, 64)
+	l.t.Return = func(id uint32, d []flow.Datagram) {
+		l.t.Datagrams(id, ipc.ListenerMaySplice, 53, d)
+	}
 	tb.Cleanup(func() {
 		l.t.Close()
 		unix.Close(ep)
@@ -96,7 +99,14 @@ func (l *lane) answer() {
 		o := l.opens[0]
 		l.opens = append(l.opens[:0], l.opens[1:]...)
 		fd, errno := l.open(&o)
-		l.t.Opened(o.Token, int32(fd), &ipc.Opened{Token: o.Token, Errno: uint16(errno)})
+		a := ipc.Opened{Token: o.Token, Errno: uint16(errno)}
+		if fd >= 0 {
+			if sa, err := unix.Getpeername(fd); err == nil {
+				peer, port := address(sa)
+				a.Addr, a.PeerPort = peer, port
+			}
+		}
+		l.t.Opened(o.Token, int32(fd), &a)
 	}
 }
 
@@ -267,6 +277,8 @@ func (l *lane) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno) {
 	for i := range n {
 		m := &l.msgs[i]
 		d[i].N, d[i].Segment, d[i].Truncated = int(m.n), 0, m.hdr.Flags&unix.MSG_TRUNC != 0
+		d[i].From, d[i].FromPort = sender(&l.names[i])
+		d[i].To = packet.Addr{}
 		oob := l.oob[i][:m.hdr.Controllen]
 		if len(oob) >= 20 && binary.NativeEndian.Uint32(oob[8:]) == unix.SOL_UDP {
 			if s := int(binary.NativeEndian.Uint32(oob[16:])); s < d[i].N {
@@ -283,6 +295,14 @@ func (l *lane) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
 		return err.(syscall.Errno)
 	}
 	return 0
+}
+
+func sender(sa *unix.RawSockaddrInet6) (packet.Addr, uint16) {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
+	if sa.Family == unix.AF_INET {
+		return packet.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(sa)).Addr), port
+	}
+	return packet.Addr(sa.Addr), port
 }
 
 func address(sa unix.Sockaddr) (packet.Addr, uint16) {

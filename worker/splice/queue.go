@@ -11,7 +11,7 @@ import (
 // Bounds on what waits for sockets, in chunks: of one flow, and of all.
 const (
 	maxQueue  = 16
-	maxQueued = 1024
+	maxQueued = 3072
 )
 
 // queueHead precedes each entry of a queue: its length and, where it is several

@@ -31,16 +31,32 @@ const (
 )
 
 // dflow is one flow of datagrams: a peer that spoke to a listener, and where
-// what it says goes to. Both sockets come from the broker.
+// what it says goes to. Both sockets come from the broker: the far one with the
+// first datagram, the near one, which answers, as a rule with the first answer.
 type dflow struct {
 	sides    [2]dside
-	wanted   uint8 // answers of the broker still to come
-	refused  bool  // the broker had no socket
-	answered bool  // there was traffic in both directions
+	listener uint32
+	opening  bool // the far socket is on its way
+	asked    bool // the near socket was asked for
+	refused  bool // the broker had no socket
+	answered bool // there was traffic in both directions
 	busy     [2]bool
 	queue    queue
 	last     int64 // when it was used, in nanoseconds
+
+	// Where the far socket is connected to. The near one's peer is in the key.
+	farAddr packet.Addr
+	farPort uint16
 }
+
+// Anybody on a loopback interface can make flows that are never answered. They are
+// one of so many flows at most, and give way to one another only.
+const mutePart = 2
+
+// eager is how many flows may wait for their first answer with a socket for it at
+// hand. It spares the answer a question to the broker; beyond that, those that
+// may never be answered have no socket on the listener's port.
+const eager = 64
 
 type dside struct {
 	fd      int32
@@ -54,8 +70,15 @@ type datagrams struct {
 	timer  uint32
 	pool   *flow.Pool
 	flows  *flow.Table[dflow]
-	ages   flow.Ages
+	ages   flow.Ages // of flows that were answered
+	mute   flow.Ages // of the others
+	muted  int       // their number
+	most   int       // of those
 	queued int
+
+	// Return takes what came to a socket that answers for a listener, and is not
+	// from its peer, to that listener. It must be set where UDP listeners are.
+	Return func(listener uint32, d []flow.Datagram)
 
 	busyUDP []uint64 // tokens of sockets whose turn was over before their data
 	read    [readBatch]flow.Datagram
@@ -66,7 +89,8 @@ type datagrams struct {
 func (d *datagrams) init(w *flow.Wheel, timerBase uint32, pool *flow.Pool, size int) {
 	d.wheel, d.timer, d.pool = w, timerBase, pool
 	d.flows = flow.NewTable[dflow](size)
-	d.ages = flow.NewAges(size)
+	d.ages, d.mute = flow.NewAges(size), flow.NewAges(size)
+	d.most = size / mutePart
 	d.busyUDP = make([]uint64, 0, 2*size)
 	d.vec = make([][]byte, 0, maxSegments)
 	mem := make([]byte, readBatch*datagramSize)
@@ -82,21 +106,23 @@ func (t *Translator) Datagrams(listener uint32, flags uint8, port uint16, d []fl
 	peer, from, local := d[0].From, d[0].FromPort, d[0].To
 	k := flow.MakeKey(&peer, &local, from, port)
 	// Both namespaces have the same loopback addresses, whose first byte is
-	// zero: it tells the two apart.
-	k[16] = flags & ipc.ListenerNamespace
+	// zero: it tells the two apart. No address that a datagram is sent to begins
+	// with the flag.
+	k[16] |= flags & ipc.ListenerNamespace
 	i := t.flows.Find(&k)
 	if i == flow.None {
-		if i = t.openUDP(&k, listener, flags, port); i == flow.None {
+		if i = t.openUDP(&k, listener, flags); i == flow.None {
 			t.Stats.Dropped += uint64(len(d))
 			return
 		}
 	}
 	f := t.flows.At(i)
+	f.listener = listener // of this name now, if there was another
 	switch {
 	case f.refused:
 		t.Stats.Dropped += uint64(len(d))
 		return
-	case f.wanted > 0:
+	case f.opening:
 		for k := range d {
 			t.enqueue(f, &d[k])
 		}
@@ -106,20 +132,16 @@ func (t *Translator) Datagrams(listener uint32, flags uint8, port uint16, d []fl
 	t.forward(f, far, d)
 }
 
-// openUDP makes a flow and asks for its two sockets: one that answers the peer
-// from the listener's port, one that leads on.
-func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8, port uint16) uint32 {
+// openUDP makes a flow and asks for the socket that leads on.
+func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8) uint32 {
 	peer, from := k.Remote()
-	local := packet.Addr(k[16:32])
-	local[0] = 0
+	local := nearAddr(k)
 	to := t.farAddress(flags, &peer, &local)
 	if from == 0 || to.IsUnspecified() || to.Is4() != peer.Is4() {
 		return flow.None
 	}
-	if t.flows.Len() == t.flows.Cap() && t.ages.Oldest() != flow.None {
-		t.Stats.Evicted++
-		oldest := t.ages.Oldest()
-		t.removeUDP(oldest, t.flows.At(oldest))
+	if t.muted == t.most {
+		t.evict(t.mute.Oldest())
 	}
 	for !t.g.Shares.May(flow.ShareUDP, 2) && t.Evict() {
 	}
@@ -135,29 +157,54 @@ func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8, port uin
 	f := t.flows.At(i)
 	f.sides[near].fd, f.sides[far].fd = -1, -1
 	f.queue = queue{head: flow.None, tail: flow.None}
+	f.listener = listener
 	f.last = t.env.Now()
-	t.ages.Add(i)
+	t.mute.Add(i)
+	t.muted++
 	t.wheel.Set(t.timer+i, f.last+t.lifetime(f))
-	gen := t.flows.Gen(i)
-	for side, o := range [2]ipc.Open{
-		near: {Src: local, Dst: peer, SrcPort: port, DstPort: from},
-		far:  {Src: to, Dst: peer, DstPort: from, Flags: ipc.OpenSplice},
-	} {
-		o.Token, o.Proto, o.Listener = token(gen, i, side, indexUDP), ipc.ProtoUDP, listener
-		t.open = o
-		if !t.env.Open(&t.open) {
-			t.Stats.NoRoom++
-			t.removeUDP(i, f)
-			return flow.None
-		}
-		f.wanted++
+	t.open = ipc.Open{
+		Token: token(t.flows.Gen(i), i, far, indexUDP), Proto: ipc.ProtoUDP, Listener: listener,
+		Flags: ipc.OpenSplice, Src: to, Dst: peer, DstPort: from,
 	}
+	if !t.env.Open(&t.open) {
+		t.Stats.NoRoom++
+		t.removeUDP(i, f)
+		return flow.None
+	}
+	f.opening = true
 	t.Stats.FlowsUDP++
 	return i
 }
 
-// openedUDP takes one of a flow's two sockets. With the second, what has waited
-// goes on its way.
+// nearAddr is the address that a flow's peer spoke to.
+func nearAddr(k *flow.Key) packet.Addr {
+	local := packet.Addr(k[16:32])
+	if local[0] == ipc.ListenerNamespace {
+		local[0] = 0
+	}
+	return local
+}
+
+// openNear asks for the socket that answers the peer from the listener's port. It
+// reports false if that is not possible now.
+func (t *Translator) openNear(i uint32, f *dflow) bool {
+	k := t.flows.Key(i)
+	peer, from := k.Remote()
+	_, port := k.Guest()
+	local := nearAddr(k)
+	if local.IsMulticast() || local.IsBroadcast() {
+		local = packet.Addr{} // answered from any address
+	}
+	t.open = ipc.Open{
+		Token: token(t.flows.Gen(i), i, near, indexUDP), Proto: ipc.ProtoUDP, Listener: f.listener,
+		Src: local, Dst: peer, SrcPort: port, DstPort: from,
+	}
+	f.asked = t.env.Open(&t.open)
+	return f.asked
+}
+
+// openedUDP takes one of a flow's two sockets. With the far one, what has waited
+// goes on its way; with the near one, what the far one holds already.
 func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened) {
 	if !t.flows.Live(i, gen) {
 		if fd >= 0 {
@@ -166,29 +213,31 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 		return
 	}
 	f := t.flows.At(i)
-	f.wanted--
-	if o.Errno != 0 || fd < 0 {
-		f.refused = true
-	} else {
+	if side == far {
+		f.opening = false
+	}
+	if o.Errno == 0 && fd >= 0 {
 		f.sides[side].fd = fd
+		f.refused = f.refused || t.env.Watch(fd, token(gen, i, side, indexUDP), flow.Readable) != 0
+	} else {
+		f.refused = true
 	}
-	if f.wanted > 0 {
-		return
-	}
-	for k := range f.sides {
-		if fd := f.sides[k].fd; !f.refused && t.env.Watch(fd, token(gen, i, k, indexUDP), flow.Readable) != 0 {
-			f.refused = true
-		}
-	}
-	if f.refused {
+	switch {
+	case f.refused:
 		t.Stats.Dropped += uint64(f.queue.count)
 		t.dropQueue(&f.queue)
 		t.closeSides(f)
 		f.last = t.env.Now()
 		t.wheel.Set(t.timer+i, f.last+refusedLife)
-		return
+	case side == far:
+		f.farAddr, f.farPort = o.Addr, o.PeerPort
+		if t.muted <= eager {
+			t.openNear(i, f)
+		}
+		t.sendQueue(f)
+	case !f.busy[far]:
+		t.receive(i, f, far)
 	}
-	t.sendQueue(f)
 }
 
 // readyUDP is called for events on one of a flow's sockets.
@@ -208,9 +257,16 @@ func (t *Translator) readyUDP(i, gen uint32, side int, events uint32) {
 	}
 }
 
-// receive passes on what a socket holds, for one turn.
+// receive passes on what a socket holds, for one turn. An answer waits where it is
+// until there is a socket that it may leave by.
 func (t *Translator) receive(i uint32, f *dflow, side int) {
 	s := &f.sides[side]
+	if f.sides[near].fd < 0 {
+		if !f.asked && !t.openNear(i, f) {
+			t.again(i, f, side)
+		}
+		return
+	}
 	for range turnRounds {
 		asked := max(int(s.batch), firstBatch)
 		n, e := t.env.RecvDatagrams(s.fd, t.read[:asked])
@@ -222,17 +278,66 @@ func (t *Translator) receive(i uint32, f *dflow, side int) {
 			continue
 		}
 		t.touch(i, f)
-		if side == far {
-			f.answered = true
+		if d := t.fromPeer(i, f, side, t.read[:n]); len(d) > 0 && s.fd >= 0 {
+			if side == far && !f.answered {
+				t.answer(i, f)
+			}
+			t.forward(f, 1-side, d)
 		}
-		t.forward(f, 1-side, t.read[:n])
 		s.batch = uint8(min(2*n, readBatch))
-		if n < asked {
+		if n < asked || s.fd < 0 {
 			return // more would raise a new event
 		}
 	}
+	t.again(i, f, side)
+}
+
+// again has a socket read in the next turn.
+func (t *Translator) again(i uint32, f *dflow, side int) {
 	f.busy[side] = true
 	t.busyUDP = append(t.busyUDP, token(t.flows.Gen(i), i, side, indexUDP))
+}
+
+// fromPeer leaves out what somebody else has sent: on its way to the listener, or to
+// nobody, when the socket was bound and not connected yet. The listener gets it.
+func (t *Translator) fromPeer(i uint32, f *dflow, side int, d []flow.Datagram) []flow.Datagram {
+	peer, port := f.farAddr, f.farPort
+	if side == near {
+		peer, port = t.flows.Key(i).Remote()
+	}
+	n := 0
+	for k := range d {
+		if from := &d[k].From; !from.IsUnspecified() && (*from != peer || d[k].FromPort != port) {
+			t.stray(i, f, side, d[k:k+1])
+			continue
+		}
+		if k != n {
+			d[k], d[n] = d[n], d[k] // each has memory of its own
+		}
+		n++
+	}
+	return d[:n]
+}
+
+func (t *Translator) stray(i uint32, f *dflow, side int, d []flow.Datagram) {
+	if side == far {
+		t.Stats.Dropped++
+		return
+	}
+	if d[0].To.IsZero() {
+		d[0].To = nearAddr(t.flows.Key(i))
+	}
+	t.Return(f.listener, d)
+}
+
+// answer notes that a flow has been answered.
+func (t *Translator) answer(i uint32, f *dflow) {
+	if t.flows.Len()-t.muted >= t.flows.Cap()-t.most {
+		t.evict(t.ages.Oldest())
+	}
+	t.unlist(i, f)
+	f.answered = true
+	t.ages.Add(i)
 }
 
 func (t *Translator) pendingUDP() bool { return len(t.busyUDP) > 0 }
@@ -294,16 +399,24 @@ func (t *Translator) Timer(id uint32) {
 }
 
 // Evict closes the flow that was not used for longest, for want of
-// descriptors. It reports false if there is none.
+// descriptors, those that nobody has answered first. It reports false if there is
+// none.
 func (t *Translator) Evict() bool {
-	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
-		if f := t.flows.At(i); f.sides[near].fd >= 0 || f.sides[far].fd >= 0 {
-			t.Stats.Evicted++
-			t.removeUDP(i, f)
-			return true
+	for _, a := range [...]*flow.Ages{&t.mute, &t.ages} {
+		for i := a.Oldest(); i != flow.None; i = a.Newer(i) {
+			if f := t.flows.At(i); f.sides[near].fd >= 0 || f.sides[far].fd >= 0 {
+				t.evict(i)
+				return true
+			}
 		}
 	}
 	return false
+}
+
+// evict removes a flow in favour of another.
+func (t *Translator) evict(i uint32) {
+	t.Stats.Evicted++
+	t.removeUDP(i, t.flows.At(i))
 }
 
 func (t *Translator) closeSides(f *dflow) {
@@ -319,7 +432,7 @@ func (t *Translator) removeUDP(i uint32, f *dflow) {
 	t.dropQueue(&f.queue)
 	t.closeSides(f)
 	t.wheel.Cancel(t.timer + i)
-	t.ages.Remove(i)
+	t.unlist(i, f)
 	t.g.Shares.Take(flow.ShareUDP, -2)
 	t.flows.Remove(i)
 }
@@ -332,5 +445,19 @@ func (t *Translator) closeUDP() {
 // when it fires.
 func (t *Translator) touch(i uint32, f *dflow) {
 	f.last = t.env.Now()
-	t.ages.Touch(i)
+	if f.answered {
+		t.ages.Touch(i)
+	} else {
+		t.mute.Touch(i)
+	}
+}
+
+// unlist takes a flow out of its list.
+func (t *Translator) unlist(i uint32, f *dflow) {
+	if f.answered {
+		t.ages.Remove(i)
+		return
+	}
+	t.mute.Remove(i)
+	t.muted--
 }

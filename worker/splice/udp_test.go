@@ -5,6 +5,7 @@ package splice
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 
 	"aldente/ipc"
 	"aldente/worker/flow"
+	"aldente/worker/packet"
 )
 
 // udpPair returns two blocking sockets, each connected to the other.
@@ -134,13 +136,10 @@ func TestFirstDatagrams(t *testing.T) {
 	}
 	batch = append(batch, flow.Datagram{Buf: payload(250, 77), N: 250, Segment: 100, From: from, FromPort: port, To: from})
 	l.t.Datagrams(9, ipc.ListenerMaySplice, 53, batch)
-	if len(l.opens) != 2 {
+	if len(l.opens) != 1 {
 		t.Fatalf("%d requests", len(l.opens))
 	}
-	if o := l.opens[0]; o.Flags != 0 || o.Listener != 9 || o.SrcPort != 53 || o.DstPort != port || o.Dst != from || o.Src != from {
-		t.Errorf("socket for answers: %+v", o)
-	}
-	if o := l.opens[1]; o.Flags != ipc.OpenSplice || o.Listener != 9 || o.Src != l.guest.Seen4 || o.Dst != from || o.DstPort != port {
+	if o := l.opens[0]; o.Flags != ipc.OpenSplice || o.Listener != 9 || o.Src != l.guest.Seen4 || o.Dst != from || o.DstPort != port {
 		t.Errorf("far end: %+v", o)
 	}
 	held := l.t.queued
@@ -153,6 +152,9 @@ func TestFirstDatagrams(t *testing.T) {
 	}
 	l.open = func(o *ipc.Open) (int, syscall.Errno) {
 		if o.Flags == 0 {
+			if o.Listener != 9 || o.SrcPort != 53 || o.DstPort != port || o.Dst != from || o.Src != from {
+				t.Errorf("socket for answers: %+v", o)
+			}
 			return near, 0
 		}
 		return farFD, 0
@@ -196,43 +198,169 @@ func TestRefusedDatagrams(t *testing.T) {
 	}
 }
 
-// TestFlowLimits evicts the flow that was not used for longest, and lets all of
-// them end in time.
-func TestFlowLimits(t *testing.T) {
-	l := newLane(t)
+// ask makes a flow of its own from a port, and has it answered if that is said.
+func (l *lane) ask(port uint16, answered bool) {
+	l.tb.Helper()
+	servers := map[uint64]int{}
 	l.open = func(o *ipc.Open) (int, syscall.Errno) {
-		a, b := udpPair(t, "127.0.0.1")
-		unix.Close(b)
-		must(t, unix.SetNonblock(a, true))
+		a, b := udpPair(l.tb, "127.0.0.1")
+		must(l.tb, unix.SetNonblock(a, true))
+		if o.Flags&ipc.OpenSplice != 0 {
+			servers[o.Token] = b
+		} else {
+			unix.Close(b)
+		}
 		return a, 0
 	}
+	d := []flow.Datagram{{Buf: payload(4, 4), N: 4, From: l.guest.Seen4, FromPort: port, To: l.guest.Seen4}}
+	l.t.Datagrams(9, ipc.ListenerMaySplice, 53, d)
+	l.answer()
+	for _, b := range servers {
+		newest := l.t.flows.Len() - l.t.muted
+		if answered {
+			_, err := unix.Write(b, payload(2, 2))
+			must(l.tb, err)
+			full := newest == l.t.flows.Cap()-l.t.most
+			evicted := l.t.Stats.Evicted
+			l.until("an answer", func() bool {
+				return l.t.flows.Len()-l.t.muted > newest || full && l.t.Stats.Evicted > evicted
+			})
+		}
+		unix.Close(b)
+	}
+}
+
+// TestFlowLimits evicts the flow that was not used for longest, among those that
+// were answered and among the others, and lets all of them end in time.
+func TestFlowLimits(t *testing.T) {
+	const half = 64 / mutePart
+	l := newLane(t)
 	before := descriptors(t)
-	one := func(port uint16) {
-		l.t.Datagrams(9, ipc.ListenerMaySplice, 53, []flow.Datagram{{Buf: payload(4, 4), N: 4, From: l.guest.Seen4, FromPort: port, To: l.guest.Seen4}})
-		l.answer()
+	for p := range half {
+		l.ask(uint16(1000+p), true)
 	}
-	for p := range 64 {
-		one(uint16(1000 + p))
-	}
-	one(1000) // used again
-	for p := range 30 {
-		one(uint16(2000 + p))
-	}
-	if l.t.LenUDP() != 64 || l.t.Stats.Evicted != 30 || descriptors(t) != before+128 {
+	l.ask(1000, true) // used again
+	if l.t.Stats.Evicted != 0 || l.t.LenUDP() != half || descriptors(t) != before+2*half {
 		t.Errorf("%d flows, %d evicted, %d descriptors", l.t.LenUDP(), l.t.Stats.Evicted, descriptors(t)-before)
 	}
-	flows := l.t.Stats.FlowsUDP
-	one(1000)
-	if l.t.Stats.FlowsUDP != flows {
-		t.Error("the flow that was in use was evicted")
+	// Those who get no answer push out one another.
+	for p := range 300 {
+		l.ask(uint16(3000+p), false)
 	}
-	if !l.t.Evict() || l.t.LenUDP() != 63 {
+	if l.t.Stats.Evicted != 300-half || l.t.LenUDP() != 2*half {
+		t.Errorf("%d flows, %d evicted", l.t.LenUDP(), l.t.Stats.Evicted)
+	}
+	flows := l.t.Stats.FlowsUDP
+	for p := range half {
+		l.ask(uint16(1000+p), false)
+	}
+	if l.t.Stats.FlowsUDP != flows {
+		t.Error("a flow that was answered was evicted")
+	}
+	l.ask(2000, true)
+	l.ask(1000, false)
+	if l.t.Stats.FlowsUDP != flows+2 { // 2000, and 1000 that was used first of all
+		t.Errorf("%d flows more", l.t.Stats.FlowsUDP-flows)
+	}
+	for n := l.t.muted; n > 0; n-- {
+		if !l.t.Evict() || l.t.muted != n-1 {
+			t.Fatal("not the unanswered ones first, for want of descriptors")
+		}
+	}
+	if n := l.t.LenUDP(); !l.t.Evict() || l.t.LenUDP() != n-1 {
 		t.Error("nothing given up for want of descriptors")
 	}
 	l.start = l.start.Add(-200 * 1e9)
 	l.wheel.Advance(l.Now(), func(id uint32) { l.t.Timer(id) })
 	if l.t.LenUDP() != 0 || descriptors(t) != before {
 		t.Errorf("%d flows and %d descriptors left", l.t.LenUDP(), descriptors(t)-before)
+	}
+}
+
+// TestAnswersAsked: beyond some flows that wait for their first answer, only the
+// answer has a socket opened that it leaves by, and waits for it.
+func TestAnswersAsked(t *testing.T) {
+	l := newLane(t)
+	l.t.muted += eager // as many as that
+	client, near := udpPair(t, "127.0.0.1")
+	farFD, server := udpPair(t, "127.0.0.1")
+	defer unix.Close(client)
+	defer unix.Close(server)
+	must(t, unix.SetNonblock(farFD, true))
+	must(t, unix.SetNonblock(near, true))
+	asked := 0
+	l.open = func(o *ipc.Open) (int, syscall.Errno) {
+		if o.Flags == 0 {
+			asked++
+			return near, 0
+		}
+		return farFD, 0
+	}
+	l.t.most += eager
+	sa, _ := unix.Getsockname(client)
+	from, port := address(sa)
+	for k := range 3 {
+		l.t.Datagrams(9, ipc.ListenerMaySplice, 53, []flow.Datagram{{Buf: payload(4, byte(k)), N: 4, From: from, FromPort: port, To: from}})
+		l.answer()
+		expect(t, server, payload(4, byte(k)))
+	}
+	if asked != 0 {
+		t.Error("asked for a socket without need")
+	}
+	for k := range 3 {
+		_, err := unix.Write(server, payload(5, byte(k)))
+		must(t, err)
+	}
+	for k := range 3 {
+		expectSoon(t, l, client, payload(5, byte(k)))
+	}
+	if asked != 1 {
+		t.Errorf("%d sockets asked for", asked)
+	}
+	l.t.muted -= eager
+	l.t.most -= eager
+}
+
+// TestStrayDatagrams: what others have sent to the socket that answers, before it
+// was connected, goes to the listener with their names; to the socket that leads
+// on, to nobody.
+func TestStrayDatagrams(t *testing.T) {
+	l := newLane(t)
+	p := l.datagrams("127.0.0.1", true, flow.Datagram{Buf: payload(3, 9), N: 3})
+	defer unix.Close(p.client)
+	defer unix.Close(p.server)
+	expect(t, p.server, payload(3, 9))
+	type returned struct {
+		id       uint32
+		from, to packet.Addr
+		port     uint16
+		data     string
+	}
+	var got []returned
+	l.t.Return = func(id uint32, d []flow.Datagram) {
+		got = append(got, returned{id, d[0].From, d[0].To, d[0].FromPort, string(d[0].Buf[:d[0].N])})
+	}
+	k := l.t.flows.Key(0)
+	peer, port := k.Remote()
+	local, other := nearAddr(k), packet.AddrFrom4([4]byte{127, 0, 0, 9})
+	f := l.t.flows.At(0)
+	d := []flow.Datagram{
+		{Buf: []byte("s1"), N: 2, From: other, FromPort: port},
+		{Buf: []byte("p1"), N: 2, From: peer, FromPort: port},
+		{Buf: []byte("s2"), N: 2, From: peer, FromPort: port + 1, To: other},
+		{Buf: []byte("p2"), N: 2, From: peer, FromPort: port},
+	}
+	mine := l.t.fromPeer(0, f, near, d)
+	if len(mine) != 2 || string(mine[0].Buf) != "p1" || string(mine[1].Buf) != "p2" {
+		t.Errorf("%+v", mine)
+	}
+	want := []returned{{9, other, local, port, "s1"}, {9, peer, other, port + 1, "s2"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	got = nil
+	if mine := l.t.fromPeer(0, f, far, []flow.Datagram{{From: other, FromPort: 1}}); len(mine) != 0 || len(got) != 0 || l.t.Stats.Dropped != 1 {
+		t.Errorf("%+v, %+v, %d dropped", mine, got, l.t.Stats.Dropped)
 	}
 }
 
@@ -247,8 +375,13 @@ func TestBothNamespaces(t *testing.T) {
 	if l.t.LenUDP() != 2 {
 		t.Errorf("%d flows", l.t.LenUDP())
 	}
-	if len(l.opens) != 4 || l.opens[0].Src != l.guest.Seen4 || l.opens[2].Src != l.guest.Seen4 {
+	if len(l.opens) != 2 {
 		t.Errorf("%+v", l.opens)
+	}
+	global := packet.Addr{0: 0x22, 1: 1, 15: 1} // not shortened by what tells the two apart
+	k := flow.MakeKey(&global, &global, 1, 1)
+	if nearAddr(&k) != global {
+		t.Errorf("%v", nearAddr(&k))
 	}
 }
 

@@ -163,7 +163,7 @@ func TestLifetimeConfigured(t *testing.T) {
 // had collected is sent.
 func TestEviction(t *testing.T) {
 	r := newRig(t)
-	for port := range uint16(rigFlows) {
+	for port := range uint16(rigOwn) {
 		r.input(r.frame(remote4, 1+port, 2000, []byte("x")), 0)
 		s := r.answer(r.oneOpen())
 		s.Writes = nil
@@ -173,7 +173,7 @@ func TestEviction(t *testing.T) {
 	_, second := r.find(remote4, 2)
 	var oldest = second.fd
 	r.input(r.frame(remote4, 2, 2000, []byte("collected")), 0)
-	for port := uint16(3); port <= rigFlows; port++ {
+	for port := uint16(3); port <= rigOwn; port++ {
 		r.input(r.frame(remote4, port, 2000, []byte("used")), 0)
 	}
 	r.input(r.frame(remote4, 1, 2000, []byte("used")), 0)
@@ -188,7 +188,7 @@ func TestEviction(t *testing.T) {
 			}
 		}
 	}
-	if r.Stats.Evicted != 1 || r.Len() != rigFlows {
+	if r.Stats.Evicted != 1 || r.Len() != rigOwn {
 		t.Errorf("stats %+v", r.Stats)
 	}
 	r.check()
@@ -248,7 +248,8 @@ func TestWatchFails(t *testing.T) {
 func TestMachine(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		r := newRig(t)
-		l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
+		id := uint32(3)
+		l := r.listen(ipc.Listener{ID: id, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
 		var asked []ipc.Open
 		port := func() uint16 { return uint16(rapid.IntRange(1, rigFlows+8).Draw(rt, "port")) }
 		token := func() uint64 {
@@ -266,6 +267,25 @@ func TestMachine(t *testing.T) {
 				from := packet.AddrFrom4([4]byte{192, 0, 2, byte(port())})
 				l.Datagrams = append(l.Datagrams, flow.Datagram{Buf: []byte("in"), N: 2, From: from, FromPort: 9, To: our4})
 				r.ListenerReady(l.Token, flow.Readable)
+			},
+			"answer a peer": func(rt *rapid.T) {
+				from := packet.AddrFrom4([4]byte{192, 0, 2, byte(port())})
+				r.input(r.frame(from, 53, 9, []byte("53")), 0)
+			},
+			"unlisten": func(rt *rapid.T) {
+				if rapid.IntRange(0, 9).Draw(rt, "unlisten") == 0 {
+					r.RemoveListener(id)
+					id++
+					l = r.listen(ipc.Listener{ID: id, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
+				}
+			},
+			"stray": func(rt *rapid.T) {
+				tok := token()
+				if s := r.fds[tok]; s != nil {
+					from := packet.AddrFrom4([4]byte{192, 0, 2, byte(port())})
+					s.Datagrams = append(s.Datagrams, flow.Datagram{Buf: []byte("st"), N: 2, From: from, FromPort: 9})
+				}
+				r.Ready(tok, flow.Readable)
 			},
 			"answer": func(rt *rapid.T) {
 				for _, o := range r.host.TakeOpens() {

@@ -44,6 +44,7 @@ type rig struct {
 const (
 	timerBase = 7
 	rigFlows  = 32
+	rigOwn    = rigFlows - rigFlows/heardPart // that the guest wants
 	rigChunks = 256
 )
 
@@ -261,11 +262,23 @@ func (r *rig) errors() []icmpError {
 func (r *rig) check() {
 	r.Helper()
 	t := r.Translator
-	n, chunks := 0, 0
+	n, heard, inbound, replies, chunks := 0, 0, 0, 0, 0
+	for i := t.heard.Oldest(); i != flow.None; i = t.heard.Newer(i) {
+		if c := t.flows.At(i); c.state != stateHeard || c.byHost == 0 || !r.wheel.Pending(timerBase+i) {
+			r.Fatalf("flow %d among those not answered: %+v", i, *c)
+		}
+		heard++
+	}
 	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
 		c := t.flows.At(i)
-		if c.state == 0 {
+		if c.state == 0 || c.state == stateHeard {
 			r.Fatalf("flow %d is none", i)
+		}
+		if c.inbound {
+			inbound++
+			if t.listenerOf(c) != nil {
+				replies++
+			}
 		}
 		if c.batch != 0 && t.batches[c.batch-1].flow != i {
 			r.Fatalf("flow %d: its batch is of %d", i, t.batches[c.batch-1].flow)
@@ -279,8 +292,14 @@ func (r *rig) check() {
 		chunks += int(c.queue.chunks)
 		n++
 	}
-	if n != t.flows.Len() {
-		r.Fatalf("%d flows in the list of %d", n, t.flows.Len())
+	if n+heard != t.flows.Len() || heard != t.numHeard || heard > t.maxHeard {
+		r.Fatalf("%d flows in the list, %d not answered, of %d and %d", n, heard, t.flows.Len(), t.numHeard)
+	}
+	for k := range t.listeners {
+		replies -= t.listeners[k].replies
+	}
+	if inbound+heard != t.inboundFlows.Len() || replies != 0 {
+		r.Fatalf("%d inbound flows of %d, %d answered ones not counted", inbound+heard, t.inboundFlows.Len(), replies)
 	}
 	if chunks != r.pool.Used() || chunks != t.queued {
 		r.Fatalf("%d chunks in queues, %d counted, %d of the pool in use", chunks, t.queued, r.pool.Used())

@@ -45,6 +45,11 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 	case stateOpen:
 		t.touch(i, c)
 		t.collect(i, c, p, u.Payload, size)
+	case stateHeard:
+		if !t.openReply(i, c) {
+			return
+		}
+		fallthrough
 	case stateOpening:
 		t.touch(i, c)
 		t.await(c, p, u.Payload, size)
@@ -71,7 +76,7 @@ func (t *Translator) directedBroadcast(a *packet.Addr) bool {
 // openOut makes a flow for a datagram from the guest and asks the broker for
 // its socket.
 func (t *Translator) openOut(k *flow.Key, p *packet.Packet, u *packet.UDP) uint32 {
-	i, c := t.insert(k)
+	i, c := t.insert(k, stateOpening)
 	if c == nil {
 		return flow.None
 	}
@@ -122,6 +127,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	c.state = stateOpen
+	c.localPort = o.LocalPort
 	if !c.inbound {
 		c.peer = o.Addr
 	}

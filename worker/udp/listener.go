@@ -13,13 +13,20 @@ import (
 // listener is a bound socket on the host that stands for a port of the guest.
 type listener struct {
 	id        uint32 // zero: not in use
+	at        uint32 // in Translator.listeners
 	fd        int32
 	flags     uint8 // ipc.Listener*
 	hostPort  uint16
 	guestPort uint16
 	target    packet.Addr
 	ready     bool // more to read than one turn allows
+	replies   int  // flows that came by it and were answered
 }
+
+// maxReplies is how many flows of one listener have sockets of their own. They are
+// all on one port: the kernel looks at each before it gives the listener what a
+// stranger has sent, 10 ns or so.
+const maxReplies = 4096
 
 // AddListener takes over a bound socket.
 func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
@@ -27,10 +34,14 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 	at := len(t.listeners)
 	if k := len(t.unused); k > 0 {
 		at, t.unused = int(t.unused[k-1]), t.unused[:k-1]
+		n.at = uint32(at)
 		t.listeners[at] = n
 	} else {
+		n.at = uint32(at)
 		t.listeners = append(t.listeners, n)
 	}
+	// What a burst of clients sends waits here.
+	t.env.Option(fd, flow.OptionRecvBuffer, bulkBuffer)
 	if e := t.env.Watch(fd, flow.Token(flow.OwnerUDPListener, l.ID, uint32(at)), flow.Readable); e != 0 {
 		t.closeListener(at)
 	}
@@ -100,11 +111,7 @@ func (t *Translator) listen(l *listener) {
 			for _, one := range d[:k] {
 				taken += one.N
 			}
-			if flow.TakesBypass(l.flags, &d[0].From) {
-				t.Bypass(l.id, l.flags, l.hostPort, d[:k])
-			} else {
-				t.inbound(l, d[:k])
-			}
+			t.came(l, d[:k])
 			d = d[k:]
 		}
 		if e == 0 && n < readBatch {
@@ -124,31 +131,78 @@ func samePeer(d []flow.Datagram) int {
 	return n
 }
 
-// inbound delivers datagrams of one peer. The guest gets them at once; its
-// answers need a socket, for which the broker is asked with the first one.
-func (t *Translator) inbound(l *listener, d []flow.Datagram) {
-	peer, port := d[0].From, d[0].FromPort
-	remote := t.g.InboundSource(peer)
-	guest := l.target
-	if guest.IsZero() {
-		guest = t.g.InboundTarget(&remote)
+// came takes datagrams of one peer that are for a listener: past the guest's link,
+// or by it.
+func (t *Translator) came(l *listener, d []flow.Datagram) {
+	if flow.TakesBypass(l.flags, &d[0].From) {
+		t.Bypass(l.id, l.flags, l.hostPort, d)
+	} else {
+		t.inbound(l, d)
 	}
-	if guest.IsUnspecified() || guest.Is4() != remote.Is4() || !unicast(&remote) || port == 0 {
-		t.Stats.NoTarget += uint64(len(d))
+}
+
+// Return takes datagrams of one peer that were on their way to a listener when a
+// socket came to be on the same port, and got them: until it was connected, the
+// kernel took it for one that hears all.
+func (t *Translator) Return(id uint32, d []flow.Datagram) {
+	for k := range t.listeners {
+		if l := &t.listeners[k]; l.id == id && id != 0 {
+			t.Stats.Returned += uint64(len(d))
+			t.came(l, d)
+			return
+		}
+	}
+	t.Stats.Strangers += uint64(len(d))
+}
+
+// stray takes what somebody else has sent to a flow's socket. It is for the
+// listener on the same port, if there is one.
+func (t *Translator) stray(c *conn, d []flow.Datagram) {
+	l := t.listenerOf(c)
+	for k := 0; l == nil && k < len(t.listeners); k++ {
+		if o := &t.listeners[k]; o.id != 0 && c.localPort != 0 && o.hostPort == c.localPort && o.flags&ipc.ListenerNamespace == 0 {
+			l = o
+		}
+	}
+	if l == nil {
+		t.Stats.Strangers += uint64(len(d))
 		return
 	}
-	k := flow.MakeKey(&remote, &guest, port, l.guestPort)
-	i := t.flows.Find(&k)
-	if i != flow.None {
-		// Two peers may look the same to the guest. It answers the one it
-		// has heard of last.
-		if c := t.flows.At(i); c.inbound && c.peer != peer {
-			t.remove(i, c)
+	for k := range d {
+		if d[k].To.IsZero() {
+			d[k].To = c.local
+		}
+	}
+	t.Stats.Returned += uint64(len(d))
+	t.came(l, d)
+}
+
+// listenerOf is the listener that a flow came by, nil if none or if it is gone.
+func (t *Translator) listenerOf(c *conn) *listener {
+	if c.listener == 0 || int(c.place) >= len(t.listeners) || t.listeners[c.place].id != c.listener {
+		return nil
+	}
+	return &t.listeners[c.place]
+}
+
+// inbound delivers datagrams of one peer. The guest gets them at once; only if it
+// answers a socket is asked for, so that forged sources cost none.
+func (t *Translator) inbound(l *listener, d []flow.Datagram) {
+	peer, port, local := d[0].From, d[0].FromPort, d[0].To
+	if !unicast(&local) && !local.IsLoopback() {
+		local = packet.Addr{} // sent to a group: answered from any address
+	}
+	host := flow.MakeKey(&peer, &local, port, uint16(l.id))
+	i := flow.None
+	if n := t.inboundFlows.Find(&host); n != flow.None {
+		i = *t.inboundFlows.At(n)
+		if c := t.flows.At(i); c.listener != l.id {
+			t.remove(i, c) // of a listener that is gone
 			i = flow.None
 		}
 	}
 	if i == flow.None {
-		if i = t.openIn(&k, l, &d[0]); i == flow.None {
+		if i = t.openIn(&host, l, d, local); i == flow.None {
 			return
 		}
 	}
@@ -159,27 +213,112 @@ func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 	t.deliver(i, c, d)
 }
 
-// openIn makes a flow for a datagram that came by a listener.
-func (t *Translator) openIn(k *flow.Key, l *listener, d *flow.Datagram) uint32 {
-	i, c := t.insert(k)
+// openIn makes a flow for a datagram that came by a listener, or finds the one that
+// the guest has begun from the same port.
+func (t *Translator) openIn(host *flow.Key, l *listener, all []flow.Datagram, local packet.Addr) uint32 {
+	d := &all[0]
+	remote := t.g.InboundSource(d.From)
+	guest := l.target
+	if guest.IsZero() {
+		guest = t.g.InboundTarget(&remote)
+	}
+	if guest.IsUnspecified() || guest.Is4() != remote.Is4() || !unicast(&remote) || d.FromPort == 0 {
+		t.Stats.NoTarget += uint64(len(all))
+		return flow.None
+	}
+	k := flow.MakeKey(&remote, &guest, d.FromPort, l.guestPort)
+	if i := t.flows.Find(&k); i != flow.None {
+		c := t.flows.At(i)
+		if t.sameEnds(c, l, d, &local) {
+			return i
+		}
+		if c.state == stateRefused && !c.inbound {
+			t.remove(i, c)
+		} else if !t.another(&k, &remote, &guest, l.guestPort) {
+			t.Stats.NoRoom++
+			return flow.None
+		}
+	}
+	i, c := t.insert(&k, stateHeard)
 	if c == nil {
 		return flow.None
 	}
+	n := t.inboundFlows.Insert(host)
+	*t.inboundFlows.At(n) = i
+	c.byHost = n + 1
 	c.inbound = true
-	c.peer = d.From
-	local := d.To
-	if !unicast(&local) && !local.IsLoopback() {
-		local = packet.Addr{} // sent to a group: answered from any address
+	c.peer, c.peerPort, c.local = d.From, d.FromPort, local
+	c.listener, c.place, c.localPort = l.id, l.at, l.hostPort
+	t.Stats.Inbound++
+	return i
+}
+
+// sameEnds tells whether a flow that the guest has begun is between the ends that a
+// datagram for a listener names: the peer's answer was faster than our connect.
+func (t *Translator) sameEnds(c *conn, l *listener, d *flow.Datagram, local *packet.Addr) bool {
+	if c.inbound || c.peerPort != d.FromPort {
+		return false
+	}
+	if c.state == stateOpening {
+		return l.hostPort == l.guestPort // where its socket is going to be, if it can
+	}
+	if c.state != stateOpen || c.peer != d.From || c.localPort != l.hostPort {
+		return false
+	}
+	a, _, e := t.env.LocalAddr(c.fd)
+	return e == 0 && (a == *local || local.IsZero())
+}
+
+// Ports that flows have towards the guest in place of their own.
+const (
+	firstAlias = 49152
+	aliasTries = 64
+)
+
+// another finds a source port for a flow that would look like another to the
+// guest: a peer that speaks to two of the host's addresses or ports from one of
+// its own, or two peers of which the guest sees one address.
+func (t *Translator) another(k *flow.Key, remote, guest *packet.Addr, guestPort uint16) bool {
+	for range aliasTries {
+		t.alias = max(t.alias+1, firstAlias)
+		if *k = flow.MakeKey(remote, guest, t.alias, guestPort); t.flows.Find(k) == flow.None {
+			return true
+		}
+	}
+	return false
+}
+
+// openReply asks for the socket by which the guest's answers leave. It reports
+// false if that is not possible now.
+func (t *Translator) openReply(i uint32, c *conn) bool {
+	l := t.listenerOf(c)
+	if l != nil && l.replies >= maxReplies {
+		t.evictReply(c.listener)
 	}
 	t.open = ipc.Open{
-		Token: t.token(i), Proto: ipc.ProtoUDP, Listener: l.id,
-		Src: local, Dst: d.From, SrcPort: l.hostPort, DstPort: d.FromPort,
+		Token: t.token(i), Proto: ipc.ProtoUDP, Listener: c.listener,
+		Src: c.local, Dst: c.peer, SrcPort: c.localPort, DstPort: c.peerPort,
 	}
 	if !t.env.Open(&t.open) {
 		t.Stats.NoRoom++
-		t.remove(i, c)
-		return flow.None
+		return false
 	}
-	t.Stats.Inbound++
-	return i
+	t.makeRoom()
+	t.unlist(i, c)
+	c.state = stateOpening
+	t.ages.Add(i)
+	if l != nil {
+		l.replies++
+	}
+	return true
+}
+
+// evictReply removes the flow of a listener that was not used for longest.
+func (t *Translator) evictReply(listener uint32) {
+	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
+		if t.flows.At(i).listener == listener {
+			t.evict(i)
+			return
+		}
+	}
 }

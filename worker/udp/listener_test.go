@@ -25,8 +25,8 @@ func from(peer packet.Addr, port uint16, to packet.Addr, data string) flow.Datag
 	return flow.Datagram{Buf: []byte(data), N: len(data), From: peer, FromPort: port, To: to}
 }
 
-// A datagram from outside reaches the guest at once; the guest's answers wait
-// for the socket that is asked for, and leave by it.
+// A datagram from outside reaches the guest at once; the guest's first answer asks
+// for the socket that it and the next ones wait for, and leave by.
 func TestInbound(t *testing.T) {
 	host4 := packet.AddrFrom4([4]byte{198, 51, 100, 7})
 	host6 := packet.Addr{0: 0x20, 1: 1, 2: 0xd, 3: 0xb8, 4: 5, 15: 7}
@@ -59,17 +59,20 @@ func TestInbound(t *testing.T) {
 			if diff := cmp.Diff(want, r.received(), cmp.AllowUnexported(datagram{})); diff != "" {
 				t.Errorf("received (-want +got):\n%s", diff)
 			}
-			o := r.oneOpen()
-			wantOpen := ipc.Open{Token: o.Token, Proto: ipc.ProtoUDP, Listener: 3,
-				Src: tt.src, Dst: tt.peer, SrcPort: 5000, DstPort: 2000}
-			if diff := cmp.Diff(wantOpen, o); diff != "" {
-				t.Errorf("request (-want +got):\n%s", diff)
+			if n := len(r.host.TakeOpens()); n != 0 {
+				t.Errorf("%d requests before the guest has answered", n)
 			}
 			if tt.dst == other4 {
 				return // the helper below speaks for the guest's own address only
 			}
 			r.input(r.frame(tt.seen, 53, 2000, []byte("answer")), 0)
 			r.Flush()
+			o := r.oneOpen()
+			wantOpen := ipc.Open{Token: o.Token, Proto: ipc.ProtoUDP, Listener: 3,
+				Src: tt.src, Dst: tt.peer, SrcPort: 5000, DstPort: 2000}
+			if diff := cmp.Diff(wantOpen, o); diff != "" {
+				t.Errorf("request (-want +got):\n%s", diff)
+			}
 			s := r.answer(o)
 			r.input(r.frame(tt.seen, 53, 2000, []byte("more")), 0)
 			r.Flush()
@@ -106,27 +109,187 @@ func TestInboundPeers(t *testing.T) {
 			t.Errorf("%q from %v port %d", d.data, a, d.srcPort)
 		}
 	}
-	if r.Len() != 6 || len(r.host.TakeOpens()) != 6 {
+	if r.Len() != 6 || len(r.host.TakeOpens()) != 0 {
 		t.Errorf("%d flows", r.Len())
 	}
 }
 
-// Two peers that look alike to the guest: the answers go to the later one.
-func TestInboundAlias(t *testing.T) {
+// Flows that would look the same to the guest differ in the source port: two peers
+// of which it sees one address, one peer that speaks to two addresses of the host,
+// or to two of its ports. Each is answered from where it has asked.
+func TestInboundAlike(t *testing.T) {
+	a4, b4 := packet.AddrFrom4([4]byte{198, 51, 100, 7}), packet.AddrFrom4([4]byte{198, 51, 100, 8})
+	type one struct {
+		listener  int
+		peer, to  packet.Addr
+		wantPort  uint16
+		wantLocal packet.Addr
+	}
+	for name, two := range map[string][2]one{
+		"two peers":     {{0, loop4, loop4, 5000, loop4}, {0, guest4, guest4, 5000, guest4}},
+		"two addresses": {{0, remote4, a4, 5000, a4}, {0, remote4, b4, 5000, b4}},
+		"two ports":     {{0, remote4, a4, 5000, a4}, {1, remote4, a4, 5001, a4}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			ls := [2]*flowtest.Socket{
+				r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53}),
+				r.listen(ipc.Listener{ID: 4, Proto: ipc.ProtoUDP, HostPort: 5001, GuestPort: 53}),
+			}
+			var heard [2]datagram
+			for round := range 2 {
+				for k, o := range two {
+					l := ls[o.listener]
+					l.Datagrams = []flow.Datagram{from(o.peer, 2000, o.to, fmt.Sprint(k))}
+					r.ListenerReady(l.Token, flow.Readable)
+					got := r.received()
+					if len(got) != 1 || got[0].data != fmt.Sprint(k) || round > 0 && got[0] != heard[k] {
+						t.Fatalf("round %d: %+v after %+v", round, got, heard[k])
+					}
+					heard[k] = got[0]
+				}
+			}
+			if heard[0].srcPort != 2000 || heard[1].srcPort == 2000 || heard[1].src != heard[0].src {
+				t.Fatalf("%+v and %+v", heard[0], heard[1])
+			}
+			for k, o := range two {
+				r.input(r.frame(heard[k].src, 53, heard[k].srcPort, []byte("answer")), 0)
+				r.Flush()
+				got := r.oneOpen()
+				want := ipc.Open{Token: got.Token, Proto: ipc.ProtoUDP, Listener: 3 + uint32(o.listener),
+					Src: o.wantLocal, Dst: o.peer, SrcPort: o.wantPort, DstPort: 2000}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("request (-want +got):\n%s", diff)
+				}
+				s := r.answer(got)
+				s.Datagrams = []flow.Datagram{from(o.peer, 2000, packet.Addr{}, "more")}
+				r.Ready(got.Token, flow.Readable)
+				if more := r.received(); len(more) != 1 || more[0].srcPort != heard[k].srcPort || r.Stats.Strangers+r.Stats.Returned != 0 {
+					t.Errorf("%+v, stats %+v", more, r.Stats)
+				}
+			}
+			r.check()
+		})
+	}
+}
+
+// What strangers have sent to a socket before it was connected goes to the listener
+// on its port: by their source, past the link or to the guest, whoever the socket
+// answers.
+func TestStrays(t *testing.T) {
+	host4 := packet.AddrFrom4([4]byte{198, 51, 100, 7})
+	other4 := packet.AddrFrom4([4]byte{192, 0, 2, 10})
+	r := newRig(t)
+	var bypassed []string
+	r.Bypass = func(id uint32, _ uint8, port uint16, d []flow.Datagram) {
+		bypassed = append(bypassed, fmt.Sprint(id, port, string(d[0].Buf[:d[0].N]), d[0].To == host4))
+	}
+	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53, Flags: ipc.ListenerMaySplice})
+	l.Datagrams = []flow.Datagram{from(remote4, 2000, host4, "hello")}
+	r.ListenerReady(l.Token, flow.Readable)
+	r.input(r.frame(remote4, 53, 2000, []byte("answer")), 0)
+	o := r.oneOpen()
+	inbound := r.answer(o)
+	// And one that the guest has begun, from the listener's port.
+	r.input(r.frame(router4, 5000, 7, []byte("out")), 0)
+	p := r.oneOpen()
+	outbound := r.host.Socket()
+	r.fds[p.Token] = outbound
+	r.Opened(p.Token, outbound.FD, &ipc.Opened{Token: p.Token, Addr: p.Dst, LocalPort: 5000, PeerPort: 7})
+	r.received()
+	for token, s := range map[uint64]*flowtest.Socket{o.Token: inbound, p.Token: outbound} {
+		s.Datagrams = []flow.Datagram{
+			from(other4, 1, packet.Addr{}, "s1"), from(other4, 1, packet.Addr{}, "s2"), from(loop4, 9, packet.Addr{}, "lo"),
+		}
+		for k := range s.Datagrams {
+			s.Datagrams[k].To = packet.Addr{}
+			if s == outbound {
+				s.Datagrams[k].To = host4
+			}
+		}
+		bypassed = nil
+		r.Ready(token, flow.Readable)
+		r.Ready(token, flow.Readable)
+		var got []string
+		for _, d := range r.received() {
+			if d.src != other4 || d.srcPort != 1 || d.dstPort != 53 {
+				t.Errorf("%+v", d)
+			}
+			got = append(got, d.data)
+		}
+		if diff := cmp.Diff([]string{"s1", "s2"}, got); diff != "" {
+			t.Errorf("to the guest (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff([]string{"3 5000lotrue"}, bypassed); diff != "" {
+			t.Errorf("past the link (-want +got):\n%s", diff)
+		}
+	}
+	if r.Stats.Returned != 6 || r.Stats.Strangers != 0 {
+		t.Errorf("stats %+v", r.Stats)
+	}
+	// Those to whom nobody listens are dropped.
+	r.RemoveListener(3)
+	inbound.Datagrams = []flow.Datagram{from(other4, 1, packet.Addr{}, "s3")}
+	r.Ready(o.Token, flow.Readable)
+	if r.Stats.Strangers != 1 || len(r.received()) != 0 {
+		t.Errorf("stats %+v", r.Stats)
+	}
+	r.check()
+}
+
+// Sources without number reach the guest, cost no socket, and push out nobody but
+// one another: neither what the guest has begun nor whom it has answered.
+func TestForgedSources(t *testing.T) {
 	r := newRig(t)
 	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
-	own := guest4 // the host's own use of that address
-	l.Datagrams = []flow.Datagram{from(loop4, 2000, loop4, "a")}
+	l.Datagrams = []flow.Datagram{from(remote4, 2000, our4, "hello")}
 	r.ListenerReady(l.Token, flow.Readable)
-	first := r.answer(r.oneOpen())
-	l.Datagrams = []flow.Datagram{from(own, 2000, own, "b")}
-	r.ListenerReady(l.Token, flow.Readable)
-	second := r.answer(r.oneOpen())
-	r.input(r.frame(our4, 53, 2000, []byte("answer")), 0)
-	r.Flush()
-	if len(first.Writes) != 0 || first.Closes != 1 || len(second.Writes) != 1 {
-		t.Errorf("%d writes to the first, %d to the second", len(first.Writes), len(second.Writes))
+	r.input(r.frame(remote4, 53, 2000, []byte("answer")), 0)
+	r.answer(r.oneOpen())
+	r.connect(router4)
+	r.received()
+	for n := range 10_000 {
+		l.Datagrams = []flow.Datagram{from(packet.AddrFrom4([4]byte{10, 9, byte(n >> 8), byte(n)}), 7, our4, "x")}
+		r.ListenerReady(l.Token, flow.Readable)
 	}
+	if n := len(r.received()); n != 10_000 {
+		t.Errorf("%d of 10,000 reached the guest", n)
+	}
+	r.check()
+	if n := len(r.host.TakeOpens()); n != 0 || r.host.OpenSockets() != 3 {
+		t.Errorf("%d requests, %d sockets", n, r.host.OpenSockets())
+	}
+	// The last ones can be answered, and the table does not overflow.
+	for n := 9_995; n < 10_000; n++ {
+		r.input(r.frame(packet.AddrFrom4([4]byte{10, 9, byte(n >> 8), byte(n)}), 53, 7, []byte("answer")), 0)
+		r.answer(r.oneOpen())
+	}
+	if r.Len() != 2+5+rigFlows/heardPart-5 {
+		t.Errorf("%d flows", r.Len())
+	}
+	r.check()
+}
+
+// A peer whose answer overtakes our connect is the one that the guest has called.
+func TestAnswerOvertakes(t *testing.T) {
+	r := newRig(t)
+	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 1000, GuestPort: 1000})
+	r.say(remote4, "call")
+	o := r.oneOpen()
+	hear := func() {
+		t.Helper()
+		l.Datagrams = []flow.Datagram{from(remote4, 2000, our4, "back")}
+		r.ListenerReady(l.Token, flow.Readable)
+		if got := r.received(); len(got) != 1 || got[0].srcPort != 2000 || r.Len() != 1 {
+			t.Fatalf("%+v, %d flows", got, r.Len())
+		}
+	}
+	hear()
+	s := r.host.Socket()
+	r.fds[o.Token] = s
+	s.Local, s.LocalPort = our4, 1000
+	r.Opened(o.Token, s.FD, &ipc.Opened{Token: o.Token, Addr: o.Dst, LocalPort: 1000, PeerPort: 2000})
+	hear()
 	r.check()
 }
 
@@ -209,9 +372,13 @@ func TestInboundRefused(t *testing.T) {
 	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
 	l.Datagrams = []flow.Datagram{from(remote4, 2000, our4, "x")}
 	r.ListenerReady(l.Token, flow.Readable)
-	r.refuse(r.oneOpen(), syscall.EACCES, ipc.OpenedProhibited)
 	if n := len(r.received()); n != 1 {
 		t.Errorf("%d frames", n)
+	}
+	r.input(r.frame(remote4, 53, 2000, []byte("answer")), 0)
+	r.refuse(r.oneOpen(), syscall.EACCES, ipc.OpenedProhibited)
+	if e := r.errors(); len(e) != 1 || e[0].code != packet.ICMPAdminProhibited {
+		t.Errorf("errors %+v", e)
 	}
 	r.input(r.frame(remote4, 53, 2000, []byte("answer")), 0)
 	if e := r.errors(); len(e) != 1 || e[0].code != packet.ICMPAdminProhibited {
@@ -233,7 +400,7 @@ func TestInboundAllocs(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		l.Datagrams = load
 		r.ListenerReady(l.Token, flow.Readable)
-		for i := r.ages.Oldest(); i != flow.None; i = r.ages.Oldest() {
+		for i := r.heard.Oldest(); i != flow.None; i = r.heard.Oldest() {
 			r.remove(i, r.flows.At(i))
 		}
 	}); n != 0 {

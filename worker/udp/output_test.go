@@ -109,7 +109,7 @@ func TestQueue(t *testing.T) {
 // A queue is bounded, whatever the guest sends, and so are all together.
 func TestQueueBounds(t *testing.T) {
 	r := newRig(t)
-	for port := range uint16(rigFlows) {
+	for port := range uint16(rigOwn) {
 		for range 40 {
 			r.input(r.frame(remote4, 1+port, 2000, make([]byte, 16000)), 0)
 		}

@@ -8,7 +8,7 @@ import "aldente/worker/flow"
 // part of the pool.
 const (
 	maxQueue      = 16
-	queuePoolPart = 8
+	queuePoolPart = 4
 )
 
 // recordHead is what precedes each datagram in a queue: length, TTL and

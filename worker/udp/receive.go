@@ -60,7 +60,7 @@ func (t *Translator) receive(i uint32, c *conn) {
 			taken += t.datagrams[k].N
 		}
 		t.touch(i, c)
-		if d := t.fromPeer(i, c, t.datagrams[:n]); len(d) > 0 {
+		if d := t.fromPeer(c, t.datagrams[:n]); len(d) > 0 && c.state == stateOpen {
 			t.deliver(i, c, d)
 		}
 		if !c.bulk && (n == most || t.datagrams[0].Segment > 0) {
@@ -75,15 +75,14 @@ func (t *Translator) receive(i uint32, c *conn) {
 }
 
 // fromPeer leaves out what somebody else has sent. The kernel does so once a socket
-// is connected; but what it has found the socket for just before may still be
-// on its way into the queue, past the filter that the broker takes off then.
-func (t *Translator) fromPeer(i uint32, c *conn, d []flow.Datagram) []flow.Datagram {
-	_, port := t.flows.Key(i).Remote()
+// is connected; but what it has found the socket for before may be in the queue, or
+// still on its way into it.
+func (t *Translator) fromPeer(c *conn, d []flow.Datagram) []flow.Datagram {
 	n := 0
 	for k := range d {
 		from := &d[k].From
-		if !from.IsUnspecified() && (*from != c.peer || d[k].FromPort != port) {
-			t.Stats.Strangers++
+		if !from.IsUnspecified() && (*from != c.peer || d[k].FromPort != c.peerPort) {
+			t.stray(c, d[k:k+1])
 			continue
 		}
 		if k != n {

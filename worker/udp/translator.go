@@ -25,6 +25,10 @@ const (
 
 const second = int64(1_000_000_000)
 
+// heardPart is which part of the table flows have that the guest has not answered:
+// one in so many.
+const heardPart = 4
+
 // guestTTL is that of all packets to the guest.
 const guestTTL = 255
 
@@ -35,6 +39,7 @@ const (
 	stateOpening state = 1 + iota // the broker was asked for a socket
 	stateOpen                     // fd is that socket
 	stateRefused                  // there is none; remembered for a while
+	stateHeard                    // came by a listener, and the guest has not answered: no socket was asked for
 )
 
 // conn is one flow.
@@ -55,6 +60,15 @@ type conn struct {
 	queue    queue
 	last     int64       // when it was used, in nanoseconds
 	peer     packet.Addr // where the socket is really connected to
+	peerPort uint16
+
+	// Of flows that came by a listener: which one, where it is in listeners, and
+	// what was spoken to; its number in Translator.inboundFlows, plus one.
+	listener, place uint32
+	local           packet.Addr // zero: sent to a group, and answered from any address
+	byHost          uint32
+	// localPort is the socket's port on the host: zero while it is not known.
+	localPort uint16
 }
 
 // Stats counts datagrams, where nothing else is said.
@@ -64,7 +78,8 @@ type Stats struct {
 	NotUnicast      uint64 // from the guest to a group, to everybody, or to loopback
 	QueueFull       uint64 // from the guest, too many before the socket came
 	WriteFailed     uint64 // from the guest, not taken by the socket
-	Strangers       uint64 // to the guest, not from the flow's peer
+	Strangers       uint64 // to a flow's socket, from somebody else, and for no listener
+	Returned        uint64 // the same, for a listener
 	Truncated       uint64 // to the guest, longer than any may be
 	NoTarget        uint64 // to the guest, whose address is not known
 	SendFailed      uint64 // frames to the guest, not taken by the link
@@ -84,8 +99,18 @@ type Translator struct {
 	timer uint32 // first timer id
 	pool  *flow.Pool
 	flows *flow.Table[conn]
+	// inboundFlows finds flows by what a listener's datagrams carry: which of its
+	// addresses was spoken to is not to be seen in what the guest is sent.
+	inboundFlows *flow.Table[uint32]
 
-	ages   flow.Ages
+	ages flow.Ages
+	// heard are the flows that the guest has not answered. Anybody can make those:
+	// they are a share of the table, and give way to one another only.
+	heard    flow.Ages
+	numHeard int
+	maxHeard int
+	alias    uint16 // source port last given to a flow that looked like another
+
 	queued int // chunks in queues
 
 	batches   [numBatches]batch
@@ -126,10 +151,13 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
 		flows:  flow.NewTable[conn](maxFlows),
 		ages:   flow.NewAges(maxFlows),
+		heard:  flow.NewAges(maxFlows),
 		ready:  make([]uint32, 0, maxFlows),
 		joined: make([]byte, bufferSize),
 		frame:  make([]byte, bufferSize+packet.MaxHeaders),
 	}
+	t.maxHeard = maxFlows / heardPart
+	t.inboundFlows = flow.NewTable[uint32](maxFlows)
 	mem := make([]byte, readBatch*bufferSize)
 	for i := range t.datagrams {
 		t.datagrams[i].Buf = mem[i*bufferSize : (i+1)*bufferSize : (i+1)*bufferSize]
@@ -152,11 +180,14 @@ func (t *Translator) token(i uint32) uint64 {
 	return flow.Token(flow.OwnerUDP, t.flows.Gen(i), i)
 }
 
-// insert makes a flow in state opening; if the table is full, in place of the
-// one that was not used for longest.
-func (t *Translator) insert(k *flow.Key) (uint32, *conn) {
-	if t.flows.Len() == t.flows.Cap() && t.ages.Oldest() != flow.None {
-		t.evict(t.ages.Oldest())
+// insert makes a flow in state opening or heard; if there are as many of those as
+// may be, in place of the one that was not used for longest.
+func (t *Translator) insert(k *flow.Key, as state) (uint32, *conn) {
+	if as == stateHeard && t.numHeard == t.maxHeard {
+		t.evict(t.heard.Oldest())
+	}
+	if as != stateHeard {
+		t.makeRoom()
 	}
 	i := t.flows.Insert(k)
 	if i == flow.None {
@@ -164,14 +195,37 @@ func (t *Translator) insert(k *flow.Key) (uint32, *conn) {
 		return i, nil
 	}
 	c := t.flows.At(i)
-	c.state = stateOpening
+	c.state = as
 	c.fd = -1
 	c.ttl = packet.DefaultTTL
+	_, c.peerPort = k.Remote()
 	c.queue.head, c.queue.tail = flow.None, flow.None
 	c.last = t.env.Now()
-	t.ages.Add(i)
+	if as == stateHeard {
+		t.heard.Add(i)
+		t.numHeard++
+	} else {
+		t.ages.Add(i)
+	}
 	t.wheel.Set(t.timer+i, c.last+t.lifetime(c))
 	return i, c
+}
+
+// makeRoom makes room for a flow that the guest wants.
+func (t *Translator) makeRoom() {
+	if t.flows.Len()-t.numHeard >= t.flows.Cap()-t.maxHeard {
+		t.evict(t.ages.Oldest())
+	}
+}
+
+// unlist takes a flow out of its list.
+func (t *Translator) unlist(i uint32, c *conn) {
+	if c.state == stateHeard {
+		t.heard.Remove(i)
+		t.numHeard--
+		return
+	}
+	t.ages.Remove(i)
 }
 
 // remove ends a flow and frees all it holds.
@@ -186,8 +240,14 @@ func (t *Translator) remove(i uint32, c *conn) {
 	if c.ready {
 		t.unready(i)
 	}
+	if c.byHost != 0 {
+		t.inboundFlows.Remove(c.byHost - 1)
+	}
+	if l := t.listenerOf(c); l != nil && c.state != stateHeard {
+		l.replies--
+	}
 	t.wheel.Cancel(t.timer + i)
-	t.ages.Remove(i)
+	t.unlist(i, c)
 	*c = conn{fd: -1}
 	t.flows.Remove(i)
 }
@@ -196,7 +256,11 @@ func (t *Translator) remove(i uint32, c *conn) {
 // when it fires.
 func (t *Translator) touch(i uint32, c *conn) {
 	c.last = t.env.Now()
-	t.ages.Touch(i)
+	if c.state == stateHeard {
+		t.heard.Touch(i)
+	} else {
+		t.ages.Touch(i)
+	}
 }
 
 // lifetime is how long a flow may go unused, in nanoseconds. Traffic in both

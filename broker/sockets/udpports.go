@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"container/list"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// Bounds on ports that flows share: how many there are at a time, how long one
+// is kept after the last flow that was opened on it, and of how many of its peers
+// we know without asking the kernel.
+const (
+	maxShared    = 256
+	sharedLife   = 10 * time.Minute
+	maxPortPeers = 1024
+	// maxLooks is how often in a second the kernel is asked who is on a port: it
+	// takes 0.1 ms, and a guest can bring it about. Beyond it, flows get other ports.
+	maxLooks = 200
+)
+
+// udpPorts knows which UDP ports of the host are ours.
+//
+// A port is taken exclusively: without SO_REUSEADDR, with which Linux would let
+// any user's socket on it, and SO_REUSEPORT is set only once the port is bound.
+// So a port that somebody holds stays his, whatever options he set, and ours stay
+// ours. Only a flow that comes from a port that a flow of ours has already may
+// share it, since protocols that cross NATs expect one port to have one name. The
+// kernel lets in whoever is of the same user and sets SO_REUSEPORT, other
+// instances included, so the broker makes sure beforehand: all sockets on the
+// port must be ones that it has made. From then on the port is shared, and an
+// anchor holds it.
+type udpPorts struct {
+	low uint16 // ports below it are for listeners
+
+	mu     sync.Mutex
+	kernel *lister // nil: no port is shared
+	shared map[portKey]*sharedPort
+	ages   *list.List // of portKey, the one used last in front
+	most   int        // shared ports
+	timer  *time.Timer
+	second time.Time // in which there were so many looks
+	looks  int
+	// Who had the port first, by family: the cookie of the socket that was bound
+	// to it exclusively. The worker may have closed it since.
+	first [2][1 << 16]uint64
+}
+
+type portKey struct {
+	v4   bool
+	port uint16
+}
+
+// sharedPort is a port on which flows of ours may be bound together.
+type sharedPort struct {
+	// anchor keeps the port ours while flows come and go: an unconnected socket on
+	// it, of one interface, that hears nothing. -1 where a listener does that.
+	anchor int
+	cookie uint64
+	used   time.Time
+	age    *list.Element
+	// peers are those that some flow on the port was connected to: a second
+	// socket between the same ports and addresses would take its datagrams.
+	peers map[netip.AddrPort]struct{}
+}
+
+func newUDPPorts(maxListeners int) *udpPorts {
+	p := &udpPorts{low: unprivilegedPorts(), shared: map[portKey]*sharedPort{}, ages: list.New(), most: maxShared}
+	if maxListeners > 0 {
+		p.most = min(maxShared, max(maxListeners/16, 8)) // descriptors are for connections as well
+	}
+	return p
+}
+
+// unprivilegedPorts is the first port that anybody may have.
+func unprivilegedPorts() uint16 {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if n, e := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 16); err == nil && e == nil {
+		return uint16(n)
+	}
+	return 1024
+}
+
+func (p *udpPorts) firstOf(k portKey) *uint64 {
+	if k.v4 {
+		return &p.first[0][k.port]
+	}
+	return &p.first[1][k.port]
+}
+
+// flowSocket opens a UDP flow's socket from a port where that is free, or ours and
+// may be shared, and else from another. It returns the port.
+func (f *Factory) flowSocket(m *path, from, to netip.AddrPort, mayShare bool) (fd int, port uint16, err error) {
+	p := f.ports
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := portKey{to.Addr().Is4(), from.Port()}
+	if k.port >= p.low && k.port != 0 {
+		fd, err = boundUDP(m, from, to, aloneUntilBound)
+		if err == nil {
+			p.takes(k, fd)
+			return fd, k.port, nil
+		}
+		if how, ok := sharedUntilConnected, false; mayShare && unwrap(err) == unix.EADDRINUSE {
+			if how, ok = f.share(m, k, to); ok {
+				fd, err = boundUDP(m, from, to, how)
+			}
+		}
+		if e := unwrap(err); e != unix.EADDRINUSE && e != unix.EACCES {
+			return fd, k.port, err
+		}
+	}
+	fd, err = boundUDP(m, netip.AddrPortFrom(from.Addr(), 0), to, aloneUntilBound)
+	if err == nil {
+		k.port = localPort(fd)
+		p.takes(k, fd)
+	}
+	return fd, k.port, err
+}
+
+// takes notes that a socket was bound to a port that nobody had.
+func (p *udpPorts) takes(k portKey, fd int) {
+	*p.firstOf(k) = cookie(fd)
+}
+
+// share makes sure that a port that is taken is ours, that no socket on it is
+// connected to the same peer, and says how to bind another.
+func (f *Factory) share(m *path, k portKey, to netip.AddrPort) (sharing, bool) {
+	p := f.ports
+	how, listens := sharedUntilConnected, f.onPort(k)
+	if len(listens) > 0 {
+		how = sharedAndOpen
+	}
+	s := p.shared[k]
+	if s == nil {
+		if s = p.secure(m, k, listens); s == nil {
+			return how, false
+		}
+	}
+	s.used = time.Now()
+	p.ages.MoveToFront(s.age)
+	return how, p.single(s, k, to)
+}
+
+// look lists the sockets on a port for the sake of a flow.
+func (p *udpPorts) look(port, peerPort uint16) ([]holder, error) {
+	if now := time.Now(); now.Sub(p.second) >= time.Second {
+		p.second, p.looks = now, 0
+	}
+	if p.looks++; p.looks > maxLooks {
+		return nil, unix.EAGAIN
+	}
+	return p.kernel.on(ipc.ProtoUDP, port, peerPort)
+}
+
+// single notes that a socket on the port will be connected to a peer. It reports
+// false if one is already.
+func (p *udpPorts) single(s *sharedPort, k portKey, to netip.AddrPort) bool {
+	_, again := s.peers[to]
+	if again || len(s.peers) >= maxPortPeers {
+		if all, err := p.look(k.port, to.Port()); err != nil || connectedTo(all, to) {
+			return false
+		}
+	}
+	if len(s.peers) < maxPortPeers {
+		s.peers[to] = struct{}{}
+	}
+	return true
+}
+
+func connectedTo(all []holder, to netip.AddrPort) bool {
+	for i := range all {
+		if all[i].peer == to {
+			return true
+		}
+	}
+	return false
+}
+
+// secure makes a port of ours one to share, or returns nil if it is not ours
+// alone.
+func (p *udpPorts) secure(m *path, k portKey, listens []Listener) *sharedPort {
+	all, err := p.look(k.port, 0)
+	if err != nil {
+		return nil
+	}
+	s := &sharedPort{anchor: -1, peers: map[netip.AddrPort]struct{}{}}
+	if !coveredBy(listens, k.v4) {
+		if !p.allOurs(all, k, 0, listens) {
+			return nil
+		}
+		if s.anchor, err = anchorSocket(m, k); err != nil {
+			return nil
+		}
+		s.cookie = cookie(s.anchor)
+		// Somebody may have come between the look and the bind.
+		all, err = p.look(k.port, 0)
+		if err != nil || !p.allOurs(all, k, s.cookie, listens) {
+			unix.Close(s.anchor)
+			return nil
+		}
+	}
+	for i := range all {
+		if all[i].peer.Port() != 0 && len(s.peers) < maxPortPeers {
+			s.peers[all[i].peer] = struct{}{}
+		}
+	}
+	for p.ages.Len() >= p.most {
+		p.forget(p.ages.Back().Value.(portKey))
+	}
+	p.shared[k], s.age = s, p.ages.PushFront(k)
+	if p.timer == nil {
+		p.timer = time.AfterFunc(sharedLife, p.sweep)
+	}
+	return s
+}
+
+// allOurs tells whether all sockets on a port that matter to the family are the
+// one that had it first, the anchor, or on the address of a listener of ours,
+// which nobody else can have.
+func (p *udpPorts) allOurs(all []holder, k portKey, anchor uint64, listens []Listener) bool {
+	first := *p.firstOf(k)
+	for i := range all {
+		h := &all[i]
+		ours := !h.inFamily(k.v4) || h.cookie != 0 && (h.cookie == first || h.cookie == anchor)
+		for j := range listens {
+			l := &listens[j]
+			ours = ours || h.cookie != 0 && h.cookie == l.cookie || l.Addr.IsValid() && l.Addr.WithZone("") == h.local.Addr()
+		}
+		if !ours {
+			return false
+		}
+	}
+	return true
+}
+
+// coveredBy tells whether one of the listeners has the whole port, so that all
+// others on it are ours.
+func coveredBy(listens []Listener, v4 bool) bool {
+	for i := range listens {
+		l := &listens[i]
+		if l.Interface == "" && (!l.Addr.IsValid() || l.Addr.IsUnspecified() && l.Addr.Is4() == v4) {
+			return true
+		}
+	}
+	return false
+}
+
+// onPort returns our UDP listeners on a port of the host.
+func (f *Factory) onPort(k portKey) (on []Listener) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range f.listeners {
+		if l.Proto == ipc.ProtoUDP && !l.Namespace && l.Port == k.port && (!l.Addr.IsValid() || l.Addr.Is4() == k.v4) {
+			on = append(on, l)
+		}
+	}
+	return on
+}
+
+// anchorSocket opens an anchor: on one interface only, so that whoever lists the
+// host's services does not take it for one, and nothing from elsewhere is lost in
+// it.
+func anchorSocket(m *path, k portKey) (int, error) {
+	a := netip.IPv6Unspecified()
+	if k.v4 {
+		a = netip.IPv4Unspecified()
+	}
+	o := newSocket(a, unix.SOCK_DGRAM, unix.IPPROTO_UDP)
+	o.deafen()
+	if !k.v4 {
+		o.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	o.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	if m.Interface != "" {
+		o.device(m.Interface)
+	} else {
+		o.device("lo")
+	}
+	o.bind(netip.AddrPortFrom(a, k.port), 0)
+	return o.done()
+}
+
+// replies notes that a listener's answers go to a peer from its port. It reports
+// false if a flow of the guest's has the same two ends.
+func (p *udpPorts) replies(k portKey, to netip.AddrPort) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shared[k]
+	return s == nil || p.single(s, k, to)
+}
+
+// sweep gives shared ports back that no flow has used for long, and on which none
+// is left.
+func (p *udpPorts) sweep() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for k, s := range p.shared {
+		if now.Sub(s.used) < sharedLife {
+			continue
+		}
+		if all, err := p.kernel.on(ipc.ProtoUDP, k.port, 0); err == nil && p.inUse(all, k, s) {
+			s.used = now
+			continue
+		}
+		p.forget(k)
+	}
+	if p.timer = nil; len(p.shared) > 0 {
+		p.timer = time.AfterFunc(sharedLife, p.sweep)
+	}
+}
+
+// inUse tells whether flows are connected from the port.
+func (p *udpPorts) inUse(all []holder, k portKey, s *sharedPort) bool {
+	for i := range all {
+		if h := &all[i]; h.peer.Port() != 0 && h.inFamily(k.v4) && h.cookie != s.cookie {
+			return true
+		}
+	}
+	return false
+}
+
+// join binds a listener to a port that is taken, if it is so by flows of the
+// guest's only: a service that has called somebody before it was forwarded to.
+func (f *Factory) join(l *Listener, families ...bool) (int, error) {
+	p := f.ports
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ours := func(listener uint64) bool {
+		for _, v4 := range families {
+			k := portKey{v4, l.Port}
+			if p.shared[k] != nil {
+				continue
+			}
+			all, err := p.kernel.on(ipc.ProtoUDP, k.port, 0)
+			if err != nil || !p.allOurs(all, k, listener, f.onPort(k)) {
+				return false
+			}
+		}
+		return true
+	}
+	if p.first[0][l.Port]|p.first[1][l.Port] == 0 || !ours(0) {
+		return -1, unix.EADDRINUSE
+	}
+	fd, err := f.listenSocket(l, true)
+	if err == nil && !ours(cookie(fd)) {
+		unix.Close(fd)
+		return -1, unix.EADDRINUSE
+	}
+	if err == nil {
+		for _, v4 := range families {
+			if k := (portKey{v4, l.Port}); p.shared[k] != nil {
+				p.forget(k) // its anchor, which would hear in place of the listener
+			}
+		}
+	}
+	return fd, err
+}
+
+// unlistened forgets what is shared by a listener that is about to go.
+func (p *udpPorts) unlistened(port uint16) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, v4 := range []bool{true, false} {
+		if s := p.shared[portKey{v4, port}]; s != nil && s.anchor < 0 {
+			p.forget(portKey{v4, port})
+		}
+	}
+}
+
+func (p *udpPorts) forget(k portKey) {
+	s := p.shared[k]
+	if s.anchor >= 0 {
+		unix.Close(s.anchor)
+	}
+	p.ages.Remove(s.age)
+	delete(p.shared, k)
+}
