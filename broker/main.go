@@ -13,6 +13,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -306,7 +307,7 @@ func (in *instance) enter() error {
 		in.ns.SetAgentIDs(int(ids.own.UID), int(ids.own.GID))
 	}
 	var err error
-	in.agent, err = agent.Start(in.ns, func(line string) { in.log.Error(line, "component", "agent") })
+	in.agent, err = agent.Start(in.ns, in.agentSays())
 	return err
 }
 
@@ -360,7 +361,7 @@ func (in *instance) prepare(host *hostnet.Network) error {
 	id := unprivileged(in.cfg)
 	in.worker, err = supervise.New(supervise.Options{
 		Identity: id.worker(),
-		Logger:   in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug,
+		Logger:   in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug, Trace: in.cfg.Trace,
 		Setup:    in.setUpWorker,
 		Serve:    in.serveWorker,
 		FileSize: in.capture.bound(), Files: in.limits.Sockets,
@@ -550,6 +551,16 @@ func (in *instance) wait(signals <-chan os.Signal) (int, error) {
 			}
 			return 0, nil
 		}
+	}
+}
+
+// agentSays takes the agent's last words into the log: the first line, which has
+// the reason, and where it happened only for who wants to know.
+func (in *instance) agentSays() func(line string) {
+	level := slog.LevelError
+	return func(line string) {
+		in.log.Log(context.Background(), level, line, "component", "agent")
+		level = slog.LevelDebug
 	}
 }
 

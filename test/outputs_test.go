@@ -295,3 +295,59 @@ func TestJournalLevels(t *testing.T) {
 		t.Errorf("status %d, %v:\n%s", st, err, b)
 	}
 }
+
+// TestLastWords: worker and agent that die by their runtime leave one line each,
+// and the rest to -d.
+func TestLastWords(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	for _, debug := range []bool{false, true} {
+		args := []string{"--config-net"}
+		if debug {
+			args = append(args, "-d")
+		}
+		g := lab.For(t).Guest(args...)
+		for _, pid := range g.Processes() {
+			if comm, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm"); strings.HasPrefix(string(comm), "aldente-") {
+				_ = syscall.Kill(pid, syscall.SIGABRT)
+			}
+		}
+		for _, want := range []string{`worker ended .*SIGABRT: abort`, `SIGABRT: abort component=agent`} {
+			re := regexp.MustCompile(want)
+			if !eventually(5*time.Second, func() bool { return re.MatchString(g.Proc.Output()) }) {
+				t.Errorf("debug %v: no %s in\n%s", debug, want, g.Proc.Output())
+			}
+		}
+		if !eventually(2*time.Second, func() bool { return strings.Contains(g.Proc.Output(), "goroutine ") == debug }) {
+			t.Errorf("debug %v: traceback or none:\n%s", debug, g.Proc.Output())
+		}
+		g.Close()
+	}
+}
+
+// TestTrace has a line for each packet, either way.
+func TestTrace(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	g := lab.Guest("--trace")
+	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
+	if s, err := netlab.Ask(g.NS, "tcp", "192.0.2.9:7", "not in the log"); s != "not in the log" {
+		t.Fatalf("%q, %v", s, err)
+	}
+	g.Must("ping", "-c", "40", "-i", "0.005", "192.0.2.9")
+	for _, want := range []string{
+		`from guest: tcp 192\.0\.2\.2:\d+ > 192\.0\.2\.9:7 syn seq \d+ window \d+ mss \d+ wscale \d+ length 0`,
+		`to guest: tcp 192\.0\.2\.9:7 > 192\.0\.2\.2:\d+ syn,ack seq \d+ ack \d+ window \d+ `,
+		`from guest: tcp .* psh,ack .* length 14`, `to guest: tcp .* length 14`,
+		`from guest: arp request for 192\.0\.2\.`, `to guest: arp reply to 192\.0\.2\.2 `,
+	} {
+		re := regexp.MustCompile(want)
+		if !eventually(5*time.Second, func() bool { return re.MatchString(g.Proc.Output()) }) {
+			t.Errorf("no %s in\n%s", want, g.Proc.Output())
+		}
+	}
+	out := g.Proc.Output()
+	if n := strings.Count(out, "icmp 192.0.2.2 > 192.0.2.9 type 8 code 0 length 64"); n != 40 || strings.Contains(out, "not in the log") {
+		t.Errorf("%d of 40 echo requests, or contents:\n%s", n, out)
+	}
+}

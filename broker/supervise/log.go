@@ -133,6 +133,7 @@ func parseLevel(line string) (level slog.Level, text string, ok bool) {
 
 // limiter is a token bucket over lines.
 type limiter struct {
+	off        bool
 	tokens     float64
 	last       time.Time
 	suppressed int
@@ -141,6 +142,9 @@ type limiter struct {
 // allow says whether a line may pass, and how many did not since the last that
 // did.
 func (l *limiter) allow(now time.Time) (ok bool, suppressed int) {
+	if l.off {
+		return true, 0
+	}
 	if !l.last.IsZero() {
 		l.tokens = min(l.tokens+now.Sub(l.last).Seconds()*perSecond, burst)
 	}

@@ -115,6 +115,7 @@ func (s *Supervisor) spawn() (*life, error) {
 		logPipe: logRead,
 	}
 	l.log = newLogReader(s.opts.Logger.With("component", "worker", "pid", pid), &l.ready)
+	l.log.limit.off = s.opts.Trace
 	return l, nil
 }
 

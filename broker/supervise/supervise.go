@@ -40,6 +40,8 @@ type Options struct {
 	Strict bool
 	// Debug has the worker report each layer.
 	Debug bool
+	// Trace takes all that the worker logs: it logs a line for each packet.
+	Trace bool
 	// FileSize is how many bytes a file may have to which the worker writes,
 	// negative: any number.
 	FileSize int64

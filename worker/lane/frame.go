@@ -23,6 +23,9 @@ const (
 func (l *Lane) frame(f *link.Frame) {
 	l.Stats.Frames++
 	l.moved += len(f.Data)
+	if l.trace != nil {
+		l.trace.frame("from guest: ", f.Data, nil)
+	}
 	if l.capture != nil {
 		l.capture.Frame(time.Now(), &f.Offload, f.Data, nil)
 	}

@@ -84,6 +84,7 @@ type Lane struct {
 	batch    *link.Batch
 	capture  *link.Capture
 	flows    *flowLog // nil unless debugging
+	trace    *trace   // nil unless asked for
 	mark     int32    // eventfd of the capture, -1: none
 	freed    bool     // a descriptor was closed since tcp was told
 	crowd    crowd
@@ -178,6 +179,9 @@ func (l *Lane) configure(rec []byte) error {
 	if err := g.Config.Decode(rec); err != nil {
 		return err
 	}
+	if g.Has(ipc.FlagTrace) {
+		l.trace = new(trace)
+	}
 	if g.Has(ipc.FlagDebug) {
 		l.flows = newFlowLog()
 	}
@@ -247,6 +251,9 @@ func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 		return false
 	}
 	l.moved += len(payload)
+	if l.trace != nil {
+		l.trace.frame("to guest: ", headers, payload)
+	}
 	if l.capture != nil {
 		l.capture.Frame(time.Now(), o, headers, payload)
 	}
