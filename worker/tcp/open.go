@@ -384,7 +384,7 @@ func (t *Translator) vacant(k *flow.Key) bool {
 	case c.state == stateTimeWait:
 		t.remove(old, c)
 		return true
-	case c.state == stateOpen && c.guestDone():
+	case c.state == stateOpen && c.guestDone() && after(c.sndUna, c.finSeq):
 		t.detach(old, c)
 		return true
 	}
