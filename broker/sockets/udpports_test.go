@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// flowFrom opens a flow's socket from a port of loopback, to another.
+func flowFrom(t *testing.T, f *Factory, v6 bool, port, to uint16) (fd int, got uint16) {
+	t.Helper()
+	a, peer := netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if v6 {
+		a, peer = netip.IPv6Unspecified(), netip.IPv6Loopback()
+	}
+	fd, got, err := f.flowSocket(&path{}, netip.AddrPortFrom(a, port), netip.AddrPortFrom(peer, to), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd, got
+}
+
+func knowing(t *testing.T) *Factory {
+	t.Helper()
+	f := New(Config{V4: Family{Enabled: true}, V6: Family{Enabled: true}})
+	if err := f.KnowPorts(); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		f.ports.mu.Lock()
+		defer f.ports.mu.Unlock()
+		for k := range f.ports.shared {
+			f.ports.forget(k)
+		}
+		f.ports.kernel.socket.Close()
+	})
+	return f
+}
+
+// TestSharedPort: flows of one instance share a port, but no two to one peer; another
+// instance of the same user has no part in it, whenever it comes.
+func TestSharedPort(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		f, other := knowing(t), knowing(t)
+		a, peer := netip.IPv4Unspecified(), netip.MustParseAddrPort("127.0.0.1:9")
+		if v6 {
+			a, peer = netip.IPv6Unspecified(), netip.MustParseAddrPort("[::1]:9")
+		}
+		fd, port, err := f.flowSocket(&path{}, netip.AddrPortFrom(a, 0), peer, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.ports.kernel.on(17, port, 0); err != nil {
+			t.Skip(err)
+		}
+		if _, got := flowFrom(t, f, v6, port, 9); got == port {
+			t.Error("two sockets between the same ends")
+		}
+		for to := uint16(10); to < 20; to++ {
+			if _, got := flowFrom(t, f, v6, port, to); got != port {
+				t.Errorf("to port %d from %d, not %d", to, got, port)
+			}
+			if _, got := flowFrom(t, other, v6, port, 100+to); got == port {
+				t.Error("another instance speaks from the port")
+			}
+		}
+		// What is closed leaves its peer to the next.
+		unix.Close(fd)
+		if _, got := flowFrom(t, f, v6, port, 9); got != port {
+			t.Errorf("from port %d after the first was closed", got)
+		}
+		if n := len(f.ports.shared); n != 1 {
+			t.Errorf("%d ports shared", n)
+		}
+		// In use, it is not given back, however long ago.
+		for _, s := range f.ports.shared {
+			s.used = time.Now().Add(-2 * sharedLife)
+		}
+		f.ports.sweep()
+		if len(f.ports.shared) != 1 {
+			t.Error("given back while flows are on it")
+		}
+	}
+}
+
+// TestPortOfAnother: the port that a flow of ours had first, another instance of the
+// user may have by now. That we had it is no reason to share it.
+func TestPortOfAnother(t *testing.T) {
+	f, other := knowing(t), knowing(t)
+	a, to := netip.IPv4Unspecified(), netip.MustParseAddrPort("127.0.0.1:9")
+	fd, port, err := f.flowSocket(&path{}, netip.AddrPortFrom(a, 0), to, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	if _, got := flowFrom(t, other, false, port, 10); got != port {
+		t.Skip("somebody else was faster")
+	}
+	for to := uint16(11); to < 14; to++ {
+		if _, got := flowFrom(t, f, false, port, to); got == port {
+			t.Error("a port of another instance was shared")
+		}
+	}
+	if len(f.ports.shared) != 0 {
+		t.Error("held as shared")
+	}
+}
+
+// TestHoldersBytes reads lists that end anywhere.
+func TestHoldersBytes(t *testing.T) {
+	b := make([]byte, unix.SizeofNlMsghdr+inetDiagMsgLen+8)
+	b[0], b[4], b[8] = byte(len(b)), sockDiagByFamily, 7
+	body := b[unix.SizeofNlMsghdr:]
+	body[0], body[diagSport], body[diagSport+1] = unix.AF_INET6, 0x12, 0x34
+	body[inetDiagMsgLen], body[inetDiagMsgLen+2], body[inetDiagMsgLen+4] = 5, skV6Only, 1
+	var all []holder
+	if done, err := takeHolders(b, 7, 0x1234, &all); done || err != nil || len(all) != 1 || !all[0].v6only || all[0].inFamily(true) || !all[0].inFamily(false) {
+		t.Fatalf("%v, %v: %+v", done, err, all)
+	}
+	for n := range b {
+		_, _ = takeHolders(b[:n], 7, 0x1234, &all)
+		for v := range 256 {
+			c := append([]byte(nil), b...)
+			c[n] = byte(v)
+			_, _ = takeHolders(c, 7, 0x1234, &all)
+		}
+	}
+}
