@@ -40,6 +40,7 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 		n.at = uint32(at)
 		t.listeners = append(t.listeners, n)
 	}
+	t.g.Shares.Reduce(1)
 	// What a burst of clients sends waits here.
 	t.env.Option(fd, flow.OptionRecvBuffer, bulkBuffer)
 	if e := t.env.Watch(fd, flow.Token(flow.OwnerUDPListener, l.ID, uint32(at)), flow.Readable); e != 0 {
@@ -64,6 +65,7 @@ func (t *Translator) closeListener(at int) {
 	if l.ready {
 		t.waiting--
 	}
+	t.g.Shares.Reduce(-1)
 	t.env.Close(l.fd)
 	*l = listener{}
 	t.unused = append(t.unused, uint32(at))
@@ -299,14 +301,13 @@ func (t *Translator) openReply(i uint32, c *conn) bool {
 		Token: t.token(i), Proto: ipc.ProtoUDP, Listener: c.listener,
 		Src: c.local, Dst: c.peer, SrcPort: c.localPort, DstPort: c.peerPort,
 	}
-	if !t.env.Open(&t.open) {
+	if !t.makeRoom() || !t.env.Open(&t.open) {
 		t.Stats.NoRoom++
 		return false
 	}
-	t.makeRoom()
 	t.unlist(i, c)
 	c.state = stateOpening
-	t.ages.Add(i)
+	t.enlist(i)
 	if l != nil {
 		l.replies++
 	}

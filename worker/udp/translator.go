@@ -104,6 +104,11 @@ type Translator struct {
 	inboundFlows *flow.Table[uint32]
 
 	ages flow.Ages
+	// outbound are those of them that hold a port of the host's: the broker grants
+	// only so many.
+	outbound flow.Ages
+	numOut   int
+	maxOut   int
 	// heard are the flows that the guest has not answered. Anybody can make those:
 	// they are a share of the table, and give way to one another only.
 	heard    flow.Ages
@@ -152,9 +157,15 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 		flows:  flow.NewTable[conn](maxFlows),
 		ages:   flow.NewAges(maxFlows),
 		heard:  flow.NewAges(maxFlows),
-		ready:  make([]uint32, 0, maxFlows),
-		joined: make([]byte, bufferSize),
-		frame:  make([]byte, bufferSize+packet.MaxHeaders),
+		maxOut: maxFlows,
+
+		outbound: flow.NewAges(maxFlows),
+		ready:    make([]uint32, 0, maxFlows),
+		joined:   make([]byte, bufferSize),
+		frame:    make([]byte, bufferSize+packet.MaxHeaders),
+	}
+	if g.MaxUDP != 0 {
+		t.maxOut = min(maxFlows, int(g.MaxUDP))
 	}
 	t.maxHeard = maxFlows / heardPart
 	t.inboundFlows = flow.NewTable[uint32](maxFlows)
@@ -187,7 +198,13 @@ func (t *Translator) insert(k *flow.Key, as state) (uint32, *conn) {
 		t.evict(t.heard.Oldest())
 	}
 	if as != stateHeard {
-		t.makeRoom()
+		if t.numOut >= t.maxOut {
+			t.evict(t.outbound.Oldest())
+		}
+		if !t.makeRoom() {
+			t.Stats.NoRoom++
+			return flow.None, nil
+		}
 	}
 	i := t.flows.Insert(k)
 	if i == flow.None {
@@ -205,17 +222,30 @@ func (t *Translator) insert(k *flow.Key, as state) (uint32, *conn) {
 		t.heard.Add(i)
 		t.numHeard++
 	} else {
-		t.ages.Add(i)
+		t.enlist(i)
+		t.outbound.Add(i)
+		t.numOut++
 	}
 	t.wheel.Set(t.timer+i, c.last+t.lifetime(c))
 	return i, c
 }
 
-// makeRoom makes room for a flow that the guest wants.
-func (t *Translator) makeRoom() {
-	if t.flows.Len()-t.numHeard >= t.flows.Cap()-t.maxHeard {
+// makeRoom makes room for a flow that the guest wants. It reports false if there
+// is none, and nothing that might make some.
+func (t *Translator) makeRoom() bool {
+	for t.flows.Len()-t.numHeard >= t.flows.Cap()-t.maxHeard || !t.g.Shares.May(flow.ShareUDP, 1) {
+		if t.ages.Oldest() == flow.None {
+			return false
+		}
 		t.evict(t.ages.Oldest())
 	}
+	return true
+}
+
+// enlist puts a flow on the list of those that have a socket, or will have one.
+func (t *Translator) enlist(i uint32) {
+	t.ages.Add(i)
+	t.g.Shares.Take(flow.ShareUDP, 1)
 }
 
 // unlist takes a flow out of its list.
@@ -226,6 +256,11 @@ func (t *Translator) unlist(i uint32, c *conn) {
 		return
 	}
 	t.ages.Remove(i)
+	t.g.Shares.Take(flow.ShareUDP, -1)
+	if !c.inbound {
+		t.outbound.Remove(i)
+		t.numOut--
+	}
 }
 
 // remove ends a flow and frees all it holds.
@@ -260,6 +295,9 @@ func (t *Translator) touch(i uint32, c *conn) {
 		t.heard.Touch(i)
 	} else {
 		t.ages.Touch(i)
+		if !c.inbound {
+			t.outbound.Touch(i)
+		}
 	}
 }
 
