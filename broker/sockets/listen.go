@@ -83,13 +83,14 @@ func (f *Factory) listener(id uint32) (Listener, bool) {
 // Unlisten closes our copy of a listener and forgets it.
 func (f *Factory) Unlisten(id uint32) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if l, ok := f.listeners[id]; ok {
-		if l.Proto == ipc.ProtoUDP && !l.Namespace {
-			defer f.ports.unlistened(l.Port)
-		}
+	l, ok := f.listeners[id]
+	if ok {
 		unix.Close(l.FD)
 		delete(f.listeners, id)
+	}
+	f.mu.Unlock() // whoever has the ports may ask for listeners
+	if ok && l.Proto == ipc.ProtoUDP && !l.Namespace {
+		f.ports.unlistened(l.Port)
 	}
 }
 

@@ -193,6 +193,11 @@ func (p *udpPorts) secure(m *path, k portKey, listens []Listener) *sharedPort {
 	if err != nil {
 		return nil
 	}
+	for i := range listens {
+		if listens[i].Interface != "" && listens[i].Interface == m.anchorDevice() {
+			return nil // an anchor would hear in its place
+		}
+	}
 	s := &sharedPort{anchor: -1, peers: map[netip.AddrPort]struct{}{}}
 	if !coveredBy(listens, k.v4) {
 		if !p.allOurs(all, k, 0, listens) {
@@ -267,6 +272,14 @@ func (f *Factory) onPort(k portKey) (on []Listener) {
 	return on
 }
 
+// anchorDevice is the interface that an anchor is bound to.
+func (m *path) anchorDevice() string {
+	if m.Interface != "" {
+		return m.Interface
+	}
+	return "lo"
+}
+
 // anchorSocket opens an anchor: on one interface only, so that whoever lists the
 // host's services does not take it for one, and nothing from elsewhere is lost in
 // it.
@@ -281,11 +294,7 @@ func anchorSocket(m *path, k portKey) (int, error) {
 		o.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
 	o.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-	if m.Interface != "" {
-		o.device(m.Interface)
-	} else {
-		o.device("lo")
-	}
+	o.device(m.anchorDevice())
 	o.bind(netip.AddrPortFrom(a, k.port), 0)
 	return o.done()
 }
