@@ -171,7 +171,8 @@ func TestCapabilityKept(t *testing.T) {
 		{"TCP below 1024", []string{"-t", "81"}, noCapability},
 		{"UDP below 1024", []string{"-u", "81"}, bindOnly},
 		{"UDP from 1024 on", []string{"-u", "8081"}, noCapability},
-		{"automatic", []string{"-t", "auto"}, bindOnly},
+		{"automatic", []string{"-t", "auto"}, noCapability},
+		{"automatic and low by name", []string{"-t", "443,auto"}, bindOnly},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := lab.For(t).GuestWith(netlab.GuestSpec{User: netlab.Root, Args: append([]string{"--config-net"}, tt.args...)})

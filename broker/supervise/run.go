@@ -156,12 +156,12 @@ func (s *Supervisor) explain(l *life, status waitStatus, served error) Exit {
 	switch line := l.log.lastError(); {
 	case len(exit.Panic) > 0:
 		exit.Cause += ": " + exit.Panic[0]
-		if len(exit.Panic) > 1 {
-			exit.Cause += " (option -d shows where)"
-		}
-		if call := trappedCall(exit.Panic); call != "" {
+		switch call := trappedCall(exit.Panic); {
+		case call != "":
 			exit.Call = call
 			exit.Cause += ": " + call
+		case len(exit.Panic) > 1:
+			exit.Cause += " (option -d shows where)"
 		}
 	case line != "" && status.Exited():
 		exit.Cause += ": " + line
