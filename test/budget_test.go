@@ -255,7 +255,10 @@ func TestThreeGuests(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
 	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
 	go netlab.EchoUDP(lab.Remote.ListenUDP("udp", "192.0.2.9:7"))
-	script := "hoard=12000,udp,192.0.2.9,7 hoard=1500,tcp," + silent4 + ",9"
+	fourth := lab.Guest()
+	alone := perSecond(t, fourth.NS, "192.0.2.9:7")
+	hoards := "hoard=12000,udp,192.0.2.9,7 hoard=1500,tcp," + silent4 + ",9"
+	script := hoards + " burst=3000000,udp,192.0.2.9,7" // ends with its worker
 	var worst []*netlab.Guest
 	for range 3 {
 		worst = append(worst, lab.GuestWith(netlab.GuestSpec{Binary: filepath.Join(captives(t, captiveWorker), "pasta"),
@@ -264,7 +267,7 @@ func TestThreeGuests(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, g := range worst {
 		wg.Go(func() {
-			for word := range strings.FieldsSeq(script) {
+			for word := range strings.FieldsSeq(hoards) {
 				t.Log(told(t, g, word))
 			}
 		})
@@ -278,7 +281,6 @@ func TestThreeGuests(t *testing.T) {
 			t.Fatalf("a client on the host: %v", err)
 		}
 	}
-	fourth := lab.Guest()
 	for range 100 {
 		if err := answers(fourth.NS, "192.0.2.9:7"); err != nil {
 			t.Fatalf("the fourth guest: %v", err)
@@ -287,6 +289,18 @@ func TestThreeGuests(t *testing.T) {
 			t.Fatalf("the fourth guest: UDP %q, %v", got, err)
 		}
 	}
+	t.Logf("the fourth guest's connections in a second: %d alone, %d beside the three", alone, perSecond(t, fourth.NS, "192.0.2.9:7"))
+}
+
+// perSecond counts the connections that ask and are answered within a second.
+func perSecond(t *testing.T, n *netlab.NS, to string) (count int) {
+	t.Helper()
+	for end := time.Now().Add(time.Second); time.Now().Before(end); count++ {
+		if err := answers(n, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return count
 }
 
 // TestOrdinaryGuests: what ordinary guests do meets no limit: a resolver's 4,000

@@ -29,6 +29,8 @@ type served struct {
 	mu      sync.Mutex
 	fd      int // -1: gone
 	waiting int
+
+	refusals int // requests of the last message that got nothing
 }
 
 // begin counts a request that is answered later. It reports false if there

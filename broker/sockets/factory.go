@@ -131,6 +131,10 @@ func (f *Factory) Serve(control int) error {
 			}
 			return fmt.Errorf("answers: %w", err)
 		}
+		if s.refusals > 0 {
+			pace.take(s.refusals*refusalRecords, time.Now())
+			s.refusals = 0
+		}
 	}
 }
 
@@ -169,6 +173,9 @@ func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
 		}
 		if later {
 			continue
+		}
+		if fd < 0 {
+			s.refusals++
 		}
 		replies.Add(&answer, fd)
 		if kept {

@@ -357,3 +357,24 @@ func TestRevive(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusalsArePaced: a worker that goes on asking for what it does not get is
+// answered less often than one that is served, and its broker sleeps meanwhile.
+func TestRefusalsArePaced(t *testing.T) {
+	w := work(t, egress.Rule{Dest: "any"})
+	const asked = 2 * paceBurst / refusalRecords
+	began := time.Now()
+	buf := make([]byte, ipc.OpenedSize)
+	for range asked {
+		if _, err := unix.Write(w.worker, encode(goodOpen)); err != nil {
+			t.Fatal(err)
+		}
+		if n, fd, err := ipc.Receive(w.worker, buf, 0); err != nil || n != ipc.OpenedSize || fd >= 0 {
+			t.Fatalf("%d bytes, descriptor %d, %v", n, fd, err)
+		}
+	}
+	least := time.Duration(asked*(1+refusalRecords)-paceBurst) * time.Second / pacePerSecond
+	if took := time.Since(began); took < least/2 {
+		t.Errorf("%d refusals took %v", asked, took)
+	}
+}

@@ -9,6 +9,11 @@ import "time"
 const (
 	pacePerSecond = 100_000
 	paceBurst     = 20_000
+
+	// refusalRecords is what a request that got nothing counts for besides
+	// itself. Whoever goes on asking for what it does not get is to leave the
+	// processors to its neighbours: 5,000 such requests a second are enough.
+	refusalRecords = 19
 )
 
 // pace bounds what a worker that floods its broker with valid records can make
