@@ -3,7 +3,6 @@
 package main
 
 import (
-	"slices"
 	"time"
 
 	"aldente/broker/cli"
@@ -36,10 +35,10 @@ type autoRule struct {
 // a rule that asks for it, nothing is ever scanned.
 func (in *instance) startAuto() error {
 	a := &autoForward{in: in, firstOpen: firstOpen()}
-	for _, d := range []direction{inbound, outbound} {
-		for _, r := range in.rules(d) {
+	for d, rules := range [...][]*cli.Rule{inbound: in.plan.Inbound, outbound: in.plan.Outbound} {
+		for _, r := range rules {
 			if r.Auto {
-				a.rules = append(a.rules, autoRule{r, d, make(map[uint16][]sockets.Listener)})
+				a.rules = append(a.rules, autoRule{r, direction(d), make(map[uint16][]sockets.Listener)})
 			}
 		}
 	}
@@ -67,11 +66,6 @@ func (in *instance) startAuto() error {
 		}
 	}()
 	return nil
-}
-
-// scans tells whether a rule follows what is bound in the namespace.
-func (in *instance) scans() bool {
-	return slices.ContainsFunc(in.rules(inbound), func(r *cli.Rule) bool { return r.Auto })
 }
 
 // targets holds what may be forwarded in one direction, by protocol.
@@ -177,7 +171,7 @@ func (a *autoForward) open(r *autoRule, bound *ports.Set) {
 		if r.Weak && p < a.firstOpen {
 			continue
 		}
-		if l, err := a.in.factory.Bind(a.in.hostListener(r.Rule, p)); err == nil {
+		if l, err := a.in.factory.Bind(a.in.plan.HostListener(r.Rule, p)); err == nil {
 			opened(p, a.in.add(l))
 		}
 	}

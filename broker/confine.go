@@ -33,7 +33,7 @@ func checkExecutable() error { return policy.CheckExecutable() }
 // they came to.
 func (in *instance) kept() policy.Capabilities {
 	first := firstOpen()
-	for _, r := range in.rules(inbound) {
+	for _, r := range in.plan.Inbound {
 		if r.Auto && !r.Weak && r.First < first {
 			return policy.BindLowPorts
 		}

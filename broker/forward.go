@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -37,24 +36,6 @@ type forwarding struct {
 	auto *autoForward // nil: no rule asks for it
 }
 
-// rules returns the rules of a direction that are in force.
-func (in *instance) rules(d direction) []*cli.Rule {
-	tcp, udp := &in.cfg.TCPPorts, &in.cfg.UDPPorts
-	if d == outbound {
-		tcp, udp = &in.cfg.TCPNS, &in.cfg.UDPNS
-	}
-	var all []*cli.Rule
-	for _, f := range []*cli.Forward{tcp, udp} {
-		for i := range f.Rules {
-			r := &f.Rules[i]
-			if r.Proto == ipc.ProtoTCP && !in.cfg.NoTCP || r.Proto == ipc.ProtoUDP && !in.cfg.NoUDP {
-				all = append(all, r)
-			}
-		}
-	}
-	return all
-}
-
 // Whoever starts an instance in place of one that was killed, or whose namespace
 // was removed as "podman restart" does, may be faster than the old one's end: its
 // ports are free a moment later, on a busy machine some tenths of a second.
@@ -65,13 +46,13 @@ const (
 
 // listen opens the listening sockets that -t and -u ask for.
 func (in *instance) listen() error {
-	for _, r := range in.rules(inbound) {
+	for _, r := range in.plan.Inbound {
 		if r.Auto {
 			continue
 		}
 		var o outcome
 		for p := range r.Len() {
-			l := in.hostListener(r, r.First+uint16(p))
+			l := in.plan.HostListener(r, r.First+uint16(p))
 			_, err := in.factory.Listen(l)
 			for tries := 0; !r.Weak && errors.Is(err, unix.EADDRINUSE) && tries < handOverTries; tries++ {
 				time.Sleep(handOverPause)
@@ -125,15 +106,6 @@ func (o *outcome) judge(r *cli.Rule, log *slog.Logger) error {
 	return fmt.Errorf("%w, for rule %s", o.err, r)
 }
 
-// hostListener describes the listener of one of a rule's ports on the host.
-func (in *instance) hostListener(r *cli.Rule, port uint16) sockets.Listener {
-	return sockets.Listener{
-		Proto: r.Proto, Addr: r.Addr, Interface: r.Interface,
-		Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
-		Splice: in.cfg.Personality != cli.Passt && !in.cfg.NoSplice,
-	}
-}
-
 // enterForwarding starts what is forwarded by way of the agent, once it has set
 // the namespace up: listeners of -T and -U, and the automatic ones as far as
 // there is something to forward already. link is the tap's index there.
@@ -143,7 +115,7 @@ func (in *instance) enterForwarding(link int) error {
 		in.log.Error("the agent has ended: nothing is opened in the namespace any more", "error", err)
 	})
 	in.factory.SetNamespace(f.ns, uint32(link))
-	for _, r := range in.rules(outbound) {
+	for _, r := range in.plan.Outbound {
 		if r.Auto {
 			continue
 		}
@@ -184,10 +156,7 @@ func (in *instance) listenNamespace(r *cli.Rule, ports []uint16, opened func(por
 				}
 				o.note(err)
 				for _, fd := range fds {
-					opened(port, in.add(sockets.Listener{
-						Proto: r.Proto, Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
-						Namespace: true, FD: fd,
-					}))
+					opened(port, in.add(in.plan.NamespaceListener(r, port, fd)))
 				}
 			})
 		}
@@ -196,51 +165,28 @@ func (in *instance) listenNamespace(r *cli.Rule, ports []uint16, opened func(por
 	return o
 }
 
-// openNamespace asks the agent for the listener of one port: on lo, for both
-// families where both are enabled. Kernels that do not let it bind to a device
-// (before 5.7, without capabilities) give the loopback addresses instead.
+// openNamespace asks the agent for the listener of one port, and where the kernel
+// refuses that for those on the loopback addresses.
 func (in *instance) openNamespace(r *cli.Rule, port uint16, done func(fds []int, err error)) {
-	want := ipc.AgentOpen{Proto: r.Proto, Flags: ipc.AgentOpenBind | ipc.AgentOpenListen | ipc.AgentOpenDevice, LocalPort: port}
-	v4 := in.net.v4.enabled && (!r.Addr.IsValid() || r.Addr.Is4())
-	v6 := in.net.v6.enabled && (!r.Addr.IsValid() || r.Addr.Is6())
-	switch {
-	case !v6:
-		want.Flags |= ipc.AgentOpenIPv4
-	case v4:
-		want.Flags |= ipc.AgentOpenDual
-	}
-	in.forward.ns.Open(want, func(fd int, err error) {
-		if err == nil {
+	in.forward.ns.Open(in.plan.NamespaceSocket(r, port), func(fd int, err error) {
+		switch {
+		case err == nil:
 			done([]int{fd}, nil)
-			return
-		}
-		if !errors.Is(err, unix.EPERM) {
+		case errors.Is(err, unix.EPERM):
+			in.openAll(in.plan.LoopbackSockets(r, port), nil, done)
+		default:
 			done(nil, err)
-			return
 		}
-		var addrs []netip.Addr
-		if v4 {
-			addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
-		}
-		if v6 {
-			addrs = append(addrs, netip.IPv6Loopback())
-		}
-		in.openLoopback(want, addrs, nil, done)
 	})
 }
 
-// openLoopback opens one socket for each address.
-func (in *instance) openLoopback(want ipc.AgentOpen, addrs []netip.Addr, fds []int, done func([]int, error)) {
-	if len(addrs) == 0 {
+// openAll opens one socket after the other, all or none.
+func (in *instance) openAll(want []ipc.AgentOpen, fds []int, done func([]int, error)) {
+	if len(want) == 0 {
 		done(fds, nil)
 		return
 	}
-	want.Flags = ipc.AgentOpenBind | ipc.AgentOpenListen
-	if addrs[0].Is4() {
-		want.Flags |= ipc.AgentOpenIPv4
-	}
-	want.Local = addrs[0].As16()
-	in.forward.ns.Open(want, func(fd int, err error) {
+	in.forward.ns.Open(want[0], func(fd int, err error) {
 		if err != nil {
 			for _, fd := range fds {
 				unix.Close(fd)
@@ -248,7 +194,7 @@ func (in *instance) openLoopback(want ipc.AgentOpen, addrs []netip.Addr, fds []i
 			done(nil, err)
 			return
 		}
-		in.openLoopback(want, addrs[1:], append(fds, fd), done)
+		in.openAll(want[1:], append(fds, fd), done)
 	})
 }
 

@@ -4,29 +4,16 @@ package main
 
 import (
 	"fmt"
-	"os"
 
 	"aldente/broker/budget"
-	"aldente/ipc"
 )
 
-// limit settles what the guest may use up of its host.
-func (in *instance) limit() {
-	h := budget.Host{
-		Descriptors: int(descriptors()),
-		Ephemeral:   ephemeralPorts(),
-		Conntrack:   int(sysctl("nf_conntrack_max", 0)),
+// tellRefused sums up at the end what the egress policy has refused, unless the
+// lines that name each destination have said it all.
+func (in *instance) tellRefused() {
+	if total, named := in.factory.Refused(); total > named {
+		in.log.Warn(fmt.Sprintf("the egress policy has refused %d times in all, %d destinations are named above", total, named))
 	}
-	in.limits = budget.Defaults(h).With(in.cfg.Limits, h)
-	if err := in.factory.SetBudget(in.limits, h); err != nil {
-		in.log.Warn("closed sockets cannot be told from open ones, limits on them count both", "error", err)
-	}
-}
-
-// tellLimits tells a worker what it is to keep to by itself.
-func (in *instance) tellLimits(c *ipc.Config) {
-	c.MaxFlows = uint32(in.limits.Sockets)
-	c.MaxUDP = uint32(in.limits.WorkerUDP())
 }
 
 // tellUsage says, in the end, how much of each limit was used.
@@ -37,16 +24,4 @@ func (in *instance) tellUsage() {
 				"opened", u.Opened, "refused", u.Refused, "ended", u.Ended)
 		}
 	}
-}
-
-// ephemeralPorts is how many ports the kernel gives out by itself.
-func ephemeralPorts() int {
-	first, last := 32768, 60999 // the kernel's own default
-	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
-		var f, l int
-		if _, err := fmt.Sscan(string(b), &f, &l); err == nil && f > 0 && l >= f && l < 1<<16 {
-			first, last = f, l
-		}
-	}
-	return last - first + 1
 }

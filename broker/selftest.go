@@ -48,29 +48,7 @@ func (in *instance) selfTest(r *selfReport) error {
 	if unprivileged(in.cfg).changes() {
 		policy.NonDumpable()
 	}
-	host, err := in.discover()
-	if err != nil {
-		return err
-	}
-	if err := in.enter(); err != nil {
-		return err
-	}
-	if err := in.prepare(host); err != nil {
-		return err
-	}
-	err = in.attach(host)
-	close(in.attached)
-	<-in.worker.Spawned()
-	if err == nil {
-		err = in.worker.SpawnError() // before what follows from it
-	}
-	if err == nil {
-		err = in.lockDown(-1)
-	}
-	if e := <-in.first; err == nil {
-		err = e
-	}
-	if err != nil {
+	if err := in.setUp(-1); err != nil {
 		return err
 	}
 	r.probe("opening a file is refused", openRefused())

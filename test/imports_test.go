@@ -27,6 +27,84 @@ var floors = [][]string{
 	{"aldente/worker"},
 }
 
+// brokerFloors are those of the broker. What a floor holds does not import each
+// other. The plan stands high, since it says in their own terms what the others are
+// told, and enters none of them: TestPlanOnlyDecides.
+var brokerFloors = [][]string{
+	{"egress", "budget", "foreign", "fork", "output", "hostnet/netlink", "netns/nofile"},
+	{"cli", "hostnet/rtnl", "startup", "ports", "netns"},
+	{"hostnet"},
+	{"sockets", "agent", "supervise"},
+	{"plan"},
+	{""}, // the program: nobody imports it
+}
+
+func brokerFloor(pkg string) int {
+	name := strings.TrimPrefix(strings.TrimPrefix(pkg, "aldente/broker"), "/")
+	return slices.IndexFunc(brokerFloors, func(f []string) bool { return slices.Contains(f, name) })
+}
+
+// TestBrokerFloors: imports go down in the broker too.
+func TestBrokerFloors(t *testing.T) {
+	for pkg, imports := range goList(t, "./broker/...") {
+		from := brokerFloor(pkg)
+		if from < 0 && !strings.HasSuffix(pkg, "test") {
+			t.Errorf("%s is on no floor", pkg)
+		}
+		for _, imp := range imports {
+			if isIn(imp, "aldente/broker") && from >= 0 && brokerFloor(imp) >= from {
+				t.Errorf("%s (floor %d) imports %s (floor %d): imports go down only", pkg, from, imp, brokerFloor(imp))
+			}
+		}
+	}
+}
+
+// pure are the functions of packages that make system calls which the plan may
+// call, since they make none, and its conversions.
+var pure = []string{"agent.Copy", "sockets.PortRange"}
+
+// TestPlanOnlyDecides parses broker/plan: it neither imports what enters the kernel
+// nor calls a function of our packages that do, and takes their types alone.
+func TestPlanOnlyDecides(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("..", "broker", "plan", "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, path := range files {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		checkCalls(t, path)
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range f.Imports {
+			if imp.Name != nil {
+				t.Errorf("%s renames %s", path, imp.Path.Value)
+			}
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			sel, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			x, ok := sel.X.(*ast.Ident)
+			if !ok || x.Obj != nil || !slices.Contains([]string{"agent", "cli", "hostnet", "netns", "ports", "sockets", "supervise"}, x.Name) {
+				return true
+			}
+			if name := x.Name + "." + sel.Sel.Name; !slices.Contains(pure, name) {
+				t.Errorf("%s calls %s", path, name)
+			}
+			return true
+		})
+	}
+}
+
 // floorOf returns a package's floor, or -1. All of policy is on the ground;
 // what only tests import is on none.
 func floorOf(pkg string) int {

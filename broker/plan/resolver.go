@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package plan
 
 import (
 	"fmt"
@@ -10,7 +10,6 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/egress"
 	"aldente/broker/hostnet"
-	"aldente/broker/sockets"
 	"aldente/ipc"
 )
 
@@ -138,27 +137,27 @@ func (f *guestFamily) borrowResolver(other *guestFamily, name netip.Addr) bool {
 // resolver of the host's that the guest cannot reach, since it is on loopback or
 // the policy denies it, gets a name on the guest's side. Options of the user
 // come first.
-func (in *instance) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers, policy sockets.Policy) {
-	if in.cfg.Personality != cli.Aldente || in.cfg.DNSNone || in.cfg.SpliceOnly {
+func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
+	if p.cfg.Personality != cli.Aldente || p.cfg.DNSNone || p.cfg.SpliceOnly {
 		return
 	}
-	given4, given6 := split(in.cfg.DNS)
+	given4, given6 := split(p.cfg.DNS)
 	for _, f := range []struct {
 		*guestFamily
 		given, servers []netip.Addr
 		forward        netip.Addr
-	}{{&in.net.v4, given4, r.Servers4, dnsForward4}, {&in.net.v6, given6, r.Servers6, dnsForward6}} {
+	}{{&p.net.v4, given4, r.Servers4, dnsForward4}, {&p.net.v6, given6, r.Servers6, dnsForward6}} {
 		if !f.enabled || f.dnsForward.IsValid() || len(f.given) > 0 {
 			continue
 		}
-		far := func(a netip.Addr) bool { return a == f.mapHostLoopback || !reachable(host, policy, a) }
+		far := func(a netip.Addr) bool { return a == f.mapHostLoopback || !reachable(host, p.Egress, a) }
 		if f.dnsHost.IsValid() && slices.ContainsFunc(f.servers, far) {
 			f.dnsForward, f.dns = f.forward, []netip.Addr{f.forward}
 		}
 	}
-	if f, other := in.net.only(); f != nil && len(in.cfg.DNS) == 0 {
+	if f, other := p.net.only(); f != nil && len(p.cfg.DNS) == 0 {
 		name := dnsForward6
-		if f == &in.net.v4 {
+		if f == &p.net.v4 {
 			name = dnsForward4
 		}
 		f.borrowResolver(other, name)
@@ -166,20 +165,20 @@ func (in *instance) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers,
 }
 
 // reachable tells whether the guest may ask a resolver by its own address.
-func reachable(host *hostnet.Network, policy sockets.Policy, a netip.Addr) bool {
+func reachable(host *hostnet.Network, policy *egress.Policy, a netip.Addr) bool {
 	return !a.IsLoopback() && !a.IsLinkLocalUnicast() && !slices.Contains(host.Own, a) &&
 		(policy == nil || policy.Judge(egress.Flow{Proto: ipc.ProtoUDP, To: netip.AddrPortFrom(a, 53)}).Allowed)
 }
 
 // noteNames says why the guest has no resolver, if it has none.
-func (in *instance) noteNames(r hostnet.Resolvers) {
-	if in.cfg.DNSNone || in.cfg.SpliceOnly || len(in.net.dns(false)) > 0 {
+func (p *Plan) noteNames(r hostnet.Resolvers) {
+	if p.cfg.DNSNone || p.cfg.SpliceOnly || len(p.net.dns(false)) > 0 {
 		return
 	}
 	if all := r.Servers(); len(all) > 0 {
-		in.log.Info(fmt.Sprintf("the guest can reach no resolver of the host's (%s): --dns-forward ADDR gives it a name there", all[0]))
+		p.Notes = append(p.Notes, fmt.Sprintf("the guest can reach no resolver of the host's (%s): --dns-forward ADDR gives it a name there", all[0]))
 	} else {
-		in.log.Info("no resolver in " + hostnet.ResolvConf + ": --dns ADDR tells the guest of one")
+		p.Notes = append(p.Notes, "no resolver in "+hostnet.ResolvConf+": --dns ADDR tells the guest of one")
 	}
 }
 

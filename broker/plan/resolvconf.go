@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package plan
 
 import (
 	"bytes"
@@ -16,39 +16,39 @@ import (
 
 // commandResolv is the resolv.conf of a command that we start; nil where the
 // host's serves. It is the host's with other servers.
-func (in *instance) commandResolv(r hostnet.Resolvers) []byte {
-	if in.cfg.DNSNone || r.Text == nil { // a file that is not there cannot be mounted over
+func (p *Plan) commandResolv(r hostnet.Resolvers) []byte {
+	if p.cfg.DNSNone || r.Text == nil { // a file that is not there cannot be mounted over
 		return nil
 	}
-	switch in.cfg.Personality {
+	switch p.cfg.Personality {
 	case cli.Aldente:
 	case cli.Pasta:
 		// Without --config-net a DHCP client may want to write the file.
-		if !in.cfg.ConfigNet || in.cfg.SpliceOnly || in.serves(r) {
+		if !p.cfg.ConfigNet || p.cfg.SpliceOnly || p.serves(r) {
 			return nil
 		}
 	default:
 		return nil
 	}
-	servers := in.net.dns(r.IPv6First)
-	if len(servers) == 0 || slices.Equal(servers, r.Servers()) && len(in.cfg.Search) == 0 {
+	servers := p.net.dns(r.IPv6First)
+	if len(servers) == 0 || slices.Equal(servers, r.Servers()) && len(p.cfg.Search) == 0 {
 		return nil
 	}
 	var b bytes.Buffer
 	for line := range strings.Lines(string(r.Text)) {
 		word, _, _ := strings.Cut(strings.TrimSpace(line), " ")
 		switch word, _, _ = strings.Cut(word, "\t"); {
-		case word == "nameserver", len(in.cfg.Search) > 0 && (word == "search" || word == "domain"):
+		case word == "nameserver", len(p.cfg.Search) > 0 && (word == "search" || word == "domain"):
 		default:
 			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
 		}
 	}
-	if len(in.cfg.Search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(in.cfg.Search, " "))
+	if len(p.cfg.Search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(p.cfg.Search, " "))
 	}
 	for _, s := range servers {
 		if s.Is6() && s.IsLinkLocalUnicast() {
-			s = s.WithZone(in.net.tap)
+			s = s.WithZone(p.net.tap)
 		}
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
@@ -58,17 +58,17 @@ func (in *instance) commandResolv(r hostnet.Resolvers) []byte {
 // serves tells whether the host's resolv.conf will do in the guest: it has no
 // servers at all, or one that the guest reaches and none of its families that it
 // would ask in vain.
-func (in *instance) serves(r hostnet.Resolvers) bool {
+func (p *Plan) serves(r hostnet.Resolvers) bool {
 	all := r.Servers()
 	some := len(all) == 0
 	for _, s := range all {
-		f := &in.net.v4
+		f := &p.net.v4
 		if s.Is6() {
-			f = &in.net.v6
+			f = &p.net.v6
 		}
 		switch {
 		case !f.enabled:
-		case f.asks(s) || s.IsLoopback() && in.leadsOut(53):
+		case f.asks(s) || s.IsLoopback() && p.leadsOut(53):
 			some = true
 		default:
 			return false
@@ -85,8 +85,8 @@ func (f *guestFamily) asks(s netip.Addr) bool {
 
 // leadsOut tells whether datagrams to a port of the namespace's loopback go to
 // the same port of the host's.
-func (in *instance) leadsOut(port uint16) bool {
-	return slices.ContainsFunc(in.rules(outbound), func(r *cli.Rule) bool {
+func (p *Plan) leadsOut(port uint16) bool {
+	return slices.ContainsFunc(p.Outbound, func(r *cli.Rule) bool {
 		return r.Proto == ipc.ProtoUDP && !r.TargetAddr.IsValid() && r.First <= port && port <= r.Last && r.TargetPort == r.First
 	})
 }

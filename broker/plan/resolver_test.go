@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package plan
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -125,24 +124,18 @@ func TestResolvers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			in := &instance{cfg: cfg, log: slog.New(slog.DiscardHandler)}
 			text := []byte("options edns0\n" + lines(tt.resolv) + "search corp.example.org\n")
-			in.resolvers = hostnet.ParseResolvers(text)
-			in.resolvers.Text = text
-			host := homeNetwork()
-			if in.net, _, err = settle(cfg, host, in.resolvers); err != nil {
-				t.Fatal(err)
-			}
-			policy, err := in.egress(host)
+			r := hostnet.ParseResolvers(text)
+			r.Text = text
+			p, err := New(cfg, Host{Network: homeNetwork(), Resolvers: r})
 			if err != nil {
 				t.Fatal(err)
 			}
-			in.forwardResolvers(host, in.resolvers, asked(policy))
 			var dns, forward []string
-			for _, a := range in.net.dns(false) {
+			for _, a := range p.net.dns(false) {
 				dns = append(dns, a.String())
 			}
-			for _, f := range []*guestFamily{&in.net.v4, &in.net.v6} {
+			for _, f := range []*guestFamily{&p.net.v4, &p.net.v6} {
 				if f.enabled && f.dnsForward.IsValid() {
 					forward = append(forward, fmt.Sprintf("%s>%s", f.dnsForward, f.dnsHost))
 				}
@@ -157,7 +150,7 @@ func TestResolvers(t *testing.T) {
 			if tt.own != "" {
 				want = "options edns0\nsearch corp.example.org\n" + lines(tt.own)
 			}
-			if got := string(in.commandResolv(in.resolvers)); got != want {
+			if got := string(p.ResolvConf); got != want {
 				t.Errorf("the command's resolv.conf:\n%s\nwant\n%s", got, want)
 			}
 		})
@@ -195,19 +188,11 @@ func TestGatewayNamesStayJudged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		in := &instance{cfg: cfg, log: slog.New(slog.DiscardHandler)}
-		in.resolvers = hostnet.ParseResolvers([]byte("nameserver 127.0.0.53\n"))
-		host := homeNetwork()
-		if in.net, _, err = settle(cfg, host, in.resolvers); err != nil {
-			t.Fatal(err)
-		}
-		policy, err := in.egress(host)
+		p, err := New(cfg, Host{Network: homeNetwork(), Resolvers: hostnet.ParseResolvers([]byte("nameserver 127.0.0.53\n"))})
 		if err != nil {
 			t.Fatal(err)
 		}
-		in.forwardResolvers(host, in.resolvers, asked(policy))
-		in.pinResolvers(policy)
-		if got := policy.Allowed(17, netip.MustParseAddrPort("127.0.0.53:53")); got != tt.want {
+		if got := p.Egress.Allowed(17, netip.MustParseAddrPort("127.0.0.53:53")); got != tt.want {
 			t.Errorf("%s: the stub resolver is reached: %v", tt.command, got)
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package plan
 
 import (
 	"fmt"
@@ -10,14 +10,15 @@ import (
 	"aldente/broker/cli"
 )
 
-// summary says what the guest got, one line each, as the original does.
-func (in *instance) summary(tap string) {
-	line := func(format string, args ...any) { in.log.Info(fmt.Sprintf(format, args...)) }
+// Summary says what the guest got, one line each, as the original does. tap is its
+// interface, empty if there is none.
+func (p *Plan) Summary(tap string) (lines []string) {
+	line := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	var via []string
 	for _, f := range []struct {
 		name string
 		fam  *guestFamily
-	}{{"IPv4", &in.net.v4}, {"IPv6", &in.net.v6}} {
+	}{{"IPv4", &p.net.v4}, {"IPv6", &p.net.v6}} {
 		if f.fam.enabled && f.fam.link.Name != "" {
 			via = append(via, fmt.Sprintf("%s (%s)", f.fam.link.Name, f.name))
 		}
@@ -29,18 +30,19 @@ func (in *instance) summary(tap string) {
 		line("Namespace interface: %s", tap)
 	}
 	line("MAC:")
-	m := in.cfg.MAC
+	m := p.cfg.MAC
 	line("    host: %02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
-	in.familySummary(line, "DHCP", "127.0.0.1", &in.net.v4, !in.cfg.NoDHCP)
-	in.familySummary(line, "NDP/DHCPv6", "::1", &in.net.v6, !in.cfg.NoNDP || !in.cfg.NoDHCPv6)
-	if in.cfg.DHCPSearch && len(in.net.search) > 0 {
+	p.familySummary(line, "DHCP", "127.0.0.1", &p.net.v4, !p.cfg.NoDHCP)
+	p.familySummary(line, "NDP/DHCPv6", "::1", &p.net.v6, !p.cfg.NoNDP || !p.cfg.NoDHCPv6)
+	if p.cfg.DHCPSearch && len(p.net.search) > 0 {
 		line("DNS search list:")
-		for _, s := range in.net.search {
+		for _, s := range p.net.search {
 			line("    %s", s)
 		}
 	}
-	showRules(line, "Inbound forwarding rules (HOST):", in.rules(inbound))
-	showRules(line, "Outbound forwarding rules (SPLICE):", in.rules(outbound))
+	showRules(line, "Inbound forwarding rules (HOST):", p.Inbound)
+	showRules(line, "Outbound forwarding rules (SPLICE):", p.Outbound)
+	return lines
 }
 
 func showRules(line func(string, ...any), title string, rules []*cli.Rule) {
@@ -52,7 +54,7 @@ func showRules(line func(string, ...any), title string, rules []*cli.Rule) {
 	}
 }
 
-func (in *instance) familySummary(line func(string, ...any), title, loopback string, f *guestFamily, served bool) {
+func (p *Plan) familySummary(line func(string, ...any), title, loopback string, f *guestFamily, served bool) {
 	if !f.enabled {
 		return
 	}
@@ -68,7 +70,7 @@ func (in *instance) familySummary(line func(string, ...any), title, loopback str
 		line("    assign: %s", f.addr)
 		show("router", f.our)
 	}
-	if len(f.dns) > 0 && in.cfg.DHCPDNS {
+	if len(f.dns) > 0 && p.cfg.DHCPDNS {
 		line("DNS:")
 		for _, a := range f.dns {
 			line("    %s", a)

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"aldente/broker/cli"
+	"aldente/broker/egress"
+	"aldente/broker/sockets"
+	"aldente/ipc"
+)
+
+// policy makes the policy of --allow and --deny; nil if there is none.
+func policy(cfg *cli.Config, h Host) (*egress.Policy, error) {
+	rules := egressRules(cfg)
+	if len(rules) == 0 {
+		return nil, nil
+	}
+	p, err := egress.New(rules, h.Network.Own)
+	if err != nil {
+		return nil, err
+	}
+	p.SetLocal(h.Local)
+	p.SetNAT64(cfg.NAT64)
+	return p, nil
+}
+
+// egressRules are those of --allow and --deny, and aldente's own behind them.
+func egressRules(cfg *cli.Config) []egress.Rule {
+	var rules []egress.Rule
+	for _, r := range cfg.Egress {
+		rules = append(rules, egress.Rule(r))
+	}
+	if cfg.Personality == cli.Aldente {
+		rules = append(rules, outboundAllowed(cfg)...)
+		rules = append(rules, egress.Rule{Dest: "host"}, egress.Rule{Dest: "metadata"})
+	}
+	return rules
+}
+
+// outboundAllowed is what -T and -U ask for: whoever forwards a port of the
+// host's loopback allows it to be used.
+func outboundAllowed(cfg *cli.Config) []egress.Rule {
+	var rules []egress.Rule
+	for _, r := range outbound(cfg) {
+		hosts := []string{"127.0.0.0/8", "[::1]"}
+		if r.TargetAddr.IsValid() {
+			hosts = []string{"[" + r.TargetAddr.String() + "]"}
+		}
+		proto := "tcp:"
+		if r.Proto == ipc.ProtoUDP {
+			proto = "udp:"
+		}
+		for _, h := range hosts {
+			rules = append(rules, egress.Rule{Allow: true, Dest: proto + h + ":" + r.Target().String()})
+		}
+	}
+	return rules
+}
+
+// pinResolvers keeps the resolvers reachable that forwarded queries go to. Where
+// only the mapped gateway stands for one, nobody asked for that exception.
+func (p *Plan) pinResolvers() {
+	for _, f := range []*guestFamily{&p.net.v4, &p.net.v6} {
+		if f.dnsForward.IsValid() && !f.dnsGateway {
+			p.Egress.Pin(f.dnsHost)
+		}
+	}
+}
+
+// asked is p as an interface, nil if there is no policy.
+func asked(p *egress.Policy) sockets.Policy {
+	if p == nil {
+		return nil
+	}
+	return p
+}

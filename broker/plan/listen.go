@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"net/netip"
+
+	"aldente/broker/cli"
+	"aldente/broker/sockets"
+	"aldente/ipc"
+)
+
+func inbound(cfg *cli.Config) []*cli.Rule { return inForce(cfg, &cfg.TCPPorts, &cfg.UDPPorts) }
+
+func outbound(cfg *cli.Config) []*cli.Rule { return inForce(cfg, &cfg.TCPNS, &cfg.UDPNS) }
+
+// inForce returns the rules whose protocol is not turned off.
+func inForce(cfg *cli.Config, forwards ...*cli.Forward) (all []*cli.Rule) {
+	for _, f := range forwards {
+		for i := range f.Rules {
+			r := &f.Rules[i]
+			if r.Proto == ipc.ProtoTCP && !cfg.NoTCP || r.Proto == ipc.ProtoUDP && !cfg.NoUDP {
+				all = append(all, r)
+			}
+		}
+	}
+	return all
+}
+
+// HostListener describes the listener of one of an inbound rule's ports on the
+// host.
+func (p *Plan) HostListener(r *cli.Rule, port uint16) sockets.Listener {
+	return sockets.Listener{
+		Proto: r.Proto, Addr: r.Addr, Interface: r.Interface,
+		Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
+		Splice: p.cfg.Personality != cli.Passt && !p.cfg.NoSplice,
+	}
+}
+
+// NamespaceListener describes the listener of one of an outbound rule's ports in
+// the namespace, whose socket the agent opens.
+func (p *Plan) NamespaceListener(r *cli.Rule, port uint16, fd int) sockets.Listener {
+	return sockets.Listener{
+		Proto: r.Proto, Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
+		Namespace: true, FD: fd,
+	}
+}
+
+// NamespaceSocket is what the agent is asked for first, for one of an outbound
+// rule's ports: a socket on lo, for both families where both are enabled.
+func (p *Plan) NamespaceSocket(r *cli.Rule, port uint16) ipc.AgentOpen {
+	o := ipc.AgentOpen{Proto: r.Proto, Flags: ipc.AgentOpenBind | ipc.AgentOpenListen | ipc.AgentOpenDevice, LocalPort: port}
+	switch v4, v6 := p.families(r); {
+	case !v6:
+		o.Flags |= ipc.AgentOpenIPv4
+	case v4:
+		o.Flags |= ipc.AgentOpenDual
+	}
+	return o
+}
+
+// LoopbackSockets are what takes its place with kernels that do not let the agent
+// bind to a device (before 5.7, without capabilities): one for each loopback
+// address.
+func (p *Plan) LoopbackSockets(r *cli.Rule, port uint16) (all []ipc.AgentOpen) {
+	o := ipc.AgentOpen{Proto: r.Proto, Flags: ipc.AgentOpenBind | ipc.AgentOpenListen, LocalPort: port}
+	v4, v6 := p.families(r)
+	if v4 {
+		o := o
+		o.Flags |= ipc.AgentOpenIPv4
+		o.Local = netip.AddrFrom4([4]byte{127, 0, 0, 1}).As16()
+		all = append(all, o)
+	}
+	if v6 {
+		o.Local = netip.IPv6Loopback().As16()
+		all = append(all, o)
+	}
+	return all
+}
+
+// families tells on which a rule listens.
+func (p *Plan) families(r *cli.Rule) (v4, v6 bool) {
+	v4 = p.net.v4.enabled && (!r.Addr.IsValid() || r.Addr.Is4())
+	v6 = p.net.v6.enabled && (!r.Addr.IsValid() || r.Addr.Is6())
+	return v4, v6
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package plan decides what each part of an instance is told: the worker, the
+// agent, the socket factory, who listens, a command's resolv.conf, the egress
+// policy and the user. It knows the options and what was read of the host before,
+// and reads, opens and asks nothing by itself.
+package plan
+
+import (
+	"net/netip"
+	"slices"
+
+	"aldente/broker/agent"
+	"aldente/broker/budget"
+	"aldente/broker/cli"
+	"aldente/broker/egress"
+	"aldente/broker/hostnet"
+	"aldente/broker/sockets"
+	"aldente/ipc"
+)
+
+// Host is what was read of the host.
+type Host struct {
+	Network   *hostnet.Network
+	Resolvers hostnet.Resolvers
+
+	// Local tells whether what a socket sends would stay on the host; nil: only
+	// the addresses of Network do.
+	Local func(egress.Flow) bool
+
+	Descriptors int           // hard limit on open files
+	Conntrack   int           // connections that the firewall keeps track of, zero: it does not
+	ClientPorts cli.PortRange // net.ipv4.ip_local_port_range
+	UDPIdle     uint32        // seconds that the firewall remembers a datagram without answer
+	UDPStream   uint32        // seconds that it remembers datagrams both ways
+
+	PeekOff4, PeekOff6 bool // SO_PEEK_OFF works on TCP sockets of the family
+}
+
+// Plan is what the parts of an instance are told.
+type Plan struct {
+	Worker     ipc.Config     // GuestMAC is for who makes the link to fill in
+	Tap        agent.Setup    // the guest's interface, where we make it
+	Factory    sockets.Config // without logger and clients
+	Egress     *egress.Policy // nil: everything is allowed
+	Inbound    []*cli.Rule    // -t, -u: from the host to the guest
+	Outbound   []*cli.Rule    // -T, -U: from the namespace's loopback to the host's
+	ResolvConf []byte         // of a command that we start, nil: the host's serves
+	Budget     budget.Host    // what the limits depend on
+	Limits     budget.Limits  // on what the guest may use up
+	Notes      []string       // worth telling the user, one line each
+
+	cfg *cli.Config
+	net guestNet
+}
+
+// New makes the plan. An error says which of the options cannot be met.
+func New(cfg *cli.Config, h Host) (*Plan, error) {
+	p := &Plan{cfg: cfg, Inbound: inbound(cfg), Outbound: outbound(cfg)}
+	var err error
+	if p.net, p.Notes, err = settle(cfg, h.Network, h.Resolvers); err != nil {
+		return nil, err
+	}
+	if p.Egress, err = policy(cfg, h); err != nil {
+		return nil, err
+	}
+	p.forwardResolvers(h.Network, h.Resolvers)
+	p.noteNames(h.Resolvers)
+	if p.Egress != nil {
+		p.pinResolvers()
+	}
+	p.ResolvConf = p.commandResolv(h.Resolvers)
+	p.Budget = budget.Host{
+		Descriptors: h.Descriptors,
+		Ephemeral:   int(h.ClientPorts.Last) - int(h.ClientPorts.First) + 1,
+		Conntrack:   h.Conntrack,
+	}
+	p.Limits = budget.Defaults(p.Budget).With(cfg.Limits, p.Budget)
+	p.Factory = p.factoryConfig(h)
+	p.Tap = p.tap(h.Network)
+	if err := p.workerConfig(h); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// HasPolicy tells whether options or defaults say where the guest may connect, so
+// that Host.Local is asked.
+func HasPolicy(cfg *cli.Config) bool { return len(egressRules(cfg)) > 0 }
+
+// NeedsClients tells whether the factory has to tell clients of the host's own from
+// services: where UDP ports are forwarded to the guest.
+func (p *Plan) NeedsClients() bool {
+	return slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Proto == ipc.ProtoUDP })
+}
+
+// Scans tells whether a rule follows what is bound in the namespace.
+func (p *Plan) Scans() bool {
+	return slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Auto })
+}
+
+// tapQueue is the length of the tap's queue towards us, in packets. A tap has
+// no back-pressure but windows: what 64 bulk flows have in flight, with the
+// acknowledgments of as many others, has to fit.
+const tapQueue = 16384
+
+// tap describes the guest's interface.
+func (p *Plan) tap(host *hostnet.Network) agent.Setup {
+	cfg := p.cfg
+	s := agent.Setup{Name: p.net.tap, MAC: cfg.NSMAC, MTU: p.net.mtu, QueueLen: tapQueue, Configure: cfg.ConfigNet}
+	if p.net.v4.enabled {
+		s.V4 = agent.Copy(&host.V4, p.net.v4.given(), cfg.Gateway4)
+	}
+	if p.net.v6.enabled {
+		s.V6 = agent.Copy(&host.V6, p.net.v6.given(), cfg.Gateway6)
+	}
+	if cfg.ConfigNet {
+		p.net.v4.reach(&s.V4)
+		p.net.v6.reach(&s.V6)
+	}
+	return s
+}
+
+// factoryConfig is the socket factory's view.
+func (p *Plan) factoryConfig(h Host) sockets.Config {
+	cfg, g := p.cfg, &p.net
+	view := func(f *guestFamily, source netip.Addr, device string) sockets.Family {
+		return sockets.Family{
+			Enabled: f.enabled, Source: source, Interface: device, Scope: uint32(f.link.Index),
+			DNSForward: f.dnsForward, DNSHost: f.dnsHost,
+			MapHostLoopback: f.mapHostLoopback, MapGuestAddr: f.mapGuestAddr, GuestAddr: f.addr.Addr(),
+			Freebind: cfg.FreeBind,
+		}
+	}
+	return sockets.Config{
+		Policy:       asked(p.Egress),
+		MaxListeners: h.Descriptors / 4 * 3,
+		LoToLo:       cfg.HostLoToNSLo || cfg.SpliceOnly,
+		NoLoopback6:  g.noLoopback6,
+		V4:           view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
+		V6:           view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
+		ClientPorts:  sockets.PortRange(h.ClientPorts),
+	}
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+
+	"aldente/broker/cli"
+	"aldente/ipc"
+)
+
+// synRetries is how often a SYN to the guest is sent again.
+const synRetries = 6
+
+// workerConfig is the worker's view.
+func (p *Plan) workerConfig(h Host) error {
+	cfg, g, c := p.cfg, &p.net, &p.Worker
+	*c = ipc.Config{
+		Flags:     p.flags(h),
+		OurMAC:    cfg.MAC,
+		MTU:       uint16(g.mtu),
+		LinkKind:  ipc.LinkTap,
+		MaxFlows:  uint32(p.Limits.Sockets),
+		MaxUDP:    uint32(p.Limits.WorkerUDP()),
+		DUIDTime:  duidTime,
+		UDPIdle:   h.UDPIdle,
+		UDPStream: h.UDPStream,
+		SYNRetry:  synRetries,
+	}
+	if cfg.Personality == cli.Passt {
+		c.LinkKind = ipc.LinkStream
+	}
+	put := func(to *[16]byte, a netip.Addr) {
+		if a.IsValid() {
+			*to = a.As16()
+		}
+	}
+	if g.v4.enabled && !cfg.SpliceOnly {
+		put(&c.Addr4, g.v4.addr.Addr())
+		c.Prefix4 = uint8(max(g.v4.addr.Bits(), 0))
+		put(&c.Our4, g.v4.our)
+		put(&c.MapHostLoopback4, g.v4.mapHostLoopback)
+		put(&c.MapGuestAddr4, g.v4.mapGuestAddr)
+		put(&c.DNSForward4, g.v4.dnsForward)
+	}
+	if g.v6.enabled && !cfg.SpliceOnly {
+		put(&c.Addr6, g.v6.addr.Addr())
+		c.Prefix6 = uint8(max(g.v6.addr.Bits(), 0))
+		put(&c.Our6, g.v6.our)
+		put(&c.OurLL6, g.linkLL)
+		put(&c.MapHostLoopback6, g.v6.mapHostLoopback)
+		put(&c.MapGuestAddr6, g.v6.mapGuestAddr)
+		put(&c.DNSForward6, g.v6.dnsForward)
+	}
+	if cfg.DHCPDNS {
+		for _, a := range g.v4.dns {
+			put(&c.DNS4[c.NDNS4], a)
+			c.NDNS4++
+		}
+		for _, a := range g.v6.dns {
+			put(&c.DNS6[c.NDNS6], a)
+			c.NDNS6++
+		}
+	}
+	if cfg.DHCPSearch {
+		for _, s := range g.search[:min(len(g.search), ipc.MaxSearch)] {
+			name, err := ipc.MakeName(s)
+			if err != nil {
+				return fmt.Errorf("search domain: %w", err)
+			}
+			c.Search[c.NSearch] = name
+			c.NSearch++
+		}
+	}
+	var err error
+	if c.Hostname, err = ipc.MakeName(cfg.Hostname); err != nil {
+		return fmt.Errorf("host name: %w", err)
+	}
+	if c.FQDN, err = ipc.MakeName(cfg.FQDN); err != nil {
+		return fmt.Errorf("FQDN: %w", err)
+	}
+	return nil
+}
+
+func (p *Plan) flags(h Host) uint64 {
+	cfg, g := p.cfg, &p.net
+	var f uint64
+	for _, b := range []struct {
+		on  bool
+		bit uint64
+	}{
+		{g.v4.enabled, ipc.FlagIPv4},
+		{g.v6.enabled, ipc.FlagIPv6},
+		{!cfg.NoTCP, ipc.FlagTCP},
+		{!cfg.NoUDP, ipc.FlagUDP},
+		{!cfg.NoICMP, ipc.FlagICMP},
+		{!cfg.NoDHCP && g.v4.enabled, ipc.FlagDHCP},
+		{!cfg.NoDHCPv6 && g.v6.enabled && g.v6.addr.IsValid(), ipc.FlagDHCPv6},
+		{!cfg.NoNDP, ipc.FlagNDP},
+		{!cfg.NoRA && !cfg.NoNDP && !cfg.ConfigNet, ipc.FlagRA},
+		{h.PeekOff4, ipc.FlagPeekOff4},
+		{h.PeekOff6, ipc.FlagPeekOff6},
+		{g.v4.fixed, ipc.FlagAddr4Fixed},
+		{g.v6.fixed, ipc.FlagAddr6Fixed},
+		{cfg.Debug, ipc.FlagDebug},
+		{cfg.Trace, ipc.FlagTrace},
+		{cfg.OneOff, ipc.FlagOneOff},
+		{cfg.HostLoToNSLo, ipc.FlagLoToLo},
+		{cfg.SpliceOnly, ipc.FlagSpliceOnly},
+	} {
+		if b.on {
+			f |= b.bit
+		}
+	}
+	return f
+}
+
+// duidTime is the time part of the DHCPv6 server's identifier. It has to stay
+// the same over restarts (RFC 8415 section 11), so it is that of no clock:
+// the identifier is unique by our hardware address on the guest's link.
+const duidTime = 0
