@@ -14,7 +14,7 @@ func TestChaos(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
 	size := netlab.ChaosSize()
 	for _, mtu := range []string{"1500", "65520"} {
-		g := lab.Guest("-m", mtu, "-t", "9000,9001")
+		g := lab.GuestWith(netlab.GuestSpec{Args: []string{"--config-net", "-m", mtu, "-t", "9000,9001"}, Timeout: 4 * netlab.ChaosTimeout(size)})
 		t.Run("tap "+mtu, func(t *testing.T) {
 			f := families[len(mtu)%2]
 			netlab.Chaos(t, g.NS, lab.Remote, f.at(f.remote, "9000"), f.at(f.remote, "9000"), size, g.Processes())

@@ -30,6 +30,12 @@ func ChaosSize() int64 {
 	return 64 << 20
 }
 
+// ChaosTimeout is how long moving size bytes may take; the translator has to live
+// for as long.
+func ChaosTimeout(size int64) time.Duration {
+	return 2*time.Minute + time.Duration(size>>20)*200*time.Millisecond
+}
+
 // Chaos connects a process in client to one in server, that listens at listen and
 // is reached at addr, and has both send size bytes at once, with urgent bytes among
 // them, receivers that do not read for a while, and each direction ended by itself.
@@ -41,9 +47,8 @@ func Chaos(tb TB, client, server *NS, listen, addr string, size int64, pids []in
 	if err != nil {
 		tb.Fatalf("%v", err)
 	}
-	timeout := time.Minute + time.Duration(size>>20)*200*time.Millisecond
 	end := func(n *NS, how, at string) *Proc {
-		return n.Start(Spec{Args: []string{exe, chaosArg, how, at, fmt.Sprint(size)}, Timeout: timeout})
+		return n.Start(Spec{Args: []string{exe, chaosArg, how, at, fmt.Sprint(size)}, Timeout: ChaosTimeout(size)})
 	}
 	s := end(server, "listen", listen)
 	c := end(client, "dial", addr)

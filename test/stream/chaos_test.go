@@ -15,10 +15,11 @@ func TestChaos(t *testing.T) {
 	for _, mtu := range []int{1500, 65520} {
 		t.Run(fmt.Sprint(mtu), func(t *testing.T) {
 			lab := netlab.New(t, netlab.Options{})
-			p := start(t, lab, "-m", fmt.Sprint(mtu))
+			size := netlab.ChaosSize()
+			p := startFor(t, lab, netlab.GuestSpec{Timeout: 2 * netlab.ChaosTimeout(size)}, "-m", fmt.Sprint(mtu))
 			g := p.join(t, mtu)
 			addr := families[0].remote + ":9000"
-			netlab.Chaos(t, g.NS, lab.Remote, addr, addr, netlab.ChaosSize(), netlab.Children(p.PID))
+			netlab.Chaos(t, g.NS, lab.Remote, addr, addr, size, netlab.Children(p.PID))
 			netlab.BriefChaos(t, g.NS, lab.Remote, addr, addr, 60, netlab.Children(p.PID))
 		})
 	}

@@ -39,8 +39,14 @@ func start(t *testing.T, lab *netlab.Lab, args ...string) *passt {
 // startWith is start on a host with this resolv.conf, or its own.
 func startWith(t *testing.T, lab *netlab.Lab, resolv string, args ...string) *passt {
 	t.Helper()
+	return startFor(t, lab, netlab.GuestSpec{Timeout: 5 * time.Minute, Resolv: resolv}, args...)
+}
+
+// startFor is start with the timeout and resolv.conf of spec.
+func startFor(t *testing.T, lab *netlab.Lab, spec netlab.GuestSpec, args ...string) *passt {
+	t.Helper()
 	path := filepath.Join(openDir(t), "socket")
-	spec := netlab.GuestSpec{Binary: program(t), User: netlab.Nobody, Timeout: 5 * time.Minute, Resolv: resolv}
+	spec.Binary, spec.User = program(t), netlab.Nobody
 	p := &passt{lab.For(t).StartPasta(spec, slices.Concat([]string{"-f", "-s", path}, args)...), path}
 	for range 500 {
 		if listens(lab.Host, path) {
