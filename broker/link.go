@@ -40,7 +40,11 @@ func (in *instance) attach() error {
 	if err := in.tell("agent", in.agent.Layers()); err != nil {
 		return err
 	}
-	if err := in.enterForwarding(tap.IfIndex); err != nil {
+	ns := in.agent.Sockets(func(err error) {
+		in.log.Error("the agent has ended: nothing is opened in the namespace any more", "error", err)
+	})
+	in.factory.SetNamespace(ns, uint32(tap.IfIndex))
+	if err := in.forward.Enter(ns); err != nil {
 		return err
 	}
 	in.configure(tap.MAC, tap.Name)

@@ -23,6 +23,7 @@ import (
 
 	"aldente/broker/agent"
 	"aldente/broker/cli"
+	"aldente/broker/forward"
 	"aldente/broker/netns"
 	"aldente/broker/plan"
 	"aldente/broker/sockets"
@@ -110,7 +111,7 @@ type instance struct {
 	started func() // ends the time in which a signal ends start-up
 	undo    undo   // what start-up leaves behind if it does not come to its end
 
-	forward forwarding
+	forward *forward.Forwarder
 
 	locked chan struct{} // closed when this process is confined
 
@@ -172,7 +173,7 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 	// to be the agent's, for which nobody waits.
 	status, err = in.wait(signals)
 	in.tellRefused()
-	in.release()
+	in.forward.Release()
 	in.tellUsage()
 	if in.linkFD >= 0 {
 		unix.Close(in.linkFD)
@@ -197,6 +198,7 @@ func (in *instance) setUp(notify int) error {
 		in.log.Info(n)
 	}
 	in.makeFactory()
+	in.forward = forward.New(in.plan, in.factory, firstOpen(), in.log)
 
 	// 2. Where the guest is: new namespaces for a command, or existing ones,
 	// with an agent inside. A virtual machine comes by itself.
@@ -239,7 +241,7 @@ func (in *instance) setUp(notify int) error {
 // made, whose namespaces are the caller's too, and then becomes nobody if the
 // caller was root.
 func (in *instance) prepare() error {
-	if err := in.listen(); err != nil {
+	if err := in.forward.Listen(); err != nil {
 		return err
 	}
 	var err error
@@ -262,7 +264,7 @@ func (in *instance) prepare() error {
 		Serve:    in.serveWorker,
 		FileSize: in.capture.bound(), Files: in.plan.Limits.Sockets,
 		OnExit: func(supervise.Exit) {
-			in.workerGone()
+			in.forward.WorkerGone()
 			in.capture.workerGone()
 			if in.stream != nil {
 				in.stream.workerGone()
@@ -273,6 +275,7 @@ func (in *instance) prepare() error {
 	if err != nil {
 		return err
 	}
+	in.forward.SetWorker(in.worker)
 	in.first = make(chan error, 1)
 	go func() { in.first <- in.worker.Start() }()
 	if id.changes() {

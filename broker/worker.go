@@ -25,7 +25,7 @@ func (in *instance) setUpWorker(control int) error {
 			return err
 		}
 	}
-	if err := in.sendListeners(control); err != nil {
+	if err := in.forward.SendListeners(control); err != nil {
 		return err
 	}
 	return ipc.Send(control, ipc.Empty(ipc.KindStart), -1)

@@ -36,6 +36,7 @@ var brokerFloors = [][]string{
 	{"hostnet"},
 	{"sockets", "agent", "supervise"},
 	{"plan"},
+	{"forward"},
 	{""}, // the program: nobody imports it
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package forward
 
 import (
 	"time"
@@ -17,11 +17,10 @@ const scanPeriod = time.Second
 
 // autoForward keeps listeners for what is bound on the other side.
 type autoForward struct {
-	in        *instance
-	rules     []autoRule
-	firstOpen uint16                             // the first port that everybody may bind on the host
-	bound     [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule wants to know
-	warn      [2]bool                            // the last such list has failed
+	*Forwarder
+	rules []autoRule
+	bound [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule wants to know
+	warn  [2]bool                            // the last such list has failed
 }
 
 // autoRule is a rule with "auto" and the ports that it forwards now.
@@ -33,9 +32,9 @@ type autoRule struct {
 
 // startAuto forwards what is bound now, and goes on in the background. Without
 // a rule that asks for it, nothing is ever scanned.
-func (in *instance) startAuto() error {
-	a := &autoForward{in: in, firstOpen: firstOpen()}
-	for d, rules := range [...][]*cli.Rule{inbound: in.plan.Inbound, outbound: in.plan.Outbound} {
+func (f *Forwarder) startAuto() error {
+	a := &autoForward{Forwarder: f}
+	for d, rules := range [...][]*cli.Rule{inbound: f.plan.Inbound, outbound: f.plan.Outbound} {
 		for _, r := range rules {
 			if r.Auto {
 				a.rules = append(a.rules, autoRule{r, direction(d), make(map[uint16][]sockets.Listener)})
@@ -49,7 +48,7 @@ func (in *instance) startAuto() error {
 		switch d := a.rules[i].dir; {
 		case a.bound[d] != nil:
 		case d == inbound:
-			a.bound[d] = in.forward.ns.Bound
+			a.bound[d] = f.ns.Bound
 		default:
 			s, err := ports.Open()
 			if err != nil {
@@ -58,7 +57,7 @@ func (in *instance) startAuto() error {
 			a.bound[d] = s.Scan
 		}
 	}
-	in.forward.auto = a
+	f.auto = a
 	a.sync()
 	go func() {
 		for range time.Tick(scanPeriod) {
@@ -84,14 +83,14 @@ func (a *autoForward) sync() {
 	var t [2]targets
 	var known [2]bool
 	if a.bound[inbound] != nil {
-		a.in.forward.ns.StartScan() // the agent works while we do
+		a.ns.StartScan() // the agent works while we do
 	}
 	for _, d := range []direction{outbound, inbound} {
 		list := a.bound[d]
 		known[d] = list != nil && !a.failed(d, list(&t[d].tcp, &t[d].udp))
 	}
 	// What we listen on ourselves leads to the other side: it is no target.
-	for _, l := range a.in.factory.Listeners() {
+	for _, l := range a.factory.Listeners() {
 		d := outbound
 		if l.Namespace {
 			d = inbound
@@ -123,7 +122,7 @@ func (a *autoForward) failed(d direction, err error) bool {
 		if d == outbound {
 			where = "on the host"
 		}
-		a.in.log.Warn("cannot list the ports that are bound "+where+": none of them is newly forwarded until that works", "error", err)
+		a.log.Warn("cannot list the ports that are bound "+where+": none of them is newly forwarded until that works", "error", err)
 	}
 	a.warn[d] = err != nil
 	return a.warn[d]
@@ -136,10 +135,10 @@ func (a *autoForward) close(r *autoRule, bound *ports.Set) {
 			continue
 		}
 		for i := range ls {
-			a.in.drop(&ls[i])
+			a.drop(&ls[i])
 		}
 		delete(r.open, port)
-		a.in.log.Debug("port not forwarded any more", "rule", r.String(), "port", port)
+		a.log.Debug("port not forwarded any more", "rule", r.String(), "port", port)
 	}
 }
 
@@ -161,18 +160,18 @@ func (a *autoForward) open(r *autoRule, bound *ports.Set) {
 	}
 	opened := func(port uint16, l sockets.Listener) {
 		r.open[port] = append(r.open[port], l)
-		a.in.log.Debug("port forwarded", "rule", r.String(), "port", port)
+		a.log.Debug("port forwarded", "rule", r.String(), "port", port)
 	}
 	if r.dir == outbound {
-		a.in.listenNamespace(r.Rule, missing, opened)
+		a.listenNamespace(r.Rule, missing, opened)
 		return
 	}
 	for _, p := range missing {
 		if r.Weak && p < a.firstOpen {
 			continue
 		}
-		if l, err := a.in.factory.Bind(a.in.plan.HostListener(r.Rule, p)); err == nil {
-			opened(p, a.in.add(l))
+		if l, err := a.factory.Bind(a.plan.HostListener(r.Rule, p)); err == nil {
+			opened(p, a.add(l))
 		}
 	}
 }

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package forward keeps what listens for the rules of -t, -u, -T and -U: on the host
+// for the guest, and in the namespace for the host, which the worker hears of.
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/cli"
+	"aldente/broker/plan"
+	"aldente/broker/ports"
+	"aldente/broker/sockets"
+	"aldente/ipc"
+)
+
+// direction is which way a rule forwards.
+type direction int
+
+const (
+	inbound  direction = iota // -t, -u: from the host to the guest
+	outbound                  // -T, -U: from the namespace's loopback to the host's
+)
+
+// Factory opens and holds sockets on the host, see sockets.Factory.
+type Factory interface {
+	Listen(sockets.Listener) (sockets.Listener, error)
+	Bind(sockets.Listener) (sockets.Listener, error)
+	Adopt(sockets.Listener) sockets.Listener
+	Revive(sockets.Listener) (sockets.Listener, error)
+	Unlisten(id uint32)
+	Listeners() []sockets.Listener
+	Room() error
+	Explain(l *sockets.Listener, err error) error
+	Shut()
+}
+
+// Namespace opens sockets in the guest's namespace and lists what is bound there,
+// see agent.Sockets.
+type Namespace interface {
+	Open(want ipc.AgentOpen, done func(fd int, err error))
+	StartScan()
+	Bound(tcp, udp *ports.Set) error
+}
+
+// Worker hears of listeners that come and go, see supervise.Supervisor.
+type Worker interface {
+	Send(record []byte, fd int) error
+	Stop()
+}
+
+// Forwarder is all that listens.
+type Forwarder struct {
+	plan      *plan.Plan
+	factory   Factory
+	log       *slog.Logger
+	firstOpen uint16 // the first port that everybody may bind on the host
+
+	mu     sync.Mutex // guards the factory's listeners against those who tell the worker of them
+	up     bool       // the worker has what the factory has, and hears of changes
+	worker Worker
+
+	ns   Namespace
+	auto *autoForward // nil: no rule asks for it
+}
+
+// New makes a forwarder that listens nowhere yet. firstOpen is the first port that
+// everybody may bind on the host.
+func New(p *plan.Plan, f Factory, firstOpen uint16, log *slog.Logger) *Forwarder {
+	return &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log}
+}
+
+// SetWorker says who is told of changes. It must be called before the worker starts.
+func (f *Forwarder) SetWorker(w Worker) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.worker = w
+}
+
+// Whoever starts an instance in place of one that was killed, or whose namespace
+// was removed as "podman restart" does, may be faster than the old one's end: its
+// ports are free a moment later, on a busy machine some tenths of a second.
+const (
+	handOverTries = 50
+	handOverPause = 10 * time.Millisecond
+)
+
+// Listen opens the listening sockets that -t and -u ask for.
+func (f *Forwarder) Listen() error {
+	for _, r := range f.plan.Inbound {
+		if r.Auto {
+			continue
+		}
+		var o outcome
+		for p := range r.Len() {
+			l := f.plan.HostListener(r, r.First+uint16(p))
+			_, err := f.factory.Listen(l)
+			for tries := 0; !r.Weak && errors.Is(err, unix.EADDRINUSE) && tries < handOverTries; tries++ {
+				time.Sleep(handOverPause)
+				_, err = f.factory.Listen(l)
+			}
+			if !r.Weak {
+				err = f.factory.Explain(&l, err)
+			}
+			if o.note(err); err != nil && (!r.Weak || errors.Is(err, unix.EMFILE)) {
+				break
+			}
+		}
+		if err := o.judge(r, f.log); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outcome counts how many of a rule's ports could be bound.
+type outcome struct {
+	bound, failed int
+	err           error // the first
+}
+
+func (o *outcome) note(err error) {
+	if err == nil {
+		o.bound++
+		return
+	}
+	if o.failed == 0 {
+		o.err = err
+	}
+	o.failed++
+}
+
+// judge makes an error of it. A weak rule does with what it gets, unless that
+// is nothing, or with what descriptors there are.
+func (o *outcome) judge(r *cli.Rule, log *slog.Logger) error {
+	switch {
+	case o.failed == 0:
+		return nil
+	case r.Weak && errors.Is(o.err, unix.EMFILE):
+		log.Warn(fmt.Sprintf("not all ports are forwarded for rule %s: %v", r, o.err))
+		return nil
+	case r.Weak && o.bound > 0:
+		return nil
+	case r.Weak:
+		return fmt.Errorf("no port could be bound for rule %s: %w", r, o.err)
+	}
+	return fmt.Errorf("%w, for rule %s", o.err, r)
+}
+
+// Enter starts what is forwarded by way of the guest's namespace, once that is set
+// up: listeners of -T and -U, and the automatic ones as far as there is something
+// to forward already.
+func (f *Forwarder) Enter(ns Namespace) error {
+	f.ns = ns
+	for _, r := range f.plan.Outbound {
+		if r.Auto {
+			continue
+		}
+		ports := make([]uint16, r.Len())
+		for p := range ports {
+			ports[p] = r.First + uint16(p)
+		}
+		o := f.listenNamespace(r, ports, func(uint16, sockets.Listener) {})
+		if err := o.judge(r, f.log); err != nil {
+			return err
+		}
+	}
+	return f.startAuto()
+}
+
+// askAhead is how many listeners are asked of the agent at a time.
+const askAhead = 256
+
+// listenNamespace opens listeners for ports of a rule in the namespace, and
+// passes each on.
+func (f *Forwarder) listenNamespace(r *cli.Rule, ports []uint16, opened func(port uint16, l sockets.Listener)) outcome {
+	var o outcome
+	var mu sync.Mutex
+	for some := range slices.Chunk(ports, askAhead) {
+		if err := f.factory.Room(); err != nil {
+			o.note(err)
+			break
+		}
+		var wg sync.WaitGroup
+		wg.Add(len(some))
+		for _, port := range some {
+			f.openNamespace(r, port, func(fds []int, err error) {
+				defer wg.Done()
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					err = fmt.Errorf("cannot listen in the namespace on port %d: %w", port, err)
+				}
+				o.note(err)
+				for _, fd := range fds {
+					opened(port, f.add(f.plan.NamespaceListener(r, port, fd)))
+				}
+			})
+		}
+		wg.Wait()
+	}
+	return o
+}
+
+// openNamespace asks the agent for the listener of one port, and where the kernel
+// refuses that for those on the loopback addresses.
+func (f *Forwarder) openNamespace(r *cli.Rule, port uint16, done func(fds []int, err error)) {
+	f.ns.Open(f.plan.NamespaceSocket(r, port), func(fd int, err error) {
+		switch {
+		case err == nil:
+			done([]int{fd}, nil)
+		case errors.Is(err, unix.EPERM):
+			f.openAll(f.plan.LoopbackSockets(r, port), nil, done)
+		default:
+			done(nil, err)
+		}
+	})
+}
+
+// openAll opens one socket after the other, all or none.
+func (f *Forwarder) openAll(want []ipc.AgentOpen, fds []int, done func([]int, error)) {
+	if len(want) == 0 {
+		done(fds, nil)
+		return
+	}
+	f.ns.Open(want[0], func(fd int, err error) {
+		if err != nil {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			done(nil, err)
+			return
+		}
+		f.openAll(want[1:], append(fds, fd), done)
+	})
+}
+
+// add makes a socket a listener, of which the running worker hears.
+func (f *Forwarder) add(l sockets.Listener) sockets.Listener {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l = f.factory.Adopt(l)
+	if f.up {
+		rec := l.Record()
+		// Without a worker, the next one is told.
+		_ = f.worker.Send(rec.Encode(ipc.KindListener), l.FD)
+	}
+	return l
+}
+
+// drop closes a listener; connections that came by it stay.
+func (f *Forwarder) drop(l *sockets.Listener) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.factory.Unlisten(l.ID)
+	if f.up {
+		rec := l.Record()
+		_ = f.worker.Send(rec.Encode(ipc.KindUnlisten), -1)
+	}
+}
+
+// SendListeners tells a new worker of all listeners. From then on it hears of
+// changes.
+func (f *Forwarder) SendListeners(control int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range f.factory.Listeners() {
+		l, err := f.factory.Revive(l)
+		if err != nil {
+			f.log.Warn("a port is not forwarded any more", "port", l.Port, "error", err)
+			continue
+		}
+		rec := l.Record()
+		if err := ipc.Send(control, rec.Encode(ipc.KindListener), l.FD); err != nil {
+			return err
+		}
+	}
+	f.up = true
+	return nil
+}
+
+// WorkerGone notes that nobody is there to be told of changes.
+func (f *Forwarder) WorkerGone() {
+	f.mu.Lock()
+	f.up = false
+	f.mu.Unlock()
+}
+
+// Release lets go of all ports, so that the next instance can have them at once.
+// A UDP socket hears as long as anybody holds it: these end with the worker.
+func (f *Forwarder) Release() {
+	f.factory.Shut()
+	if slices.ContainsFunc(f.factory.Listeners(), func(l sockets.Listener) bool { return l.Proto == ipc.ProtoUDP }) {
+		f.worker.Stop()
+	}
+}
