@@ -97,6 +97,7 @@ type Config struct {
 	UDPIdle   uint32 // seconds a one-way UDP flow lives
 	UDPStream uint32 // seconds a two-way UDP flow lives
 	SYNRetry  uint8  // retransmissions of a SYN to the guest
+	Stats     uint32 // seconds between lines of statistics, 0: none
 }
 
 // Kinds of link.

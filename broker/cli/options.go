@@ -208,7 +208,7 @@ var options = []option{
 		set:  deprecated("--migrate-no-linger", func(c *Config) *bool { return &c.MigrateNoLinger }),
 		help: "deprecated: close sockets after migration"},
 	{long: "stats", arg: "SECONDS", in: both, group: general, set: setStats,
-		help: "print statistics, at most once in SECONDS"},
+		help: "print what was counted, once in SECONDS"},
 	{long: "conf-path", short: 'c', arg: "PATH", in: both, group: general,
 		set:  socketPath("configuration", func(c *Config) *string { return &c.ConfPath }),
 		help: "control socket, to change forwarding while running"},

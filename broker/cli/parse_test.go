@@ -311,7 +311,6 @@ func TestUnsupported(t *testing.T) {
 		"pasta --splice-only":             "",
 		"pasta --host-lo-to-ns-lo":        "",
 		"pasta -c x":                      "-c",
-		"pasta --stats 1":                 "--stats",
 		"passt --vhost-user -s x --fd 3":  "--vhost-user",
 		"aldente -t 8000,auto -u none -6": "",
 	} {

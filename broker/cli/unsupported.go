@@ -10,7 +10,6 @@ var unsupported = []struct {
 	{"--vhost-user", func(c *Config) bool { return c.VhostUser }},
 	{"-c", func(c *Config) bool { return c.ConfPath != "" }},
 	{"--repair-path", func(c *Config) bool { return c.RepairPath != "" && c.RepairPath != "none" }},
-	{"--stats", func(c *Config) bool { return c.Stats != 0 }},
 }
 
 // Unsupported returns an error naming the first option that was asked for and

@@ -27,6 +27,7 @@ func (p *Plan) workerConfig(h Host) error {
 		UDPIdle:   h.UDPIdle,
 		UDPStream: h.UDPStream,
 		SYNRetry:  synRetries,
+		Stats:     uint32(cfg.Stats),
 	}
 	if cfg.Personality == cli.Passt {
 		c.LinkKind = ipc.LinkStream

@@ -48,6 +48,7 @@ const (
 const (
 	timerRA = iota
 	timerHello
+	timerStats
 	laneTimers
 )
 
@@ -111,6 +112,7 @@ type Lane struct {
 	answer            ipc.Opened // the broker's, being handled
 	err               error
 
+	stats *statsLog // nil: not asked for
 	Stats Stats
 }
 
@@ -218,6 +220,10 @@ func (l *Lane) configure(rec []byte) error {
 	l.timer = t.timers()
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady
 	t.ready[flow.OwnerLane] = l.ready
+	if g.Stats != 0 {
+		l.stats = newStatsLog(l, g.Stats)
+		l.wheel.Set(l.timer+timerStats, l.now+l.stats.period)
+	}
 	l.tcp.BypassRoom = l.loop.Room
 	l.tcp.Bypass, l.udp.Bypass = l.loop.Accepted, l.loop.Datagrams
 	l.loop.Return = l.udp.Return

@@ -309,6 +309,8 @@ func (l *Lane) expire(id uint32) {
 	case id >= l.timer+laneTimers:
 	case id == l.timer+timerRA:
 		l.advertise()
+	case id == l.timer+timerStats:
+		l.tellStats()
 	case id == l.timer+timerHello:
 		l.greet()
 	default:

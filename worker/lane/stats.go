@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+)
+
+// counters are all that a lane counts, as values that can be compared.
+type counters struct {
+	name string
+	now  func() any
+}
+
+// statsLog writes what was counted since the last time, for --stats.
+type statsLog struct {
+	period int64 // nanoseconds
+	all    []counters
+	last   []any
+}
+
+// newStatsLog makes the log of a lane that has its translators.
+func newStatsLog(l *Lane, seconds uint32) *statsLog {
+	s := &statsLog{period: int64(seconds) * 1e9, all: []counters{
+		{"lane", func() any { return l.Stats }},
+		{"tcp", func() any { return l.tcp.Stats }},
+		{"udp", func() any { return l.udp.Stats }},
+		{"icmp", func() any { return l.icmp.Stats }},
+		{"bypass", func() any { return l.loop.Stats }},
+	}}
+	for _, c := range s.all {
+		s.last = append(s.last, c.now())
+	}
+	return s
+}
+
+// line returns what has changed since the last call, "" if nothing has: each
+// counter by the name it has in the code, with its growth.
+func (s *statsLog) line() string {
+	var b strings.Builder
+	for k, c := range s.all {
+		now := c.now()
+		if now == s.last[k] {
+			continue
+		}
+		was, is := reflect.ValueOf(s.last[k]), reflect.ValueOf(now)
+		for i := range is.NumField() {
+			if d := is.Field(i).Uint() - was.Field(i).Uint(); d != 0 {
+				fmt.Fprintf(&b, " %s.%s=%d", c.name, is.Type().Field(i).Name, d)
+			}
+		}
+		s.last[k] = now
+	}
+	return strings.TrimPrefix(b.String(), " ")
+}
+
+// tellStats writes the line that is due, and plans the next. It is shown whatever
+// else is not: somebody has asked for it.
+func (l *Lane) tellStats() {
+	if line := l.stats.line(); line != "" {
+		logf(levelWarning, "%s", line)
+	}
+	l.wheel.Set(l.timer+timerStats, l.now+l.stats.period)
+}
