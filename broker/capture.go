@@ -48,7 +48,7 @@ func openCapture(cfg *cli.Config, log *slog.Logger) (*capture, error) {
 	})
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		// As the original: whoever wants a guest connected, wants that first.
-		log.Warn(fmt.Sprintf("no packet capture: %s: %v%s", cfg.Pcap, err, outputHint(err)))
+		log.Warn(fmt.Sprintf("no packet capture: %s: %v%s", cfg.Pcap, err, output.Hint(err)))
 		return nil, nil
 	}
 	if err != nil {

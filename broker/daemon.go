@@ -190,7 +190,7 @@ func (in *instance) openPID() error {
 		Waiting: func() { in.log.Warn("PID file " + path + ": waiting for somebody to read it") },
 	})
 	if err != nil {
-		return fmt.Errorf("PID file %s: %w%s", path, err, outputHint(err))
+		return fmt.Errorf("PID file %s: %w%s", path, err, output.Hint(err))
 	}
 	in.pidFile = fd
 	if output.Regular(fd) {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/agent"
+	"aldente/broker/guestsock"
 	"aldente/ipc"
 )
 
@@ -19,7 +20,7 @@ func (in *instance) attachStream() error {
 			return fmt.Errorf("-F %d: %w", in.cfg.FD, err)
 		}
 		unix.CloseOnExec(in.cfg.FD)
-		enlarge(in.cfg.FD)
+		guestsock.Enlarge(in.cfg.FD)
 		in.link, in.linkFD = ipc.Link{Kind: ipc.LinkStream}, in.cfg.FD
 	}
 	in.configure([6]byte{}, "")

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -35,7 +34,7 @@ func openLogFile(path string, max int64, guarded bool) (*logFile, error) {
 		Guarded: guarded,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("log file %s: %w%s", path, err, outputHint(err))
+		return nil, fmt.Errorf("log file %s: %w%s", path, err, output.Hint(err))
 	}
 	l := &logFile{path: path, fd: fd, regular: output.Regular(fd), max: max, elsewhere: toStderr}
 	if n := fileLimit(); l.regular && n >= 0 && n < max {
@@ -48,19 +47,6 @@ func openLogFile(path string, max int64, guarded bool) (*logFile, error) {
 
 // minLogFile is the size below which a log file makes no sense, in bytes.
 const minLogFile = 4096
-
-// outputHint says what to do where the error alone does not.
-func outputHint(err error) string {
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return " (create the directory first)"
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return " (name one that this user may write)"
-	case errors.Is(err, unix.EROFS):
-		return " (name one on another file system)"
-	}
-	return ""
-}
 
 // guarded tells whether this process is more than it is going to be: a file that
 // root creates in a directory of another is not to be one of root's own, by a link

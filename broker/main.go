@@ -24,6 +24,7 @@ import (
 	"aldente/broker/agent"
 	"aldente/broker/cli"
 	"aldente/broker/forward"
+	"aldente/broker/guestsock"
 	"aldente/broker/netns"
 	"aldente/broker/plan"
 	"aldente/broker/sockets"
@@ -103,9 +104,9 @@ type instance struct {
 	child   *netns.Child     // the command, if we started one
 	ns      *netns.Namespace // the guest's
 	watch   *netns.Watcher
-	stream  *streamServer // passt: where virtual machines connect
-	capture *capture      // -p, nil: none
-	null    int           // /dev/null, for standard streams in the background
+	stream  *guestsock.Server // passt: where virtual machines connect
+	capture *capture          // -p, nil: none
+	null    int               // /dev/null, for standard streams in the background
 
 	pidFile int    // -P until it is written, -1: none
 	started func() // ends the time in which a signal ends start-up
@@ -267,7 +268,7 @@ func (in *instance) prepare() error {
 			in.forward.WorkerGone()
 			in.capture.workerGone()
 			if in.stream != nil {
-				in.stream.workerGone()
+				in.stream.WorkerGone()
 			}
 			in.workerEvent(ipc.EventLinkClosed)
 		},
@@ -287,10 +288,10 @@ func (in *instance) prepare() error {
 	switch {
 	case in.cfg.Personality != cli.Passt:
 	case in.cfg.FD >= 0:
-		in.stream = givenStream(in.log)
+		in.stream = guestsock.Given(in.log)
 	default:
-		if in.stream, err = listenStream(in.cfg.SocketPath, in.cfg.OneOff, in.log); err == nil {
-			in.undo.add(in.stream.path)
+		if in.stream, err = guestsock.Listen(in.cfg.SocketPath, in.cfg.OneOff, in.log); err == nil {
+			in.undo.add(in.stream.Path())
 		}
 	}
 	return err
@@ -301,9 +302,9 @@ func (in *instance) announce(notify int) error {
 	if !in.cfg.NoICMP && !sockets.EchoAllowed() {
 		in.log.Info("pings need a group of ours in sysctl net.ipv4.ping_group_range: echo requests will not be forwarded")
 	}
-	if in.stream != nil && in.stream.fd >= 0 {
-		in.log.Info("UNIX domain socket bound at " + in.stream.path)
-		go in.stream.serve(in.worker)
+	if in.stream != nil && in.stream.Path() != "" {
+		in.log.Info("UNIX domain socket bound at " + in.stream.Path())
+		go in.stream.Serve(in.worker)
 	}
 	if in.child != nil {
 		warnings, err := in.child.Ready()
@@ -343,7 +344,7 @@ func (in *instance) wait(signals <-chan os.Signal) (int, error) {
 	}
 	var served <-chan struct{}
 	if in.stream != nil {
-		served = in.stream.done
+		served = in.stream.Done()
 	}
 	for {
 		select {

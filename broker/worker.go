@@ -42,6 +42,6 @@ func (in *instance) serveWorker(control int) error {
 // goes with it, since nobody knows how far into a frame it was.
 func (in *instance) workerEvent(code uint32) {
 	if in.stream != nil && code == ipc.EventLinkClosed {
-		in.stream.closed()
+		in.stream.Closed()
 	}
 }

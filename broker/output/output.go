@@ -212,3 +212,17 @@ func take(dir int, name string, flags int) (int, error) {
 	}
 	return fd, nil
 }
+
+// Hint says what to do about an error of Open, or of a socket bound at a path, where
+// it alone does not; empty if it does.
+func Hint(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return " (create the directory first)"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return " (name one that this user may write)"
+	case errors.Is(err, unix.EROFS):
+		return " (name one on another file system)"
+	}
+	return ""
+}

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package guestsock is the UNIX domain socket to which virtual machines connect:
+// bound, clients judged by who they are, and handed to the worker one at a time.
+package guestsock
 
 import (
 	"errors"
@@ -11,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/supervise"
+	"aldente/broker/output"
 	"aldente/ipc"
 )
 
@@ -21,9 +23,15 @@ const (
 	defaultSockets    = 64
 )
 
-// streamServer waits for virtual machines on a UNIX domain socket, one at a
-// time, and hands the connected socket to the worker.
-type streamServer struct {
+// Worker takes a client over, see supervise.Supervisor.
+type Worker interface {
+	Send(record []byte, fd int) error // fails where no worker runs
+	Renew()                           // the next one knows nothing of this one's clients
+}
+
+// Server waits for virtual machines on a UNIX domain socket, one at a time, and
+// hands the connected socket to the worker.
+type Server struct {
 	log  *slog.Logger
 	fd   int
 	path string
@@ -35,7 +43,7 @@ type streamServer struct {
 	last   client        // the one that the worker knows, if it knows one
 	ended  bool
 	oneOff bool
-	done   chan struct{} // closed when the only client of --one-off is gone
+	done   chan struct{} // see Done
 }
 
 // streamBuffer is the send buffer that is asked for on a client's socket, in
@@ -44,8 +52,8 @@ type streamServer struct {
 // sysctl net.core.wmem_max.
 const streamBuffer = 4 << 20
 
-// enlarge asks for it. Without, everything works a little slower.
-func enlarge(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, streamBuffer) }
+// Enlarge asks for it. Without, everything works a little slower.
+func Enlarge(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, streamBuffer) }
 
 // handOver is how long the next client waits for the worker to notice that the
 // last one is gone, or for a worker to be there.
@@ -73,15 +81,15 @@ func (c *client) is(cred *unix.Ucred, now time.Time) bool {
 	return cred.Pid != 0 && c.pid == cred.Pid && c.uid == cred.Uid && now.Sub(c.left) < comeBack
 }
 
-// givenStream is the server of -F: its one client is connected already.
-func givenStream(log *slog.Logger) *streamServer {
-	return &streamServer{log: log, fd: -1, client: -1, oneOff: true, busy: true, done: make(chan struct{})}
+// Given is the server of -F: its one client is connected already.
+func Given(log *slog.Logger) *Server {
+	return &Server{log: log, fd: -1, client: -1, oneOff: true, busy: true, done: make(chan struct{})}
 }
 
-// listenStream binds the socket: at path, or at the first default path that is
+// Listen binds the socket: at path, or at the first default path that is
 // free. A socket that nobody listens on is left over and replaced.
-func listenStream(path string, oneOff bool, log *slog.Logger) (*streamServer, error) {
-	s := &streamServer{log: log, client: -1, oneOff: oneOff, done: make(chan struct{})}
+func Listen(path string, oneOff bool, log *slog.Logger) (*Server, error) {
+	s := &Server{log: log, client: -1, oneOff: oneOff, done: make(chan struct{})}
 	if path != "" {
 		return s, s.bind(path)
 	}
@@ -93,7 +101,7 @@ func listenStream(path string, oneOff bool, log *slog.Logger) (*streamServer, er
 	return nil, fmt.Errorf("no free socket path from %s on: give one with -s", fmt.Sprintf(defaultSocketPath, 1))
 }
 
-func (s *streamServer) bind(path string) error {
+func (s *Server) bind(path string) error {
 	if inUse(path) {
 		return fmt.Errorf("socket path %s is already in use", path)
 	}
@@ -124,7 +132,7 @@ func socketHint(err error) string {
 	if errors.Is(err, unix.EADDRINUSE) {
 		return " (a file of that name is in the way: remove it, or name another path with -s)"
 	}
-	return outputHint(err)
+	return output.Hint(err)
 }
 
 // inUse tells whether a socket at path belongs to a living process. The probe
@@ -144,9 +152,15 @@ func inUse(path string) bool {
 	return true
 }
 
-// serve accepts clients for as long as the process lives. While one is
+// Path is where the socket is, empty for the server of Given.
+func (s *Server) Path() string { return s.path }
+
+// Done is closed when the only client of --one-off is gone.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Serve accepts clients for as long as the process lives. While one is
 // connected, further ones are closed at once.
-func (s *streamServer) serve(worker *supervise.Supervisor) {
+func (s *Server) Serve(worker Worker) {
 	for {
 		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		if err == unix.EINTR || err == unix.ECONNABORTED {
@@ -164,13 +178,13 @@ func (s *streamServer) serve(worker *supervise.Supervisor) {
 }
 
 // spent tells whether the only client of --one-off has come.
-func (s *streamServer) spent() bool {
+func (s *Server) spent() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.oneOff && s.busy
 }
 
-func (s *streamServer) accepted(fd int, worker *supervise.Supervisor) {
+func (s *Server) accepted(fd int, worker Worker) {
 	if !s.handedOver(fd, worker) {
 		unix.Close(fd)
 	}
@@ -178,13 +192,13 @@ func (s *streamServer) accepted(fd int, worker *supervise.Supervisor) {
 
 // handedOver gives the client to the worker. It reports false if the client is
 // refused.
-func (s *streamServer) handedOver(fd int, worker *supervise.Supervisor) bool {
+func (s *Server) handedOver(fd int, worker Worker) bool {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		s.log.Warn("client without credentials refused", "error", err)
 		return false
 	}
-	enlarge(fd)
+	Enlarge(fd)
 	s.awaitEnd()
 	patience := handOver
 	if s.another(cred) {
@@ -210,7 +224,7 @@ func (s *streamServer) handedOver(fd int, worker *supervise.Supervisor) bool {
 
 // another tells whether a client comes after one that was somebody else, to a
 // worker that knows that one.
-func (s *streamServer) another(cred *unix.Ucred) bool {
+func (s *Server) another(cred *unix.Ucred) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.busy && s.last.known && !s.last.is(cred, time.Now())
@@ -218,7 +232,7 @@ func (s *streamServer) another(cred *unix.Ucred) bool {
 
 // give sends the client to the worker, unless that has one. An error means
 // that no worker is running, perhaps because the last one died a moment ago.
-func (s *streamServer) give(fd int, cred *unix.Ucred, worker *supervise.Supervisor) (bool, error) {
+func (s *Server) give(fd int, cred *unix.Ucred, worker Worker) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.busy {
@@ -238,7 +252,7 @@ func (s *streamServer) give(fd int, cred *unix.Ucred, worker *supervise.Supervis
 
 // awaitEnd waits for the worker to let go of a client that has hung up: the
 // next one may connect at once, and is not to be refused for that.
-func (s *streamServer) awaitEnd() {
+func (s *Server) awaitEnd() {
 	s.mu.Lock()
 	freed := s.freed
 	p := []unix.PollFd{{Fd: int32(s.client), Events: unix.POLLRDHUP}}
@@ -257,15 +271,15 @@ func (s *streamServer) awaitEnd() {
 	}
 }
 
-// workerGone notes that nobody knows the last client's flows any more.
-func (s *streamServer) workerGone() {
+// WorkerGone notes that nobody knows the last client's flows any more.
+func (s *Server) WorkerGone() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last.known = false
 }
 
-// closed notes that the client is gone.
-func (s *streamServer) closed() {
+// Closed notes that the client is gone.
+func (s *Server) Closed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.client >= 0 {
