@@ -58,22 +58,13 @@ func openCapture(cfg *cli.Config, log *slog.Logger) (*capture, error) {
 		return nil, fmt.Errorf("packet capture: eventfd: %w", err)
 	}
 	c.regular = output.Regular(c.fd)
-	if n := fileLimit(); c.regular && n >= 0 && (c.max < 0 || n < c.max) {
+	if n := output.SizeLimit(); c.regular && n >= 0 && (c.max < 0 || n < c.max) {
 		c.max = n
 	}
 	if c.regular && c.max >= 0 && c.max < minCapture {
 		return nil, fmt.Errorf("packet capture %s: the limit on file sizes (ulimit -f) is %d bytes: raise it", cfg.Pcap, c.max)
 	}
 	return c, nil
-}
-
-// fileLimit is how large a file may become, negative: any size.
-func fileLimit() int64 {
-	var r unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_FSIZE, &r) != nil || r.Cur > math.MaxInt64 {
-		return -1
-	}
-	return int64(r.Cur)
 }
 
 // bound is the size of file that a worker may write, which its kernel enforces.

@@ -16,7 +16,7 @@ func (in *instance) lockDown(notify int) error {
 	}
 	_, _ = time.Now().Zone() // the log's: read from a file, once
 	if notify >= 0 {
-		in.out.prepare(in.cfg)
+		in.out.Prepare(in.cfg.Personality.String())
 		var err error
 		if in.null, err = leave(); err != nil {
 			return err

@@ -25,6 +25,7 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/forward"
 	"aldente/broker/guestsock"
+	"aldente/broker/logging"
 	"aldente/broker/netns"
 	"aldente/broker/plan"
 	"aldente/broker/sockets"
@@ -84,7 +85,7 @@ func main() {
 	if !cfg.Foreground && cfg.Target.Kind != cli.TargetSpawn && notify < 0 {
 		status, err := background(cfg)
 		if err != nil {
-			complain(err)
+			logging.Complain(err)
 		}
 		os.Exit(status)
 	}
@@ -95,7 +96,7 @@ func main() {
 type instance struct {
 	cfg     *cli.Config
 	log     *slog.Logger
-	out     *logOutput
+	out     *logging.Output
 	plan    *plan.Plan
 	factory *sockets.Factory
 	worker  *supervise.Supervisor
@@ -124,12 +125,24 @@ type instance struct {
 	linkFD   int
 }
 
+// newLog makes the log that options ask for. Errors always show; the rest as asked.
+func newLog(cfg *cli.Config) (*slog.Logger, *logging.Output, error) {
+	level := slog.LevelInfo
+	switch {
+	case cfg.Trace, cfg.Debug:
+		level = slog.LevelDebug
+	case cfg.Quiet, cfg.Target.Kind == cli.TargetSpawn:
+		level = slog.LevelWarn
+	}
+	return logging.New(logging.Options{Level: level, File: cfg.LogFile, Size: cfg.LogSize, Guarded: guarded(cfg)})
+}
+
 // run does everything between parsed options and the exit status.
 func run(cfg *cli.Config, notify int) int {
 	signals := catchSignals()
 	log, out, err := newLog(cfg)
 	if err != nil {
-		complain(err)
+		logging.Complain(err)
 		return 1
 	}
 	in := &instance{cfg: cfg, log: log, out: out, linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{})}
@@ -325,7 +338,7 @@ func (in *instance) announce(notify int) error {
 		return err
 	}
 	if notify >= 0 {
-		in.out.detach()
+		in.out.Detach()
 		return ready(notify, in.null)
 	}
 	return nil

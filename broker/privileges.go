@@ -67,6 +67,11 @@ func (id identity) changes() bool {
 	return int(id.UID) != os.Geteuid() || int(id.GID) != os.Getegid()
 }
 
+// guarded tells whether this process is more than it is going to be: a file that
+// root creates in a directory of another is not to be one of root's own, by a link
+// put there.
+func guarded(cfg *cli.Config) bool { return unprivileged(cfg).changes() }
+
 // worker is what a worker is told of it.
 func (id identity) worker() *supervise.Identity {
 	if !id.changes() {

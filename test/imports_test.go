@@ -32,7 +32,7 @@ var floors = [][]string{
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
 	{"egress", "budget", "foreign", "fork", "output", "hostnet/netlink", "netns/nofile"},
-	{"cli", "hostnet/rtnl", "startup", "ports", "netns", "guestsock"},
+	{"cli", "hostnet/rtnl", "startup", "ports", "netns", "guestsock", "logging"},
 	{"hostnet"},
 	{"sockets", "agent", "supervise"},
 	{"plan"},

@@ -7,6 +7,7 @@ package output
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -225,4 +226,14 @@ func Hint(err error) string {
 		return " (name one on another file system)"
 	}
 	return ""
+}
+
+// SizeLimit is how large a file of this process may become, in bytes; negative: any
+// size.
+func SizeLimit() int64 {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_FSIZE, &r) != nil || r.Cur > math.MaxInt64 {
+		return -1
+	}
+	return int64(r.Cur)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package logging
 
 import (
 	"bytes"
@@ -10,13 +10,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/cli"
 	"aldente/broker/output"
 )
 
-// logFile is a file that is kept below a size by dropping its older half. While
+// file is a log file that is kept below a size by dropping its older half. While
 // it takes no more, lines are counted, and it is told elsewhere, once.
-type logFile struct {
+type file struct {
 	path    string
 	fd      int
 	regular bool // a file that can be cut
@@ -27,7 +26,7 @@ type logFile struct {
 	elsewhere func(level slog.Level, line []byte)
 }
 
-func openLogFile(path string, max int64, guarded bool) (*logFile, error) {
+func openFile(path string, max int64, guarded bool) (*file, error) {
 	// Non-blocking: a FIFO that nobody reads is not to hold us up.
 	fd, err := output.Open(path, output.Options{
 		Flags:   unix.O_TRUNC | unix.O_RDWR | unix.O_APPEND | unix.O_NONBLOCK,
@@ -36,27 +35,22 @@ func openLogFile(path string, max int64, guarded bool) (*logFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log file %s: %w%s", path, err, output.Hint(err))
 	}
-	l := &logFile{path: path, fd: fd, regular: output.Regular(fd), max: max, elsewhere: toStderr}
-	if n := fileLimit(); l.regular && n >= 0 && n < max {
-		if l.max = n; n < minLogFile {
+	l := &file{path: path, fd: fd, regular: output.Regular(fd), max: max, elsewhere: toStderr}
+	if n := output.SizeLimit(); l.regular && n >= 0 && n < max {
+		if l.max = n; n < minFile {
 			return nil, fmt.Errorf("log file %s: the limit on file sizes (ulimit -f) is %d bytes: raise it", path, n)
 		}
 	}
 	return l, nil
 }
 
-// minLogFile is the size below which a log file makes no sense, in bytes.
-const minLogFile = 4096
-
-// guarded tells whether this process is more than it is going to be: a file that
-// root creates in a directory of another is not to be one of root's own, by a link
-// put there.
-func guarded(cfg *cli.Config) bool { return unprivileged(cfg).changes() }
+// minFile is the size below which a log file makes no sense, in bytes.
+const minFile = 4096
 
 // stamp is the form of the time before each line.
 const stamp = "2006-01-02 15:04:05.000 "
 
-func (l *logFile) write(line []byte) {
+func (l *file) write(line []byte) {
 	now := time.Now().Format(stamp)
 	if l.regular && l.size+int64(len(line))+32 > l.max {
 		l.rotate()
@@ -74,7 +68,7 @@ func (l *logFile) write(line []byte) {
 }
 
 // append writes all of b or, to a file, nothing.
-func (l *logFile) append(b []byte) error {
+func (l *file) append(b []byte) error {
 	n, err := l.put(b)
 	if n < len(b) && err == nil {
 		err = unix.ENOSPC
@@ -86,7 +80,7 @@ func (l *logFile) append(b []byte) error {
 	return err
 }
 
-func (l *logFile) put(b []byte) (int, error) {
+func (l *file) put(b []byte) (int, error) {
 	for {
 		n, err := unix.Write(l.fd, b)
 		if err != unix.EINTR {
@@ -96,7 +90,7 @@ func (l *logFile) put(b []byte) (int, error) {
 }
 
 // rotate keeps the newer half, from the first whole line on.
-func (l *logFile) rotate() {
+func (l *file) rotate() {
 	keep := make([]byte, l.max/2)
 	n, err := unix.Pread(l.fd, keep, max(l.size-int64(len(keep)), 0))
 	keep = keep[:max(n, 0)]

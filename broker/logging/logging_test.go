@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package logging
 
 import (
 	"errors"
@@ -11,8 +11,8 @@ import (
 // TestLogIsPlain logs what a captured process might have the log say.
 func TestLogIsPlain(t *testing.T) {
 	var got string
-	out := &logOutput{write: func(_ slog.Level, line []byte) { got = string(line) }}
-	log := slog.New(&logHandler{out: out, level: slog.LevelInfo})
+	out := &Output{write: func(_ slog.Level, line []byte) { got = string(line) }}
+	log := slog.New(&handler{out: out, level: slog.LevelInfo})
 	for _, tt := range []struct {
 		message string
 		attr    any

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package logging writes the program's log: to standard error, to a file of bounded
+// size, and in the background to the system log.
+package logging
 
 import (
 	"bytes"
@@ -16,31 +18,30 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/cli"
 	"aldente/broker/foreign"
 )
 
-// logHandler writes records as the original does: the message as it is, with
+// handler writes records as the original does: the message as it is, with
 // attributes behind it, to whichever output is current. Before the program
 // goes to the background that is standard error; after, a file or the system
 // log.
-type logHandler struct {
-	out   *logOutput
+type handler struct {
+	out   *Output
 	level slog.Level
 	attrs string
 }
 
-// logOutput is shared by all handlers derived from one.
-type logOutput struct {
+// Output is shared by all handlers derived from one.
+type Output struct {
 	mu    sync.Mutex
 	write func(level slog.Level, line []byte)
 	later func(level slog.Level, line []byte) // once standard error is gone, nil: no other
-	file  *logFile                            // -l, nil: none
+	file  *file                               // -l, nil: none
 }
 
-func (h *logHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
+func (h *handler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
 
-func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
+func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	line := append([]byte(nil), foreign.Text(r.Message)...)
 	line = append(line, h.attrs...)
 	r.Attrs(func(a slog.Attr) bool {
@@ -54,7 +55,7 @@ func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	n := *h
 	b := []byte(n.attrs)
 	for _, a := range attrs {
@@ -64,7 +65,7 @@ func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &n
 }
 
-func (h *logHandler) WithGroup(string) slog.Handler { return h }
+func (h *handler) WithGroup(string) slog.Handler { return h }
 
 func appendAttr(b []byte, a slog.Attr) []byte {
 	v := a.Value.Resolve().String()
@@ -79,18 +80,20 @@ func appendAttr(b []byte, a slog.Attr) []byte {
 	return append(b, v...)
 }
 
-// newLog makes the program's log. Errors always show; the rest as asked.
-func newLog(cfg *cli.Config) (*slog.Logger, *logOutput, error) {
-	level := slog.LevelInfo
-	switch {
-	case cfg.Trace, cfg.Debug:
-		level = slog.LevelDebug
-	case cfg.Quiet, cfg.Target.Kind == cli.TargetSpawn:
-		level = slog.LevelWarn
-	}
-	out := &logOutput{write: toStderr}
-	if cfg.LogFile != "" {
-		f, err := openLogFile(cfg.LogFile, cfg.LogSize, guarded(cfg))
+// Options say where lines go.
+type Options struct {
+	Level   slog.Level // the least that shows
+	File    string     // -l, empty: standard error
+	Size    int64      // bytes that the file may have
+	Guarded bool       // see output.Options
+}
+
+// New makes the program's log, and what its lines go by. Errors show on standard
+// error too.
+func New(o Options) (*slog.Logger, *Output, error) {
+	out := &Output{write: toStderr}
+	if o.File != "" {
+		f, err := openFile(o.File, o.Size, o.Guarded)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -102,7 +105,7 @@ func newLog(cfg *cli.Config) (*slog.Logger, *logOutput, error) {
 			}
 		}
 	}
-	return slog.New(&logHandler{out: out, level: level}), out, nil
+	return slog.New(&handler{out: out, level: o.Level}), out, nil
 }
 
 // toStderr writes to standard error, as the journal wants it if that is where it
@@ -126,15 +129,16 @@ var stderrIsJournal = sync.OnceValue(func() bool {
 	return unix.Fstat(2, &st) == nil && os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 })
 
-// complain tells why the program ends, where there is no log yet.
-func complain(err error) { toStderr(slog.LevelError, []byte(err.Error()+"\n")) }
+// Complain tells why the program ends, where there is no log yet.
+func Complain(err error) { toStderr(slog.LevelError, []byte(err.Error()+"\n")) }
 
-// prepare opens what detach will need.
-func (o *logOutput) prepare(cfg *cli.Config) { o.later = newSyslog(cfg.Personality.String()) }
+// Prepare opens what Detach will need: files, which a confined process cannot. tag
+// is what the system log knows the program by.
+func (o *Output) Prepare(tag string) { o.later = newSyslog(tag) }
 
-// detach is called when standard error is about to be closed: the system log takes
+// Detach is called when standard error is about to be closed: the system log takes
 // over, also to tell of a log file that takes no more.
-func (o *logOutput) detach() {
+func (o *Output) Detach() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.later == nil {
