@@ -60,7 +60,7 @@ func (f *Forwarder) startAuto() error {
 	f.auto = a
 	a.sync()
 	go func() {
-		for range time.Tick(scanPeriod) {
+		for range time.Tick(f.period) {
 			a.sync()
 		}
 	}()

@@ -67,14 +67,15 @@ type Forwarder struct {
 	up     bool       // the worker has what the factory has, and hears of changes
 	worker Worker
 
-	ns   Namespace
-	auto *autoForward // nil: no rule asks for it
+	ns     Namespace
+	auto   *autoForward  // nil: no rule asks for it
+	period time.Duration // see scanPeriod
 }
 
 // New makes a forwarder that listens nowhere yet. firstOpen is the first port that
 // everybody may bind on the host.
 func New(p *plan.Plan, f Factory, firstOpen uint16, log *slog.Logger) *Forwarder {
-	return &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log}
+	return &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log, period: scanPeriod}
 }
 
 // SetWorker says who is told of changes. It must be called before the worker starts.

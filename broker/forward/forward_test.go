@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -127,6 +128,7 @@ func forwarder(t *testing.T, h *host, command string) *Forwarder {
 	}
 	f := New(p, h, 1024, slog.New(slog.DiscardHandler))
 	f.SetWorker(h)
+	f.period = time.Hour // scans come from the test alone
 	return f
 }
 
