@@ -65,6 +65,7 @@ func (in *instance) makeFactory() {
 	if err := in.factory.SetBudget(in.plan.Limits, in.plan.Budget); err != nil {
 		in.log.Warn("closed sockets cannot be told from open ones, limits on them count both", "error", err)
 	}
+	in.watchRoutes()
 	if err := in.factory.KnowPorts(); err != nil {
 		in.log.Warn("cannot tell who is on a port: flows of the guest share none", "error", err)
 	}

@@ -23,6 +23,7 @@ import (
 
 	"aldente/broker/agent"
 	"aldente/broker/cli"
+	"aldente/broker/follow"
 	"aldente/broker/forward"
 	"aldente/broker/guestsock"
 	"aldente/broker/logging"
@@ -105,6 +106,7 @@ type instance struct {
 	child   *netns.Child     // the command, if we started one
 	ns      *netns.Namespace // the guest's
 	watch   *netns.Watcher
+	routes  *follow.Watcher   // nil: the egress policy does not depend on them
 	stream  *guestsock.Server // passt: where virtual machines connect
 	capture *capture          // -p, nil: none
 	null    int               // /dev/null, for standard streams in the background
@@ -180,6 +182,7 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 	if err := in.announce(notify); err != nil {
 		return 1, err
 	}
+	in.followRoutes()
 	in.captive()
 
 	// Until the guest is gone, or we are told to go. The tap ends with its

@@ -17,7 +17,8 @@ import (
 // workerRecords holds one valid record of each kind between broker and worker.
 func workerRecords() map[Kind][]byte {
 	name, _ := MakeName("guest.example.org")
-	open, opened, event := make([]byte, OpenSize), make([]byte, OpenedSize), make([]byte, EventSize)
+	open, opened, event, revoke := make([]byte, OpenSize), make([]byte, OpenedSize), make([]byte, EventSize), make([]byte, RevokeSize)
+	(&Revoke{Proto: ProtoUDP, Port: 53, Addr: [16]byte{10: 0xff, 11: 0xff, 12: 198, 13: 51, 14: 100, 15: 7}}).Encode(revoke)
 	(&Open{Token: 7, Proto: ProtoUDP, Listener: 3, Src: [16]byte{1}, Dst: [16]byte{2}, SrcPort: 5, DstPort: 53}).Encode(open)
 	(&Opened{Token: 7, Flags: OpenedInProgress, LocalPort: 4, PeerPort: 9, Addr: [16]byte{15: 1}}).Encode(opened)
 	(&Event{Code: EventLinkClosed}).Encode(event)
@@ -30,6 +31,7 @@ func workerRecords() map[Kind][]byte {
 		KindStart:    Empty(KindStart),
 		KindOpened:   opened,
 		KindUnlisten: (&Listener{ID: 1, Proto: ProtoUDP}).Encode(KindUnlisten),
+		KindRevoke:   revoke,
 		KindReady:    Empty(KindReady),
 		KindOpen:     open,
 		KindEvent:    event,
@@ -51,6 +53,13 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		return r.Encode(KindUnlisten), err
 	},
 	KindCapture: func(b []byte) ([]byte, error) { var r Capture; err := r.Decode(b); return r.Encode(), err },
+	KindRevoke: func(b []byte) ([]byte, error) {
+		var r Revoke
+		err := r.Decode(b)
+		out := make([]byte, RevokeSize)
+		r.Encode(out)
+		return out, err
+	},
 	KindOpen: func(b []byte) ([]byte, error) {
 		var r Open
 		err := r.Decode(b)

@@ -32,6 +32,7 @@ const (
 	// Broker to worker, while running.
 	KindOpened   // Opened, with the socket if Errno is zero
 	KindUnlisten // Listener: stop using and close this listener
+	KindRevoke   // Revoke: end the flows that it names
 
 	// Worker to broker.
 	KindReady // Empty: confined, start-up records read, translating
@@ -257,6 +258,47 @@ func (e *Event) Decode(b []byte) error {
 	e.Code = binary.LittleEndian.Uint32(b[HeaderSize:])
 	if e.Code != EventLinkClosed && e.Code != EventLinkFailed {
 		return fmt.Errorf("%w: event %d", ErrMalformed, e.Code)
+	}
+	return nil
+}
+
+// Revoke ends flows that the egress policy has allowed and refuses now: those of a
+// protocol whose sockets are connected to an address and port. The guest is not
+// told; what it sends next is asked for anew.
+type Revoke struct {
+	Proto uint8    // ProtoUDP, ProtoICMP or ProtoICMPv6
+	Port  uint16   // zero for echo
+	Addr  [16]byte // as in Opened
+}
+
+// RevokeSize is the encoded size of Revoke, header included.
+const RevokeSize = HeaderSize + 1 + 1 + 2 + 16
+
+// Encode writes the record to b, which must hold RevokeSize bytes.
+func (r *Revoke) Encode(b []byte) {
+	_ = b[RevokeSize-1]
+	putHeader(b, KindRevoke, RevokeSize)
+	p := b[HeaderSize:]
+	p[0], p[1] = r.Proto, 0
+	binary.LittleEndian.PutUint16(p[2:], r.Port)
+	copy(p[4:20], r.Addr[:])
+}
+
+// Decode reads exactly one record.
+func (r *Revoke) Decode(b []byte) error {
+	if err := expect(b, KindRevoke, RevokeSize); err != nil {
+		return err
+	}
+	p := b[HeaderSize:]
+	if p[1] != 0 {
+		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
+	}
+	r.Proto = p[0]
+	r.Port = binary.LittleEndian.Uint16(p[2:])
+	copy(r.Addr[:], p[4:20])
+	echo := r.Proto == ProtoICMP || r.Proto == ProtoICMPv6
+	if !echo && r.Proto != ProtoUDP || echo && r.Port != 0 {
+		return fmt.Errorf("%w: protocol %d with port %d", ErrMalformed, r.Proto, r.Port)
 	}
 	return nil
 }

@@ -226,6 +226,13 @@ func TestEgressLaterAddress(t *testing.T) {
 	g := lab.Guest("--deny", "host")
 	later := []string{"tcp 192.0.2.200:7", "udp [2001:db8:1::200]:7"}
 	lab.Host.IP("addr add 192.0.2.200/24 dev h0", "addr add 2001:db8:1::200/64 dev h0 nodad")
+	// An IPv6 address is there, and a moment later its route.
+	if !eventually(10*time.Second, func() bool {
+		_, out := lab.Host.Run("ip", "-6", "route", "get", "2001:db8:1::200")
+		return strings.HasPrefix(out, "local ")
+	}) {
+		t.Fatal("the host has no local route")
+	}
 	for _, what := range later {
 		if got := reach(g, what); got != prohibited {
 			t.Errorf("%s: %s", what, got)

@@ -33,7 +33,7 @@ var floors = [][]string{
 var brokerFloors = [][]string{
 	{"egress", "budget", "foreign", "fork", "output", "hostnet/netlink", "netns/nofile"},
 	{"cli", "hostnet/rtnl", "startup", "ports", "netns", "guestsock", "logging"},
-	{"hostnet"},
+	{"hostnet", "follow"},
 	{"sockets", "agent", "supervise"},
 	{"plan"},
 	{"forward"},

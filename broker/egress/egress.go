@@ -119,6 +119,12 @@ func New(rules []Rule, own []netip.Addr) (*Policy, error) {
 // neither mapped nor has it a zone.
 func (e *Policy) SetLocal(local func(Flow) bool) { e.local = local }
 
+// Varies tells whether what the policy says depends on which addresses the host has
+// at the time.
+func (e *Policy) Varies() bool {
+	return slices.ContainsFunc(e.rules, func(r rule) bool { return r.host })
+}
+
 // SetNAT64 says by which prefixes translators of the network reach IPv4, besides
 // those that everybody knows. CheckNAT64 has passed them.
 func (e *Policy) SetNAT64(prefixes []netip.Prefix) { e.nat64 = prefixes }

@@ -41,21 +41,28 @@ func (l *lockedBuffer) String() string {
 // workWithin is work with limits, of which change takes some away.
 func workWithin(t *testing.T, change func(*budget.Limits)) (*atWork, *lockedBuffer) {
 	t.Helper()
+	return workUnder(t, nil, change)
+}
+
+// workUnder is workWithin with an egress policy that is followed.
+func workUnder(t *testing.T, p Policy, change func(*budget.Limits)) (*atWork, *lockedBuffer) {
+	t.Helper()
 	ours, theirs, err := ipc.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := &lockedBuffer{}
 	f := New(Config{
-		Logger: slog.New(slog.NewTextHandler(log, nil)),
-		V4:     Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("192.0.2.77")},
-		V6:     Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("2001:db8::77")},
+		Logger: slog.New(slog.NewTextHandler(log, nil)), Policy: p,
+		V4: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("192.0.2.77")},
+		V6: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("2001:db8::77")},
 	})
 	l := budget.Defaults(testHost)
 	change(&l)
 	if err := f.SetBudget(l, testHost); err != nil {
 		t.Fatal(err)
 	}
+	f.Follow()
 	_ = unix.SetsockoptTimeval(theirs, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
 	w := &atWork{f, theirs, make(chan error, 1)}
 	go func() {
@@ -402,7 +409,7 @@ func TestCountEntries(t *testing.T) {
 	const text = "pos:\t0\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\n" +
 		"tfd:        5 events: 40000018 data:                1  pos:0 ino:2d151d sdev:9\n" +
 		"tfd:       15 events: 40000018 data:                3  pos:0 ino:2d151e sdev:9\n" +
-		"tfd:       15 events: 40000018 data:                1  pos:0 ino:2d151e sdev:9\n" +
+		"tfd:       15 events: 40000018 data:        a00000001  pos:0 ino:2d151e sdev:9\n" +
 		"tfd:       15 events: 40000018 data:               31  pos:0 ino:2d151e sdev:9\n" +
 		"tfd:       15 events: 40000018 data:                9  pos:0 ino:2d151e sdev:9\n" +
 		"tfd:       15 events: 40000018 data:"

@@ -25,6 +25,7 @@ type decision struct {
 	refused   unix.Errno // zero: open
 	policy    bool       // it is the egress policy that refuses
 	rule      string     // by this rule of it
+	client    bool       // allowed to a client of the host's own, whatever the policy says
 	namespace bool       // in the guest's namespace, not on the host
 	to        netip.AddrPort
 	from      netip.AddrPort // where it comes from: address and port, as far as they are decided
@@ -132,7 +133,7 @@ func (c *Config) decideHostReply(r *request, d decision) decision {
 	// A client of the host's own, by any of its addresses, is like a connection
 	// that came by a TCP listener.
 	if c.Client != nil && !local.IsUnspecified() && c.Client(r.dst, d.from) {
-		d.refused, d.policy, d.rule = 0, false, ""
+		d.refused, d.policy, d.rule, d.client = 0, false, "", true
 	} else if !d.policy {
 		d.refused = unix.EACCES
 	}
@@ -189,14 +190,19 @@ func (c *Config) judged(proto uint8, d decision) decision {
 	if c.Policy == nil {
 		return d
 	}
+	if v := c.Policy.Judge(judgedAs(proto, &d)); !v.Allowed {
+		d.refused, d.policy, d.rule = unix.EACCES, true, v.Rule
+	}
+	return d
+}
+
+// judgedAs is the socket as the egress policy sees it.
+func judgedAs(proto uint8, d *decision) egress.Flow {
 	from := d.from
 	if proto != ipc.ProtoUDP {
 		from = netip.AddrPortFrom(from.Addr(), 0) // the kernel's choice
 	}
-	if v := c.Policy.Judge(egress.Flow{Proto: proto, To: d.to, From: from, Device: d.Interface}); !v.Allowed {
-		d.refused, d.policy, d.rule = unix.EACCES, true, v.Rule
-	}
-	return d
+	return egress.Flow{Proto: proto, To: d.to, From: from, Device: d.Interface}
 }
 
 func (c *Config) family(a netip.Addr) *Family {

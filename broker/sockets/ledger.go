@@ -5,12 +5,14 @@ package sockets
 import (
 	"bytes"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
+	"aldente/broker/egress"
 	"aldente/ipc"
 )
 
@@ -30,6 +32,9 @@ type ledger struct {
 	inUse   [2]int
 	buf     []byte
 	waiting underWay
+
+	standing *standing // nil: what was opened need not be remembered
+	judge    func(*egress.Flow) (refused bool)
 
 	refused [budget.Kinds]limiter
 }
@@ -79,18 +84,24 @@ func (g *ledger) may(k budget.Kind) budget.Reason {
 
 // opened notes a datagram socket before it is passed on. It reports false if it
 // cannot be watched, and must not be.
-func (g *ledger) opened(k budget.Kind, fd int) bool {
+func (g *ledger) opened(k budget.Kind, fd int, flow egress.Flow) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.alive >= 0 {
 		// For nothing but to be listed: a socket that reports once and was not
 		// asked is quiet for ever.
 		e := unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(k)}
+		if flow.To.IsValid() {
+			e.Pad = int32(g.standing.add(flow))
+		}
 		if unix.EpollCtl(g.alive, unix.EPOLL_CTL_ADD, fd, &e) != nil {
 			return false
 		}
 	}
 	g.budget.Opened(k)
+	if g.standing != nil && len(g.standing.flows) >= g.standing.prune {
+		g.living()
+	}
 	return true
 }
 
@@ -127,11 +138,18 @@ func (g *ledger) read(fd int) ([]byte, bool) {
 	}
 }
 
-// countEntries counts the lines of an epoll's fdinfo by kind, which is what the
-// entries carry, proc_pid_fdinfo(5):
-//
-//	tfd:        5 events: 40000018 data:                1  pos:0 ino:2d151d sdev:9
+// countEntries counts the lines of an epoll's fdinfo by kind.
 func countEntries(b []byte) (n [budget.Kinds]int) {
+	eachEntry(b, func(k budget.Kind, _ uint32) { n[k]++ })
+	return n
+}
+
+// eachEntry reads an epoll's fdinfo, proc_pid_fdinfo(5). What the entries carry is,
+// in hexadecimal, the kind of socket, and before that the number that its flow has
+// in standing, if it has one:
+//
+//	tfd:        5 events: 40000018 data:        700000001  pos:0 ino:2d151d sdev:9
+func eachEntry(b []byte, each func(k budget.Kind, id uint32)) {
 	for len(b) > 0 {
 		var line []byte
 		line, b, _ = bytes.Cut(b, []byte("\n"))
@@ -140,11 +158,15 @@ func countEntries(b []byte) (n [budget.Kinds]int) {
 			continue
 		}
 		data = bytes.TrimLeft(data, " ")
-		if end := bytes.IndexByte(data, ' '); end == 1 && data[0]-'0' < uint8(budget.Kinds) {
-			n[data[0]-'0']++
+		end := bytes.IndexByte(data, ' ')
+		if end < 0 {
+			continue
+		}
+		v, err := strconv.ParseUint(string(data[:end]), 16, 64)
+		if k := uint32(v); err == nil && k < uint32(budget.Kinds) {
+			each(budget.Kind(k), uint32(v>>32))
 		}
 	}
-	return n
 }
 
 // PortsInUse implements budget.Kernel.
@@ -184,7 +206,7 @@ func udpInUse(b []byte, name string) (n int, ok bool) {
 // not there yet, we keep a copy until it is: what a worker closes meanwhile goes
 // on, for the host's firewall at least, and what it never closes can be ended.
 // It reports whether the copy is kept.
-func (g *ledger) connecting(fd int, answer *ipc.Opened) (kept bool) {
+func (g *ledger) connecting(fd int, flow egress.Flow, answer *ipc.Opened) (kept bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.budget.Opened(budget.TCP)
@@ -208,7 +230,7 @@ func (g *ledger) connecting(fd int, answer *ipc.Opened) (kept bool) {
 			g.budget.Ended(true)
 		}
 	}
-	if !g.waiting.add(fd) {
+	if !g.waiting.add(fd, flow) {
 		g.budget.Ended(false)
 		return false
 	}
@@ -225,7 +247,11 @@ func (g *ledger) swept() {
 }
 
 func (g *ledger) sweep() {
-	g.waiting.sweep(func(answered bool) {
+	g.waiting.sweep(func(s *waitingSlot, answered bool) {
+		if answered && g.judge != nil && time.Since(s.since) > promptly && g.judge(&s.flow) {
+			// The peer that has answered is the host, since a moment ago.
+			_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+		}
 		if answered {
 			g.budget.Answered()
 		} else {
@@ -240,6 +266,9 @@ func (g *ledger) gone() {
 	defer g.mu.Unlock()
 	g.waiting.endAll()
 	g.budget.Gone()
+	if g.standing != nil {
+		clear(g.standing.flows)
+	}
 }
 
 func (g *ledger) usage() [budget.Kinds]budget.Usage {

@@ -2,7 +2,13 @@
 
 package sockets
 
-import "golang.org/x/sys/unix"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/egress"
+)
 
 // underWay are our copies of TCP sockets that are being connected, in the order
 // in which that began.
@@ -19,6 +25,8 @@ type underWay struct {
 
 type waitingSlot struct {
 	fd         int
+	flow       egress.Flow // without destination: of no concern to a change of the policy
+	since      time.Time   // when it began
 	prev, next int
 }
 
@@ -26,7 +34,7 @@ func (u *underWay) init() { u.ep, u.slots = -1, make([]waitingSlot, 1) }
 
 // add keeps fd until sweep or endOldest. It reports false if it could not, and fd
 // stays the caller's.
-func (u *underWay) add(fd int) bool {
+func (u *underWay) add(fd int, flow egress.Flow) bool {
 	if u.ep < 0 {
 		ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 		if err != nil {
@@ -47,7 +55,7 @@ func (u *underWay) add(fd int) bool {
 		return false
 	}
 	last := u.slots[0].prev
-	u.slots[i] = waitingSlot{fd: fd, prev: last}
+	u.slots[i] = waitingSlot{fd: fd, flow: flow, since: time.Now(), prev: last}
 	u.slots[last].next, u.slots[0].prev = i, i
 	u.n++
 	return true
@@ -75,14 +83,21 @@ func (u *underWay) closeDone() {
 	u.done = u.done[:0]
 }
 
+// each calls f for all of them.
+func (u *underWay) each(f func(s *waitingSlot)) {
+	for i := u.slots[0].next; i != 0; i = u.slots[i].next {
+		f(&u.slots[i])
+	}
+}
+
 // sweep drops those whose connect has ended and tells of each whether the peer
 // has answered.
-func (u *underWay) sweep(done func(answered bool)) {
+func (u *underWay) sweep(done func(s *waitingSlot, answered bool)) {
 	for u.n > 0 {
 		n := readyNow(u.ep, u.events)
 		for _, e := range u.events[:n] {
 			i := int(e.Fd)
-			done(answered(u.slots[i].fd))
+			done(&u.slots[i], answered(u.slots[i].fd))
 			u.drop(i)
 		}
 		if n < len(u.events) {

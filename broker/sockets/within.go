@@ -41,8 +41,8 @@ func (f *Factory) openWithin(q *request, d *decision, answer *ipc.Opened, s *ser
 	switch {
 	case fd < 0:
 	case kind == budget.TCP:
-		kept = f.ledger.connecting(fd, answer)
-	case !f.ledger.opened(kind, fd):
+		kept = f.ledger.connecting(fd, f.stands(q, d), answer)
+	case !f.ledger.opened(kind, fd, f.stands(q, d)):
 		unix.Close(fd)
 		fd, answer.Errno = -1, uint16(unix.ENOMEM)
 	}

@@ -196,6 +196,24 @@ func TestErrorQueue(t *testing.T) {
 	}
 }
 
+// TestRevoke: the flow to a peer ends, and what the guest sends then is asked for
+// anew.
+func TestRevoke(t *testing.T) {
+	r := newRig(t)
+	s, _ := r.connect(remote4)
+	peer := r.flows.At(0).peer
+	r.Revoke(packet.Addr{15: 99})
+	if s.Closes != 0 {
+		t.Fatal("closed by the name of another")
+	}
+	r.Revoke(peer)
+	if s.Closes != 1 || r.Len() != 0 || r.Stats.Revoked != 1 {
+		t.Errorf("closed %d times, %d flows", s.Closes, r.Len())
+	}
+	r.ping(remote4, 2, "x")
+	r.oneOpen()
+}
+
 func TestBrokenErrorQueue(t *testing.T) {
 	r := newRig(t)
 	s, token := r.connect(remote4)

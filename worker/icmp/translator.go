@@ -67,6 +67,7 @@ type Stats struct {
 	Opened, Refused uint64 // flows
 	NoRoom          uint64 // flows that could not be made
 	Expired, Broken uint64 // flows
+	Revoked         uint64 // flows that the policy refuses since it was asked
 	Errors          uint64 // ICMP errors sent to the guest
 }
 
@@ -321,6 +322,16 @@ func (t *Translator) remove(i uint32, c *conn) {
 	t.g.Shares.Take(flow.ShareEcho, -1)
 	*c = conn{fd: -1}
 	t.flows.Remove(i)
+}
+
+// Revoke ends the flows whose sockets are connected to a peer.
+func (t *Translator) Revoke(peer packet.Addr) {
+	t.flows.Each(func(i uint32) {
+		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer {
+			t.Stats.Revoked++
+			t.remove(i, c)
+		}
+	})
 }
 
 // Close ends all flows.

@@ -210,6 +210,8 @@ func (l *Lane) record(rec []byte, fd int32) {
 		err = l.listen(rec, fd)
 	case ipc.KindUnlisten:
 		err = l.unlisten(rec)
+	case ipc.KindRevoke:
+		err = l.revoke(rec)
 	case ipc.KindCapture:
 		err = l.newCapture(rec, fd)
 	default:
@@ -299,6 +301,20 @@ func (l *Lane) unlisten(rec []byte) error {
 		l.tcp.RemoveListener(k.ID)
 	} else {
 		l.udp.RemoveListener(k.ID)
+	}
+	return nil
+}
+
+// revoke ends flows that the egress policy does not allow any more.
+func (l *Lane) revoke(rec []byte) error {
+	var r ipc.Revoke
+	if err := r.Decode(rec); err != nil {
+		return err
+	}
+	if r.Proto == ipc.ProtoUDP {
+		l.udp.Revoke(r.Addr, r.Port)
+	} else {
+		l.icmp.Revoke(r.Addr)
 	}
 	return nil
 }

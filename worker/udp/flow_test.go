@@ -232,6 +232,35 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestRevoke: the flows to a peer end, and no other; what the guest sends then is
+// asked for anew. Peers are where sockets are connected, not what the guest calls
+// them.
+func TestRevoke(t *testing.T) {
+	for _, remote := range []packet.Addr{remote4, remote6} {
+		r := newRig(t)
+		r.say(remote, "x")
+		s := r.host.Socket()
+		peer := packet.Addr{15: 99}
+		o := r.oneOpen()
+		r.Opened(o.Token, s.FD, &ipc.Opened{Token: o.Token, Addr: peer})
+		r.Revoke(remote, 2000)
+		r.Revoke(peer, 2001)
+		if s.Closes != 0 || r.Len() != 1 {
+			t.Fatalf("closed %d times, by the name of another", s.Closes)
+		}
+		r.Revoke(peer, 2000)
+		if s.Closes != 1 || r.Len() != 0 || len(r.errors()) != 0 || r.Stats.Revoked != 1 {
+			t.Errorf("closed %d times, %d flows", s.Closes, r.Len())
+		}
+		r.check()
+		r.say(remote, "y")
+		r.refuse(r.oneOpen(), syscall.EACCES, ipc.OpenedProhibited)
+		if len(r.errors()) != 1 {
+			t.Error("the guest is not told")
+		}
+	}
+}
+
 func TestWatchFails(t *testing.T) {
 	r := newRig(t)
 	r.say(remote4, "x")

@@ -87,6 +87,7 @@ type Stats struct {
 	Opened, Refused, Inbound uint64 // flows
 	NoRoom                   uint64 // flows that could not be made
 	Expired, Evicted         uint64 // flows
+	Revoked                  uint64 // flows that the policy refuses since it was asked
 	Broken                   uint64 // flows closed for an error of the socket
 	Errors                   uint64 // ICMP errors sent to the guest
 }
@@ -356,6 +357,17 @@ func (t *Translator) evict(i uint32) {
 	if c.state != 0 {
 		t.remove(i, c)
 	}
+}
+
+// Revoke ends the flows whose sockets are connected to a peer. What they have
+// collected is not sent: that would be what was revoked.
+func (t *Translator) Revoke(peer packet.Addr, port uint16) {
+	t.flows.Each(func(i uint32) {
+		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer && c.peerPort == port {
+			t.Stats.Revoked++
+			t.remove(i, c)
+		}
+	})
 }
 
 // Flush ends a batch of frames from the guest: what they carried goes to the

@@ -85,26 +85,28 @@ func (s *Socket) Send(b []byte) error {
 
 // Receive reads one datagram of the kernel's into buf and returns what it filled.
 // ENOBUFS says that some were lost: ask again, after Drain.
-func (s *Socket) Receive(buf []byte) ([]byte, error) { return s.receive(buf, 0) }
+func (s *Socket) Receive(buf []byte) ([]byte, error) { return receive(s.fd, buf, 0, false) }
 
 // Drain throws away all that can be read now, what is left of a dump included.
 func (s *Socket) Drain() {
 	var b [1]byte
 	for range maxForeign {
-		if _, err := s.receive(b[:], unix.MSG_DONTWAIT); errors.Is(err, unix.EAGAIN) {
+		if _, err := receive(s.fd, b[:], unix.MSG_DONTWAIT, false); errors.Is(err, unix.EAGAIN) {
 			return
 		}
 	}
 }
 
-func (s *Socket) receive(buf []byte, flags int) ([]byte, error) {
+// receive reads one datagram of the kernel's: an answer, or with groups what it
+// tells all.
+func receive(fd int, buf []byte, flags int, groups bool) ([]byte, error) {
 	for range maxForeign {
-		n, _, got, from, err := unix.Recvmsg(s.fd, buf, nil, flags)
+		n, _, got, from, err := unix.Recvmsg(fd, buf, nil, flags)
 		switch sender, _ := from.(*unix.SockaddrNetlink); {
 		case err == unix.EINTR:
 		case err != nil:
 			return nil, err
-		case sender == nil || sender.Pid != 0 || sender.Groups != 0:
+		case sender == nil || sender.Pid != 0 || sender.Groups != 0 && !groups:
 		case got&unix.MSG_TRUNC != 0:
 			return nil, ErrTruncated
 		default:

@@ -257,6 +257,13 @@ func nextMessage(b []byte) (h header, body, rest []byte, ok bool) {
 	return h, b[unix.SizeofNlMsghdr:n], b[min(align(int(n)), len(b)):], true
 }
 
+// Next splits the first message off a datagram that nobody asked for. It reports
+// false if there is no whole one.
+func Next(b []byte) (m Message, rest []byte, ok bool) {
+	h, body, rest, ok := nextMessage(b)
+	return Message{Type: h.typ, Body: body}, rest, ok
+}
+
 // errnoOf reads the status of NLMSG_ERROR and NLMSG_DONE: zero or a negative
 // error number.
 func errnoOf(body []byte) error {

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package follow notices what changes on the host, for those whom it concerns:
+// so far, when an address may have become the host's own.
+package follow
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/hostnet/netlink"
+	"aldente/broker/hostnet/rtnl"
+)
+
+const (
+	// pause is how long changes are gathered after one was told, at least, and
+	// rest is how many times as long as it took those who were told: however
+	// often routes change, and however much there is to look at, it takes a
+	// twentieth of a processor.
+	pause = 100 * time.Millisecond
+	rest  = 20
+	// retry is when those who were told want to be told again.
+	retry = 500 * time.Millisecond
+)
+
+// groups are what the kernel tells of. Every address has its local route, anycast
+// addresses have one too. Routes that end with their interface end in silence.
+var groups = []int{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE,
+}
+
+// Watcher hears of routes.
+type Watcher struct {
+	s   *netlink.Subscription
+	buf []byte
+}
+
+// New begins to listen, in the network namespace of the calling thread. It must be
+// called before this process confines itself, and before routes are looked up that
+// count: what changes after New will be told.
+func New() (*Watcher, error) {
+	s, err := netlink.Subscribe(unix.NETLINK_ROUTE, groups...)
+	if err != nil {
+		return nil, err
+	}
+	return &Watcher{s, make([]byte, 32<<10)}, nil
+}
+
+// Close ends Run.
+func (w *Watcher) Close() error { return w.s.Close() }
+
+// Run calls changed when a destination may lead to the host that did not before:
+// at once after the first such change, then for all that came meanwhile. A little
+// later it calls once more, for what was decided just before and done just after,
+// and goes on with that as long as changed asks for it. It returns after Close.
+//
+// What is not read in time waits in the socket, and of what does not fit there the
+// kernel tells that there was something. Nothing grows.
+func (w *Watcher) Run(changed func() (again bool)) error {
+	for {
+		news, ok := w.await()
+		if !ok {
+			return os.ErrClosed
+		}
+		start := time.Now()
+		again := changed()
+		time.Sleep(max(pause, rest*time.Since(start)))
+		var until time.Time
+		if again || news {
+			until = time.Now().Add(retry)
+		}
+		if w.s.Deadline(until) != nil {
+			return os.ErrClosed
+		}
+	}
+}
+
+// await returns when there is news, or the deadline has passed. ok is false if there
+// is no socket any more.
+func (w *Watcher) await() (news, ok bool) {
+	for {
+		b, err := w.s.Receive(w.buf)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return false, false
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return false, true
+		case err != nil, matters(b): // or some was lost
+			return true, true
+		}
+	}
+}
+
+// matters tells whether one of the messages of a datagram is of a change that can
+// have made the host of what was not.
+func matters(b []byte) bool {
+	for len(b) > 0 {
+		m, rest, ok := rtnl.Next(b)
+		if !ok || concerns(m) {
+			return true
+		}
+		b = rest
+	}
+	return false
+}
+
+// Offsets into struct rtmsg and struct ifinfomsg.
+const (
+	rtmType   = 7
+	ifiFlags  = 8
+	loopback  = 1 // index of lo
+	linkAlive = unix.IFF_UP | unix.IFF_LOWER_UP
+)
+
+// concerns is matters for one message. A new route that leads out by an interface
+// makes nothing the host's, and hosts that speak to other routers get many of
+// those; neither does an interface that is up.
+func concerns(m rtnl.Message) bool {
+	switch {
+	case m.Type == unix.RTM_NEWROUTE && len(m.Body) >= unix.SizeofRtMsg && m.Body[rtmType] == unix.RTN_UNICAST:
+		oif, ok := rtnl.AttrUint32(m.Body[unix.SizeofRtMsg:], unix.RTA_OIF)
+		return !ok || oif == loopback
+	case m.Type == unix.RTM_NEWLINK && len(m.Body) >= unix.SizeofIfInfomsg:
+		return binary.NativeEndian.Uint32(m.Body[ifiFlags:])&linkAlive != linkAlive
+	}
+	return true
+}
