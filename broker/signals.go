@@ -38,17 +38,28 @@ func passOn(c *netns.Child, s os.Signal) bool {
 // endEarly ends the process when a signal comes while it starts, whatever it is
 // waiting for at the time: a reader of a FIFO, a file system that does not answer,
 // an agent. Children end with it. After started, signals are for who reads them.
-func (in *instance) endEarly(signals <-chan os.Signal) (started func()) {
+// Awaited says that a process in the foreground waits for this one.
+func (in *instance) endEarly(signals <-chan os.Signal, awaited bool) (started func()) {
 	up := make(chan struct{})
 	go func() {
 		select {
 		case s := <-signals:
 			in.undo.all()
-			os.Exit(128 + int(s.(syscall.Signal)))
+			os.Exit(earlyStatus(s.(syscall.Signal), awaited))
 		case <-up:
 		}
 	}()
 	return sync.OnceFunc(func() { close(up) })
+}
+
+// earlyStatus is the exit status for a signal while starting. Whoever ends an
+// instance in the foreground cannot know whether it had started: it is what it
+// would be later. Where somebody awaits the start, zero would say that all works.
+func earlyStatus(s syscall.Signal, awaited bool) int {
+	if !awaited && (s == unix.SIGTERM || s == unix.SIGQUIT) {
+		return 0
+	}
+	return 128 + int(s)
 }
 
 // undo lists what start-up has left in the file system, to be removed if it does
