@@ -54,14 +54,14 @@ func run(exceptions string, command []string) (int, error) {
 	if err := t.stop(); err != nil {
 		return 1, err
 	}
-	if runErr != nil {
-		return 1, fmt.Errorf("%s: %w", command[0], runErr)
-	}
 	bad := u.judge(excused)
 	for _, b := range bad {
 		fmt.Println(b)
 	}
 	fmt.Printf("permissions: %d of %d rules used, %d excused, %d wrong\n", u.used(), u.total(), len(excused), len(bad))
+	if runErr != nil {
+		return 1, fmt.Errorf("%s: %w", command[0], runErr)
+	}
 	if len(bad) > 0 {
 		return 1, nil
 	}
