@@ -40,10 +40,8 @@ func main() {
 		fail(err)
 	}
 	if args.Stage != policy.StageRun {
-		// Ends in exec of this program, with the last stage.
-		if err := enter(args); err != nil {
-			fail(err)
-		}
+		// Ends in exec of this program, with the last stage, or in an error.
+		fail(enter(args))
 	}
 
 	// 1. Lock down. From here on no file can be opened and no socket made.
