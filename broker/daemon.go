@@ -177,15 +177,15 @@ func closeInherited(inherited []int, wanted ...int) {
 	}
 }
 
-// openPID opens the file of -P, which takes the caller's privileges. It stays empty
-// until all is set up.
+// openPID opens the file of -P, which takes the caller's privileges. It stays as it
+// is until all is set up.
 func (in *instance) openPID() error {
 	path := in.cfg.PIDFile
 	if path == "" {
 		return nil
 	}
 	fd, err := output.Open(path, output.Options{
-		Flags:   unix.O_TRUNC | unix.O_WRONLY | unix.O_NOFOLLOW,
+		Flags:   unix.O_WRONLY | unix.O_NOFOLLOW,
 		Guarded: guarded(in.cfg),
 		Waiting: func() { in.log.Warn("PID file " + path + ": waiting for somebody to read it") },
 	})
@@ -193,7 +193,9 @@ func (in *instance) openPID() error {
 		return fmt.Errorf("PID file %s: %w%s", path, err, output.Hint(err))
 	}
 	in.pidFile = fd
-	if output.Regular(fd) {
+	// One that says something is another instance's until this one is ready.
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) == nil && output.Regular(fd) && st.Size == 0 {
 		in.undo.add(path)
 	}
 	return nil
@@ -205,6 +207,7 @@ func (in *instance) writePID(pid int) error {
 		return nil
 	}
 	defer unix.Close(in.pidFile)
+	_ = unix.Ftruncate(in.pidFile, 0) // no regular file, no length
 	text := append(strconv.AppendInt(nil, int64(pid), 10), '\n')
 	if n, err := unix.Write(in.pidFile, text); n < len(text) {
 		return fmt.Errorf("PID file %s: %w", in.cfg.PIDFile, cmp.Or(err, error(unix.ENOSPC)))

@@ -29,6 +29,9 @@ type Worker interface {
 	Renew()                           // the next one knows nothing of this one's clients
 }
 
+// acceptPause is how long to wait for descriptors or memory.
+const acceptPause = 100 * time.Millisecond
+
 // Server waits for virtual machines on a UNIX domain socket, one at a time, and
 // hands the connected socket to the worker.
 type Server struct {
@@ -168,6 +171,11 @@ func (s *Server) Serve(worker Worker) {
 		}
 		if err != nil && s.spent() {
 			return
+		}
+		switch err {
+		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM: // for now
+			time.Sleep(acceptPause)
+			continue
 		}
 		if err != nil {
 			s.log.Error("cannot accept on the guest's socket", "error", err)

@@ -68,7 +68,7 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 		return 0, false
 	}
 	now, told := time.Now(), map[ipc.Revoke]bool{}
-	since := map[uint32]time.Time{}
+	since, mute := map[uint32]time.Time{}, false
 	for id, flow := range live {
 		v := f.cfg.Policy.Judge(flow)
 		if v.Allowed {
@@ -79,20 +79,27 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 		if r.Proto == ipc.ProtoUDP {
 			r.Port = flow.To.Port()
 		}
-		if !told[r] && len(told) == maxRevokes {
+		at, again := g.standing.refused[id]
+		if !told[r] && (mute || len(told) == maxRevokes) {
+			if again { // told before: its time goes on
+				since[id] = at
+				defied = defied || now.Sub(at) > patience
+			}
 			continue
 		}
-		at, again := g.standing.refused[id]
 		if !again {
 			at = now
 			f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, v.Rule)
 		}
-		since[id] = at
-		defied = defied || now.Sub(at) > patience
+		defied = defied || again && now.Sub(at) > patience
 		if !told[r] && send(&r) != nil {
-			break // no worker, and so no sockets
+			mute = true // no worker, or one that does not read
+			if again {
+				since[id] = at
+			}
+			continue
 		}
-		told[r] = true
+		since[id], told[r] = at, true
 	}
 	if g.standing.refused = since; defied {
 		clear(since) // the next worker has its time

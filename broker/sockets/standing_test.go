@@ -171,3 +171,39 @@ func TestRecheckUnderWay(t *testing.T) {
 		unix.Close(late)
 	}
 }
+
+// TestRecheckManyDefied: more flows than are told of at a time hide none that was
+// told of before, nor does a worker that does not read.
+func TestRecheckManyDefied(t *testing.T) {
+	defer func(d time.Duration) { patience = d }(patience)
+	patience = time.Hour
+	w, p := followed(t)
+	var ports []uint16
+	for port := uint16(2000); len(ports) < 4*maxRevokes; port++ {
+		fd, answer := w.request(t, toLoopback(ipc.ProtoUDP, false, port))
+		if fd < 0 {
+			t.Fatal(answer)
+		}
+		defer unix.Close(fd)
+		ports = append(ports, port)
+	}
+	p.refuse(ports...)
+	told := map[uint16]bool{}
+	for range 3 {
+		revoked, _, _ := w.recheck()
+		for _, r := range revoked {
+			told[r.Port] = true
+		}
+	}
+	if n := len(w.ledger.standing.refused); n != len(told) {
+		t.Errorf("%d are remembered, %d were told of", n, len(told))
+	}
+	w.Recheck(func(*ipc.Revoke) error { return unix.EAGAIN })
+	if n := len(w.ledger.standing.refused); n != len(told) {
+		t.Errorf("%d are remembered once the worker does not read, %d were told of", n, len(told))
+	}
+	patience = 0
+	if _, _, defied := w.recheck(); !defied {
+		t.Error("nothing is found out")
+	}
+}
