@@ -4,6 +4,7 @@ package link
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"slices"
@@ -150,8 +151,13 @@ func FuzzCapture(f *testing.F) {
 	fuzz.Add(f, append([]byte{0}, slices.Concat(slices.Repeat([][]byte{seeds[7]}, 12)...)...))
 	for _, b := range seeds {
 		fuzz.Add(f, append([]byte{1}, b...))
+		fuzz.Add(f, append([]byte{4}, b...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 0 && b[0]&4 != 0 {
+			capturePipe(t, &fuzz.Source{B: b[1:]})
+			return
+		}
 		fd, err := unix.MemfdCreate("capture", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 		if err != nil {
 			t.Fatal(err)
@@ -195,6 +201,55 @@ func FuzzCapture(f *testing.F) {
 			t.Fatal("no news of the end, or too many")
 		}
 	})
+}
+
+// capturePipe captures to a small pipe that is read now and then: what comes out is
+// whole records, as many bytes as were marked, and in the end there is nothing left.
+func capturePipe(t *testing.T, s *fuzz.Source) {
+	t.Helper()
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[0])
+	mark, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if _, e := unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, 4096); err != nil || e != nil {
+		t.Fatal(err, e)
+	}
+	defer unix.Close(mark)
+	c := NewCapture(CaptureTo{FD: int32(p[1]), Mark: int32(mark), Room: -1})
+	var got []byte
+	drain := func() {
+		buf := make([]byte, 1<<16)
+		for n, err := unix.Read(p[0], buf); err == nil && n > 0; n, err = unix.Read(p[0], buf) {
+			got = append(got, buf[:n]...)
+		}
+	}
+	frame, _ := takeSuper(s)
+	now := time.Unix(1700000000, 0)
+	for k := range 64 {
+		c.Frame(now, &frame.o, frame.headers, frame.payload)
+		c.Flush()
+		if k%16 == 15 {
+			drain()
+		}
+	}
+	for c.n > 0 || c.stalled != 0 {
+		drain()
+		c.Flush()
+	}
+	c.Close()
+	drain()
+	var marked [8]byte
+	if _, err := unix.Read(mark, marked[:]); err != nil || binary.NativeEndian.Uint64(marked[:]) != uint64(len(got)) {
+		t.Fatalf("%d bytes marked, %d written, %v", binary.NativeEndian.Uint64(marked[:]), len(got), err)
+	}
+	for b := got[pcapHeader:]; len(b) > 0; {
+		if len(b) < pcapRecord || len(b) < pcapRecord+int(binary.NativeEndian.Uint32(b[8:])) {
+			t.Fatalf("%d bytes are left of a record", len(b))
+		}
+		b = b[pcapRecord+int(binary.NativeEndian.Uint32(b[8:])):]
+	}
 }
 
 // seal makes a file that cannot be written.
