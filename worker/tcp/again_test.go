@@ -52,7 +52,7 @@ func TestGuestPortAgain(t *testing.T) {
 	if f := e.take(); len(f) != 1 || f[0].tcp.Flags != packet.SYN|packet.ACK || f[0].tcp.Ack != syn.Seq+1 {
 		t.Fatalf("to the guest: %+v", f)
 	}
-	e.advance(3 * 3600 * second) // nobody asks the guest about the old one
+	e.advance(detachedIdle - second) // nobody asks the guest about the old one
 	for _, f := range e.take() {
 		if f.tcp.DstPort != guestPort || f.tcp.SrcPort != remotePort {
 			t.Errorf("to the guest: %+v", f)
@@ -60,6 +60,52 @@ func TestGuestPortAgain(t *testing.T) {
 	}
 	p.takesAll()
 	e.tr.Close()
+	e.empty()
+}
+
+// A peer that takes nothing keeps what a guest is done with for detachedIdle, and
+// from each byte that it takes for as long again.
+func TestDetachedEnds(t *testing.T) {
+	e := newEnv(t)
+	p := dial(e)
+	p.doneUntaken()
+	p.raw(packet.TCP{Flags: packet.RST, Seq: p.seq})
+	for range 3 {
+		e.advance(detachedIdle - second)
+		p.s.free(100)
+		e.settle()
+	}
+	if p.s.txTotal != 300 || p.s.closes != 0 {
+		t.Fatalf("%d bytes to the host, closed %d times, while it takes some", p.s.txTotal, p.s.closes)
+	}
+	e.advance(detachedIdle + 60*second) // the wheel may be an eighth late
+	if !p.s.aborted {
+		t.Error("kept for a host that takes nothing")
+	}
+	e.take()
+	e.empty()
+}
+
+// Port zero is no way to a flow that is over for the guest, whose key has it.
+func TestDetachedNotReached(t *testing.T) {
+	e := newEnv(t)
+	p := dial(e)
+	p.doneUntaken()
+	p.raw(packet.TCP{Flags: packet.RST, Seq: p.seq})
+	e.advance(detachedIdle - 10*second)
+	for i := range uint32(4) {
+		var q packet.Packet
+		q.IPVersion, q.Proto = 6, packet.ProtoTCP
+		q.Src = packet.Addr{0: byte(i >> 24), 1: byte(i >> 16), 2: byte(i >> 8), 3: byte(i)}
+		e.tr.Input(&q, &packet.TCP{Flags: packet.ACK, WScale: -1})
+	}
+	e.tr.Flush()
+	e.take()
+	e.advance(70 * second)
+	if !p.s.aborted {
+		t.Error("a frame without ports has kept it")
+	}
+	e.take()
 	e.empty()
 }
 

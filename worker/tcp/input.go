@@ -12,7 +12,7 @@ import (
 func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
 	k := flow.MakeKey(&p.Dst, &p.Src, s.DstPort, s.SrcPort)
 	i := t.flows.Find(&k)
-	if i == flow.None {
+	if i == flow.None || s.SrcPort == 0 || s.DstPort == 0 { // that would be a detached flow's key
 		t.noFlow(&k, p, s)
 		return
 	}
@@ -83,9 +83,11 @@ func (t *Translator) detach(i uint32, c *conn) {
 	c.rtoAt, c.ackAt, c.deqAt = 0, 0, 0
 	c.clear(flagAckNow | flagAckLater | flagHostFirst)
 	c.set(flagDetached)
+	c.heardAt = t.env.Now() // from now on: when the host took something last
 	// A key that no frame has: there is no port zero.
 	k := flow.Key{16: byte(i >> 24), 17: byte(i >> 16), 18: byte(i >> 8), 19: byte(i)}
 	t.flows.Rename(i, &k)
+	t.arm(i, c)
 }
 
 // dequeueAll counts all that was sent to the guest as acknowledged.

@@ -267,6 +267,9 @@ func (t *Translator) writePending() bool {
 func (t *Translator) took(c *conn, n int) {
 	c.hostSeq += uint32(n)
 	c.taken += uint32(n)
+	if n > 0 && c.has(flagDetached) {
+		c.heardAt = t.env.Now()
+	}
 	t.grow(c)
 }
 

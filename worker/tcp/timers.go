@@ -18,6 +18,12 @@ const (
 	keepInterval = int64(75 * time.Second) // between probes
 	keepProbes   = 9                       // unanswered before the guest counts as gone
 	synAckTries  = 5                       // repetitions of a SYN-ACK
+
+	// detachedIdle is how long the host may take nothing of what a guest has said
+	// that is done with the connection. A host's own kernel gives up on such a
+	// connection of a program that is gone after minutes, too (tcp_orphan_retries,
+	// tcp(7)): otherwise a peer could keep it for as long as it likes.
+	detachedIdle = int64(5 * time.Minute)
 	neverExpires = int64(1<<63 - 1)
 )
 
@@ -63,6 +69,9 @@ func (t *Translator) arm(i uint32, c *conn) {
 }
 
 func (t *Translator) keepAt(c *conn) int64 {
+	if c.has(flagDetached) {
+		return c.heardAt + detachedIdle
+	}
 	if at := c.heardAt + keepIdle; at > t.env.Now() {
 		return at
 	}
@@ -72,8 +81,9 @@ func (t *Translator) keepAt(c *conn) int64 {
 // expire does what is due.
 func (t *Translator) expire(i uint32, c *conn) {
 	now := t.env.Now()
-	if c.has(flagDetached) {
-		c.heardAt = now // nobody is to be asked whether it lives
+	if c.has(flagDetached) && now >= c.heardAt+detachedIdle {
+		t.abort(i, c) // nobody is to be asked whether it lives
+		return
 	}
 	if c.rtoAt != 0 && now >= c.rtoAt {
 		c.rtoAt = 0
