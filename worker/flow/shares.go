@@ -7,10 +7,11 @@ type Share uint8
 
 // Shares of the descriptors that a lane may hold.
 const (
-	ShareOut  Share = iota // TCP, from the guest
-	ShareIn                // TCP, to the guest
-	ShareUDP               // both ways
-	ShareEcho              // both families
+	ShareOut    Share = iota // TCP, from the guest
+	ShareIn                  // TCP, to the guest
+	ShareUDP                 // by the guest's link, both ways
+	ShareBypass              // UDP past it, which the host's own users fill
+	ShareEcho                // both families
 	shares
 )
 
@@ -22,12 +23,14 @@ type Shares struct {
 	least [shares]int
 	used  [shares]int
 	held  int // sum over all of the greater of used and least
+
+	returned bool // something was, since Returned was asked
 }
 
 // NewShares divides total descriptors.
 func NewShares(total int) *Shares {
 	s := &Shares{total: total}
-	s.least = [shares]int{ShareOut: total / 4, ShareIn: total / 8, ShareUDP: total / 8, ShareEcho: total / 32}
+	s.least = [shares]int{ShareOut: total / 4, ShareIn: total * 3 / 32, ShareUDP: total / 8, ShareBypass: total / 32, ShareEcho: total / 32}
 	s.recount()
 	return s
 }
@@ -64,7 +67,18 @@ func (s *Shares) Take(k Share, n int) {
 		s.held -= max(s.used[k], s.least[k])
 		s.used[k] += n
 		s.held += max(s.used[k], s.least[k])
+		s.returned = s.returned || n < 0
 	}
+}
+
+// Returned tells whether anything was given back since the last call. A flow may
+// have held a part without a descriptor, whose end nobody hears of.
+func (s *Shares) Returned() bool {
+	if s == nil || !s.returned {
+		return false
+	}
+	s.returned = false
+	return true
 }
 
 // Used is how many descriptors k holds.

@@ -22,7 +22,7 @@ func TestShares(t *testing.T) {
 			t.Errorf("share %d: %d of 960", first, n)
 		}
 		// Whoever came first has left all others a part.
-		for k, least := range []int{ShareOut: 240, ShareIn: 120, ShareUDP: 120, ShareEcho: 30} {
+		for k, least := range []int{ShareOut: 240, ShareIn: 90, ShareUDP: 120, ShareBypass: 30, ShareEcho: 30} {
 			if k := Share(k); k != first && fill(s, k) != least {
 				t.Errorf("after share %d: share %d has %d, not %d", first, k, s.Used(k), least)
 			}
@@ -33,6 +33,14 @@ func TestShares(t *testing.T) {
 		if n := fill(s, ShareIn); n < 960/2 {
 			t.Errorf("%d once all was given back", n)
 		}
+	}
+	s := NewShares(960)
+	s.Take(ShareUDP, 1)
+	if s.Returned() {
+		t.Error("returned, nothing was")
+	}
+	if s.Take(ShareUDP, -1); !s.Returned() || s.Returned() {
+		t.Error("what is given back is told once")
 	}
 	var none *Shares
 	none.Take(ShareIn, 1)

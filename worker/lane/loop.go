@@ -82,7 +82,7 @@ func (l *Lane) timeout() int {
 
 // goOn continues what the last turn left for the sake of fairness.
 func (l *Lane) goOn() {
-	if l.freed {
+	if l.freed || l.guest.Shares.Returned() {
 		l.freed = false
 		l.table.freed()
 	}

@@ -143,17 +143,17 @@ func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8) uint32 {
 	if t.muted == t.most {
 		t.evict(t.mute.Oldest())
 	}
-	for !t.g.Shares.May(flow.ShareUDP, 2) && t.Evict() {
+	for !t.g.Shares.May(flow.ShareBypass, 2) && t.Evict() {
 	}
 	i := flow.None
-	if t.g.Shares.May(flow.ShareUDP, 2) {
+	if t.g.Shares.May(flow.ShareBypass, 2) {
 		i = t.flows.Insert(k)
 	}
 	if i == flow.None {
 		t.Stats.NoRoom++
 		return i
 	}
-	t.g.Shares.Take(flow.ShareUDP, 2)
+	t.g.Shares.Take(flow.ShareBypass, 2)
 	f := t.flows.At(i)
 	f.sides[near].fd, f.sides[far].fd = -1, -1
 	f.queue = queue{head: flow.None, tail: flow.None}
@@ -433,7 +433,7 @@ func (t *Translator) removeUDP(i uint32, f *dflow) {
 	t.closeSides(f)
 	t.wheel.Cancel(t.timer + i)
 	t.unlist(i, f)
-	t.g.Shares.Take(flow.ShareUDP, -2)
+	t.g.Shares.Take(flow.ShareBypass, -2)
 	t.flows.Remove(i)
 }
 
