@@ -111,7 +111,7 @@ func (f *Factory) flowSocket(m *path, from, to netip.AddrPort, mayShare bool) (f
 			return fd, k.port, nil
 		}
 		if how, ok := sharedUntilConnected, false; mayShare && unwrap(err) == unix.EADDRINUSE {
-			if how, ok = f.share(m, k, to); ok {
+			if how, ok = f.share(m, k, from.Addr(), to); ok {
 				fd, err = boundUDP(m, from, to, how)
 			}
 		}
@@ -134,11 +134,12 @@ func (p *udpPorts) takes(k portKey, fd int) {
 
 // share makes sure that a port that is taken is ours, that no socket on it is
 // connected to the same peer, and says how to bind another.
-func (f *Factory) share(m *path, k portKey, to netip.AddrPort) (sharing, bool) {
+func (f *Factory) share(m *path, k portKey, from netip.Addr, to netip.AddrPort) (sharing, bool) {
 	p := f.ports
-	how, listens := sharedUntilConnected, f.onPort(k)
-	if len(listens) > 0 {
-		how = sharedAndOpen
+	listens := f.onPort(k)
+	how, ok := besides(listens, m, k, from)
+	if !ok {
+		return how, false
 	}
 	s := p.shared[k]
 	if s == nil {
@@ -149,6 +150,26 @@ func (f *Factory) share(m *path, k portKey, to netip.AddrPort) (sharing, bool) {
 	s.used = time.Now()
 	p.ages.MoveToFront(s.age)
 	return how, p.single(s, k, to)
+}
+
+// besides says how a flow's socket is bound beside our listeners on its port. Until
+// it is connected it hears what nobody else is nearer to. If a listener has the
+// whole port, that is the listener's, and whoever reads the socket passes it on. One
+// that has an address or an interface alone is nearer by itself, and what comes to
+// others is for nobody: it must not get to that listener. Only between two that are
+// equally near nobody could tell: the flow gets another port then.
+func besides(listens []Listener, m *path, k portKey, from netip.Addr) (sharing, bool) {
+	if coveredBy(listens, k.v4) {
+		return sharedAndOpen, true
+	}
+	for i := range listens {
+		l := &listens[i]
+		sameAddr := l.Addr.IsValid() && !l.Addr.IsUnspecified() && l.Addr.WithZone("") == from
+		if sameAddr || l.Interface != "" && l.Interface == m.Interface {
+			return sharedUntilConnected, false
+		}
+	}
+	return sharedUntilConnected, true
 }
 
 // look lists the sockets on a port for the sake of a flow.

@@ -131,3 +131,32 @@ func TestHoldersBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestBesides: beside a listener of one address or interface a flow's socket is deaf
+// until it is connected, since what is sent to other addresses is not that
+// listener's; none is made that is as near to a datagram as the listener.
+func TestBesides(t *testing.T) {
+	lo, other := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.2")
+	for _, c := range []struct {
+		name   string
+		listen []Listener
+		from   netip.Addr
+		device string
+		how    sharing
+		ok     bool
+	}{
+		{"no listener", nil, netip.IPv4Unspecified(), "", sharedUntilConnected, true},
+		{"the whole port", []Listener{{}}, netip.IPv4Unspecified(), "", sharedAndOpen, true},
+		{"the whole port of the family", []Listener{{Addr: netip.IPv4Unspecified()}}, other, "", sharedAndOpen, true},
+		{"loopback alone", []Listener{{Addr: lo}}, netip.IPv4Unspecified(), "", sharedUntilConnected, true},
+		{"loopback alone, from elsewhere", []Listener{{Addr: lo}}, other, "", sharedUntilConnected, true},
+		{"the flow's address among others", []Listener{{Addr: lo}, {Addr: other}}, other, "", sharedUntilConnected, false},
+		{"an interface", []Listener{{Interface: "h0"}}, netip.IPv4Unspecified(), "", sharedUntilConnected, true},
+		{"the flow's interface", []Listener{{Interface: "h0"}}, netip.IPv4Unspecified(), "h0", sharedUntilConnected, false},
+	} {
+		how, ok := besides(c.listen, &path{Interface: c.device}, portKey{v4: true, port: 123}, c.from)
+		if how != c.how || ok != c.ok {
+			t.Errorf("%s: %v, %t, want %v, %t", c.name, how, ok, c.how, c.ok)
+		}
+	}
+}
