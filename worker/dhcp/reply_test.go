@@ -282,10 +282,11 @@ func TestPutName(t *testing.T) {
 		{[]string{"abc.de"}, "abc.de", 99, "c000"},
 		{[]string{"abc.de"}, "de", 99, "c004"},
 		{[]string{"abc.de"}, "x.de", 99, "0178c004"},
-		{[]string{"abc.de", "x.de"}, "y.x.de", 99, "0179c008"},
+		{[]string{"abc.de", "x.de"}, "y.x.de", 99, "01790178c004"},
 		{[]string{"abc.de", "x.de"}, "c.de", 99, "0163c004"},
 		{[]string{"abc.de", "x.de"}, "abc", 99, "0361626300"},
 		{[]string{"abc.de", "x.de", "q.r"}, "q.r", 99, "c00c"},
+		{[]string{"b", "b.b"}, "b.b", 99, "0162c000"}, // no pointer to a pointer
 		{[]string{"abc.de"}, "x.de", 11, ""},
 		{[]string{"abc.de"}, "x.de", 12, "0178c004"},
 		{[]string{"abc.de"}, "a..de", 99, ""},

@@ -74,8 +74,9 @@ func labelSize(name []byte) int {
 }
 
 // find looks for name, or the end of one that is name, among the names in b,
-// and returns where it starts, or -1. Pointers reach 16 KiB, more than b ever
-// holds.
+// and returns where it starts, or -1. It is written there without a pointer: not
+// every client follows a pointer to a pointer. Pointers reach 16 KiB, more than b
+// ever holds.
 func find(b, name []byte) int {
 	for at := 0; at < len(b); {
 		switch {
@@ -92,18 +93,14 @@ func find(b, name []byte) int {
 	return -1
 }
 
-// same tells whether the name at b[at:] is name. All of b is our own writing,
-// so pointers lead backwards and end.
+// same tells whether the name at b[at:] is name, written out to its end.
 func same(b []byte, at int, name []byte) bool {
 	for {
 		size := int(b[at])
 		switch {
-		case size&0xc0 != 0:
-			at = size&0x3f<<8 | int(b[at+1])
-			continue
 		case size == 0:
 			return len(name) == 0
-		case labelSize(name) != size || string(b[at+1:at+1+size]) != string(name[:size]):
+		case size&0xc0 != 0, labelSize(name) != size, string(b[at+1:at+1+size]) != string(name[:size]):
 			return false
 		}
 		name = name[min(size+1, len(name)):]

@@ -102,6 +102,18 @@ func arrived(t testing.TB, fd int) {
 	}
 }
 
+// acknowledged waits until the other end has all that was sent to it.
+func acknowledged(t testing.TB, fd int) {
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ); err != nil || n == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("not all arrived")
+		}
+	}
+}
+
 // deaf has a socket drop each segment that comes, until hears.
 func deaf(t *testing.T, fd int) {
 	none, err := bpf.Assemble([]bpf.Instruction{bpf.RetConstant{Val: 0}})

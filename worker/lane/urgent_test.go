@@ -26,6 +26,7 @@ func (w *world) marked(end bool) (fd, host int) {
 			w.t.Fatal(err)
 		}
 	}
+	acknowledged(w.t, host)
 	if end {
 		unix.Shutdown(host, unix.SHUT_WR)
 		arrived(w.t, fd)
