@@ -21,7 +21,7 @@ TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream fuzz fuzz-coverage generate debug-filter soak chaos windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance fuzz fuzz-coverage generate debug-filter soak chaos windows mutate install clean
 
 ## all: both programs, static, and the names by which pasta and passt are called
 all:
@@ -84,6 +84,10 @@ bench-sandbox: all
 	$(GO) build -o build/bench-sandbox ./bench/sandbox
 	build/bench-sandbox $(BENCHFLAGS)
 
+## performance: the tables and plots of docs/performance.md, of the results in docs/performance
+performance:
+	$(GO) run ./bench/render
+
 ## fuzz: each target for FUZZTIME; RUN selects by package and name
 fuzz:
 	GO='$(GO)' test/fuzz.sh $(FUZZTIME) '$(RUN)'
@@ -94,7 +98,7 @@ fuzz-coverage:
 
 ## generate: the seccomp filters, with libseccomp (Debian: libseccomp-dev, gcc)
 generate:
-	CGO_ENABLED=1 $(GO) run -tags seccompgen ./policy/generate -o policy/filters -doc SECURITY.md
+	CGO_ENABLED=1 $(GO) run -tags seccompgen ./policy/generate -o policy/filters -doc docs/security-calls.md
 
 ## debug-filter: programs whose filters trap, so that Go prints who made a forbidden call
 debug-filter:

@@ -5,7 +5,7 @@
 //
 // The lists are read by the generator (policy/generate), which compiles them
 // to BPF with libseccomp, by the tests that check the compiled programs
-// against them, and by the tables in SECURITY.md. No program links them: the
+// against them, and by the tables in docs/security-calls.md. No program links them: the
 // programs embed what was compiled.
 //
 // Constants come from golang.org/x/sys/unix and must have the same value on

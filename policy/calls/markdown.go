@@ -148,7 +148,7 @@ func (arg *argument) bits(v uint64) (string, error) {
 	return strings.Join(names, " + "), nil
 }
 
-// Tables returns the tables of SECURITY.md by the names of their markers.
+// Tables returns the tables of docs/security-calls.md by the names of their markers.
 func Tables() (map[string]string, error) {
 	start, worker, agent, broker := WorkerStart(), Worker(), Agent(), Broker()
 	all := map[string]string{}

@@ -6,7 +6,7 @@
 // for each architecture, and writes the programs with their readable form
 // beside them. It needs cgo and libseccomp's development files:
 //
-//	CGO_ENABLED=1 go run -tags seccompgen ./policy/generate -o policy/filters -doc SECURITY.md
+//	CGO_ENABLED=1 go run -tags seccompgen ./policy/generate -o policy/filters -doc docs/security-calls.md
 package main
 
 import (
