@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/bench/bed"
+	"aldente/bench/report"
 	"aldente/test/netlab"
 )
 
@@ -71,7 +73,7 @@ func groups(short bool) []group {
 
 // measure runs the group's rows once for each contestant, in turn; backward is
 // for every other round, since what ran before warms or wears out the machine.
-func (g group) measure(o options, t *table, backward bool) error {
+func (g group) measure(o options, t *report.Table, backward bool) error {
 	var rows []row
 	for _, r := range g.rows {
 		if o.only.MatchString(r.name) {
@@ -96,7 +98,7 @@ func (g group) measure(o options, t *table, backward bool) error {
 		time.Sleep(time.Second)
 		for _, e := range entrants {
 			if m := e.pss(); m > 0 {
-				t.add("memory idle|MiB PSS", e.name, m)
+				t.Add("memory idle", "MiB PSS", e.name, m)
 			}
 		}
 	}
@@ -124,7 +126,7 @@ func enter(o options, lab *netlab.Lab, mtu int) (all []*entrant) {
 	return all
 }
 
-func once(o options, lab *netlab.Lab, t *table, r row, e *entrant) {
+func once(o options, lab *netlab.Lab, t *report.Table, r row, e *entrant) {
 	lab.Host.Sysctl("net/ipv4/tcp_wmem", sysctls[r.sysctl].wmem)
 	lab.Host.Sysctl("net/ipv4/tcp_rmem", sysctls[r.sysctl].rmem)
 	lab.Remote.Sysctl("net/ipv4/tcp_wmem", sysctls[r.sysctl].wmem)
@@ -139,6 +141,7 @@ func once(o options, lab *netlab.Lab, t *table, r row, e *entrant) {
 		return
 	}
 	for name, v := range values {
-		t.add(name, e.name, v)
+		what, unit, _ := strings.Cut(name, "|")
+		t.Add(what, unit, e.name, v)
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/bench/report"
 	"aldente/test/netlab"
 )
 
@@ -80,7 +81,7 @@ func bench(o options) error {
 			fmt.Fprintln(os.Stderr, "bench: no peers, measuring without them:", err)
 		}
 	}
-	t := newTable()
+	t := report.New()
 	start := time.Now()
 	for round := range o.rounds {
 		for _, group := range groups(o.short) {
@@ -90,13 +91,13 @@ func bench(o options) error {
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d done after %v\n", round+1, o.rounds, time.Since(start).Round(time.Second))
 	}
-	printMachine(o)
-	t.print()
-	return errors.Join(t.writeCSV(o.csv), t.draw(o.svg))
+	t.Notes = notes(o)
+	fmt.Print("\n", t.Markdown(nil))
+	return errors.Join(t.WriteFile(o.csv), t.Draw(o.svg, report.TapPlots()))
 }
 
-// printMachine says what the figures were measured on and with.
-func printMachine(o options) {
+// notes say what the figures were measured on and with.
+func notes(o options) []string {
 	cpu := "unknown"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		if m := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(b); m != nil {
@@ -104,11 +105,11 @@ func printMachine(o options) {
 		}
 	}
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	fmt.Printf("\n%s, %d cores, Linux %s; congestion control cubic everywhere; %d rounds of %v, medians\n",
-		cpu, cores(), strings.TrimSpace(string(kernel)), o.rounds, o.span)
+	all := []string{fmt.Sprintf("%s, %d cores, Linux %s; congestion control cubic everywhere; %d rounds of %v, medians",
+		cpu, cores(), strings.TrimSpace(string(kernel)), o.rounds, o.span)}
 	for _, c := range contestants(o) {
-		fmt.Printf("%-12s %s\n", c.name, c.version)
+		all = append(all, c.name+": "+c.version)
 	}
-	fmt.Printf("default: tcp_wmem %s, tcp_rmem %s; tuned: tcp_wmem %s, tcp_rmem %s, on host and remote\n\n",
-		sysctls[0].wmem, sysctls[0].rmem, sysctls[1].wmem, sysctls[1].rmem)
+	return append(all, fmt.Sprintf("default: tcp_wmem %s, tcp_rmem %s; tuned: tcp_wmem %s, tcp_rmem %s, on host and remote",
+		sysctls[0].wmem, sysctls[0].rmem, sysctls[1].wmem, sysctls[1].rmem))
 }

@@ -8,14 +8,12 @@ import (
 	"net"
 	"time"
 
+	"aldente/bench/report"
 	"aldente/test/netlab"
 )
 
-var directions = map[bool]string{false: "up", true: "down"}
-
 func bulkRow(mtu, sysctl, flows int, down bool) row {
-	name := fmt.Sprintf("TCP %s, MTU %d, %s, %d flows", directions[down], mtu, sysctls[sysctl].name, flows)
-	return bulkOver(name, outbound, sysctl, flows, down)
+	return bulkOver(report.BulkRow(mtu, sysctls[sysctl].name, flows, down), outbound, sysctl, flows, down)
 }
 
 func bulkOver(name string, over func(*entrant, *netlab.Lab) path, sysctl, flows int, down bool) row {
@@ -45,7 +43,7 @@ func forwardRows() []row {
 		over func(*entrant, *netlab.Lab) path
 	}{{"inbound", inbound}, {"host's loopback", loopback}} {
 		for _, down := range []bool{false, true} {
-			rows = append(rows, bulkOver(fmt.Sprintf("%s TCP %s, 1 flows", w.name, directions[down]), w.over, 0, 1, down))
+			rows = append(rows, bulkOver(fmt.Sprintf("%s TCP %s, 1 flows", w.name, report.Direction(down)), w.over, 0, 1, down))
 		}
 		for _, network := range []string{"tcp4", "udp4"} {
 			for _, n := range []int{1, 16} {
@@ -67,7 +65,7 @@ func datagramRows(sizes []int) []row {
 	var rows []row
 	add := func(what string, l load, size int) {
 		for _, down := range []bool{false, true} {
-			name := fmt.Sprintf("UDP %s, %d bytes%s", directions[down], size, what)
+			name := fmt.Sprintf("UDP %s, %d bytes%s", report.Direction(down), size, what)
 			rows = append(rows, row{name, 0, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
 				gbit, err := datagrams(outbound(e, lab), size, down, l, span)
 				return map[string]float64{name + "|Gbit/s": gbit}, err
@@ -95,7 +93,7 @@ func requestRows(clients []int) []row {
 		}
 	}
 	for _, down := range []bool{false, true} {
-		r := rateRow(fmt.Sprintf("request/response tcp beside 4 flows %s, tuned", directions[down]),
+		r := rateRow(fmt.Sprintf("request/response tcp beside 4 flows %s, tuned", report.Direction(down)),
 			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
 				return beside(e, lab, 4, down, span)
 			})

@@ -20,6 +20,7 @@ import (
 
 	"aldente/bench/bed"
 	"aldente/bench/peers"
+	"aldente/bench/report"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
 )
@@ -34,6 +35,7 @@ type options struct {
 	with    variants
 	only    *regexp.Regexp
 	rows    *regexp.Regexp
+	csv     string
 }
 
 // variants are further passts to measure: builds of ours with one thing
@@ -67,6 +69,7 @@ func run() int {
 	flag.StringVar(&o.gvproxy, "gvproxy", "", "gvproxy (default: build the latest)")
 	flag.StringVar(&o.ours, "ours", "", "the passt under test (default: the repository's)")
 	flag.StringVar(&o.cache, "cache", "build/peers", "folder for what is built")
+	flag.StringVar(&o.csv, "csv", "", "also write every single measurement to this file")
 	flag.Var(&o.with, "with", "NAME=PATH of a further passt, again for more")
 	flag.Parse()
 	if o.rounds == 0 {
@@ -111,12 +114,12 @@ func bench(o options) error {
 	if err := o.prepare(); err != nil {
 		return err
 	}
-	t := newTable(contestants(o))
+	t, all := report.New(), contestants(o)
 	start := time.Now()
 	for round := range o.rounds {
 		for _, w := range wmems {
 			for _, mtu := range mtus {
-				for _, c := range t.contestants {
+				for _, c := range all {
 					if err := measure(o, t, c, w, mtu); err != nil {
 						fmt.Fprintf(os.Stderr, "%s, MTU %d: %v\n", c.name, mtu, err)
 					}
@@ -125,12 +128,13 @@ func bench(o options) error {
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d done after %v\n", round+1, o.rounds, time.Since(start).Round(time.Second))
 	}
-	t.print(o)
-	return nil
+	t.Notes = []string{fmt.Sprintf("medians of %d rounds of %v", o.rounds, o.span)}
+	fmt.Print("\n", t.Markdown(nil))
+	return t.WriteFile(o.csv)
 }
 
 // measure adds to the table what one set-up is good for: both directions.
-func measure(o options, t *table, c contestant, w wmem, mtu int) error {
+func measure(o options, t *report.Table, c contestant, w wmem, mtu int) error {
 	var rows []row
 	for _, down := range []bool{false, true} {
 		if r := (row{w, mtu, down}); o.rows.MatchString(r.String()) {
@@ -149,7 +153,22 @@ func measure(o options, t *table, c contestant, w wmem, mtu int) error {
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "%s, %s: %v\n%s\n", c.name, r, err, strings.TrimSpace(s.proc.Output()))
 			}
-			t.add(r, c, res)
+			add(t, r, c, res)
 		}
 	})
+}
+
+// add adds one measurement to the table, each of its values under its unit.
+func add(t *report.Table, r row, c contestant, res result) {
+	for _, v := range []struct {
+		unit  string
+		value float64
+	}{
+		{report.Throughput, res.gbit},
+		{"CPU s/GiB of the translator", res.cpu},
+		{"CPU s/GiB of all processes on the way", res.all},
+		{"segments sent twice", float64(res.again)},
+	} {
+		t.Add(r.String(), v.unit, c.name, v.value)
+	}
 }
