@@ -187,7 +187,7 @@ func (c *Capture) Decode(b []byte) error {
 
 // Flags of Listener.
 const (
-	ListenerMaySplice = 1 << 0 // on the host: peers on its loopback take the bypass
+	ListenerMayBypass = 1 << 0 // on the host: peers on its loopback take the bypass
 	ListenerNamespace = 1 << 1 // in the namespace: every peer takes the bypass
 )
 

@@ -26,7 +26,7 @@ func workerRecords() map[Kind][]byte {
 		KindConfig: (&Config{Flags: FlagIPv4 | FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
 			Search: [MaxSearch]Name{name}, LinkKind: LinkTap}).Encode(),
 		KindLink:     (&Link{Kind: LinkStream}).Encode(),
-		KindListener: (&Listener{ID: 1, Proto: ProtoTCP, Flags: ListenerMaySplice, HostPort: 80, GuestPort: 8080}).Encode(KindListener),
+		KindListener: (&Listener{ID: 1, Proto: ProtoTCP, Flags: ListenerMayBypass, HostPort: 80, GuestPort: 8080}).Encode(KindListener),
 		KindCapture:  (&Capture{Flags: CaptureAppend, Room: 1 << 40}).Encode(),
 		KindStart:    Empty(KindStart),
 		KindOpened:   opened,
@@ -104,12 +104,12 @@ func FuzzRecords(f *testing.F) {
 			fuzz.Add(f, append([]byte{2}, changed...))
 		}
 	}
-	echo, splice, answer := make([]byte, OpenSize), make([]byte, OpenSize), make([]byte, OpenedSize)
+	echo, bypass, answer := make([]byte, OpenSize), make([]byte, OpenSize), make([]byte, OpenedSize)
 	(&Open{Proto: ProtoICMP, DstPort: 1}).Encode(echo)
-	(&Open{Proto: ProtoICMPv6, Flags: OpenSplice, Listener: 1}).Encode(splice)
+	(&Open{Proto: ProtoICMPv6, Flags: OpenBypass, Listener: 1}).Encode(bypass)
 	(&Opened{Errno: 13, Flags: OpenedProhibited}).Encode(answer)
 	text, _ := MakeName("a\x1b")
-	for _, b := range [][]byte{echo, splice, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Link{Kind: 3}).Encode(),
+	for _, b := range [][]byte{echo, bypass, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Link{Kind: 3}).Encode(),
 		(&AgentReport{Fatal: 2}).Encode(), (&AgentReport{Text: text}).Encode(), (&AgentLayer{Name: text}).Encode(), (&AgentLayer{State: 3}).Encode(),
 		(&AgentTap{Index: 1, Name: name16("..")}).Encode(), (&AgentTap{Index: 1, Name: name16("a/b")}).Encode(),
 		(&AgentTap{Index: 1, Name: [16]byte{0: 'a', 5: 'b'}}).Encode(), (&AgentChange{Type: 1}).Encode(),
@@ -187,7 +187,7 @@ func checkMeaning(t *testing.T, rec []byte) {
 	case open.Decode(rec) == nil:
 		echo := open.Proto == ProtoICMP || open.Proto == ProtoICMPv6
 		bad = !echo && open.Proto != ProtoTCP && open.Proto != ProtoUDP || echo && (open.DstPort != 0 || open.Listener != 0) ||
-			open.Flags&OpenSplice != 0 && open.Listener == 0 || open.Flags&OpenSplice == 0 && open.Proto == ProtoTCP && open.Listener != 0
+			open.Flags&OpenBypass != 0 && open.Listener == 0 || open.Flags&OpenBypass == 0 && open.Proto == ProtoTCP && open.Listener != 0
 	case listener.Decode(rec, KindListener) == nil:
 		bad = listener.ID == 0 || listener.Proto != ProtoTCP && listener.Proto != ProtoUDP
 	case tap.Decode(rec) == nil:

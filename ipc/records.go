@@ -114,17 +114,17 @@ type Open struct {
 	Token    uint64   // returned in Opened; means nothing to the broker
 	Proto    uint8    // ProtoTCP, ProtoUDP, ProtoICMP or ProtoICMPv6
 	Flags    uint8    // Open*
-	Listener uint32   // 0, or the listener on whose behalf (Listener.ID): UDP, or with OpenSplice
+	Listener uint32   // 0, or the listener on whose behalf (Listener.ID): UDP, or with OpenBypass
 	Src      [16]byte // guest's address; with Listener: local address that was spoken to
 	Dst      [16]byte // destination as the guest sees it; with Listener: the remote peer
 	SrcPort  uint16   // guest's port, or echo identifier
 	DstPort  uint16   // zero for echo
 }
 
-// OpenSplice in Open.Flags asks for the far end of the loopback bypass: a
+// OpenBypass in Open.Flags asks for the far end of the loopback bypass: a
 // socket on the other side, host or namespace, of the listener named. Without
 // it, a UDP listener is named to ask for a socket that answers from its port.
-const OpenSplice = 1 << 0
+const OpenBypass = 1 << 0
 
 // OpenSize is the encoded size of Open, header included.
 const OpenSize = HeaderSize + 8 + 1 + 1 + 2 + 4 + 16 + 16 + 2 + 2
@@ -151,7 +151,7 @@ func (o *Open) Decode(b []byte) error {
 		return err
 	}
 	p := b[HeaderSize:]
-	if p[10] != 0 || p[11] != 0 || p[9]&^OpenSplice != 0 {
+	if p[10] != 0 || p[11] != 0 || p[9]&^OpenBypass != 0 {
 		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
 	}
 	o.Token = binary.LittleEndian.Uint64(p[0:])
@@ -171,9 +171,9 @@ func (o *Open) Decode(b []byte) error {
 	default:
 		return fmt.Errorf("%w: protocol %d", ErrMalformed, o.Proto)
 	}
-	splice := o.Flags&OpenSplice != 0
+	bypass := o.Flags&OpenBypass != 0
 	transport := o.Proto == ProtoTCP || o.Proto == ProtoUDP
-	if o.Listener != 0 && !(o.Proto == ProtoUDP || splice && transport) || o.Listener == 0 && splice {
+	if o.Listener != 0 && !(o.Proto == ProtoUDP || bypass && transport) || o.Listener == 0 && bypass {
 		return fmt.Errorf("%w: listener %d with protocol %d, flags %#x", ErrMalformed, o.Listener, o.Proto, o.Flags)
 	}
 	return nil

@@ -20,9 +20,9 @@ import (
 // only from below its own.
 var floors = [][]string{
 	{"aldente/worker/packet", "aldente/ipc", "aldente/policy"},
-	{"aldente/worker/flow"}, // what the translators share; no protocol
+	{"aldente/worker/store", "aldente/worker/flow"}, // what the translators share; no protocol
 	{"aldente/worker/link", "aldente/worker/arp", "aldente/worker/ndp", "aldente/worker/dhcp", "aldente/worker/dhcpv6"},
-	{"aldente/worker/tcp", "aldente/worker/udp", "aldente/worker/icmp", "aldente/worker/splice"},
+	{"aldente/worker/tcp", "aldente/worker/udp", "aldente/worker/icmp", "aldente/worker/bypass"},
 	{"aldente/worker/lane"},
 	{"aldente/worker"},
 }

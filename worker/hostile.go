@@ -109,7 +109,7 @@ func (c *prisoner) request(key string, f []string) (o ipc.Open, err error) {
 		o.SrcPort = localPort(c.held.Datagram)
 	}
 	if key == "bypass" {
-		o.Flags = ipc.OpenSplice
+		o.Flags = ipc.OpenBypass
 	}
 	o.Token = uint64(o.Proto)
 	return o, nil

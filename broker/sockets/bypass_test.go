@@ -134,7 +134,7 @@ func TestBypass(t *testing.T) {
 					l.FD, l.GuestPort = -1, port
 					w.Adopt(l)
 				}
-				tt.o.Flags |= ipc.OpenSplice
+				tt.o.Flags |= ipc.OpenBypass
 				if tt.o.Proto == 0 {
 					tt.o.Proto = ipc.ProtoTCP
 				}
@@ -187,7 +187,7 @@ func TestBypassDoesNotBlock(t *testing.T) {
 	w.SetNamespace(ns, 0)
 	in := w.Adopt(Listener{Proto: ipc.ProtoTCP, Splice: true, GuestPort: port, FD: -1})
 	out := w.Adopt(Listener{Proto: ipc.ProtoTCP, Namespace: true, GuestPort: port, FD: -1})
-	wait := ipc.Open{Token: 1, Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: in.ID, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}
+	wait := ipc.Open{Token: 1, Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: in.ID, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}
 	if err := ipc.Send(w.worker, encode(wait), -1); err != nil {
 		t.Fatal(err)
 	}

@@ -191,7 +191,7 @@ func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
 // the worker's end.
 func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, kept, later bool, err error) {
 	q := request{
-		proto: r.Proto, splice: r.Flags&ipc.OpenSplice != 0,
+		proto: r.Proto, splice: r.Flags&ipc.OpenBypass != 0,
 		src: netip.AddrPortFrom(netip.AddrFrom16(r.Src).Unmap(), r.SrcPort),
 		dst: netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort),
 	}

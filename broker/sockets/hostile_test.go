@@ -131,8 +131,8 @@ func TestMalformedIsTheEnd(t *testing.T) {
 		"echo with a port":                 with(func(o *ipc.Open) { o.Proto = ipc.ProtoICMP }),
 		"reply by TCP":                     with(func(o *ipc.Open) { o.Proto, o.Listener = ipc.ProtoTCP, 1 }),
 		"reply by echo":                    with(func(o *ipc.Open) { o.Proto, o.DstPort, o.Listener = ipc.ProtoICMP, 0, 1 }),
-		"bypass without a listener":        with(func(o *ipc.Open) { o.Flags = ipc.OpenSplice }),
-		"bypass of echo":                   with(func(o *ipc.Open) { o.Proto, o.DstPort, o.Listener, o.Flags = ipc.ProtoICMP, 0, 1, ipc.OpenSplice }),
+		"bypass without a listener":        with(func(o *ipc.Open) { o.Flags = ipc.OpenBypass }),
+		"bypass of echo":                   with(func(o *ipc.Open) { o.Proto, o.DstPort, o.Listener, o.Flags = ipc.ProtoICMP, 0, 1, ipc.OpenBypass }),
 		"event unknown":                    event,
 		"event too long":                   append(event, 0),
 		"33 requests":                      bytes.Repeat(good, ipc.MaxBatch+1),
@@ -245,11 +245,11 @@ func TestCapturedWorkerAsks(t *testing.T) {
 		{"reply by no listener", ipc.Open{Proto: ipc.ProtoUDP, Listener: 999, SrcPort: 1, Dst: addr("198.51.100.1"), DstPort: 53}, int(unix.EINVAL)},
 		{"reply of the namespace to the world", ipc.Open{Proto: ipc.ProtoUDP, Listener: ns.ID, SrcPort: ns.Port, Src: addr("127.0.0.1"), Dst: addr("198.51.100.1"), DstPort: 53}, int(unix.EACCES)},
 
-		{"bypass by no listener", ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: 999, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EINVAL)},
-		{"bypass by a listener without", ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: tcp.ID, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EINVAL)},
-		{"bypass of another protocol", ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: ns.ID, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EINVAL)},
-		{"bypass to the world", ipc.Open{Proto: ipc.ProtoUDP, Flags: ipc.OpenSplice, Listener: ns.ID, Src: addr("198.51.100.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EACCES)},
-		{"bypass to denied loopback", ipc.Open{Proto: ipc.ProtoUDP, Flags: ipc.OpenSplice, Listener: ns.ID, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, none},
+		{"bypass by no listener", ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: 999, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EINVAL)},
+		{"bypass by a listener without", ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: tcp.ID, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EINVAL)},
+		{"bypass of another protocol", ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: ns.ID, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EINVAL)},
+		{"bypass to the world", ipc.Open{Proto: ipc.ProtoUDP, Flags: ipc.OpenBypass, Listener: ns.ID, Src: addr("198.51.100.1"), Dst: addr("127.0.0.1"), DstPort: 1}, int(unix.EACCES)},
+		{"bypass to denied loopback", ipc.Open{Proto: ipc.ProtoUDP, Flags: ipc.OpenBypass, Listener: ns.ID, Src: addr("127.0.0.1"), Dst: addr("127.0.0.1"), DstPort: 1}, none},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.open.Src == ([16]byte{}) && netip.AddrFrom16(tt.open.Dst).Is4In6() {

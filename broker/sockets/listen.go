@@ -150,7 +150,7 @@ func (l *Listener) Record() ipc.Listener {
 	case l.Target.IsValid():
 		r.Target = l.Target.As16()
 	case l.Splice:
-		r.Flags = ipc.ListenerMaySplice
+		r.Flags = ipc.ListenerMayBypass
 	}
 	return r
 }

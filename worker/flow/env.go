@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package flow is what the translators share: the guest they serve, the flow
-// table with its hash, timers, the pool of buffers, and the calls they may ask
-// of the lane that owns them.
+// Package flow is what the translators share: the guest they serve, tokens of
+// flows, and the calls they may ask of the lane that owns them.
 package flow
 
 import (
@@ -150,7 +149,7 @@ const (
 	OwnerICMP
 	OwnerTCPListener
 	OwnerUDPListener
-	OwnerSplice
+	OwnerBypass
 
 	Owners // how many there are
 )

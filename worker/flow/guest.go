@@ -111,5 +111,5 @@ func (g *Guest) InboundTarget(src *packet.Addr) packet.Addr {
 // socket, past the guest's link. For what listens in the namespace there is no
 // other way.
 func TakesBypass(flags uint8, peer *packet.Addr) bool {
-	return flags&ipc.ListenerNamespace != 0 || flags&ipc.ListenerMaySplice != 0 && peer.IsLoopback()
+	return flags&ipc.ListenerNamespace != 0 || flags&ipc.ListenerMayBypass != 0 && peer.IsLoopback()
 }

@@ -11,6 +11,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 var (
@@ -39,7 +40,7 @@ type rig struct {
 	*Translator
 	host  *flowtest.Host
 	guest flow.Guest
-	wheel *flow.Wheel
+	wheel *store.Wheel
 	ttl   uint8
 }
 
@@ -49,7 +50,7 @@ func newRig(t testing.TB) *rig {
 		Config: ipc.Config{OurMAC: ourMAC, MTU: 1500, Addr4: guest4, Prefix4: 24, Addr6: guest6, Our4: our4, Our6: our6},
 		MAC:    guestMAC, Seen4: guest4, Seen6: guest6,
 	}
-	r.wheel = flow.NewWheel(timerBase+rigFlows, r.host.Time)
+	r.wheel = store.NewWheel(timerBase+rigFlows, r.host.Time)
 	r.Translator = New(r.host, &r.guest, r.wheel, timerBase, rigFlows)
 	return r
 }

@@ -16,6 +16,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // Requests before the socket came leave in order, then others at once; replies
@@ -429,7 +430,7 @@ func TestAllocs(t *testing.T) {
 	e.Decode(p.Payload())
 	q.Decode(fresh)
 	f.Decode(q.Payload())
-	k := flow.MakeKey(&remote4, &guest4, 1, 1)
+	k := store.MakeKey(&remote4, &guest4, 1, 1)
 	if n := testing.AllocsPerRun(100, func() {
 		r.Input(&p, nil, &e)
 		load[0] = flow.Datagram{Buf: long, N: len(long)}

@@ -8,6 +8,7 @@ import (
 
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // Ready is called for events on a flow's socket.
@@ -88,7 +89,7 @@ func (t *Translator) receive(i uint32, c *conn) {
 		}
 	}
 	t.setMore(c, true)
-	t.wheel.Set(t.timer+i, t.env.Now()+flow.Tick)
+	t.wheel.Set(t.timer+i, t.env.Now()+store.Tick)
 }
 
 // reply sends an echo reply to the guest, with the guest's own identifier.

@@ -13,6 +13,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 const (
@@ -75,9 +76,9 @@ type Stats struct {
 type Translator struct {
 	env   flow.Env
 	g     *flow.Guest
-	wheel *flow.Wheel
+	wheel *store.Wheel
 	timer uint32 // first timer id
-	flows *flow.Table[conn]
+	flows *store.Table[conn]
 	more  int // flows with more set
 
 	requests requests
@@ -98,10 +99,10 @@ type Translator struct {
 
 // New makes a translator for up to maxFlows flows, which uses as many timer ids
 // from timerBase on.
-func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, maxFlows int) *Translator {
+func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase,
-		flows: flow.NewTable[conn](maxFlows),
+		flows: store.NewTable[conn](maxFlows),
 		buf:   make([]byte, bufferSize),
 		frame: make([]byte, bufferSize+packet.MaxHeaders),
 	}
@@ -128,10 +129,10 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, e *packet.Echo) 
 		t.Stats.Bad++
 		return
 	}
-	k := flow.MakeKey(&p.Dst, &p.Src, e.ID, e.ID)
+	k := store.MakeKey(&p.Dst, &p.Src, e.ID, e.ID)
 	i := t.flows.Find(&k)
-	if i == flow.None {
-		if i = t.openOut(&k, p, e.ID); i == flow.None {
+	if i == store.None {
+		if i = t.openOut(&k, p, e.ID); i == store.None {
 			return
 		}
 	}
@@ -155,12 +156,12 @@ func unicast(a *packet.Addr) bool {
 }
 
 // openOut makes a flow and asks the broker for its socket.
-func (t *Translator) openOut(k *flow.Key, p *packet.Packet, id uint16) uint32 {
-	i := flow.None
+func (t *Translator) openOut(k *store.Key, p *packet.Packet, id uint16) uint32 {
+	i := store.None
 	if t.g.Shares.May(flow.ShareEcho, 1) {
 		i = t.flows.Insert(k)
 	}
-	if i == flow.None {
+	if i == store.None {
 		t.Stats.NoRoom++
 		return i
 	}
@@ -175,7 +176,7 @@ func (t *Translator) openOut(k *flow.Key, p *packet.Packet, id uint16) uint32 {
 	if !t.env.Open(&t.open) {
 		t.Stats.NoRoom++
 		t.remove(i, c)
-		return flow.None
+		return store.None
 	}
 	return i
 }

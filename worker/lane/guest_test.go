@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
-	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 	"aldente/worker/tcp/tcptest"
 )
 
@@ -82,7 +82,7 @@ func (w *world) travel(n *network, t travelling) {
 // conn is a TCP connection between the guest and a host.
 type conn struct {
 	g        *tcptest.Guest
-	key      flow.Key
+	key      store.Key
 	host     *end // nil: not yet
 	toHost   int  // bytes
 	toGuest  int
@@ -145,7 +145,7 @@ func (c *conn) sends(s *packet.TCP) {
 	}
 }
 
-func (w *world) find(k flow.Key) *conn {
+func (w *world) find(k store.Key) *conn {
 	for _, c := range w.conns {
 		if c.key == k {
 			return c
@@ -157,7 +157,7 @@ func (w *world) find(k flow.Key) *conn {
 // newConn makes the guest's end of a connection.
 func (w *world) newConn(remote, guest packet.Addr, remotePort, guestPort uint16) *conn {
 	r := w.r
-	c := &conn{key: flow.MakeKey(&remote, &guest, remotePort, guestPort), toHost: mostly(r, 200000), toGuest: mostly(r, 200000),
+	c := &conn{key: store.MakeKey(&remote, &guest, remotePort, guestPort), toHost: mostly(r, 200000), toGuest: mostly(r, 200000),
 		at: w.now, abortAt: never, slow: float64(r.IntN(2)) * 0.02}
 	if r.IntN(8) == 0 {
 		c.abortAt = w.now + r.Int64N(300*ms)
@@ -353,7 +353,7 @@ func (w *world) segment(p *packet.Packet, o *packet.Offload) {
 	if err := s.Decode(p.Payload()); err != nil {
 		w.t.Fatalf("segment to the guest: %v", err)
 	}
-	c := w.find(flow.MakeKey(&p.Src, &p.Dst, s.SrcPort, s.DstPort))
+	c := w.find(store.MakeKey(&p.Src, &p.Dst, s.SrcPort, s.DstPort))
 	if c == nil {
 		if s.Flags&packet.RST == 0 {
 			w.t.Fatalf("a segment of no connection: %+v", *s)

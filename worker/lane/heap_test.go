@@ -46,7 +46,7 @@ func TestHeapFlat(t *testing.T) {
 func TestAnswersAllocateNothing(t *testing.T) {
 	w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, true)
 	var rec [ipc.OpenedSize]byte
-	for _, o := range []flow.Owner{flow.OwnerTCP, flow.OwnerUDP, flow.OwnerICMP, flow.OwnerSplice} {
+	for _, o := range []flow.Owner{flow.OwnerTCP, flow.OwnerUDP, flow.OwnerICMP, flow.OwnerBypass} {
 		(&ipc.Opened{Token: flow.Token(o, 0xfffff, 3), Errno: 111}).Encode(rec[:]) // a flow that is gone
 		n := testing.AllocsPerRun(100, func() {
 			w.l.channel.outstanding++

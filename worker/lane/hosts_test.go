@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
-	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 	"aldente/worker/tcp/tcptest"
 )
 
@@ -296,7 +296,7 @@ func (w *world) reply(o *ipc.Open) {
 	a := ipc.Opened{Token: o.Token}
 	fd := -1
 	switch {
-	case o.Flags&ipc.OpenSplice != 0:
+	case o.Flags&ipc.OpenBypass != 0:
 		fd = w.openPair(o, &a)
 	case o.Proto == ipc.ProtoTCP:
 		fd = w.openTCP(o, &a)
@@ -316,7 +316,7 @@ func (w *world) reply(o *ipc.Open) {
 // openTCP connects a flow of the guest: the first request for it gets a socket,
 // others, which come of segments that were late, are refused.
 func (w *world) openTCP(o *ipc.Open, a *ipc.Opened) int {
-	c := w.find(flow.MakeKey((*packet.Addr)(&o.Dst), (*packet.Addr)(&o.Src), o.DstPort, o.SrcPort))
+	c := w.find(store.MakeKey((*packet.Addr)(&o.Dst), (*packet.Addr)(&o.Src), o.DstPort, o.SrcPort))
 	if c == nil || c.host != nil || c.refused {
 		return -1
 	}

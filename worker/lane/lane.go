@@ -16,11 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/worker/bypass"
 	"aldente/worker/flow"
 	"aldente/worker/icmp"
 	"aldente/worker/link"
 	"aldente/worker/packet"
-	"aldente/worker/splice"
+	"aldente/worker/store"
 	"aldente/worker/tcp"
 	"aldente/worker/udp"
 )
@@ -32,8 +33,8 @@ const (
 	maxICMP = 1 << 10
 
 	// Flows of the bypass.
-	maxSplice    = 64 << 10
-	maxSpliceUDP = 4 << 10
+	maxBypass    = 64 << 10
+	maxBypassUDP = 4 << 10
 
 	// spareFDs are the descriptors that are not flows: channel, link, epoll,
 	// listeners.
@@ -97,13 +98,13 @@ type Lane struct {
 	out      []byte
 	none     packet.Offload
 
-	wheel             *flow.Wheel
+	wheel             *store.Wheel
 	reasm             *flow.Reassembler
-	chunks, datagrams *flow.Pool // tcp's, and the others'
+	chunks, datagrams *store.Pool // tcp's, and the others'
 	tcp               *tcp.Translator
 	udp               *udp.Translator
 	icmp              *icmp.Translator
-	loop              *splice.Translator
+	bypass            *bypass.Translator
 	table             table
 	timer             uint32 // first of laneTimers
 	hello             int    // announcements made so far
@@ -198,19 +199,19 @@ func (l *Lane) configure(rec []byte) error {
 	nUDP := min(maxUDP, max(fds/2, 32))
 	nICMP := min(maxICMP, max(fds/4, 16))
 	g.Shares = flow.NewShares(fds - fds/16) // but for pipes
-	nSplice, nSpliceUDP := min(maxSplice, fds/2), min(maxSpliceUDP, max(fds/4, 16))
+	nBypass, nBypassUDP := min(maxBypass, fds/2), min(maxBypassUDP, max(fds/4, 16))
 	pool, err := unix.Mmap(-1, 0, poolBytes, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return fmt.Errorf("address space for buffers: %w", err)
 	}
 	// TCP's windows are promises on all of its pool; UDP has one of its own.
-	l.chunks, l.datagrams = flow.NewPool(pool[udpPoolBytes:]), flow.NewPool(pool[:udpPoolBytes])
-	l.wheel = flow.NewWheel(nTCP+nUDP+nICMP+nSpliceUDP+laneTimers, l.now)
+	l.chunks, l.datagrams = store.NewPool(pool[udpPoolBytes:]), store.NewPool(pool[:udpPoolBytes])
+	l.wheel = store.NewWheel(nTCP+nUDP+nICMP+nBypassUDP+laneTimers, l.now)
 	l.reasm = flow.NewReassembler()
 	t := &l.table
-	l.loop = splice.New(l, g, l.wheel, t.timers(), l.datagrams, nSplice, nSpliceUDP)
-	t.add(flow.OwnerSplice, l.loop)
+	l.bypass = bypass.New(l, g, l.wheel, t.timers(), l.datagrams, nBypass, nBypassUDP)
+	t.add(flow.OwnerBypass, l.bypass)
 	l.tcp = tcp.New(l, g, l.wheel, t.timers(), l.chunks, nTCP)
 	t.add(flow.OwnerTCP, l.tcp)
 	l.udp = udp.New(l, g, l.wheel, t.timers(), l.datagrams, nUDP)
@@ -224,9 +225,9 @@ func (l *Lane) configure(rec []byte) error {
 		l.stats = newStatsLog(l, g.Stats)
 		l.wheel.Set(l.timer+timerStats, l.now+l.stats.period)
 	}
-	l.tcp.BypassRoom = l.loop.Room
-	l.tcp.Bypass, l.udp.Bypass = l.loop.Accepted, l.loop.Datagrams
-	l.loop.Return = l.udp.Return
+	l.tcp.BypassRoom = l.bypass.Room
+	l.tcp.Bypass, l.udp.Bypass = l.bypass.Accepted, l.bypass.Datagrams
+	l.bypass.Return = l.udp.Return
 	l.batch = link.NewBatch()
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/link"
 	"aldente/worker/ndp"
+	"aldente/worker/store"
 )
 
 // turn waits for events and does all that they call for.
@@ -54,7 +55,7 @@ func (l *Lane) ready(token uint64, events uint32) {
 // wait waits for events and returns their number.
 func (l *Lane) wait() int {
 	timeout := l.timeout()
-	if p := l.loop.Patience(); p > 0 && timeout != 0 {
+	if p := l.bypass.Patience(); p > 0 && timeout != 0 {
 		return l.poll.waitShortly(p)
 	}
 	if l.conversing && timeout != 0 {
@@ -71,13 +72,13 @@ func (l *Lane) timeout() int {
 		return 0
 	}
 	next := l.wheel.Next()
-	if next == flow.NoTimer {
+	if next == store.NoTimer {
 		return -1
 	}
 	if next <= l.now {
 		return 0
 	}
-	return int(min((next-l.now+flow.Tick-1)/flow.Tick, 1<<30))
+	return int(min((next-l.now+store.Tick-1)/store.Tick, 1<<30))
 }
 
 // goOn continues what the last turn left for the sake of fairness.
@@ -86,8 +87,8 @@ func (l *Lane) goOn() {
 		l.freed = false
 		l.table.freed()
 	}
-	if l.loop.Patience() > 0 {
-		l.loop.Impatient()
+	if l.bypass.Patience() > 0 {
+		l.bypass.Impatient()
 	}
 	l.table.poll()
 	l.watchCrowd()

@@ -17,8 +17,8 @@ import (
 
 	"aldente/fuzz"
 	"aldente/ipc"
-	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 	"aldente/worker/tcp/tcptest"
 )
 
@@ -53,9 +53,9 @@ func (w *world) people() {
 				c.inbound, c.toGuest = true, total
 				return c
 			})
-			w.find(flow.MakeKey(&our4, &guest4, port, serverPort)).host = e
+			w.find(store.MakeKey(&our4, &guest4, port, serverPort)).host = e
 		case 2: // past the link
-			to, _ := w.offer(ipc.ListenerMaySplice, ipc.ProtoTCP, serverPort+1)
+			to, _ := w.offer(ipc.ListenerMayBypass, ipc.ProtoTCP, serverPort+1)
 			p := &pair{toNear: mostly(r, 1<<20)}
 			w.pairs = append(w.pairs, p)
 			p.near, p.port = w.call(to, mostly(r, 1<<20))
@@ -280,7 +280,7 @@ func (w *world) underWay() bool {
 // quiet tells whether the lane has nothing left.
 func (w *world) quiet() bool {
 	l := w.l
-	return l.tcp.Len() == 0 && l.udp.Len() == 0 && l.icmp.Len() == 0 && l.loop.Len() == 0 && l.loop.LenUDP() == 0
+	return l.tcp.Len() == 0 && l.udp.Len() == 0 && l.icmp.Len() == 0 && l.bypass.Len() == 0 && l.bypass.LenUDP() == 0
 }
 
 // forgotten finds what nothing would ever wake the lane for.
@@ -292,10 +292,10 @@ func (w *world) forgotten() {
 			connecting++ // no timer: the host's kernel gives up in its own time
 		}
 	}
-	if l.tcp.Len()+l.udp.Len() > connecting && len(w.opens) == 0 && l.wheel.Next() == flow.NoTimer && l.channel.n == 0 {
+	if l.tcp.Len()+l.udp.Len() > connecting && len(w.opens) == 0 && l.wheel.Next() == store.NoTimer && l.channel.n == 0 {
 		w.t.Fatalf("flows and no timer: %s", w.state())
 	}
-	if l.more || l.tcp.Pending() || l.udp.Pending() || l.loop.Pending() {
+	if l.more || l.tcp.Pending() || l.udp.Pending() || l.bypass.Pending() {
 		w.t.Fatalf("the lane sleeps and has work to do: %s", w.why())
 	}
 	if l.link == nil || w.peer < 0 {
@@ -370,7 +370,7 @@ func (w *world) empty(sockets int) {
 		w.t.Fatalf("left over: %s, %d and %d chunks, %d requests, %d outstanding", w.state(), l.chunks.Used(), l.datagrams.Used(),
 			l.channel.n, l.channel.outstanding)
 	}
-	if next := l.wheel.Next(); next != flow.NoTimer {
+	if next := l.wheel.Next(); next != store.NoTimer {
 		w.t.Fatalf("a timer is left over, due in %d ms", (next-w.now)/ms)
 	}
 	w.breakLink()
@@ -439,7 +439,7 @@ func TestRandomWorlds(t *testing.T) {
 // state describes a world that went wrong.
 func (w *world) state() string {
 	l := w.l
-	s := fmt.Sprintf("at %d ms: %d TCP, %d UDP, %d echo, %d and %d spliced flows", w.now/ms, l.tcp.Len(), l.udp.Len(), l.icmp.Len(), l.loop.Len(), l.loop.LenUDP())
+	s := fmt.Sprintf("at %d ms: %d TCP, %d UDP, %d echo, %d and %d flows of the bypass", w.now/ms, l.tcp.Len(), l.udp.Len(), l.icmp.Len(), l.bypass.Len(), l.bypass.LenUDP())
 	for _, c := range w.conns {
 		s += fmt.Sprintf("\nconnection: inbound %t, refused %t, guest %+v", c.inbound, c.refused, *c.g)
 		if c.host != nil {

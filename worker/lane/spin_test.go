@@ -22,7 +22,7 @@ func (l *Lane) turnOf(tokens ...uint64) bool {
 }
 
 func TestLone(t *testing.T) {
-	a, b, c := flow.Token(flow.OwnerTCP, 1, 1), flow.Token(flow.OwnerSplice, 7, 3), flow.Token(flow.OwnerUDP, 1, 1)
+	a, b, c := flow.Token(flow.OwnerTCP, 1, 1), flow.Token(flow.OwnerBypass, 7, 3), flow.Token(flow.OwnerUDP, 1, 1)
 	l := new(Lane)
 	for k := range regular {
 		if l.turnOf(a) || l.turnOf(tokenLink) {
@@ -58,7 +58,7 @@ func TestLone(t *testing.T) {
 // A flow of bulk has small pieces now and then, and would spin after each.
 func TestSmallPieceOfBulk(t *testing.T) {
 	l := new(Lane)
-	token := flow.Token(flow.OwnerSplice, 1, 1)
+	token := flow.Token(flow.OwnerBypass, 1, 1)
 	talk := func() (soon bool) {
 		for range regular + 1 {
 			soon = l.turnOf(token)

@@ -17,7 +17,7 @@ const (
 	pipeLeast   = 4 << 10
 )
 
-// Pipe implements splice.Env. Its capacity counts pages, of which a piece of a
+// Pipe implements bypass.Env. Its capacity counts pages, of which a piece of a
 // socket's data takes at least one, however small it is.
 func (s *sockets) Pipe() (r, w int32, size int, err syscall.Errno) {
 	_, e := raw(unix.SYS_PIPE2, uintptr(unsafe.Pointer(&s.pipe)), unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -36,14 +36,14 @@ func (s *sockets) Pipe() (r, w int32, size int, err syscall.Errno) {
 	return s.pipe[0], s.pipe[1], size, 0
 }
 
-// Splice implements splice.Env.
+// Splice implements bypass.Env.
 func (s *sockets) Splice(from, to int32, n int) (int, syscall.Errno) {
 	n, e := raw6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 	s.moved += n
 	return n, e
 }
 
-// LowWater implements splice.Env.
+// LowWater implements bypass.Env.
 func (s *sockets) LowWater(fd int32, n int) syscall.Errno {
 	s.value = int32(n)
 	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, uintptr(unsafe.Pointer(&s.value)), 4, 0)

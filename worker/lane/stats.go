@@ -28,7 +28,7 @@ func newStatsLog(l *Lane, seconds uint32) *statsLog {
 		{"tcp", func() any { return l.tcp.Stats }},
 		{"udp", func() any { return l.udp.Stats }},
 		{"icmp", func() any { return l.icmp.Stats }},
-		{"bypass", func() any { return l.loop.Stats }},
+		{"bypass", func() any { return l.bypass.Stats }},
 	}}
 	for _, c := range s.all {
 		s.last = append(s.last, c.now())

@@ -18,7 +18,7 @@ func TestStatsLine(t *testing.T) {
 	}
 	l.Stats.Frames += 7
 	l.tcp.Stats.Retransmits += 2
-	l.loop.Stats.Dropped++
+	l.bypass.Stats.Dropped++
 	if got, want := s.line(), "lane.Frames=7 tcp.Retransmits=2 bypass.Dropped=1"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}

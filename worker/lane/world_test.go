@@ -177,7 +177,7 @@ func (w *world) sleep(d int64) {
 // awake tells whether the lane would wake up now.
 func (w *world) awake() bool {
 	w.l.tick()
-	if w.l.timeout() == 0 || w.l.loop.Patience() > 0 {
+	if w.l.timeout() == 0 || w.l.bypass.Patience() > 0 {
 		return true
 	}
 	return ready(int(w.l.poll.fd), unix.POLLIN, 0)
@@ -215,8 +215,8 @@ func (w *world) turn() {
 // why tells what keeps the lane awake.
 func (w *world) why() string {
 	l := w.l
-	s := fmt.Sprintf("time-out %d, patience %d, pending TCP %t, UDP %t, bypass %t", l.timeout(), l.loop.Patience(), l.tcp.Pending(),
-		l.udp.Pending(), l.loop.Pending())
+	s := fmt.Sprintf("time-out %d, patience %d, pending TCP %t, UDP %t, bypass %t", l.timeout(), l.bypass.Patience(), l.tcp.Pending(),
+		l.udp.Pending(), l.bypass.Pending())
 	for k := range l.poll.wait(0, false) {
 		events, token := l.poll.at(k)
 		s += fmt.Sprintf(", events %#x for %#x", events, token)

@@ -12,6 +12,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/link"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // sink is an environment that costs nothing: its sockets take and hold any
@@ -100,7 +101,7 @@ func (s *sink) Accept(int32) (int32, packet.Addr, uint16, syscall.Errno) {
 type load struct {
 	sink
 	t     *Translator
-	wheel *flow.Wheel
+	wheel *store.Wheel
 	p     packet.Packet
 	s     packet.TCP
 	token uint64
@@ -114,8 +115,8 @@ func newLoad(mtu uint16) *load {
 	g := &flow.Guest{Config: ipc.Config{
 		Flags: ipc.FlagIPv4 | ipc.FlagTCP | ipc.FlagPeekOff4 | ipc.FlagPeekOff6, MTU: mtu, OurMAC: ourMAC, Our4: our4,
 	}, Traits: link.TraitsOf(ipc.LinkTap), MAC: guestMAC, Seen4: guest4}
-	l.wheel = flow.NewWheel(64, l.now)
-	l.t = New(&l.sink, g, l.wheel, 0, flow.NewPool(make([]byte, 256*flow.ChunkSize)), 64)
+	l.wheel = store.NewWheel(64, l.now)
+	l.t = New(&l.sink, g, l.wheel, 0, store.NewPool(make([]byte, 256*store.ChunkSize)), 64)
 	l.p = packet.Packet{SrcMAC: guestMAC, DstMAC: ourMAC, IPVersion: 4, Proto: packet.ProtoTCP, Src: guest4, Dst: remote4}
 	return l
 }

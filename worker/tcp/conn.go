@@ -72,7 +72,7 @@ type conn struct {
 	rcvEdge  uint32 // right edge of the window advertised; never moves left
 	hostSeq  uint32 // first byte that the socket has not taken
 	qBase    uint32 // sequence number of the first byte of chunk qHead
-	qHead    uint32 // chunks, flow.None if there are none
+	qHead    uint32 // chunks, store.None if there are none
 	qTail    uint32 // last chunk of the list
 	qTailSeq uint32 // sequence number of the first byte of qTail
 	held     uint32 // ranges beyond rcvNxt that arrived early, index+1 in Translator.sets

@@ -10,6 +10,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/link"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 	"aldente/worker/tcp/tcptest"
 )
 
@@ -45,8 +46,8 @@ type env struct {
 	now   int64
 	tr    *Translator
 	g     flow.Guest
-	wheel *flow.Wheel
-	pool  *flow.Pool
+	wheel *store.Wheel
+	pool  *store.Pool
 
 	socks  []*sock
 	opens  []ipc.Open
@@ -95,7 +96,7 @@ func newEnv(t testing.TB, opts ...option) *env {
 		o(&cfg)
 	}
 	if cfg.pool == nil {
-		cfg.pool = make([]byte, cfg.chunks*flow.ChunkSize)
+		cfg.pool = make([]byte, cfg.chunks*store.ChunkSize)
 	}
 	e := &env{t: t, now: 1e9, room: -1}
 	e.g.Config = ipc.Config{
@@ -104,8 +105,8 @@ func newEnv(t testing.TB, opts ...option) *env {
 	}
 	e.g.Traits = link.TraitsOf(cfg.link)
 	e.g.MAC, e.g.Seen4, e.g.Seen6 = guestMAC, guest4, guest6
-	e.wheel = flow.NewWheel(cfg.flows, e.now)
-	e.pool = flow.NewPool(cfg.pool)
+	e.wheel = store.NewWheel(cfg.flows, e.now)
+	e.pool = store.NewPool(cfg.pool)
 	e.tr = New(e, &e.g, e.wheel, 0, e.pool, cfg.flows)
 	e.tr.isn0, e.tr.isn1 = 1, 2 // so that a failure can be repeated
 	e.tr.answers = 0            // so that every segment's acknowledgment is seen at once
@@ -114,7 +115,7 @@ func newEnv(t testing.TB, opts ...option) *env {
 
 // isnAt moves the clock, forward, so that the flow that is opened next under
 // key k starts at iss on our side.
-func (e *env) isnAt(k flow.Key, iss uint32) {
+func (e *env) isnAt(k store.Key, iss uint32) {
 	e.advance(int64(iss-e.tr.isn(&k)) << 12)
 }
 
@@ -156,7 +157,7 @@ func (e *env) Send(o *packet.Offload, headers, payload []byte) bool {
 		e.t.Fatalf("segment to the guest does not decode: %v", err)
 	}
 	e.checkOffload(o, p, &f, whole)
-	k := flow.MakeKey(&f.src, &f.dst, f.tcp.SrcPort, f.tcp.DstPort)
+	k := store.MakeKey(&f.src, &f.dst, f.tcp.SrcPort, f.tcp.DstPort)
 	if e.onSend != nil {
 		e.onSend(e.tr.flows.Find(&k), &f, len(f.tcp.Payload))
 	}
@@ -334,14 +335,14 @@ func (e *env) verify() {
 	if sets+len(tr.freeSets) != len(tr.sets) {
 		e.t.Fatalf("%d sets in use, %d free, of %d", sets, len(tr.freeSets), len(tr.sets))
 	}
-	if len(e.batch) == 0 && (tr.pendOf != flow.None || len(tr.pending) != 0) {
+	if len(e.batch) == 0 && (tr.pendOf != store.None || len(tr.pending) != 0) {
 		e.t.Fatal("payloads kept beyond their batch")
 	}
 }
 
 func (e *env) verifyFlow(i uint32, c *conn) {
 	used := 0
-	for ch := c.qHead; ch != flow.None; ch = e.pool.Next(ch) {
+	for ch := c.qHead; ch != store.None; ch = e.pool.Next(ch) {
 		used++
 	}
 	if used > int(c.reserved) {
@@ -408,7 +409,7 @@ func (e *env) empty() {
 		e.t.Fatalf("left over: %d flows, %d chunks, %d set aside, %d sets",
 			tr.Len(), tr.pool.Used(), tr.reserved, len(tr.sets)-len(tr.freeSets))
 	}
-	if e.wheel.Next() != flow.NoTimer {
+	if e.wheel.Next() != store.NoTimer {
 		e.t.Fatal("a timer is left over")
 	}
 	for _, s := range e.socks {

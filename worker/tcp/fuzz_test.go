@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"aldente/ipc"
-	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // script runs a test that a string of bytes describes: a guest that sends any
@@ -173,9 +173,9 @@ func (x *script) segment(op byte) {
 	if flags > 230 {
 		s.Flags |= packet.FIN
 	}
-	k := flow.MakeKey(&remote4, &guest4, remote, guest)
+	k := store.MakeKey(&remote4, &guest4, remote, guest)
 	i := x.tr.flows.Find(&k)
-	if i == flow.None {
+	if i == store.None {
 		s.Flags = packet.SYN
 		s.Seq, s.MSS, s.WScale, s.SACKPermitted = x.word(), uint16(x.word()), int8(flags%16)-1, flags&64 != 0
 		x.input(guest4, remote4, s)
@@ -226,7 +226,7 @@ func (x *script) fill(c *conn, s *packet.TCP) {
 
 // sees checks the bytes of each segment to the guest.
 func (x *script) sees(i uint32, f *frame, n int) {
-	if i == flow.None {
+	if i == store.None {
 		return
 	}
 	c := x.tr.flows.At(i)

@@ -5,14 +5,15 @@ package tcp
 import (
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // Input takes one segment from the guest, whose checksum is good. Its payload
 // is used until Flush.
 func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
-	k := flow.MakeKey(&p.Dst, &p.Src, s.DstPort, s.SrcPort)
+	k := store.MakeKey(&p.Dst, &p.Src, s.DstPort, s.SrcPort)
 	i := t.flows.Find(&k)
-	if i == flow.None || s.SrcPort == 0 || s.DstPort == 0 { // that would be a detached flow's key
+	if i == store.None || s.SrcPort == 0 || s.DstPort == 0 { // that would be a detached flow's key
 		t.noFlow(&k, p, s)
 		return
 	}
@@ -85,7 +86,7 @@ func (t *Translator) detach(i uint32, c *conn) {
 	c.set(flagDetached)
 	c.heardAt = t.env.Now() // from now on: when the host took something last
 	// A key that no frame has: there is no port zero.
-	k := flow.Key{16: byte(i >> 24), 17: byte(i >> 16), 18: byte(i >> 8), 19: byte(i)}
+	k := store.Key{16: byte(i >> 24), 17: byte(i >> 16), 18: byte(i >> 8), 19: byte(i)}
 	t.flows.Rename(i, &k)
 	t.arm(i, c)
 }
@@ -97,7 +98,7 @@ func (t *Translator) dequeueAll(c *conn) {
 }
 
 // noFlow answers a segment that belongs to nothing, RFC 9293 section 3.10.7.1.
-func (t *Translator) noFlow(k *flow.Key, p *packet.Packet, s *packet.TCP) {
+func (t *Translator) noFlow(k *store.Key, p *packet.Packet, s *packet.TCP) {
 	switch {
 	case s.Flags&packet.RST != 0:
 		return
@@ -194,7 +195,7 @@ func (t *Translator) established(i uint32, c *conn, s *packet.TCP) {
 
 // inputTimeWait answers what a guest may still send, RFC 9293 section 3.10.7.4
 // and RFC 6191.
-func (t *Translator) inputTimeWait(i uint32, c *conn, k *flow.Key, p *packet.Packet, s *packet.TCP) {
+func (t *Translator) inputTimeWait(i uint32, c *conn, k *store.Key, p *packet.Packet, s *packet.TCP) {
 	switch {
 	case s.Flags&packet.RST != 0:
 		if s.Seq == c.rcvNxt {

@@ -8,6 +8,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // rcvScale is the shift of the windows we advertise, RFC 7323 section 2: with
@@ -34,7 +35,7 @@ func (t *Translator) hasRoom(s flow.Share) bool {
 func (t *Translator) makeRoom() {
 	for !t.hasRoom(flow.ShareOut) {
 		i := t.halfOpen.Oldest()
-		if i == flow.None {
+		if i == store.None {
 			return
 		}
 		t.Stats.GaveWay++
@@ -69,7 +70,7 @@ func (t *Translator) giveBack(c *conn) {
 }
 
 // insert makes a flow in its first state.
-func (t *Translator) insert(k *flow.Key, s state) (uint32, *conn) {
+func (t *Translator) insert(k *store.Key, s state) (uint32, *conn) {
 	share, flags := flow.ShareIn, flagShare
 	if s == stateOpening {
 		share, flags = flow.ShareOut, flagShare|flagOut|flagHalfOpen
@@ -77,12 +78,12 @@ func (t *Translator) insert(k *flow.Key, s state) (uint32, *conn) {
 	}
 	if !t.hasRoom(share) {
 		t.Stats.NoMemory++
-		return flow.None, nil
+		return store.None, nil
 	}
 	i := t.flows.Insert(k)
-	if i == flow.None {
+	if i == store.None {
 		t.Stats.NoMemory++
-		return flow.None, nil
+		return store.None, nil
 	}
 	c := t.flows.At(i)
 	c.fd = -1
@@ -92,7 +93,7 @@ func (t *Translator) insert(k *flow.Key, s state) (uint32, *conn) {
 		t.halfOpen.Add(i)
 	}
 	c.cwnd = noCwnd
-	c.qHead, c.qTail = flow.None, flow.None
+	c.qHead, c.qTail = store.None, store.None
 	c.iss = t.isn(k)
 	c.sndUna, c.sndNxt, c.sndMax = c.iss, c.iss, c.iss
 	c.rcvScale = rcvScale
@@ -130,7 +131,7 @@ func (t *Translator) options(c *conn, s *packet.TCP, v4 bool) {
 }
 
 // openOut starts a connection that the guest asked for with a SYN.
-func (t *Translator) openOut(k *flow.Key, p *packet.Packet, s *packet.TCP) {
+func (t *Translator) openOut(k *store.Key, p *packet.Packet, s *packet.TCP) {
 	if s.SrcPort == 0 || s.DstPort == 0 || !unicast(&p.Dst) || !unicast(&p.Src) {
 		t.Stats.BadSegments++
 		return
@@ -336,7 +337,7 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 		t.resetSocket(fd)
 		return
 	}
-	k := flow.MakeKey(&remote, &guest, port, l.guestPort)
+	k := store.MakeKey(&remote, &guest, port, l.guestPort)
 	if !t.vacant(&k) {
 		t.resetSocket(fd)
 		return
@@ -375,9 +376,9 @@ const sourceTries = 256
 // last bytes of the connection before to take, or that speaks to two addresses or
 // two ports of the host from one port. The later one gets another source port
 // towards the guest, below 1024 if its own is. It reports false if there is none.
-func (t *Translator) vacant(k *flow.Key) bool {
+func (t *Translator) vacant(k *store.Key) bool {
 	old := t.flows.Find(k)
-	if old == flow.None {
+	if old == store.None {
 		return true
 	}
 	switch c := t.flows.At(old); {
@@ -396,8 +397,8 @@ func (t *Translator) vacant(k *flow.Key) bool {
 	}
 	start := t.isn(k)
 	for n := range uint32(sourceTries) {
-		*k = flow.MakeKey(&remote, &guest, uint16(first+(start+n)%ports), guestPort)
-		if t.flows.Find(k) == flow.None {
+		*k = store.MakeKey(&remote, &guest, uint16(first+(start+n)%ports), guestPort)
+		if t.flows.Find(k) == store.None {
 			return true
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"aldente/ipc"
-	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // Both sides start shortly before sequence numbers wrap, so that every test is
@@ -47,12 +47,12 @@ func newPeer6(e *env, port uint16) *peer {
 	return p
 }
 
-func (p *peer) key() flow.Key { return flow.MakeKey(&p.remote, &p.guest, remotePort, p.port) }
+func (p *peer) key() store.Key { return store.MakeKey(&p.remote, &p.guest, remotePort, p.port) }
 
 // conn is the translator's side; nil if there is none.
 func (p *peer) conn() *conn {
 	k := p.key()
-	if i := p.e.tr.flows.Find(&k); i != flow.None {
+	if i := p.e.tr.flows.Find(&k); i != store.None {
 		return p.e.tr.flows.At(i)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // From the guest to the host. Windows are granted against chunks set aside in
@@ -51,7 +52,7 @@ func (t *Translator) grow(c *conn) {
 // may be used up to its last byte, and rounding to the window scale may add
 // up to roundingSlack.
 func (c *conn) windowLimit() uint32 {
-	return min(uint32(c.reserved-1)*flow.ChunkSize-roundingSlack, 65535<<c.rcvScale)
+	return min(uint32(c.reserved-1)*store.ChunkSize-roundingSlack, 65535<<c.rcvScale)
 }
 
 // step is the least by which a small window grows, so that the guest is not
@@ -141,7 +142,7 @@ func (t *Translator) inOrder(i uint32, c *conn, b []byte) bool {
 	if t.pendOf == i && len(t.pending) == cap(t.pending) && !t.writePending() {
 		return false
 	}
-	if c.qHead == flow.None && c.has(flagWritable) {
+	if c.qHead == store.None && c.has(flagWritable) {
 		c.rcvNxt += uint32(len(b))
 		t.queueWrite(i, b)
 		return true
@@ -209,14 +210,14 @@ func (t *Translator) queueWrite(i uint32, b []byte) {
 func (t *Translator) dropPending() {
 	t.pending = t.pending[:0]
 	t.pendLen = 0
-	t.pendOf = flow.None
+	t.pendOf = store.None
 }
 
 // writePending gives the batch to its socket and keeps what the socket does
 // not take. It reports false if the flow is no more.
 func (t *Translator) writePending() bool {
 	i := t.pendOf
-	if i == flow.None {
+	if i == store.None {
 		return true
 	}
 	c := t.flows.At(i)
@@ -327,7 +328,7 @@ func (t *Translator) gather(c *conn) ([][]byte, int) {
 	total := 0
 	off := int(c.hostSeq - c.qBase)
 	for ch := c.qHead; left > 0 && len(bufs) < cap(bufs); ch = t.pool.Next(ch) {
-		n := min(left, flow.ChunkSize-off)
+		n := min(left, store.ChunkSize-off)
 		bufs = append(bufs, t.pool.Bytes(ch)[off:off+n])
 		left -= n
 		total += n
@@ -343,31 +344,31 @@ func (t *Translator) freeTaken(c *conn) {
 		t.dropQueue(c)
 		return
 	}
-	for c.qHead != flow.None && c.hostSeq-c.qBase >= flow.ChunkSize {
+	for c.qHead != store.None && c.hostSeq-c.qBase >= store.ChunkSize {
 		ch := c.qHead
 		c.qHead = t.pool.Next(ch)
-		c.qBase += flow.ChunkSize
+		c.qBase += store.ChunkSize
 		t.pool.Put(ch)
 	}
-	if c.qHead == flow.None {
-		c.qTail = flow.None
+	if c.qHead == store.None {
+		c.qTail = store.None
 	}
 }
 
 func (t *Translator) dropQueue(c *conn) {
-	for ch := c.qHead; ch != flow.None; {
+	for ch := c.qHead; ch != store.None; {
 		next := t.pool.Next(ch)
 		t.pool.Put(ch)
 		ch = next
 	}
-	c.qHead, c.qTail = flow.None, flow.None
+	c.qHead, c.qTail = store.None, store.None
 }
 
 // store copies b to its place, counted from hostSeq, in the flow's chunks.
 func (t *Translator) store(c *conn, seq uint32, b []byte) bool {
 	for len(b) > 0 {
 		ch, off := t.chunkAt(c, seq)
-		if ch == flow.None {
+		if ch == store.None {
 			return false
 		}
 		n := copy(t.pool.Bytes(ch)[off:], b)
@@ -379,26 +380,26 @@ func (t *Translator) store(c *conn, seq uint32, b []byte) bool {
 
 // chunkAt finds or makes the chunk that holds seq.
 func (t *Translator) chunkAt(c *conn, seq uint32) (ch uint32, off uint32) {
-	if c.qHead == flow.None {
-		if ch = t.pool.Get(); ch == flow.None {
+	if c.qHead == store.None {
+		if ch = t.pool.Get(); ch == store.None {
 			return
 		}
 		c.qHead, c.qTail = ch, ch
 		c.qBase, c.qTailSeq = c.hostSeq, c.hostSeq
 	}
-	for seq-c.qTailSeq >= flow.ChunkSize && atLeast(seq, c.qTailSeq) {
-		if ch = t.pool.Get(); ch == flow.None {
+	for seq-c.qTailSeq >= store.ChunkSize && atLeast(seq, c.qTailSeq) {
+		if ch = t.pool.Get(); ch == store.None {
 			return
 		}
 		t.pool.SetNext(c.qTail, ch)
 		c.qTail = ch
-		c.qTailSeq += flow.ChunkSize
+		c.qTailSeq += store.ChunkSize
 	}
 	if atLeast(seq, c.qTailSeq) {
 		return c.qTail, seq - c.qTailSeq
 	}
 	ch = c.qHead
-	for off = seq - c.qBase; off >= flow.ChunkSize; off -= flow.ChunkSize {
+	for off = seq - c.qBase; off >= store.ChunkSize; off -= store.ChunkSize {
 		ch = t.pool.Next(ch)
 	}
 	return ch, off

@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"aldente/ipc"
-	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 	"aldente/worker/tcp/tcptest"
 )
 
@@ -62,7 +62,7 @@ type sim struct {
 	started bool
 }
 
-var simPool = make([]byte, 96*flow.ChunkSize)
+var simPool = make([]byte, 96*store.ChunkSize)
 
 // mostly returns small numbers often and large ones now and then.
 func mostly(r *rand.Rand, n int) int {
@@ -161,7 +161,7 @@ func (n *network) take() packet.TCP {
 // its way with it.
 func (w *sim) sees(i uint32, f *frame, n int) {
 	s, g := &f.tcp, w.g
-	if i == flow.None || s.Flags&packet.RST != 0 || s.Flags&packet.ACK == 0 {
+	if i == store.None || s.Flags&packet.RST != 0 || s.Flags&packet.ACK == 0 {
 		return
 	}
 	c := w.tr.flows.At(i)
@@ -243,9 +243,9 @@ func (w *sim) step() bool {
 // deliverUp gives the translator one segment and checks that what is in order
 // and in the window is taken.
 func (w *sim) deliverUp(s packet.TCP) {
-	k := flow.MakeKey(&remote4, &guest4, remotePort, guestPort)
+	k := store.MakeKey(&remote4, &guest4, remotePort, guestPort)
 	i := w.tr.flows.Find(&k)
-	open := i != flow.None && w.tr.flows.At(i).state == stateOpen
+	open := i != store.None && w.tr.flows.At(i).state == stateOpen
 	var nxt, edge uint32
 	var c *conn
 	if open {

@@ -12,6 +12,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // maxPayload is the most one super-frame carries: an IP packet of 65,535
@@ -28,7 +29,7 @@ const (
 )
 
 // mostReserve is how many chunks one flow sets aside for the link's window.
-func mostReserve(g *flow.Guest) uint16 { return uint16(1 + g.Window/flow.ChunkSize) }
+func mostReserve(g *flow.Guest) uint16 { return uint16(1 + g.Window/store.ChunkSize) }
 
 func bufferSize(g *flow.Guest) int {
 	if g.SoftwareGSO {
@@ -51,10 +52,10 @@ func (t *Translator) superPayload(c *conn) uint32 {
 type Translator struct {
 	env   flow.Env
 	g     *flow.Guest
-	wheel *flow.Wheel
+	wheel *store.Wheel
 	timer uint32 // first timer id
-	pool  *flow.Pool
-	flows *flow.Table[conn]
+	pool  *store.Pool
+	flows *store.Table[conn]
 
 	sets     []ranges // for flows in recovery
 	freeSets []uint32
@@ -73,7 +74,7 @@ type Translator struct {
 
 	// halfOpen are the connections that the guest asks for and that are not made
 	// yet, in the order in which it did. The oldest makes room where there is none.
-	halfOpen flow.Ages
+	halfOpen store.Ages
 
 	dirty   []uint32 // flows to look at when the batch ends
 	ready   []uint32 // flows with data for the guest and room for it
@@ -100,16 +101,16 @@ type Translator struct {
 
 // New makes a translator for up to maxFlows connections, which uses timer ids
 // from timerBase on.
-func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Pool, maxFlows int) *Translator {
+func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
-		flows:       flow.NewTable[conn](maxFlows),
+		flows:       store.NewTable[conn](maxFlows),
 		sets:        make([]ranges, min(maxFlows, 2048)),
-		halfOpen:    flow.NewAges(maxFlows),
+		halfOpen:    store.NewAges(maxFlows),
 		dirty:       make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
 		ready:       make([]uint32, 0, maxFlows),
 		pending:     make([][]byte, 0, 256),
-		pendOf:      flow.None,
+		pendOf:      store.None,
 		answers:     quickEnough,
 		mostReserve: mostReserve(g),
 		buf:         make([]byte, bufferSize(g)),
@@ -133,7 +134,7 @@ func (t *Translator) Len() int { return t.flows.Len() }
 
 // isn chooses an initial sequence number, RFC 6528 section 3: a clock of 4
 // microseconds and a keyed hash of the connection.
-func (t *Translator) isn(k *flow.Key) uint32 {
+func (t *Translator) isn(k *store.Key) uint32 {
 	return uint32(siphash.Hash(t.isn0, t.isn1, k[:])) + uint32(t.env.Now()>>12)
 }
 

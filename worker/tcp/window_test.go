@@ -9,6 +9,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // fill sends until the window is closed, in segments of n bytes. The last may
@@ -394,7 +395,7 @@ func TestIdle(t *testing.T) {
 	if p.conn() == nil {
 		t.Fatal("gone after ten minutes")
 	}
-	if at := e.wheel.Next(); before == flow.NoTimer || at < e.now+3600*second {
+	if at := e.wheel.Next(); before == store.NoTimer || at < e.now+3600*second {
 		t.Errorf("wakes up in %d s", (at-e.now)/second)
 	}
 	p.send(0, 10)

@@ -7,6 +7,7 @@ import (
 
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 const (
@@ -37,7 +38,7 @@ type batch struct {
 }
 
 func (b *batch) reset() {
-	b.flow = flow.None
+	b.flow = store.None
 	b.n, b.count, b.bytes, b.closed = 0, 0, 0, false
 }
 
@@ -122,7 +123,7 @@ func (t *Translator) join(i uint32, c *conn, p *packet.Packet, data []byte, size
 
 // flushBatch writes what a batch holds, and empties it.
 func (t *Translator) flushBatch(b *batch) {
-	if b.flow == flow.None {
+	if b.flow == store.None {
 		return
 	}
 	i := b.flow

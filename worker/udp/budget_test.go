@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"aldente/worker/flow"
+	"aldente/worker/store"
 )
 
 // TestPortsGranted: of as many ports of the host's as the broker grants, the one
@@ -24,13 +25,13 @@ func TestPortsGranted(t *testing.T) {
 		t.Fatalf("%d flows, %d evicted", r.Len(), r.Stats.Evicted)
 	}
 	for i, port := range []uint16{1000, 1006, 1007, 1008, 1009} {
-		k := flow.MakeKey(&remote4, &guest4, 2000, port)
-		if r.flows.Find(&k) == flow.None {
+		k := store.MakeKey(&remote4, &guest4, 2000, port)
+		if r.flows.Find(&k) == store.None {
 			t.Errorf("flow %d of port %d is gone", i, port)
 		}
 	}
 	r.Close()
-	if r.numOut != 0 || r.outbound.Oldest() != flow.None || r.ages.Oldest() != flow.None {
+	if r.numOut != 0 || r.outbound.Oldest() != store.None || r.ages.Oldest() != store.None {
 		t.Error("lists not empty")
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 var (
@@ -34,8 +35,8 @@ type rig struct {
 	*Translator
 	host  *flowtest.Host
 	guest flow.Guest
-	wheel *flow.Wheel
-	pool  *flow.Pool
+	wheel *store.Wheel
+	pool  *store.Pool
 	fds   map[uint64]*flowtest.Socket // by token
 	ttl   uint8
 	tos   uint8
@@ -57,8 +58,8 @@ func newRig(t testing.TB) *rig {
 		},
 		MAC: guestMAC, Seen4: guest4, Seen6: guest6,
 	}
-	r.wheel = flow.NewWheel(timerBase+rigFlows, r.host.Time)
-	r.pool = flow.NewPool(make([]byte, rigChunks*flow.ChunkSize))
+	r.wheel = store.NewWheel(timerBase+rigFlows, r.host.Time)
+	r.pool = store.NewPool(make([]byte, rigChunks*store.ChunkSize))
 	r.Translator = New(r.host, &r.guest, r.wheel, timerBase, r.pool, rigFlows)
 	return r
 }
@@ -263,13 +264,13 @@ func (r *rig) check() {
 	r.Helper()
 	t := r.Translator
 	n, heard, inbound, replies, chunks := 0, 0, 0, 0, 0
-	for i := t.heard.Oldest(); i != flow.None; i = t.heard.Newer(i) {
+	for i := t.heard.Oldest(); i != store.None; i = t.heard.Newer(i) {
 		if c := t.flows.At(i); c.state != stateHeard || c.byHost == 0 || !r.wheel.Pending(timerBase+i) {
 			r.Fatalf("flow %d among those not answered: %+v", i, *c)
 		}
 		heard++
 	}
-	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
+	for i := t.ages.Oldest(); i != store.None; i = t.ages.Newer(i) {
 		c := t.flows.At(i)
 		if c.state == 0 || c.state == stateHeard {
 			r.Fatalf("flow %d is none", i)

@@ -9,6 +9,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // refusedLife is how long a refusal is remembered, in nanoseconds: datagrams
@@ -27,10 +28,10 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 		t.Stats.NotUnicast++
 		return
 	}
-	k := flow.MakeKey(&p.Dst, &p.Src, u.DstPort, u.SrcPort)
+	k := store.MakeKey(&p.Dst, &p.Src, u.DstPort, u.SrcPort)
 	i := t.flows.Find(&k)
-	if i == flow.None {
-		if i = t.openOut(&k, p, u); i == flow.None {
+	if i == store.None {
+		if i = t.openOut(&k, p, u); i == store.None {
 			return
 		}
 	}
@@ -75,10 +76,10 @@ func (t *Translator) directedBroadcast(a *packet.Addr) bool {
 
 // openOut makes a flow for a datagram from the guest and asks the broker for
 // its socket.
-func (t *Translator) openOut(k *flow.Key, p *packet.Packet, u *packet.UDP) uint32 {
+func (t *Translator) openOut(k *store.Key, p *packet.Packet, u *packet.UDP) uint32 {
 	i, c := t.insert(k, stateOpening)
 	if c == nil {
-		return flow.None
+		return store.None
 	}
 	t.open = ipc.Open{
 		Token: t.token(i), Proto: ipc.ProtoUDP,
@@ -87,7 +88,7 @@ func (t *Translator) openOut(k *flow.Key, p *packet.Packet, u *packet.UDP) uint3
 	if !t.env.Open(&t.open) {
 		t.Stats.NoRoom++
 		t.remove(i, c)
-		return flow.None
+		return store.None
 	}
 	return i
 }

@@ -8,6 +8,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // listener is a bound socket on the host that stands for a port of the guest.
@@ -194,17 +195,17 @@ func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 	if !unicast(&local) && !local.IsLoopback() {
 		local = packet.Addr{} // sent to a group: answered from any address
 	}
-	host := flow.MakeKey(&peer, &local, port, uint16(l.id))
-	i := flow.None
-	if n := t.inboundFlows.Find(&host); n != flow.None {
+	host := store.MakeKey(&peer, &local, port, uint16(l.id))
+	i := store.None
+	if n := t.inboundFlows.Find(&host); n != store.None {
 		i = *t.inboundFlows.At(n)
 		if c := t.flows.At(i); c.listener != l.id {
 			t.remove(i, c) // of a listener that is gone
-			i = flow.None
+			i = store.None
 		}
 	}
-	if i == flow.None {
-		if i = t.openIn(&host, l, d, local); i == flow.None {
+	if i == store.None {
+		if i = t.openIn(&host, l, d, local); i == store.None {
 			return
 		}
 	}
@@ -217,7 +218,7 @@ func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 
 // openIn makes a flow for a datagram that came by a listener, or finds the one that
 // the guest has begun from the same port.
-func (t *Translator) openIn(host *flow.Key, l *listener, all []flow.Datagram, local packet.Addr) uint32 {
+func (t *Translator) openIn(host *store.Key, l *listener, all []flow.Datagram, local packet.Addr) uint32 {
 	d := &all[0]
 	remote := t.g.InboundSource(d.From)
 	guest := l.target
@@ -226,10 +227,10 @@ func (t *Translator) openIn(host *flow.Key, l *listener, all []flow.Datagram, lo
 	}
 	if guest.IsUnspecified() || guest.Is4() != remote.Is4() || !unicast(&remote) || d.FromPort == 0 {
 		t.Stats.NoTarget += uint64(len(all))
-		return flow.None
+		return store.None
 	}
-	k := flow.MakeKey(&remote, &guest, d.FromPort, l.guestPort)
-	if i := t.flows.Find(&k); i != flow.None {
+	k := store.MakeKey(&remote, &guest, d.FromPort, l.guestPort)
+	if i := t.flows.Find(&k); i != store.None {
 		c := t.flows.At(i)
 		if t.sameEnds(c, l, d, &local) {
 			return i
@@ -238,12 +239,12 @@ func (t *Translator) openIn(host *flow.Key, l *listener, all []flow.Datagram, lo
 			t.remove(i, c)
 		} else if !t.another(&k, &remote, &guest, l.guestPort) {
 			t.Stats.NoRoom++
-			return flow.None
+			return store.None
 		}
 	}
 	i, c := t.insert(&k, stateHeard)
 	if c == nil {
-		return flow.None
+		return store.None
 	}
 	n := t.inboundFlows.Insert(host)
 	*t.inboundFlows.At(n) = i
@@ -280,10 +281,10 @@ const (
 // another finds a source port for a flow that would look like another to the
 // guest: a peer that speaks to two of the host's addresses or ports from one of
 // its own, or two peers of which the guest sees one address.
-func (t *Translator) another(k *flow.Key, remote, guest *packet.Addr, guestPort uint16) bool {
+func (t *Translator) another(k *store.Key, remote, guest *packet.Addr, guestPort uint16) bool {
 	for range aliasTries {
 		t.alias = max(t.alias+1, firstAlias)
-		if *k = flow.MakeKey(remote, guest, t.alias, guestPort); t.flows.Find(k) == flow.None {
+		if *k = store.MakeKey(remote, guest, t.alias, guestPort); t.flows.Find(k) == store.None {
 			return true
 		}
 	}
@@ -316,7 +317,7 @@ func (t *Translator) openReply(i uint32, c *conn) bool {
 
 // evictReply removes the flow of a listener that was not used for longest.
 func (t *Translator) evictReply(listener uint32) {
-	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
+	for i := t.ages.Oldest(); i != store.None; i = t.ages.Newer(i) {
 		if t.flows.At(i).listener == listener {
 			t.evict(i)
 			return

@@ -13,6 +13,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 func (r *rig) listen(l ipc.Listener) *flowtest.Socket {
@@ -184,7 +185,7 @@ func TestStrays(t *testing.T) {
 	r.Bypass = func(id uint32, _ uint8, port uint16, d []flow.Datagram) {
 		bypassed = append(bypassed, fmt.Sprint(id, port, string(d[0].Buf[:d[0].N]), d[0].To == host4))
 	}
-	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53, Flags: ipc.ListenerMaySplice})
+	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53, Flags: ipc.ListenerMayBypass})
 	l.Datagrams = []flow.Datagram{from(remote4, 2000, host4, "hello")}
 	r.ListenerReady(l.Token, flow.Readable)
 	r.input(r.frame(remote4, 53, 2000, []byte("answer")), 0)
@@ -400,7 +401,7 @@ func TestInboundAllocs(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		l.Datagrams = load
 		r.ListenerReady(l.Token, flow.Readable)
-		for i := r.heard.Oldest(); i != flow.None; i = r.heard.Oldest() {
+		for i := r.heard.Oldest(); i != store.None; i = r.heard.Oldest() {
 			r.remove(i, r.flows.At(i))
 		}
 	}); n != 0 {

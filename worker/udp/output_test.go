@@ -16,6 +16,7 @@ import (
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 func sent(s *flowtest.Socket) []string {
@@ -131,9 +132,9 @@ func (r *rig) find(remote packet.Addr, port uint16) (uint32, *conn) {
 	if !remote.Is4() {
 		g = guest6
 	}
-	k := flow.MakeKey(&remote, &g, 2000, port)
+	k := store.MakeKey(&remote, &g, 2000, port)
 	i := r.flows.Find(&k)
-	if i == flow.None {
+	if i == store.None {
 		r.Fatalf("no flow from port %d", port)
 	}
 	return i, r.flows.At(i)

@@ -2,7 +2,7 @@
 
 package udp
 
-import "aldente/worker/flow"
+import "aldente/worker/store"
 
 // Bounds on what waits for sockets, in chunks: of one flow, and of all as a
 // part of the pool.
@@ -30,9 +30,9 @@ func (t *Translator) enqueue(c *conn, data []byte, ttl, tos uint8) bool {
 	need := recordHead + len(data)
 	room := 0
 	if q.chunks > 0 {
-		room = flow.ChunkSize - int(q.put)
+		room = store.ChunkSize - int(q.put)
 	}
-	for ; room < need; room += flow.ChunkSize {
+	for ; room < need; room += store.ChunkSize {
 		if !t.extend(q) {
 			return false // what was added is used by the next that fits
 		}
@@ -53,17 +53,17 @@ func (t *Translator) extend(q *queue) bool {
 		return false
 	}
 	n := t.pool.Get()
-	if n == flow.None {
+	if n == store.None {
 		return false
 	}
 	t.queued++
 	q.chunks++
-	if q.head == flow.None {
+	if q.head == store.None {
 		q.head, q.tail, q.put = n, n, 0
 		return true
 	}
 	last := q.tail
-	for t.pool.Next(last) != flow.None {
+	for t.pool.Next(last) != store.None {
 		last = t.pool.Next(last)
 	}
 	t.pool.SetNext(last, n)
@@ -73,7 +73,7 @@ func (t *Translator) extend(q *queue) bool {
 // store writes b at the end of the queue, whose chunks have room for it.
 func (t *Translator) store(q *queue, b []byte) {
 	for len(b) > 0 {
-		if q.put == flow.ChunkSize {
+		if q.put == store.ChunkSize {
 			q.tail, q.put = t.pool.Next(q.tail), 0
 		}
 		n := copy(t.pool.Bytes(q.tail)[q.put:], b)
@@ -94,7 +94,7 @@ func (t *Translator) load(q *queue, b []byte) {
 // take returns up to n bytes from the front of the queue, as many as are in
 // one chunk. They stay there until the chunk is given back by dropQueue.
 func (t *Translator) take(q *queue, n int) []byte {
-	if q.get == flow.ChunkSize {
+	if q.get == store.ChunkSize {
 		q.head, q.get = t.dropChunk(q), 0
 	}
 	part := t.pool.Bytes(q.head)[q.get:]
@@ -136,5 +136,5 @@ func (t *Translator) dropQueue(c *conn) {
 	for q.chunks > 0 {
 		q.head = t.dropChunk(q)
 	}
-	*q = queue{head: flow.None, tail: flow.None}
+	*q = queue{head: store.None, tail: store.None}
 }

@@ -14,6 +14,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // Seconds that a flow lives without traffic where the configuration does not
@@ -96,23 +97,23 @@ type Stats struct {
 type Translator struct {
 	env   flow.Env
 	g     *flow.Guest
-	wheel *flow.Wheel
+	wheel *store.Wheel
 	timer uint32 // first timer id
-	pool  *flow.Pool
-	flows *flow.Table[conn]
+	pool  *store.Pool
+	flows *store.Table[conn]
 	// inboundFlows finds flows by what a listener's datagrams carry: which of its
 	// addresses was spoken to is not to be seen in what the guest is sent.
-	inboundFlows *flow.Table[uint32]
+	inboundFlows *store.Table[uint32]
 
-	ages flow.Ages
+	ages store.Ages
 	// outbound are those of them that hold a port of the host's: the broker grants
 	// only so many.
-	outbound flow.Ages
+	outbound store.Ages
 	numOut   int
 	maxOut   int
 	// heard are the flows that the guest has not answered. Anybody can make those:
 	// they are a share of the table, and give way to one another only.
-	heard    flow.Ages
+	heard    store.Ages
 	numHeard int
 	maxHeard int
 	alias    uint16 // source port last given to a flow that looked like another
@@ -135,7 +136,7 @@ type Translator struct {
 	joined    []byte // several datagrams one after the other
 	frame     []byte // a frame to be cut, or the packet that an error quotes
 	errFrame  [packet.EthernetLen + 1280]byte
-	vec       [maxDatagram/flow.ChunkSize + 2][]byte
+	vec       [maxDatagram/store.ChunkSize + 2][]byte
 	hdr       [packet.MaxHeaders]byte
 	offload   packet.Offload
 	ends      packet.Ends
@@ -152,15 +153,15 @@ type Translator struct {
 
 // New makes a translator for up to maxFlows flows, which uses as many timer ids
 // from timerBase on. Queues take their memory from pool.
-func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Pool, maxFlows int) *Translator {
+func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
-		flows:  flow.NewTable[conn](maxFlows),
-		ages:   flow.NewAges(maxFlows),
-		heard:  flow.NewAges(maxFlows),
+		flows:  store.NewTable[conn](maxFlows),
+		ages:   store.NewAges(maxFlows),
+		heard:  store.NewAges(maxFlows),
 		maxOut: maxFlows,
 
-		outbound: flow.NewAges(maxFlows),
+		outbound: store.NewAges(maxFlows),
 		ready:    make([]uint32, 0, maxFlows),
 		joined:   make([]byte, bufferSize),
 		frame:    make([]byte, bufferSize+packet.MaxHeaders),
@@ -169,13 +170,13 @@ func New(env flow.Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flo
 		t.maxOut = min(maxFlows, int(g.MaxUDP))
 	}
 	t.maxHeard = maxFlows / heardPart
-	t.inboundFlows = flow.NewTable[uint32](maxFlows)
+	t.inboundFlows = store.NewTable[uint32](maxFlows)
 	mem := make([]byte, readBatch*bufferSize)
 	for i := range t.datagrams {
 		t.datagrams[i].Buf = mem[i*bufferSize : (i+1)*bufferSize : (i+1)*bufferSize]
 	}
 	for i := range t.batches {
-		t.batches[i].flow = flow.None
+		t.batches[i].flow = store.None
 	}
 	t.errors.Buf = make([]byte, 2048)
 	t.emit = t.sendFragment
@@ -194,7 +195,7 @@ func (t *Translator) token(i uint32) uint64 {
 
 // insert makes a flow in state opening or heard; if there are as many of those as
 // may be, in place of the one that was not used for longest.
-func (t *Translator) insert(k *flow.Key, as state) (uint32, *conn) {
+func (t *Translator) insert(k *store.Key, as state) (uint32, *conn) {
 	if as == stateHeard && t.numHeard == t.maxHeard {
 		t.evict(t.heard.Oldest())
 	}
@@ -204,11 +205,11 @@ func (t *Translator) insert(k *flow.Key, as state) (uint32, *conn) {
 		}
 		if !t.makeRoom() {
 			t.Stats.NoRoom++
-			return flow.None, nil
+			return store.None, nil
 		}
 	}
 	i := t.flows.Insert(k)
-	if i == flow.None {
+	if i == store.None {
 		t.Stats.NoRoom++
 		return i, nil
 	}
@@ -217,7 +218,7 @@ func (t *Translator) insert(k *flow.Key, as state) (uint32, *conn) {
 	c.fd = -1
 	c.ttl = packet.DefaultTTL
 	_, c.peerPort = k.Remote()
-	c.queue.head, c.queue.tail = flow.None, flow.None
+	c.queue.head, c.queue.tail = store.None, store.None
 	c.last = t.env.Now()
 	if as == stateHeard {
 		t.heard.Add(i)
@@ -235,7 +236,7 @@ func (t *Translator) insert(k *flow.Key, as state) (uint32, *conn) {
 // is none, and nothing that might make some.
 func (t *Translator) makeRoom() bool {
 	for t.flows.Len()-t.numHeard >= t.flows.Cap()-t.maxHeard || !t.g.Shares.May(flow.ShareUDP, 1) {
-		if t.ages.Oldest() == flow.None {
+		if t.ages.Oldest() == store.None {
 			return false
 		}
 		t.evict(t.ages.Oldest())
@@ -338,7 +339,7 @@ func (t *Translator) Timer(id uint32) {
 // Evict closes the socket that was not used for longest, for want of
 // descriptors. It reports false if there is none.
 func (t *Translator) Evict() bool {
-	for i := t.ages.Oldest(); i != flow.None; i = t.ages.Newer(i) {
+	for i := t.ages.Oldest(); i != store.None; i = t.ages.Newer(i) {
 		if t.flows.At(i).fd >= 0 {
 			t.evict(i)
 			return true

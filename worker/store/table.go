@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+// Package store holds the containers of the translators: the table with its hash,
+// the order of last use, the pool of buffers and the timers. Each allocates once,
+// when it is made, and knows of a flow only its key and its number.
+package store
 
 import (
 	"encoding/binary"

@@ -17,9 +17,9 @@ import (
 	"aldente/test/netlab"
 )
 
-// TestManySpliced holds 2,000 connections through the bypass at a time, all of
+// TestManyBypassed holds 2,000 connections through the bypass at a time, all of
 // which work.
-func TestManySpliced(t *testing.T) {
+func TestManyBypassed(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
 	g := lab.Guest("-t", "10001")
 	go netlab.Echo(g.NS.Listen("tcp", ":10001"))
@@ -70,9 +70,9 @@ func TestManySpliced(t *testing.T) {
 	})
 }
 
-// TestSplicedInTurn makes 100,000 connections one after the other, and finds all
+// TestBypassedInTurn makes 100,000 connections one after the other, and finds all
 // processes as they were.
-func TestSplicedInTurn(t *testing.T) {
+func TestBypassedInTurn(t *testing.T) {
 	heavy(t)
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
@@ -148,9 +148,9 @@ func anonymous(pid int) int64 {
 	return 0
 }
 
-// TestSpliceWorkerDies kills the worker: its successor has the listeners on both
+// TestBypassWorkerDies kills the worker: its successor has the listeners on both
 // sides, the automatic ones too.
-func TestSpliceWorkerDies(t *testing.T) {
+func TestBypassWorkerDies(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	tellBoth(lab.Host, "127.0.0.1:10002")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package splice moves loopback flows from socket to socket, past the guest's
+// Package bypass moves loopback flows from socket to socket, past the guest's
 // link: from the host's loopback into a namespace, and from the namespace's
 // loopback to the host. It never sees a frame.
 //
@@ -8,7 +8,7 @@
 // listener; the other comes from the broker, which decides where it leads. TCP
 // is moved by splice(2) through pipes, or copied where it comes in small pieces;
 // UDP is copied in batches.
-package splice
+package bypass
 
 import (
 	"syscall"
@@ -16,6 +16,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // Env is what the bypass asks of its lane besides what all translators do.
@@ -61,7 +62,7 @@ type Translator struct {
 // New makes a translator for up to maxStreams connections and maxUDP datagram
 // flows; the latter use as many timer ids from timerBase on. What comes before
 // a socket is there waits in chunks of pool.
-func New(env Env, g *flow.Guest, w *flow.Wheel, timerBase uint32, pool *flow.Pool, maxStreams, maxUDP int) *Translator {
+func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxStreams, maxUDP int) *Translator {
 	t := &Translator{
 		env: env, g: g,
 		streams: newStreams(maxStreams),
@@ -91,7 +92,7 @@ const (
 )
 
 func token(gen, i uint32, side int, udp uint32) uint64 {
-	return flow.Token(flow.OwnerSplice, gen, i<<1|uint32(side)|udp)
+	return flow.Token(flow.OwnerBypass, gen, i<<1|uint32(side)|udp)
 }
 
 // Ready is called for events on a flow's socket.

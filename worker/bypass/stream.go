@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package splice
+package bypass
 
 import (
 	"syscall"
@@ -145,7 +145,7 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 	}
 	t.g.Shares.Take(s.share(), 2)
 	t.open = ipc.Open{
-		Token: token(s.gen, i, far, 0), Proto: ipc.ProtoTCP, Flags: ipc.OpenSplice, Listener: listener,
+		Token: token(s.gen, i, far, 0), Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: listener,
 		Src: to, Dst: peer, SrcPort: 0, DstPort: port,
 	}
 	if !t.env.Open(&t.open) {

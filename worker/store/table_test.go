@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package store
 
 import (
 	"testing"
@@ -19,16 +19,6 @@ func TestKey(t *testing.T) {
 	if ga, gp := k.Guest(); ga != b || gp != 0x5678 {
 		t.Errorf("guest %v %#x", ga, gp)
 	}
-}
-
-func TestToken(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		o := Owner(rapid.Uint8().Draw(t, "owner"))
-		gen, index := rapid.Uint32().Draw(t, "generation"), rapid.Uint32().Draw(t, "index")
-		if o2, g2, i2 := SplitToken(Token(o, gen, index)); o2 != o || g2 != gen&0xffffff || i2 != index {
-			t.Fatalf("%d %d %d", o2, g2, i2)
-		}
-	})
 }
 
 // The table does what a map does, whatever the order of changes: with few keys

@@ -42,9 +42,9 @@ func tellBoth(n *netlab.NS, addr string) {
 	}()
 }
 
-// TestSpliceAddresses has what PASST.md and passt(1) say on the addresses of the
+// TestBypassAddresses has what PASST.md and passt(1) say on the addresses of the
 // bypass, inbound.
-func TestSpliceAddresses(t *testing.T) {
+func TestBypassAddresses(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
 	lab.Host.IP("addr add 127.0.0.5/8 dev lo")
 	for _, tt := range []struct {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package splice
+package bypass
 
 import (
 	"encoding/binary"
@@ -15,6 +15,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // lane is a small one: it makes real system calls, and has a broker that opens
@@ -23,7 +24,7 @@ type lane struct {
 	tb     testing.TB
 	ep     int
 	start  time.Time
-	wheel  *flow.Wheel
+	wheel  *store.Wheel
 	guest  flow.Guest
 	t      *Translator
 	opens  []ipc.Open
@@ -56,10 +57,10 @@ func newLane(tb testing.TB) *lane {
 	l := &lane{tb: tb, ep: ep, start: time.Now().Add(-time.Second)}
 	l.guest.Seen4 = packet.AddrFrom4([4]byte{127, 0, 0, 1})
 	l.guest.Seen6 = packet.Addr{15: 1}
-	l.wheel = flow.NewWheel(64, l.Now())
-	l.t = New(l, &l.guest, l.wheel, 0, flow.NewPool(make([]byte, 64*flow.ChunkSize)), 4096, 64)
+	l.wheel = store.NewWheel(64, l.Now())
+	l.t = New(l, &l.guest, l.wheel, 0, store.NewPool(make([]byte, 64*store.ChunkSize)), 4096, 64)
 	l.t.Return = func(id uint32, d []flow.Datagram) {
-		l.t.Datagrams(id, ipc.ListenerMaySplice, 53, d)
+		l.t.Datagrams(id, ipc.ListenerMayBypass, 53, d)
 	}
 	tb.Cleanup(func() {
 		l.t.Close()
@@ -373,7 +374,7 @@ func (l *lane) connect(addr string) connection {
 	l.open = func(*ipc.Open) (int, syscall.Errno) { return l.dial(addr, backAt) }
 	c := newSocket(l.tb, addr, unix.SOCK_STREAM)
 	must(l.tb, unix.Connect(c, frontAt))
-	l.accept(front, ipc.ListenerMaySplice)
+	l.accept(front, ipc.ListenerMayBypass)
 	opened := l.t.Stats.Opened
 	l.until("open", func() bool { return l.t.Stats.Opened > opened })
 	s, _, err := unix.Accept4(back, unix.SOCK_CLOEXEC)

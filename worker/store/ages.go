@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package store
 
 // Ages keeps the flows of a table in the order in which they were last used, so
 // that the one that has been idle longest can make room. Nothing is allocated

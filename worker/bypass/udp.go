@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package splice
+package bypass
 
 import (
 	"syscall"
@@ -8,6 +8,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 const (
@@ -66,14 +67,14 @@ type dside struct {
 
 // datagrams is the part of the translator that moves UDP.
 type datagrams struct {
-	wheel  *flow.Wheel
+	wheel  *store.Wheel
 	timer  uint32
-	pool   *flow.Pool
-	flows  *flow.Table[dflow]
-	ages   flow.Ages // of flows that were answered
-	mute   flow.Ages // of the others
-	muted  int       // their number
-	most   int       // of those
+	pool   *store.Pool
+	flows  *store.Table[dflow]
+	ages   store.Ages // of flows that were answered
+	mute   store.Ages // of the others
+	muted  int        // their number
+	most   int        // of those
 	queued int
 
 	// Return takes what came to a socket that answers for a listener, and is not
@@ -86,10 +87,10 @@ type datagrams struct {
 	sockErr flow.SocketError
 }
 
-func (d *datagrams) init(w *flow.Wheel, timerBase uint32, pool *flow.Pool, size int) {
+func (d *datagrams) init(w *store.Wheel, timerBase uint32, pool *store.Pool, size int) {
 	d.wheel, d.timer, d.pool = w, timerBase, pool
-	d.flows = flow.NewTable[dflow](size)
-	d.ages, d.mute = flow.NewAges(size), flow.NewAges(size)
+	d.flows = store.NewTable[dflow](size)
+	d.ages, d.mute = store.NewAges(size), store.NewAges(size)
 	d.most = size / mutePart
 	d.busyUDP = make([]uint64, 0, 2*size)
 	d.vec = make([][]byte, 0, maxSegments)
@@ -104,14 +105,14 @@ func (d *datagrams) init(w *flow.Wheel, timerBase uint32, pool *flow.Pool, size 
 // identifier and this port.
 func (t *Translator) Datagrams(listener uint32, flags uint8, port uint16, d []flow.Datagram) {
 	peer, from, local := d[0].From, d[0].FromPort, d[0].To
-	k := flow.MakeKey(&peer, &local, from, port)
+	k := store.MakeKey(&peer, &local, from, port)
 	// Both namespaces have the same loopback addresses, whose first byte is
 	// zero: it tells the two apart. No address that a datagram is sent to begins
 	// with the flag.
 	k[16] |= flags & ipc.ListenerNamespace
 	i := t.flows.Find(&k)
-	if i == flow.None {
-		if i = t.openUDP(&k, listener, flags); i == flow.None {
+	if i == store.None {
+		if i = t.openUDP(&k, listener, flags); i == store.None {
 			t.Stats.Dropped += uint64(len(d))
 			return
 		}
@@ -133,30 +134,30 @@ func (t *Translator) Datagrams(listener uint32, flags uint8, port uint16, d []fl
 }
 
 // openUDP makes a flow and asks for the socket that leads on.
-func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8) uint32 {
+func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 {
 	peer, from := k.Remote()
 	local := nearAddr(k)
 	to := t.farAddress(flags, &peer, &local)
 	if from == 0 || to.IsUnspecified() || to.Is4() != peer.Is4() {
-		return flow.None
+		return store.None
 	}
 	if t.muted == t.most {
 		t.evict(t.mute.Oldest())
 	}
 	for !t.g.Shares.May(flow.ShareBypass, 2) && t.Evict() {
 	}
-	i := flow.None
+	i := store.None
 	if t.g.Shares.May(flow.ShareBypass, 2) {
 		i = t.flows.Insert(k)
 	}
-	if i == flow.None {
+	if i == store.None {
 		t.Stats.NoRoom++
 		return i
 	}
 	t.g.Shares.Take(flow.ShareBypass, 2)
 	f := t.flows.At(i)
 	f.sides[near].fd, f.sides[far].fd = -1, -1
-	f.queue = queue{head: flow.None, tail: flow.None}
+	f.queue = queue{head: store.None, tail: store.None}
 	f.listener = listener
 	f.last = t.env.Now()
 	t.mute.Add(i)
@@ -164,12 +165,12 @@ func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8) uint32 {
 	t.wheel.Set(t.timer+i, f.last+t.lifetime(f))
 	t.open = ipc.Open{
 		Token: token(t.flows.Gen(i), i, far, indexUDP), Proto: ipc.ProtoUDP, Listener: listener,
-		Flags: ipc.OpenSplice, Src: to, Dst: peer, DstPort: from,
+		Flags: ipc.OpenBypass, Src: to, Dst: peer, DstPort: from,
 	}
 	if !t.env.Open(&t.open) {
 		t.Stats.NoRoom++
 		t.removeUDP(i, f)
-		return flow.None
+		return store.None
 	}
 	f.opening = true
 	t.Stats.FlowsUDP++
@@ -177,7 +178,7 @@ func (t *Translator) openUDP(k *flow.Key, listener uint32, flags uint8) uint32 {
 }
 
 // nearAddr is the address that a flow's peer spoke to.
-func nearAddr(k *flow.Key) packet.Addr {
+func nearAddr(k *store.Key) packet.Addr {
 	local := packet.Addr(k[16:32])
 	if local[0] == ipc.ListenerNamespace {
 		local[0] = 0
@@ -402,8 +403,8 @@ func (t *Translator) Timer(id uint32) {
 // descriptors, those that nobody has answered first. It reports false if there is
 // none.
 func (t *Translator) Evict() bool {
-	for _, a := range [...]*flow.Ages{&t.mute, &t.ages} {
-		for i := a.Oldest(); i != flow.None; i = a.Newer(i) {
+	for _, a := range [...]*store.Ages{&t.mute, &t.ages} {
+		for i := a.Oldest(); i != store.None; i = a.Newer(i) {
 			if f := t.flows.At(i); f.sides[near].fd >= 0 || f.sides[far].fd >= 0 {
 				t.evict(i)
 				return true

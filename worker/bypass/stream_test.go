@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package splice
+package bypass
 
 import (
 	"crypto/sha256"
@@ -236,7 +236,7 @@ func TestRefused(t *testing.T) {
 			timeouts(c)
 			must(t, unix.Connect(c, at))
 			before := l.t.Stats.Refused
-			l.accept(front, ipc.ListenerMaySplice)
+			l.accept(front, ipc.ListenerMayBypass)
 			l.until("refused", func() bool { return l.t.Stats.Refused == before+1 })
 			if _, err := fd(c).Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 				t.Errorf("read: %v", err)
@@ -263,13 +263,13 @@ func TestFarAddress(t *testing.T) {
 		peer, local packet.Addr
 		want        packet.Addr
 	}{
-		{"public address", 0, ipc.ListenerMaySplice, lo4, lo4, guest4},
-		{"public address, IPv6", 0, ipc.ListenerMaySplice, lo6, lo6, guest6},
-		{"loopback asked for", ipc.FlagLoToLo, ipc.ListenerMaySplice, lo4, lo5, lo5},
-		{"loopback asked for, IPv6", ipc.FlagLoToLo, ipc.ListenerMaySplice, lo6, lo6, lo6},
-		{"loopback asked for, the host's address spoken to", ipc.FlagLoToLo, ipc.ListenerMaySplice, lo4, host, guest4},
-		{"no link", ipc.FlagSpliceOnly, ipc.ListenerMaySplice, lo4, lo5, lo5},
-		{"no link, the host's address spoken to", ipc.FlagSpliceOnly, ipc.ListenerMaySplice, lo4, host, lo4},
+		{"public address", 0, ipc.ListenerMayBypass, lo4, lo4, guest4},
+		{"public address, IPv6", 0, ipc.ListenerMayBypass, lo6, lo6, guest6},
+		{"loopback asked for", ipc.FlagLoToLo, ipc.ListenerMayBypass, lo4, lo5, lo5},
+		{"loopback asked for, IPv6", ipc.FlagLoToLo, ipc.ListenerMayBypass, lo6, lo6, lo6},
+		{"loopback asked for, the host's address spoken to", ipc.FlagLoToLo, ipc.ListenerMayBypass, lo4, host, guest4},
+		{"no link", ipc.FlagSpliceOnly, ipc.ListenerMayBypass, lo4, lo5, lo5},
+		{"no link, the host's address spoken to", ipc.FlagSpliceOnly, ipc.ListenerMayBypass, lo4, host, lo4},
 		{"namespace", 0, ipc.ListenerNamespace, lo4, lo5, lo5},
 		{"namespace, IPv6", 0, ipc.ListenerNamespace, lo6, lo6, lo6},
 		{"namespace, from its public address", 0, ipc.ListenerNamespace, guest4, lo4, none},
@@ -284,7 +284,7 @@ func TestFarAddress(t *testing.T) {
 	}
 	l := newLane(t)
 	l.guest.Seen6, l.guest.SeenLL6 = none, guestLL
-	if got := l.t.farAddress(ipc.ListenerMaySplice, &lo6, &lo6); got != guestLL {
+	if got := l.t.farAddress(ipc.ListenerMayBypass, &lo6, &lo6); got != guestLL {
 		t.Errorf("no other address than link-local: %v, want %v", got, guestLL)
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"aldente/test/netlab"
 )
 
-// TestSpliceTransfer moves bulk both ways through both bypasses.
-func TestSpliceTransfer(t *testing.T) {
+// TestBypassTransfer moves bulk both ways through both bypasses.
+func TestBypassTransfer(t *testing.T) {
 	size := int64(256 << 20)
 	if testing.Short() {
 		size = 64 << 20
@@ -44,8 +44,8 @@ func TestSpliceTransfer(t *testing.T) {
 	}
 }
 
-// TestSpliceEnds has resets, refusals and half-closes travel through the bypass.
-func TestSpliceEnds(t *testing.T) {
+// TestBypassEnds has resets, refusals and half-closes travel through the bypass.
+func TestBypassEnds(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
 	g := lab.Guest("-t", "10001-10002", "-T", "10003-10004")
 	for _, tt := range []struct {
@@ -116,9 +116,9 @@ func TestSpliceEnds(t *testing.T) {
 	}
 }
 
-// TestSpliceDatagrams sends many datagrams of many sizes through the bypass, and
+// TestBypassDatagrams sends many datagrams of many sizes through the bypass, and
 // has as many peers as one would expect of a resolver.
-func TestSpliceDatagrams(t *testing.T) {
+func TestBypassDatagrams(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
 	g := lab.Guest("-u", "10001", "-U", "10002")
 	for _, tt := range []struct {

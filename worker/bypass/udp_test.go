@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package splice
+package bypass
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // udpPair returns two blocking sockets, each connected to the other.
@@ -46,7 +47,7 @@ func (l *lane) datagrams(addr string, gro bool, first flow.Datagram) dpeers {
 		}
 	}
 	l.open = func(o *ipc.Open) (int, syscall.Errno) {
-		if o.Flags&ipc.OpenSplice != 0 {
+		if o.Flags&ipc.OpenBypass != 0 {
 			return farFD, 0
 		}
 		return near, 0
@@ -55,7 +56,7 @@ func (l *lane) datagrams(addr string, gro bool, first flow.Datagram) dpeers {
 	must(l.tb, err)
 	first.From, first.FromPort = address(sa)
 	first.To = first.From
-	l.t.Datagrams(9, ipc.ListenerMaySplice, 53, []flow.Datagram{first})
+	l.t.Datagrams(9, ipc.ListenerMayBypass, 53, []flow.Datagram{first})
 	l.answer()
 	return dpeers{client, server}
 }
@@ -135,17 +136,17 @@ func TestFirstDatagrams(t *testing.T) {
 		batch = append(batch, flow.Datagram{Buf: payload(size, byte(i)), N: size, From: from, FromPort: port, To: from})
 	}
 	batch = append(batch, flow.Datagram{Buf: payload(250, 77), N: 250, Segment: 100, From: from, FromPort: port, To: from})
-	l.t.Datagrams(9, ipc.ListenerMaySplice, 53, batch)
+	l.t.Datagrams(9, ipc.ListenerMayBypass, 53, batch)
 	if len(l.opens) != 1 {
 		t.Fatalf("%d requests", len(l.opens))
 	}
-	if o := l.opens[0]; o.Flags != ipc.OpenSplice || o.Listener != 9 || o.Src != l.guest.Seen4 || o.Dst != from || o.DstPort != port {
+	if o := l.opens[0]; o.Flags != ipc.OpenBypass || o.Listener != 9 || o.Src != l.guest.Seen4 || o.Dst != from || o.DstPort != port {
 		t.Errorf("far end: %+v", o)
 	}
 	held := l.t.queued
 	more := flow.Datagram{Buf: payload(60_000, 1), N: 60_000, From: from, FromPort: port, To: from}
 	for range 10 {
-		l.t.Datagrams(9, ipc.ListenerMaySplice, 53, []flow.Datagram{more})
+		l.t.Datagrams(9, ipc.ListenerMayBypass, 53, []flow.Datagram{more})
 	}
 	if l.t.queued > maxQueue || l.t.queued <= held || l.t.Stats.Dropped == 0 {
 		t.Errorf("%d chunks for one flow, %d before, %d dropped", l.t.queued, held, l.t.Stats.Dropped)
@@ -183,7 +184,7 @@ func TestRefusedDatagrams(t *testing.T) {
 	before := descriptors(t)
 	d := []flow.Datagram{{Buf: payload(4, 4), N: 4, From: l.guest.Seen4, FromPort: 1000, To: l.guest.Seen4}}
 	for range 5 {
-		l.t.Datagrams(9, ipc.ListenerMaySplice, 53, d)
+		l.t.Datagrams(9, ipc.ListenerMayBypass, 53, d)
 		l.answer()
 	}
 	if l.t.Stats.FlowsUDP != 1 || l.t.Stats.Dropped != 5 || descriptors(t) != before {
@@ -205,7 +206,7 @@ func (l *lane) ask(port uint16, answered bool) {
 	l.open = func(o *ipc.Open) (int, syscall.Errno) {
 		a, b := udpPair(l.tb, "127.0.0.1")
 		must(l.tb, unix.SetNonblock(a, true))
-		if o.Flags&ipc.OpenSplice != 0 {
+		if o.Flags&ipc.OpenBypass != 0 {
 			servers[o.Token] = b
 		} else {
 			unix.Close(b)
@@ -213,7 +214,7 @@ func (l *lane) ask(port uint16, answered bool) {
 		return a, 0
 	}
 	d := []flow.Datagram{{Buf: payload(4, 4), N: 4, From: l.guest.Seen4, FromPort: port, To: l.guest.Seen4}}
-	l.t.Datagrams(9, ipc.ListenerMaySplice, 53, d)
+	l.t.Datagrams(9, ipc.ListenerMayBypass, 53, d)
 	l.answer()
 	for _, b := range servers {
 		newest := l.t.flows.Len() - l.t.muted
@@ -300,7 +301,7 @@ func TestAnswersAsked(t *testing.T) {
 	sa, _ := unix.Getsockname(client)
 	from, port := address(sa)
 	for k := range 3 {
-		l.t.Datagrams(9, ipc.ListenerMaySplice, 53, []flow.Datagram{{Buf: payload(4, byte(k)), N: 4, From: from, FromPort: port, To: from}})
+		l.t.Datagrams(9, ipc.ListenerMayBypass, 53, []flow.Datagram{{Buf: payload(4, byte(k)), N: 4, From: from, FromPort: port, To: from}})
 		l.answer()
 		expect(t, server, payload(4, byte(k)))
 	}
@@ -370,7 +371,7 @@ func TestBothNamespaces(t *testing.T) {
 	l := newLane(t)
 	l.open = func(*ipc.Open) (int, syscall.Errno) { return -1, syscall.EACCES }
 	d := []flow.Datagram{{Buf: payload(4, 4), N: 4, From: l.guest.Seen4, FromPort: 1000, To: l.guest.Seen4}}
-	l.t.Datagrams(1, ipc.ListenerMaySplice, 53, d)
+	l.t.Datagrams(1, ipc.ListenerMayBypass, 53, d)
 	l.t.Datagrams(2, ipc.ListenerNamespace, 53, d)
 	if l.t.LenUDP() != 2 {
 		t.Errorf("%d flows", l.t.LenUDP())
@@ -379,7 +380,7 @@ func TestBothNamespaces(t *testing.T) {
 		t.Errorf("%+v", l.opens)
 	}
 	global := packet.Addr{0: 0x22, 1: 1, 15: 1} // not shortened by what tells the two apart
-	k := flow.MakeKey(&global, &global, 1, 1)
+	k := store.MakeKey(&global, &global, 1, 1)
 	if nearAddr(&k) != global {
 		t.Errorf("%v", nearAddr(&k))
 	}

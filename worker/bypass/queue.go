@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package splice
+package bypass
 
 import (
 	"encoding/binary"
 
 	"aldente/worker/flow"
+	"aldente/worker/store"
 )
 
 // Bounds on what waits for sockets, in chunks: of one flow, and of all.
@@ -31,11 +32,11 @@ type queue struct {
 func (t *Translator) enqueue(f *dflow, d *flow.Datagram) {
 	q := &f.queue
 	need := queueHead + d.N
-	free := int(maxQueue-q.chunks) * flow.ChunkSize
+	free := int(maxQueue-q.chunks) * store.ChunkSize
 	if q.chunks > 0 {
-		free += flow.ChunkSize - int(q.put)
+		free += store.ChunkSize - int(q.put)
 	}
-	if d.Truncated || need > free || t.queued+need/flow.ChunkSize+1 > maxQueued {
+	if d.Truncated || need > free || t.queued+need/store.ChunkSize+1 > maxQueued {
 		t.Stats.Dropped++
 		return
 	}
@@ -55,7 +56,7 @@ func (t *Translator) enqueue(f *dflow, d *flow.Datagram) {
 // empty.
 func (t *Translator) store(q *queue, b []byte) bool {
 	for len(b) > 0 {
-		if q.chunks == 0 || q.put == flow.ChunkSize {
+		if q.chunks == 0 || q.put == store.ChunkSize {
 			if !t.grow(q) {
 				return false
 			}
@@ -70,13 +71,13 @@ func (t *Translator) store(q *queue, b []byte) bool {
 // grow moves the end of the queue to a chunk behind its last.
 func (t *Translator) grow(q *queue) bool {
 	if q.chunks > 0 {
-		if next := t.pool.Next(q.tail); next != flow.None {
+		if next := t.pool.Next(q.tail); next != store.None {
 			q.tail, q.put = next, 0
 			return true
 		}
 	}
 	c := t.pool.Get()
-	if c == flow.None {
+	if c == store.None {
 		return false
 	}
 	t.queued++
@@ -93,7 +94,7 @@ func (t *Translator) grow(q *queue) bool {
 // load reads n bytes from the front of the queue into b.
 func (t *Translator) load(q *queue, b []byte) {
 	for len(b) > 0 {
-		if q.get == flow.ChunkSize {
+		if q.get == store.ChunkSize {
 			t.dropChunk(q)
 		}
 		n := copy(b, t.pool.Bytes(q.head)[q.get:])
@@ -114,7 +115,7 @@ func (t *Translator) dropQueue(q *queue) {
 	for q.chunks > 0 {
 		t.dropChunk(q)
 	}
-	*q = queue{head: flow.None, tail: flow.None}
+	*q = queue{head: store.None, tail: store.None}
 }
 
 // sendQueue forwards what has waited for the sockets. It must not be called

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package store
 
 // ChunkSize is the size of a pooled buffer, in bytes.
 const ChunkSize = 16 << 10
