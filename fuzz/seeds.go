@@ -30,9 +30,9 @@ const SeedDir = "ALDENTE_FUZZ_SEEDS"
 
 // F is what is used of testing.F. OSS-Fuzz puts a type of its own in its place.
 type F interface {
-	Add(args ...any)
-	Name() string
-	Fatal(args ...any)
+	Add(args ...any)   // a seed
+	Name() string      // of the target
+	Fatal(args ...any) // ends it: the seeds are at fault
 }
 
 // Add adds a seed.

@@ -13,7 +13,7 @@ var targets string
 // Target is one fuzz target.
 type Target struct {
 	Package    string // below the module's root
-	Name       string
+	Name       string // of the function
 	Dictionary string // "" for none
 }
 

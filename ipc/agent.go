@@ -42,7 +42,7 @@ const (
 
 // AgentSetup says what the namespace's interface is to be.
 type AgentSetup struct {
-	ID       uint32
+	ID       uint32   // of the set-up; the answer has it too
 	Flags    uint32   // AgentSetup*
 	Name     [16]byte // of the interface, NUL-padded, at most 15 bytes
 	MAC      [6]byte  // zero: the kernel chooses
@@ -86,13 +86,13 @@ const (
 
 // AgentCommit ends a description.
 type AgentCommit struct {
-	ID      uint32
+	ID      uint32 // of the set-up
 	Changes uint32 // number of AgentChange records that were sent for it
 }
 
 // AgentTap answers a set-up that succeeded. The tap comes with it.
 type AgentTap struct {
-	ID      uint32
+	ID      uint32   // of the set-up
 	Index   uint32   // of the interface in the namespace, never zero
 	MAC     [6]byte  // that it really has
 	Padding [2]byte  // zero
@@ -103,7 +103,7 @@ type AgentTap struct {
 // AgentReport says what went wrong. A warning may precede the answer to the
 // request; a failure is the answer.
 type AgentReport struct {
-	ID    uint32
+	ID    uint32 // of the set-up
 	Fatal uint8  // 1: failure, 0: warning
 	Errno uint16 // zero: none
 	Text  Name   // what was tried, for people

@@ -7,11 +7,11 @@ import "fmt"
 // AgentLayer tells one layer of the agent's confinement. They come in the order
 // in which they were put up, before the answer to the set-up that asked for it.
 type AgentLayer struct {
-	ID       uint32
-	State    uint8 // 0: missing, 1: as far as the kernel goes, 2: in force
-	Reserved [3]byte
-	Name     Name
-	Detail   Name
+	ID       uint32  // of the set-up
+	State    uint8   // 0: missing, 1: as far as the kernel goes, 2: in force
+	Reserved [3]byte // zero
+	Name     Name    // of the layer, see policy.Layer
+	Detail   Name    // what exactly, or why not
 }
 
 // Encode returns the record.

@@ -9,10 +9,10 @@ import "fmt"
 // made in the namespace and nothing else. Requests may follow one another
 // without waiting for answers.
 type AgentOpen struct {
-	ID        uint32
-	Proto     uint8 // ProtoTCP or ProtoUDP
-	Flags     uint8 // AgentOpen*
-	LocalPort uint16
+	ID        uint32   // of the request; the answer has it too
+	Proto     uint8    // ProtoTCP or ProtoUDP
+	Flags     uint8    // AgentOpen*
+	LocalPort uint16   // with AgentOpenBind: 0 for any; else zero
 	Local     [16]byte // with AgentOpenBind: zero address for any; else zero
 }
 
@@ -29,14 +29,14 @@ const (
 
 // AgentOpened answers AgentOpen.
 type AgentOpened struct {
-	ID      uint32
+	ID      uint32 // of the request
 	Errno   uint16 // zero: the socket comes with this record
 	Padding uint16 // zero
 }
 
 // AgentDone says that a set-up without an interface is complete.
 type AgentDone struct {
-	ID uint32
+	ID uint32 // of the set-up
 }
 
 // Encode returns the record.

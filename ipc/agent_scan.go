@@ -12,7 +12,7 @@ import (
 // answer, one in nearly all cases. It is asked only after a set-up with
 // AgentSetupScan, and not before the last scan has ended.
 type AgentScan struct {
-	ID uint32
+	ID uint32 // of the scan; the answers have it too
 }
 
 // All ports are 2,048 words of 64, the lowest port in the lowest bit: first those
@@ -36,12 +36,12 @@ const MaxPortWords = 64
 // AgentPorts holds words that are not zero, in ascending order over all records
 // of a scan.
 type AgentPorts struct {
-	ID    uint32
-	Errno uint16 // the scan has failed; it ends with this
-	Last  uint8  // 1: the scan ends with this
-	N     uint8  // how many words follow; at least one unless the scan ends
-	Words [MaxPortWords]uint16
-	Bits  [MaxPortWords]uint64
+	ID    uint32               // of the scan
+	Errno uint16               // the scan has failed; it ends with this
+	Last  uint8                // 1: the scan ends with this
+	N     uint8                // how many words follow; at least one unless the scan ends
+	Words [MaxPortWords]uint16 // numbers of words, see WordOf; the first N count
+	Bits  [MaxPortWords]uint64 // their bits: the ports that are bound
 }
 
 // agentPortsSize is the encoded size of AgentPorts, header included.

@@ -35,13 +35,13 @@ const (
 	MaxDNS     = 3   // resolvers for each family
 	MaxSearch  = 6   // search domains
 	MaxDomain  = 255 // bytes of a domain name, RFC 1035 section 2.3.4
-	MaxPrefix4 = 32
+	MaxPrefix4 = 32  // bits of an IPv4 prefix length
 )
 
 // Name is a string of bounded length, as fixed-size records hold it.
 type Name struct {
-	Len   uint8
-	Bytes [MaxDomain]byte
+	Len   uint8           // of the string, in bytes
+	Bytes [MaxDomain]byte // beyond Len: zero
 }
 
 // MakeName copies s, which must not exceed MaxDomain bytes.
@@ -61,7 +61,7 @@ func (n *Name) String() string { return string(n.Bytes[:n.Len]) }
 // the first frame. IPv4 addresses are IPv4-mapped IPv6 ones; an all-zero
 // address means "none".
 type Config struct {
-	Flags uint64
+	Flags uint64 // Flag*
 
 	OurMAC   [6]byte // source address of all frames to the guest
 	GuestMAC [6]byte // zero: learned from the guest's first frame
@@ -69,35 +69,35 @@ type Config struct {
 
 	Addr4   [16]byte // assigned to the guest
 	Prefix4 uint8    // its prefix length, 0 to 32
-	Addr6   [16]byte
-	Prefix6 uint8
+	Addr6   [16]byte // the same of IPv6
+	Prefix6 uint8    // 0 to 128
 	Our4    [16]byte // our address on the link, IPv4: the guest's gateway
 	Our6    [16]byte // our address on the link, IPv6, global or link-local
 	OurLL6  [16]byte // our link-local address, source of RAs
 
 	MapHostLoopback4 [16]byte // loopback sources appear to the guest as this
-	MapHostLoopback6 [16]byte
+	MapHostLoopback6 [16]byte // the same of IPv6
 	MapGuestAddr4    [16]byte // the host's own use of the guest's address appears as this
-	MapGuestAddr6    [16]byte
+	MapGuestAddr6    [16]byte // the same of IPv6
 	DNSForward4      [16]byte // answered by the broker's resolver mapping
-	DNSForward6      [16]byte
+	DNSForward6      [16]byte // the same of IPv6
 
 	DNS4      [MaxDNS][16]byte // advertised by DHCP
 	DNS6      [MaxDNS][16]byte // advertised by RA and DHCPv6
-	NDNS4     uint8
-	NDNS6     uint8
-	NSearch   uint8
-	Hostname  Name // DHCP option 12
-	FQDN      Name // DHCP option 81, DHCPv6 option 39
-	Search    [MaxSearch]Name
-	MaxFlows  uint32 // bound on sockets held, RLIMIT_NOFILE
-	MaxUDP    uint32 // flows of UDP with a port of their own that the broker grants, 0: any number
-	LinkKind  uint8  // LinkTap or LinkStream
-	DUIDTime  uint32 // time of the DHCPv6 server DUID-LLT, RFC 8415 section 11.2
-	UDPIdle   uint32 // seconds a one-way UDP flow lives
-	UDPStream uint32 // seconds a two-way UDP flow lives
-	SYNRetry  uint8  // retransmissions of a SYN to the guest
-	Stats     uint32 // seconds between lines of statistics, 0: none
+	NDNS4     uint8            // how many of DNS4 are set, up to MaxDNS
+	NDNS6     uint8            // how many of DNS6 are set, up to MaxDNS
+	NSearch   uint8            // how many of Search are set, up to MaxSearch
+	Hostname  Name             // DHCP option 12
+	FQDN      Name             // DHCP option 81, DHCPv6 option 39
+	Search    [MaxSearch]Name  // search domains: DHCP option 119, DHCPv6 option 24, RA
+	MaxFlows  uint32           // bound on sockets held, RLIMIT_NOFILE
+	MaxUDP    uint32           // flows of UDP with a port of their own that the broker grants, 0: any number
+	LinkKind  uint8            // LinkTap or LinkStream
+	DUIDTime  uint32           // time of the DHCPv6 server DUID-LLT, RFC 8415 section 11.2
+	UDPIdle   uint32           // seconds a one-way UDP flow lives
+	UDPStream uint32           // seconds a two-way UDP flow lives
+	SYNRetry  uint8            // retransmissions of a SYN to the guest
+	Stats     uint32           // seconds between lines of statistics, 0: none
 }
 
 // Kinds of link.
@@ -138,9 +138,9 @@ func (c *Config) Decode(b []byte) error {
 
 // Link precedes the descriptor of the guest's side.
 type Link struct {
-	Kind     uint8 // LinkTap or LinkStream
-	Reserved [3]uint8
-	Offload  uint32 // LinkTap: the TUN_F_* bits in force, include/uapi/linux/if_tun.h
+	Kind     uint8    // LinkTap or LinkStream
+	Reserved [3]uint8 // zero
+	Offload  uint32   // LinkTap: the TUN_F_* bits in force, include/uapi/linux/if_tun.h
 }
 
 // Listener precedes a listening TCP socket or a bound UDP socket on the host.

@@ -63,7 +63,7 @@ var ErrMalformed = errors.New("malformed record")
 
 // Header precedes each record.
 type Header struct {
-	Kind Kind
+	Kind Kind   // above zero
 	Size uint16 // of the whole record, header included
 }
 
@@ -181,7 +181,7 @@ func (o *Open) Decode(b []byte) error {
 
 // Opened answers Open.
 type Opened struct {
-	Token     uint64
+	Token     uint64   // as in Open
 	Errno     uint16   // zero: the descriptor comes with this record
 	Flags     uint16   // Opened*
 	LocalPort uint16   // port or echo identifier that the socket has, 0 if unknown

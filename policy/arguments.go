@@ -25,7 +25,7 @@ const (
 // Arguments is the command line of a worker, written by the broker and by the
 // worker's first stage for its second. It comes from trusted code.
 type Arguments struct {
-	Stage      string
+	Stage      string  // Stage*
 	Mode       string  // "tap" or "stream"
 	Namespaces uintptr // CLONE_NEW* flags it was started with
 	Strict     bool    // refuse to run unless all layers are in force

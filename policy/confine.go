@@ -7,8 +7,8 @@ package policy
 type Confinement struct {
 	Filter       string       // Filter*; empty: none, which is reported
 	Capabilities Capabilities // of those that it has
-	Files        Paths
-	EmptyRoot    bool // the file system was emptied before, which is checked
+	Files        Paths        // that stay within reach
+	EmptyRoot    bool         // the file system was emptied before, which is checked
 }
 
 // Apply puts up every layer, on all threads, and returns what is in force. The

@@ -37,8 +37,8 @@ func (s State) String() string {
 
 // Layer is one of the walls around a process.
 type Layer struct {
-	Name   string
-	State  State
+	Name   string // what lies in the way of whom
+	State  State  // whether it is in force
 	Detail string // what exactly, or why not
 }
 

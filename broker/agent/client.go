@@ -109,10 +109,10 @@ func (f *Family) Reach(a netip.Addr) {
 // milliseconds, ends with the agent: close FD first, and do not wait for the
 // agent on the way out.
 type Tap struct {
-	FD       int // non-blocking, close-on-exec; frames follow a 10-byte virtio_net_hdr
-	MAC      [6]byte
-	IfIndex  int
-	Name     string
+	FD       int      // non-blocking, close-on-exec; frames follow a 10-byte virtio_net_hdr
+	MAC      [6]byte  // the hardware address that the kernel gave it, or the one asked for
+	IfIndex  int      // its number in the namespace, above zero
+	Name     string   // its name in the namespace
 	Offload  uint32   // TUN_F_* bits in force
 	Warnings []string // what could not be done and may not matter
 }

@@ -78,17 +78,17 @@ const netnsDir = "/run/netns/"
 
 // Target names the guest's network namespace. Only the field of Kind is set.
 type Target struct {
-	Kind TargetKind
-	PID  int    // above zero
-	Path string // not empty
-	Name string // without a slash
+	Kind TargetKind // which of the fields below is set
+	PID  int        // above zero
+	Path string     // not empty
+	Name string     // without a slash
 }
 
 // EgressOption is one --allow or --deny, unparsed. Package egress gives Dest
 // its meaning; the order of options is the order of rules.
 type EgressOption struct {
-	Allow bool
-	Dest  string
+	Allow bool   // --allow, else --deny
+	Dest  string // the argument, see egress.Rule
 }
 
 // IDs is a user and group to run as.
@@ -96,17 +96,17 @@ type IDs struct{ UID, GID uint32 }
 
 // Forward is what one of -t, -u, -T and -U adds up to.
 type Forward struct {
-	Rules    []Rule
-	Explicit bool // given on the command line, not the personality's default
+	Rules    []Rule // at most MaxRules
+	Explicit bool   // given on the command line, not the personality's default
 }
 
 // Config is a parsed command line. Zero values mean "not given" unless said
 // otherwise; an invalid netip.Addr is an address not given. Where the default
 // depends on the personality, the field holds the settled value.
 type Config struct {
-	Personality Personality
-	Action      Action
-	Warnings    []string // to be logged at start, one line each
+	Personality Personality // by the name of the program
+	Action      Action      // what to do; the zero value: run
+	Warnings    []string    // to be logged at start, one line each
 
 	// Process.
 	Debug      bool   // -d, --trace
@@ -165,12 +165,12 @@ type Config struct {
 	NoRA     bool // --no-ra
 
 	// Translation.
-	MapHostLoopback4 netip.Addr // --map-host-loopback: used even with NoMapGW
-	MapHostLoopback6 netip.Addr // --map-host-loopback
-	NoMapGW          bool       // --no-map-gw, --map-host-loopback none; default in aldente
-	MapGuestAddr4    netip.Addr // --map-guest-addr
-	MapGuestAddr6    netip.Addr // --map-guest-addr
-	Egress           []EgressOption
+	MapHostLoopback4 netip.Addr     // --map-host-loopback: used even with NoMapGW
+	MapHostLoopback6 netip.Addr     // --map-host-loopback
+	NoMapGW          bool           // --no-map-gw, --map-host-loopback none; default in aldente
+	MapGuestAddr4    netip.Addr     // --map-guest-addr
+	MapGuestAddr6    netip.Addr     // --map-guest-addr
+	Egress           []EgressOption // --allow, --deny, in their order
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
 
 	Limits budget.Change // --limit

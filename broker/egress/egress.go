@@ -40,7 +40,7 @@ type Flow struct {
 
 // Verdict is a policy's answer.
 type Verdict struct {
-	Allowed bool
+	Allowed bool   // whether the guest may have the socket
 	Rule    string // the option that decided, empty: none fits
 }
 
@@ -84,7 +84,7 @@ func prefixes(all ...string) []netip.Prefix {
 
 // Rule is one rule as given: an option and its argument.
 type Rule struct {
-	Allow bool
+	Allow bool   // --allow, else --deny
 	Dest  string // [tcp:|udp:|icmp:]ADDR[/LEN][:PORT[-PORT]], or a named set for ADDR
 }
 

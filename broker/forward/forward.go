@@ -31,29 +31,29 @@ const (
 
 // Factory opens and holds sockets on the host, see sockets.Factory.
 type Factory interface {
-	Listen(sockets.Listener) (sockets.Listener, error)
-	Bind(sockets.Listener) (sockets.Listener, error)
-	Adopt(sockets.Listener) sockets.Listener
-	Revive(sockets.Listener) (sockets.Listener, error)
-	Unlisten(id uint32)
-	Listeners() []sockets.Listener
-	Room() error
-	Explain(l *sockets.Listener, err error) error
-	Shut()
+	Listen(sockets.Listener) (sockets.Listener, error) // opens a listener and keeps it
+	Bind(sockets.Listener) (sockets.Listener, error)   // opens one that Adopt is to keep
+	Adopt(sockets.Listener) sockets.Listener           // keeps one, and gives it an identifier
+	Revive(sockets.Listener) (sockets.Listener, error) // has one listen again that a worker has shut down
+	Unlisten(id uint32)                                // closes one
+	Listeners() []sockets.Listener                     // all that are kept
+	Room() error                                       // why no further one may be opened, nil: it may
+	Explain(l *sockets.Listener, err error) error      // says in the error who has the port
+	Shut()                                             // ends all of TCP, whoever else holds them
 }
 
 // Namespace opens sockets in the guest's namespace and lists what is bound there,
 // see agent.Sockets.
 type Namespace interface {
-	Open(want ipc.AgentOpen, done func(fd int, err error))
-	StartScan()
-	Bound(tcp, udp *ports.Set) error
+	Open(want ipc.AgentOpen, done func(fd int, err error)) // calls done, now or later, with a socket or why there is none
+	StartScan()                                            // begins to list what is bound
+	Bound(tcp, udp *ports.Set) error                       // what the last scan has found, once it has ended
 }
 
 // Worker hears of listeners that come and go, see supervise.Supervisor.
 type Worker interface {
-	Send(record []byte, fd int) error
-	Stop()
+	Send(record []byte, fd int) error // with a descriptor, or -1
+	Stop()                            // ends the worker and waits until it is gone
 }
 
 // Forwarder is all that listens.

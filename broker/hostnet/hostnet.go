@@ -37,9 +37,9 @@ type Options struct {
 
 // Link is a network interface of the host.
 type Link struct {
-	Index int // zero: none
-	Name  string
-	MTU   int
+	Index int     // zero: none
+	Name  string  // as the host has it
+	MTU   int     // of its IP packets, in bytes
 	MAC   [6]byte // zero if it has none
 }
 
@@ -58,7 +58,7 @@ type Family struct {
 	// and RTM_NEWROUTE messages, stripped of what only means something on
 	// the host, without an interface index (see package agent).
 	Addresses [][]byte
-	Routes    [][]byte
+	Routes    [][]byte // in the order in which they can be set
 
 	Locals []netip.Addr // what Addresses hold
 
@@ -70,7 +70,7 @@ type Family struct {
 
 // Network is the host's network at one moment.
 type Network struct {
-	V4, V6 Family
+	V4, V6 Family       // IPv4 and IPv6
 	Own    []netip.Addr // every address of the host, loopback included
 }
 

@@ -46,7 +46,7 @@ type Command struct {
 // Child is a command in namespaces of its own, waiting to be released.
 type Child struct {
 	Namespace
-	PID int
+	PID int // as the broker sees it
 
 	sync   int
 	status int
@@ -56,9 +56,9 @@ type Child struct {
 
 // ExecError tells that the command could not be executed.
 type ExecError struct {
-	Path   string
-	Err    error
-	Status int // 127 if it was not found, else 126
+	Path   string // the command
+	Err    error  // of execve(2)
+	Status int    // 127 if it was not found, else 126
 }
 
 func (e *ExecError) Error() string {

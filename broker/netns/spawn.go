@@ -28,7 +28,7 @@ const firstSpare = 10
 
 // Agent is the agent's process.
 type Agent struct {
-	PID int
+	PID int // as the broker sees it
 
 	status int
 	name   string

@@ -21,8 +21,8 @@ import (
 
 // Host is what was read of the host.
 type Host struct {
-	Network   *hostnet.Network
-	Resolvers hostnet.Resolvers
+	Network   *hostnet.Network  // links, addresses, routes
+	Resolvers hostnet.Resolvers // what resolv.conf names; empty: unknown
 
 	// Local tells whether what a socket sends would stay on the host; nil: only
 	// the addresses of Network do.

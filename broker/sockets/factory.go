@@ -23,15 +23,15 @@ import (
 
 // Policy decides whether the guest may have a socket to the host's world.
 type Policy interface {
-	Judge(egress.Flow) egress.Verdict
+	Judge(egress.Flow) egress.Verdict // allowed or not, and by which rule
 }
 
 // Config is what the factory needs to know.
 type Config struct {
-	Logger *slog.Logger
-	Policy Policy // nil: everything is allowed
+	Logger *slog.Logger // required
+	Policy Policy       // nil: everything is allowed
 
-	V4, V6 Family
+	V4, V6 Family // IPv4 and IPv6
 
 	// Client tells whether a UDP socket of the host at peer is connected to local;
 	// nil: that cannot be known.
@@ -40,8 +40,8 @@ type Config struct {
 	ClientPorts PortRange
 
 	Namespace      Namespace // see SetNamespace
-	NamespaceScope uint32
-	MaxListeners   int // zero: as many as there are descriptors
+	NamespaceScope uint32    // see SetNamespace
+	MaxListeners   int       // zero: as many as there are descriptors
 
 	LoToLo      bool // the bypass may lead to the namespace's loopback
 	NoLoopback6 bool // the host has no ::1: for the bypass 127.0.0.1 stands for it
@@ -52,16 +52,16 @@ type PortRange struct{ First, Last uint16 }
 
 // Family holds what depends on the address family.
 type Family struct {
-	Enabled         bool
+	Enabled         bool       // the guest has the family
 	Source          netip.Addr // source of connections, zero: the kernel's choice
 	Interface       string     // bind sockets to it, empty: the kernel's choice
 	Scope           uint32     // interface index for link-local destinations
 	DNSForward      netip.Addr // the guest's name for DNSHost, on ports 53 and 853
-	DNSHost         netip.Addr
+	DNSHost         netip.Addr // the resolver that DNSForward stands for, on the host
 	MapHostLoopback netip.Addr // the guest's name for the host's loopback
 	MapGuestAddr    netip.Addr // the guest's name for GuestAddr on the host
-	GuestAddr       netip.Addr
-	Freebind        bool
+	GuestAddr       netip.Addr // the address that guest and host have in common
+	Freebind        bool       // sockets may have a source that the host does not have (IP_FREEBIND)
 }
 
 // Factory serves one worker after the other.

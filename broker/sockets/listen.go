@@ -19,17 +19,17 @@ const backlog = 4096
 // Listener is one socket on the host that stands for a port of the guest, or one
 // on the namespace's loopback that stands for a port of the host.
 type Listener struct {
-	ID        uint32
-	Proto     uint8
+	ID        uint32     // names it towards the worker, above zero; zero: not adopted yet
+	Proto     uint8      // ipc.ProtoTCP or ipc.ProtoUDP
 	Addr      netip.Addr // zero: any address, both families if enabled
 	Interface string     // zero: any
-	Port      uint16
-	GuestPort uint16
+	Port      uint16     // that it is bound to
+	GuestPort uint16     // that it stands for: in the guest, or on the host with Namespace
 	Target    netip.Addr // address in the guest, zero: the guest's own
 	Splice    bool       // peers on the host's loopback take the bypass
 	Namespace bool       // in the namespace; Addr is zero, Target an address on the host or zero
-	FD        int
-	cookie    uint64 // of a UDP socket of ours on the host
+	FD        int        // the socket, non-blocking; -1: not opened
+	cookie    uint64     // of a UDP socket of ours on the host
 }
 
 // Listen opens the socket and gives it an identifier.

@@ -14,10 +14,10 @@ import (
 
 // Exit tells how a worker ended.
 type Exit struct {
-	Status syscall.WaitStatus
-	Cause  string   // one line for the log
-	Call   string   // name of the forbidden system call, where the kernel's log could be read
-	Panic  []string // what the runtime said as it died, bounded; its first line is in Cause
+	Status syscall.WaitStatus // as wait4(2) gives it
+	Cause  string             // one line for the log
+	Call   string             // name of the forbidden system call, where the kernel's log could be read
+	Panic  []string           // what the runtime said as it died, bounded; its first line is in Cause
 
 	wasReady bool
 }

@@ -26,6 +26,7 @@ import (
 
 // Options says how to run the worker. Logger, Setup and Serve are required.
 type Options struct {
+	// Logger takes what workers log, and how they end.
 	Logger *slog.Logger
 
 	// Executable is the worker's program; empty: found by Find.

@@ -39,7 +39,7 @@ type Rule struct {
 type Arg struct {
 	Index uint   // 0 to 5
 	Mask  uint64 // all ones: the whole argument
-	Value uint64
+	Value uint64 // of the masked argument
 }
 
 // Holds says whether the condition is true of an argument.
@@ -59,7 +59,7 @@ func (r *Rule) Permits(args [6]uint64) bool {
 type List struct {
 	Name  string // name of the compiled filter, e.g. "worker"
 	Doc   string // which process, when
-	Rules []Rule
+	Rules []Rule // any of which permits a call
 }
 
 // Permits says whether any rule of the list permits the call on arch.

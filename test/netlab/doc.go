@@ -15,10 +15,10 @@ package netlab
 
 // TB is what netlab needs of *testing.T; the benchmark program has its own.
 type TB interface {
-	Helper()
-	Logf(format string, args ...any)
-	Fatalf(format string, args ...any)
-	Cleanup(func())
-	Failed() bool
-	Name() string
+	Helper()                           // as testing.TB
+	Logf(format string, args ...any)   // as testing.TB
+	Fatalf(format string, args ...any) // as testing.TB
+	Cleanup(func())                    // as testing.TB
+	Failed() bool                      // as testing.TB
+	Name() string                      // as testing.TB
 }

@@ -38,12 +38,12 @@ func NoForward(args ...string) []string {
 
 // GuestSpec says how to start a translator.
 type GuestSpec struct {
-	Args    []string // before the command; NoForward comes first
-	Wrap    []string // command that runs the translator, as unshare(1)
-	User    *User    // nil: Nobody
-	Resolv  string   // contents of the host's resolv.conf, empty: as it is
-	Binary  string   // empty: the pasta under test
-	Timeout time.Duration
+	Args    []string      // before the command; NoForward comes first
+	Wrap    []string      // command that runs the translator, as unshare(1)
+	User    *User         // nil: Nobody
+	Resolv  string        // contents of the host's resolv.conf, empty: as it is
+	Binary  string        // empty: the pasta under test
+	Timeout time.Duration // after which it is killed, zero: a default
 }
 
 // Guest is a namespace behind a translator.

@@ -36,23 +36,23 @@ const (
 
 // Options of a lab.
 type Options struct {
-	Shape    Shape
+	Shape    Shape   // how the host is connected
 	MTU      int     // of the veth pair, 0: 1500
 	Wire     *Damage // put a damaging wire between host and remote
-	NoRemote bool
+	NoRemote bool    // the host is alone
 }
 
 // Lab is a host and a remote.
 type Lab struct {
-	TB      TB
-	Host    *NS
-	Remote  *NS // nil for NoInterface
-	Router  *NS // Routed only
-	Remote4 string
-	Remote6 string
-	Options Options
-	Wire    *Wire  // between host and remote, if Options has one
-	Binary  string // the pasta under test
+	TB      TB      // the test
+	Host    *NS     // where guests are started
+	Remote  *NS     // nil for NoInterface
+	Router  *NS     // Routed only
+	Remote4 string  // the remote's IPv4 address
+	Remote6 string  // its IPv6 address
+	Options Options // as given to New
+	Wire    *Wire   // between host and remote, if Options has one
+	Binary  string  // the pasta under test
 }
 
 // New builds the namespaces, links, addresses and routes.

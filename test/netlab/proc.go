@@ -17,13 +17,13 @@ import (
 
 // Spec says how to start a process.
 type Spec struct {
-	Args    []string
-	Env     []string // added to the environment
-	Dir     string
-	Stdin   io.Reader // nil: /dev/null
-	User    *User     // nil: the caller's own
-	Timeout time.Duration
-	Setsid  bool
+	Args    []string      // the program and its arguments
+	Env     []string      // added to the environment
+	Dir     string        // working directory, empty: the test's
+	Stdin   io.Reader     // nil: /dev/null
+	User    *User         // nil: the caller's own
+	Timeout time.Duration // after which it is killed, zero: a default
+	Setsid  bool          // in a session of its own
 }
 
 // User is the identity of a started process.
@@ -32,8 +32,8 @@ type User struct{ UID, GID uint32 }
 // Proc is a running process. It is killed when the test ends or its time is
 // up, and when the test binary dies.
 type Proc struct {
-	Args   []string
-	PID    int
+	Args   []string // as started
+	PID    int      // of the process itself
 	cmd    *exec.Cmd
 	out    safeBuffer // standard output
 	all    safeBuffer // standard output and error, interleaved

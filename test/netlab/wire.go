@@ -17,10 +17,10 @@ import (
 // The meaning is that of tc-netem(8), which not every kernel has: a reordered
 // frame is one that skips the delay, a corrupted one has one bit flipped.
 type Damage struct {
-	Loss    float64
-	Delay   time.Duration
-	Reorder float64
-	Corrupt float64
+	Loss    float64       // part of frames that are lost, 0 to 1
+	Delay   time.Duration // of each frame
+	Reorder float64       // part of frames that skip the delay, 0 to 1
+	Corrupt float64       // part of frames with a bit flipped, 0 to 1
 }
 
 // Bad is the damage that transfers have to survive.

@@ -35,16 +35,16 @@ const (
 // Message is one answer: its type (RTM_*) and its body, that is the
 // family-specific header (struct ifaddrmsg, rtmsg, ifinfomsg) and attributes.
 type Message struct {
-	Type uint16
-	Body []byte
+	Type uint16 // RTM_*
+	Body []byte // header of the family and attributes
 }
 
 // Request is one change: type, body, and flags beyond NLM_F_REQUEST and
 // NLM_F_ACK.
 type Request struct {
-	Type  uint16
-	Flags uint16
-	Body  []byte
+	Type  uint16 // RTM_*
+	Flags uint16 // NLM_F_*, beyond those
+	Body  []byte // header of the family and attributes
 }
 
 // Conn is a blocking rtnetlink socket in the network namespace of the thread

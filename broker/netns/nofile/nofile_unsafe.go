@@ -20,7 +20,7 @@ import (
 
 // Limit is struct rlimit64, include/uapi/linux/resource.h.
 type Limit struct {
-	Cur, Max uint64
+	Cur, Max uint64 // soft and hard
 }
 
 // Original is the limit at start; zero if it could not be read.

@@ -25,14 +25,14 @@ import (
 
 // Request is a command to run. The same types are in the test.
 type Request struct {
-	ID   int
-	Args []string
+	ID   int      // the reply has it too
+	Args []string // the program and its arguments
 }
 
 // Reply is a command's end.
 type Reply struct {
-	ID     int
-	Status int
+	ID     int    // of the request
+	Status int    // exit status
 	Output string // standard output and error
 }
 
