@@ -12,7 +12,7 @@ trap 'rm -rf "$copy"' EXIT
 git ls-files -co --exclude-standard -z | xargs -0 cp --parents -t "$copy" 2>/dev/null || true
 cp test/mutants.txt "$copy/mutants"
 total=0 failed=0
-if ! (cd "$copy/worker" && $GO test -count=1 ./flow ./store ./link ./tcp ./udp ./icmp ./bypass ./lane </dev/null); then
+if ! (cd "$copy/worker" && $GO test -count=1 ./packet ./flow ./store ./link ./tcp ./udp ./icmp ./bypass ./lane </dev/null); then
 	echo 'The code as it is does not pass.'
 	exit 1
 fi

@@ -142,7 +142,7 @@ type echo struct {
 func (r *rig) received() []echo {
 	r.Helper()
 	var all []echo
-	reasm := flow.NewReassembler()
+	reasm := packet.NewReassembler()
 	for _, f := range r.host.TakeFrames() {
 		var p packet.Packet
 		if err := p.Decode(f.Data); err != nil {

@@ -99,7 +99,7 @@ type Lane struct {
 	none     packet.Offload
 
 	wheel             *store.Wheel
-	reasm             *flow.Reassembler
+	reasm             *packet.Reassembler
 	chunks, datagrams *store.Pool // tcp's, and the others'
 	tcp               *tcp.Translator
 	udp               *udp.Translator
@@ -208,7 +208,7 @@ func (l *Lane) configure(rec []byte) error {
 	// TCP's windows are promises on all of its pool; UDP has one of its own.
 	l.chunks, l.datagrams = store.NewPool(pool[udpPoolBytes:]), store.NewPool(pool[:udpPoolBytes])
 	l.wheel = store.NewWheel(nTCP+nUDP+nICMP+nBypassUDP+laneTimers, l.now)
-	l.reasm = flow.NewReassembler()
+	l.reasm = packet.NewReassembler()
 	t := &l.table
 	l.bypass = bypass.New(l, g, l.wheel, t.timers(), l.datagrams, nBypass, nBypassUDP)
 	t.add(flow.OwnerBypass, l.bypass)

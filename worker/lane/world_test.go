@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
-	"aldente/worker/flow"
 	"aldente/worker/packet"
 )
 
@@ -93,7 +92,7 @@ type fixture struct {
 	kind   uint8
 	peek   bool
 	lastID uint32 // listeners
-	reasm  *flow.Reassembler
+	reasm  *packet.Reassembler
 	// Identifies fragments. The lane may still hold some of the last world, with
 	// the same addresses.
 	lastFragment uint32
@@ -148,7 +147,7 @@ func newFixture(t testing.TB, kind uint8, mtu uint16, peek bool) *fixture {
 	if err := unix.SetNonblock(ours, true); err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{l: l, broker: ours, kind: kind, peek: peek, reasm: flow.NewReassembler()}
+	return &fixture{l: l, broker: ours, kind: kind, peek: peek, reasm: packet.NewReassembler()}
 }
 
 func send(t testing.TB, conn int, rec []byte, fd int) {

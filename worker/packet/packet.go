@@ -6,7 +6,7 @@
 // Everything that is read comes from a hostile guest. A decoder checks every
 // length before it looks behind it, returns a sentinel error for what it
 // refuses, and neither panics nor allocates. What it returns are views: slices
-// of the frame it was given.
+// of the frame it was given. Only Reassembler keeps state, in memory of its own.
 //
 // Builders write to a buffer of the caller's, which must be big enough, and
 // panic where it is not: the sizes are the caller's own, never the guest's.

@@ -77,6 +77,16 @@ func TestTableModel(t *testing.T) {
 					remove(k)
 				}
 			},
+			"rename": func(t *rapid.T) {
+				from, to := key(t), key(t)
+				e, ok := model[from]
+				if _, taken := model[to]; !ok || taken {
+					return
+				}
+				tab.Rename(e.index, &to)
+				delete(model, from)
+				model[to] = e
+			},
 			"each": func(t *rapid.T) { // and remove some on the way
 				seen := make(map[uint32]bool)
 				bits := rapid.Uint64().Draw(t, "remove")

@@ -100,6 +100,27 @@ func TestWheelModel(t *testing.T) {
 	})
 }
 
+// TestWheelFar sets a timer further away than the wheel reaches: it fires early,
+// and its owner sets it again.
+func TestWheelFar(t *testing.T) {
+	w := NewWheel(1, 0)
+	const reach, far = int64(36 * 3600e9), int64(1000 * 3600e9)
+	w.Set(0, far)
+	if next := w.Next(); next < reach || next >= far {
+		t.Fatalf("due after %d s", next/1e9)
+	}
+	fired := 0
+	for now := int64(0); fired < 40 && now < far; now = w.Next() {
+		w.Advance(now, func(uint32) { fired++ })
+		if !w.Pending(0) {
+			w.Set(0, far)
+		}
+	}
+	if fired < 20 || w.Next() < far || w.Next() > far+lateness(reach) {
+		t.Errorf("fired %d times, then due at %d s", fired, w.Next()/1e9)
+	}
+}
+
 func TestWheelAllocs(t *testing.T) {
 	w := NewWheel(100, 0)
 	now := int64(0)

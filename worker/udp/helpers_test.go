@@ -148,7 +148,7 @@ type datagram struct {
 func (r *rig) received() []datagram {
 	r.Helper()
 	var all []datagram
-	reasm := flow.NewReassembler()
+	reasm := packet.NewReassembler()
 	for _, f := range r.host.TakeFrames() {
 		var p packet.Packet
 		if err := p.Decode(f.Data); err != nil {

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package packet
 
 import (
 	"encoding/binary"
 	"testing"
 
 	"aldente/fuzz"
-	"aldente/worker/packet"
 )
 
 // FuzzReassemble feeds a stream of fragments as a guest could write them.
@@ -30,7 +29,7 @@ func FuzzReassemble(f *testing.F) {
 	r := NewReassembler()
 	now := int64(0)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var p packet.Packet
+		var p Packet
 		for len(b) >= 2 {
 			n := min(int(binary.BigEndian.Uint16(b)), len(b)-2)
 			frame := b[2 : 2+n]

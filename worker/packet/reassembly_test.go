@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package packet
 
 import (
 	"bytes"
@@ -8,8 +8,6 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
-
-	"aldente/worker/packet"
 )
 
 // piece is a fragment to be made of a datagram.
@@ -19,14 +17,14 @@ type piece struct {
 }
 
 var (
-	testEnds4 = packet.Ends{
-		SrcMAC: packet.MAC{2, 0, 0, 0, 0, 1}, DstMAC: packet.MAC{2, 0, 0, 0, 0, 2},
-		Src: packet.AddrFrom4([4]byte{10, 0, 0, 2}), Dst: packet.AddrFrom4([4]byte{192, 0, 2, 1}),
+	testEnds4 = Ends{
+		SrcMAC: MAC{2, 0, 0, 0, 0, 1}, DstMAC: MAC{2, 0, 0, 0, 0, 2},
+		Src: AddrFrom4([4]byte{10, 0, 0, 2}), Dst: AddrFrom4([4]byte{192, 0, 2, 1}),
 		TTL: 63, TrafficClass: 0x20,
 	}
-	testEnds6 = packet.Ends{
-		SrcMAC: packet.MAC{2, 0, 0, 0, 0, 1}, DstMAC: packet.MAC{2, 0, 0, 0, 0, 2},
-		Src: packet.Addr{0: 0x20, 1: 1, 15: 2}, Dst: packet.Addr{0: 0x20, 1: 1, 15: 3},
+	testEnds6 = Ends{
+		SrcMAC: MAC{2, 0, 0, 0, 0, 1}, DstMAC: MAC{2, 0, 0, 0, 0, 2},
+		Src: Addr{0: 0x20, 1: 1, 15: 2}, Dst: Addr{0: 0x20, 1: 1, 15: 3},
 		TTL: 63, TrafficClass: 0x20, FlowLabel: 0x12345,
 	}
 )
@@ -41,15 +39,15 @@ func wholeUDP(v4 bool, n int, seed byte) []byte {
 	for i := range payload {
 		payload[i] = byte(i*7) ^ byte(i>>8) ^ seed
 	}
-	b := make([]byte, n+packet.MaxHeaders)
-	return b[:packet.PutUDPFull(b, e, 1000, 2000, payload)]
+	b := make([]byte, n+MaxHeaders)
+	return b[:PutUDPFull(b, e, 1000, 2000, payload)]
 }
 
 // cut makes the fragment c of the packet in frame, written here anew so that
-// it does not depend on packet.Fragmenter. ext is inserted as a destination
+// it does not depend on Fragmenter. ext is inserted as a destination
 // options header of eight bytes before IPv6's fragment header.
 func cut(frame []byte, c piece, id uint32, ext bool) []byte {
-	if binary.BigEndian.Uint16(frame[12:]) == packet.EtherTypeIPv4 {
+	if binary.BigEndian.Uint16(frame[12:]) == EtherTypeIPv4 {
 		f := append([]byte(nil), frame[:34]...)
 		f = append(f, frame[34+c.off:34+c.off+c.n]...)
 		ip := f[14:34]
@@ -61,18 +59,18 @@ func cut(frame []byte, c piece, id uint32, ext bool) []byte {
 		}
 		binary.BigEndian.PutUint16(ip[6:], word)
 		binary.BigEndian.PutUint16(ip[10:], 0)
-		binary.BigEndian.PutUint16(ip[10:], packet.Checksum(ip))
+		binary.BigEndian.PutUint16(ip[10:], Checksum(ip))
 		return f
 	}
 	f := append([]byte(nil), frame[:54]...)
 	last := &f[14+6]
 	if ext {
 		f = append(f, *last, 0, 1, 4, 0, 0, 0, 0)
-		f[14+6] = packet.ProtoDestOpts
+		f[14+6] = ProtoDestOpts
 		last = &f[54]
 	}
 	head := [8]byte{0: *last}
-	*last = packet.ProtoFragment
+	*last = ProtoFragment
 	word := uint16(c.off)
 	if c.more {
 		word |= 1
@@ -86,7 +84,7 @@ func cut(frame []byte, c piece, id uint32, ext bool) []byte {
 }
 
 func feed(t interface{ Fatalf(string, ...any) }, r *Reassembler, frame []byte, now int64) ([]byte, bool) {
-	var p packet.Packet
+	var p Packet
 	if err := p.Decode(frame); err != nil {
 		t.Fatalf("fragment does not decode: %v", err)
 	}
@@ -121,14 +119,14 @@ func headerLen(v4 bool) int {
 // checkWhole compares a result with the frame it was cut from: the data must be
 // the same, the headers decode, and the checksum hold.
 func checkWhole(t interface{ Fatalf(string, ...any) }, got, want []byte) {
-	var p, q packet.Packet
+	var p, q Packet
 	if err := p.Decode(got); err != nil {
 		t.Fatalf("result does not decode: %v", err)
 	}
 	if err := q.Decode(want); err != nil {
 		t.Fatalf("original does not decode: %v", err)
 	}
-	var none packet.Offload
+	var none Offload
 	switch {
 	case p.Fragment:
 		t.Fatalf("result is still a fragment")
@@ -425,7 +423,7 @@ func TestReassembleAllocs(t *testing.T) {
 	for off := 0; off < 4008; off += 1480 {
 		frames = append(frames, cut(whole, piece{off, min(1480, 4008-off), off+1480 < 4008}, 1, false))
 	}
-	var p packet.Packet
+	var p Packet
 	now := int64(0)
 	if n := testing.AllocsPerRun(500, func() {
 		now++
@@ -439,5 +437,31 @@ func TestReassembleAllocs(t *testing.T) {
 	}
 	if r.Stats.Completed == 0 {
 		t.Error("nothing was put together")
+	}
+}
+
+// TestReassembleUndecoded gives it fragments as no decoder lets them through: they
+// are refused, and write nowhere.
+func TestReassembleUndecoded(t *testing.T) {
+	frame := append(cut(wholeUDP(true, 60, 0), piece{0, 32, true}, 1, false), make([]byte, 2*headroom)...)
+	for name, change := range map[string]func(p *Packet){
+		"no data":                     func(p *Packet) { p.End = p.L4 },
+		"data beyond any datagram":    func(p *Packet) { p.FragOffset = 65528 },
+		"headers beyond the headroom": func(p *Packet) { p.L4, p.End = headroom+1, headroom+33 },
+		"headers that are too short":  func(p *Packet) { p.L4 = p.L3 + 19 },
+	} {
+		r := NewReassembler()
+		var p Packet
+		if err := p.Decode(frame); err != nil || !p.Fragment {
+			t.Fatal(err)
+		}
+		change(&p)
+		if _, ok := r.Reassemble(&p, 0); ok {
+			t.Errorf("%s: taken", name)
+		}
+		if _, ok := feed(t, r, cut(wholeUDP(true, 60, 0), piece{32, 36, false}, 1, false), 0); ok {
+			t.Errorf("%s: whole", name)
+		}
+		r.check(t)
 	}
 }

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package packet
 
 import (
 	"bytes"
 	"encoding/binary"
-
-	"aldente/worker/packet"
 )
 
 // Bounds on reassembly.
@@ -22,7 +20,7 @@ const (
 	reassemblyTimeout6 = 60_000_000_000 // RFC 8200 section 4.5
 
 	// In a buffer, data start at headroom, with the headers right before
-	// them: Ethernet, and 60 bytes of IPv4 or what package packet takes of
+	// them: Ethernet, and 60 bytes of IPv4 or what Decode takes of
 	// IPv6 with extension headers.
 	headroom     = 640
 	maxDatagram  = 65535
@@ -71,7 +69,7 @@ func NewReassembler() *Reassembler {
 // fragmentKey tells fragments of one datagram: RFC 791 section 3.2, with proto
 // zero RFC 8200 section 4.5.
 type fragmentKey struct {
-	src, dst packet.Addr
+	src, dst Addr
 	id       uint32
 	proto    uint8
 }
@@ -102,7 +100,7 @@ type reassembly struct {
 // missing, the result is the whole packet in a frame, to be decoded again. The
 // frame stays as it is until ReassemblyKept more have been returned, or until
 // Reassemble was called with a later now.
-func (r *Reassembler) Reassemble(p *packet.Packet, now int64) (frame []byte, ok bool) {
+func (r *Reassembler) Reassemble(p *Packet, now int64) (frame []byte, ok bool) {
 	if now != r.doneAt {
 		r.free = append(r.free, r.done...)
 		r.done = r.done[:0]
@@ -118,7 +116,7 @@ func (r *Reassembler) Reassemble(p *packet.Packet, now int64) (frame []byte, ok 
 	}
 	data := p.Payload()
 	if len(data) == 0 || p.FragOffset+len(data) > maxDatagram {
-		return nil, false // packet.Decode lets none of these through
+		return nil, false // Decode lets none of these through
 	}
 	buf := r.bytes(s.buf)
 	switch s.place(p.FragOffset, data, p.MoreFragments, buf) {
@@ -264,7 +262,7 @@ func (s *reassembly) isDuplicate(off, end int, more bool, covered, begun int) bo
 // keepHeaders copies the headers of the first fragment before the data, as
 // those of the whole packet but for its length. It reports false if they are
 // too long.
-func (s *reassembly) keepHeaders(p *packet.Packet, buf []byte) bool {
+func (s *reassembly) keepHeaders(p *Packet, buf []byte) bool {
 	s.hlen = p.L4
 	if p.IPVersion == 6 {
 		s.hlen = p.L3 + p.FragUnfragLen
@@ -283,7 +281,7 @@ func (s *reassembly) keepHeaders(p *packet.Packet, buf []byte) bool {
 // finish makes the frame of a datagram that is complete.
 func (r *Reassembler) finish(s *reassembly, version uint8, buf []byte) ([]byte, bool) {
 	frame := buf[headroom-s.hlen : headroom+s.total : headroom+s.total]
-	ip := frame[packet.EthernetLen:s.hlen]
+	ip := frame[EthernetLen:s.hlen]
 	length := len(ip) + s.total // IPv4: with the header
 	if version == 6 {
 		length -= 40 // IPv6: without the fixed part of it
@@ -296,7 +294,7 @@ func (r *Reassembler) finish(s *reassembly, version uint8, buf []byte) ([]byte, 
 		binary.BigEndian.PutUint16(ip[2:], uint16(length))
 		binary.BigEndian.PutUint16(ip[6:], 0) // flags and offset
 		binary.BigEndian.PutUint16(ip[10:], 0)
-		binary.BigEndian.PutUint16(ip[10:], packet.Checksum(ip))
+		binary.BigEndian.PutUint16(ip[10:], Checksum(ip))
 	} else {
 		binary.BigEndian.PutUint16(ip[4:], uint16(length))
 	}
