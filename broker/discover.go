@@ -11,6 +11,7 @@ import (
 
 	"aldente/broker/cli"
 	"aldente/broker/hostnet"
+	"aldente/broker/inet"
 	"aldente/broker/plan"
 	"aldente/broker/ports"
 	"aldente/broker/sockets"
@@ -25,8 +26,8 @@ func (in *instance) discover() (plan.Host, error) {
 		ClientPorts: cli.EphemeralPorts(cli.PortRangeFile),
 		UDPIdle:     sysctl("nf_conntrack_udp_timeout", 30),
 		UDPStream:   sysctl("nf_conntrack_udp_timeout_stream", 120),
-		PeekOff4:    sockets.PeekOffWorks(unix.AF_INET),
-		PeekOff6:    sockets.PeekOffWorks(unix.AF_INET6),
+		PeekOff4:    inet.PeekOffWorks(unix.AF_INET),
+		PeekOff6:    inet.PeekOffWorks(unix.AF_INET6),
 	}
 	var err error
 	h.Network, err = hostnet.Discover(hostnet.Options{

@@ -26,6 +26,7 @@ import (
 	"aldente/broker/follow"
 	"aldente/broker/forward"
 	"aldente/broker/guestsock"
+	"aldente/broker/inet"
 	"aldente/broker/logging"
 	"aldente/broker/netns"
 	"aldente/broker/plan"
@@ -315,7 +316,7 @@ func (in *instance) prepare() error {
 
 // announce lets the command run, or the caller go on.
 func (in *instance) announce(notify int) error {
-	if !in.cfg.NoICMP && !sockets.EchoAllowed() {
+	if !in.cfg.NoICMP && !inet.PingAllowed() {
 		in.log.Info("pings need a group of ours in sysctl net.ipv4.ping_group_range: echo requests will not be forwarded")
 	}
 	if in.stream != nil && in.stream.Path() != "" {

@@ -31,7 +31,7 @@ var floors = [][]string{
 // other. The plan stands high, since it says in their own terms what the others are
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
-	{"egress", "budget", "foreign", "fork", "output", "hostnet/netlink", "netns/nofile"},
+	{"egress", "budget", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile"},
 	{"cli", "hostnet/rtnl", "startup", "ports", "netns", "guestsock", "logging"},
 	{"hostnet", "follow"},
 	{"sockets", "agent", "supervise"},
@@ -103,6 +103,39 @@ func TestPlanOnlyDecides(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// socketCalls are the calls that make a socket what it is. Those who have sockets made ask
+// broker/inet, which has one recipe for each kind.
+var socketCalls = []string{"Socket", "SetsockoptInt", "SetsockoptSockFprog", "BindToDevice", "Bind", "Connect", "Listen"}
+
+// TestSocketRecipes parses the packages that have sockets made.
+func TestSocketRecipes(t *testing.T) {
+	for _, dir := range []string{"sockets", "agent", "forward", "plan"} {
+		files, err := filepath.Glob(filepath.Join("..", "broker", dir, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatal(files, err)
+		}
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				sel, ok := n.(*ast.SelectorExpr)
+				if !ok {
+					return true
+				}
+				if x, ok := sel.X.(*ast.Ident); ok && (x.Name == "unix" || x.Name == "syscall") && slices.Contains(socketCalls, sel.Sel.Name) {
+					t.Errorf("%s calls %s.%s: sockets are made by broker/inet", path, x.Name, sel.Sel.Name)
+				}
+				return true
+			})
+		}
 	}
 }
 

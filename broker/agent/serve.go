@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/inet"
 	"aldente/ipc"
 )
 
@@ -67,7 +68,7 @@ func (c *Client) Sockets(ended func(error)) *Sockets {
 			s.spare[k].keep = keepUDP
 		}
 	}
-	s.cookie = ownCookie()
+	s.cookie = inet.OwnNamespace()
 	go func() { ended(s.read()) }()
 	return s
 }
@@ -279,21 +280,6 @@ func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
 		}
 	}
 	return nil
-}
-
-// ownCookie identifies our network namespace; zero where the kernel does not
-// tell, before Linux 5.14.
-func ownCookie() uint64 {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0
-	}
-	defer unix.Close(fd)
-	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err != nil {
-		return 0
-	}
-	return c
 }
 
 // fail ends all requests, now and later.

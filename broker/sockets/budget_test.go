@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
+	"aldente/broker/inet"
 	"aldente/ipc"
 )
 
@@ -156,7 +157,7 @@ func TestBudgetOfPorts(t *testing.T) {
 }
 
 func TestBudgetOfEchoes(t *testing.T) {
-	if !EchoAllowed() {
+	if !inet.PingAllowed() {
 		t.Skip("needs a group in net.ipv4.ping_group_range")
 	}
 	w, _ := workWithin(t, func(l *budget.Limits) { l.Echo = 10 })
@@ -234,22 +235,16 @@ func TestBudgetIsTheInstances(t *testing.T) {
 // before are not accepted. answer accepts them.
 func silent(t *testing.T, address string) (port uint16, answer func()) {
 	t.Helper()
-	domain := unix.AF_INET
-	if strings.Contains(address, ":") {
-		domain = unix.AF_INET6
-	}
-	l, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	a := netip.AddrPortFrom(netip.MustParseAddr(address), 0)
-	if err := unix.Bind(l, sockaddr(a, 0)); err != nil {
+	at := inet.Listener{At: a}
+	l, err := at.ListenTCP()
+	if err != nil {
 		t.Skip(err) // no IPv6
 	}
 	if err := unix.Listen(l, 0); err != nil {
 		t.Fatal(err)
 	}
-	port = localPort(l)
+	port = inet.LocalPort(l)
 	var fill []net.Conn
 	for {
 		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(a.Addr(), port).String(), 500*time.Millisecond)

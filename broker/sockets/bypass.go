@@ -3,12 +3,13 @@
 package sockets
 
 import (
-	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/inet"
 	"aldente/ipc"
 )
 
@@ -43,13 +44,13 @@ func (s *served) begin() bool {
 }
 
 // answer sends one answer and closes our copy of its descriptor.
-func (s *served) answer(o *ipc.Opened, fd int) {
+func (s *served) answer(a *ipc.Opened, fd int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting--
 	if s.fd >= 0 {
 		var rec [ipc.OpenedSize]byte
-		o.Encode(rec[:])
+		a.Encode(rec[:])
 		if ipc.Send(s.fd, rec[:], fd) != nil {
 			// It is gone, or it does not read what it asked for: the next
 			// answer is not to wait for it as long again.
@@ -68,43 +69,60 @@ func (s *served) end() {
 }
 
 // openHost opens the far end of the bypass on the host.
-func (f *Factory) openHost(proto uint8, d *decision, answer *ipc.Opened) int {
+func (f *Factory) openHost(proto uint8, d *decision) outcome {
 	if proto == ipc.ProtoUDP {
-		fd, _, err := f.flowSocket(&d.path, d.from, d.to, false)
-		if err != nil {
-			answer.Errno = errno(err)
-			return -1
-		}
-		return fd
+		o := f.flowSocket(&d.path, d.from, d.to, false)
+		o.localPort = 0 // the worker sends by it and no more
+		return o
 	}
-	return finish(newSocket(d.to.Addr(), unix.SOCK_STREAM, 0), proto, d, answer)
+	c := inet.Connect{Path: d.inet(), To: d.to}
+	return made(c.Dial(), 0)
+}
+
+// farEnd is a far end of the bypass in the namespace: a bare socket that was made
+// there, once it is connected.
+type farEnd struct {
+	proto    uint8
+	from, to netip.AddrPort
+	scope    uint32
+}
+
+// by connects the socket. Of UDP it gets the peer's port where nobody has that: some
+// protocols know their peers by it.
+func (e *farEnd) by(fd int) outcome {
+	path := inet.Path{Scope: e.scope}
+	if e.proto == ipc.ProtoTCP {
+		c := inet.Connect{Path: path, To: e.to}
+		return made(c.DialBy(fd), 0)
+	}
+	flow := inet.Flow{Path: path, From: e.from, To: e.to, Sharing: inet.Alone, AnyPort: true}
+	return made(flow.DialBy(fd), 0)
 }
 
 // openNamespace opens the far end of the bypass in the namespace, with a socket
 // made there: at once if one is at hand.
-func (f *Factory) openNamespace(proto uint8, d *decision, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+func (f *Factory) openNamespace(q *request, d *decision, s *served) (outcome, error) {
 	if f.cfg.Namespace == nil {
-		answer.Errno = uint16(unix.EOPNOTSUPP)
-		return -1, false, nil
+		return nothing(unix.EOPNOTSUPP), nil
 	}
 	v4 := d.to.Addr().Is4()
-	if fd := f.cfg.Namespace.Take(proto, v4); fd >= 0 {
-		return finish(&opening{fd: fd}, proto, d, answer), false, nil
+	end := farEnd{proto: q.proto, from: d.from, to: d.to, scope: d.Scope}
+	if fd := f.cfg.Namespace.Take(q.proto, v4); fd >= 0 {
+		return end.by(fd), nil
 	}
-	req := ipc.AgentOpen{Proto: proto}
+	req := ipc.AgentOpen{Proto: q.proto}
 	if v4 {
 		req.Flags |= ipc.AgentOpenIPv4
 	}
-	to := *d // d itself is not to be kept: it would be allocated for each request
-	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int { return finish(o, proto, &to, a) })
+	late := end // end itself is not to be kept: it would be allocated for each request
+	return f.later(req, q, d, s, func(fd int) outcome { return late.by(fd) })
 }
 
 // openNamespaceReply opens the socket for answers to a datagram that came to a
-// listener in the namespace.
-func (f *Factory) openNamespaceReply(d *decision, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+// listener in the namespace: there it is bound, here connected.
+func (f *Factory) openNamespaceReply(q *request, d *decision, s *served) (outcome, error) {
 	if f.cfg.Namespace == nil {
-		answer.Errno = uint16(unix.EACCES)
-		return -1, false, nil
+		return nothing(unix.EACCES), nil
 	}
 	req := ipc.AgentOpen{
 		Proto: ipc.ProtoUDP, Flags: ipc.AgentOpenBind | ipc.AgentOpenDevice,
@@ -113,72 +131,26 @@ func (f *Factory) openNamespaceReply(d *decision, answer *ipc.Opened, s *served)
 	if d.from.Addr().Is4() {
 		req.Flags |= ipc.AgentOpenIPv4
 	}
-	answer.LocalPort = d.from.Port()
-	to := d.to
-	return f.later(req, *answer, s, func(o *opening, a *ipc.Opened) int {
-		o.connect(to, 0)
-		return o.answer(a)
-	})
+	flow := inet.Flow{From: d.from, To: d.to, Sharing: inet.SharedAndOpen}
+	return f.later(req, q, d, s, func(fd int) outcome { return made(flow.ConnectBy(fd), flow.From.Port()) })
 }
 
-// later asks the namespace for a socket and answers when it comes.
-func (f *Factory) later(req ipc.AgentOpen, a ipc.Opened, s *served, use func(*opening, *ipc.Opened) int) (int, bool, error) {
+// later asks the namespace for a socket and answers when it comes, by what use makes
+// of it.
+func (f *Factory) later(req ipc.AgentOpen, q *request, d *decision, s *served, use func(fd int) outcome) (outcome, error) {
 	if !s.begin() {
-		return -1, false, fmt.Errorf("%w: more than %d requests unanswered", ipc.ErrMalformed, ipc.MaxOutstanding)
+		return outcome{fd: -1}, fmt.Errorf("%w: more than %d requests unanswered", ipc.ErrMalformed, ipc.MaxOutstanding)
 	}
+	token, proto, to := q.token, q.proto, d.to
 	f.cfg.Namespace.Open(req, func(fd int, err error) {
+		var o outcome
 		if err != nil {
-			a.Errno = errno(err)
-			s.answer(&a, -1)
-			return
+			o = nothing(errno(err))
+		} else {
+			o = use(fd)
 		}
-		fd = use(&opening{fd: fd}, &a)
-		s.answer(&a, fd)
+		a := o.record(token, proto, to)
+		s.answer(&a, o.fd)
 	})
-	return -1, true, nil
-}
-
-// finish connects a socket of the host's, or one of either protocol that was made
-// in the namespace, and returns it or -1.
-func finish(o *opening, proto uint8, d *decision, answer *ipc.Opened) int {
-	if proto == ipc.ProtoTCP {
-		o.streamOptions()
-		o.connect(d.to, d.Scope)
-		if errors.Is(o.err, unix.EINPROGRESS) {
-			o.err = nil
-			answer.Flags |= ipc.OpenedInProgress
-		}
-		return o.answer(answer)
-	}
-	// The peer's port where nobody has it: some protocols know their peers by it.
-	// Between bind and connect the socket would hear anybody.
-	o.deafen()
-	o.bind(d.from, 0)
-	if errors.Is(o.err, unix.EADDRINUSE) || errors.Is(o.err, unix.EACCES) {
-		o.err = nil
-	}
-	o.connect(d.to, d.Scope)
-	o.hear()
-	return o.answer(answer)
-}
-
-// answer ends the opening: it returns the descriptor, or -1 with the error in a.
-func (o *opening) answer(a *ipc.Opened) int {
-	fd, err := o.done()
-	if err != nil {
-		a.Errno = errno(err)
-		return -1
-	}
-	return fd
-}
-
-// datagramOptions sets what all connected UDP sockets have.
-func (o *opening) datagramOptions(v4 bool) {
-	if v4 {
-		o.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
-	} else {
-		o.try(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
-		o.try(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-	}
-	o.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	return outcome{fd: -1, later: true}, nil
 }

@@ -8,12 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/egress"
+	"aldente/broker/inet"
 	"aldente/ipc"
 )
 
 // request is what a worker asks for, as far as it counts for the decision.
 type request struct {
 	proto    uint8
+	token    uint64         // the worker's name for it, for the answer
 	splice   bool           // the far end of the bypass
 	listener Listener       // on whose behalf; without ID: a flow of the guest's own
 	src      netip.AddrPort // guest's address; with listener: local address that was spoken to
@@ -38,6 +40,11 @@ type path struct {
 	Interface string     // empty: the kernel's choice
 	Scope     uint32     // interface index for link-local destinations
 	Freebind  bool
+}
+
+// inet is the path as the recipes of sockets want it.
+func (m *path) inet() inet.Path {
+	return inet.Path{Device: m.Interface, Scope: m.Scope, Freebind: m.Freebind}
 }
 
 func refuse(e unix.Errno) decision { return decision{refused: e} }
@@ -69,7 +76,7 @@ func (c *Config) decideOut(r *request) decision {
 		return refuse(unix.EACCES)
 	}
 	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one
-	d := decision{to: to, from: netip.AddrPortFrom(any(to.Addr()), r.src.Port()), path: fam.path()}
+	d := decision{to: to, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
 	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
 		d.Source, d.Interface = netip.Addr{}, ""
 	}
@@ -124,7 +131,7 @@ func (c *Config) decideHostReply(r *request, d decision) decision {
 	case source.IsValid():
 		local = source
 	case local.IsUnspecified():
-		local = any(peer)
+		local = inet.Any(peer)
 	}
 	d.from = netip.AddrPortFrom(local, l.Port)
 	if d = c.judged(r.proto, d); !d.policy && !c.strangeLoopback(r.dst) {
@@ -175,7 +182,7 @@ func (c *Config) decideBypass(r *request) decision {
 		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
 	d := decision{
-		to: netip.AddrPortFrom(addr, l.GuestPort), from: netip.AddrPortFrom(any(addr), r.dst.Port()),
+		to: netip.AddrPortFrom(addr, l.GuestPort), from: netip.AddrPortFrom(inet.Any(addr), r.dst.Port()),
 		namespace: !l.Namespace,
 	}
 	if d.namespace {

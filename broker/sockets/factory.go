@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/egress"
+	"aldente/broker/inet"
 	"aldente/ipc"
 )
 
@@ -166,103 +167,89 @@ func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
 		if err := r.Decode(b[:ipc.OpenSize]); err != nil {
 			return err
 		}
-		answer := ipc.Opened{Token: r.Token}
-		fd, kept, later, err := f.open(&r, &answer, s)
+		o, to, err := f.open(&r, s)
 		if err != nil {
 			return err
 		}
-		if later {
+		if o.later {
 			continue
 		}
-		if fd < 0 {
+		if o.fd < 0 {
 			s.refusals++
 		}
-		replies.Add(&answer, fd)
-		if kept {
+		answer := o.record(r.Token, r.Proto, to)
+		replies.Add(&answer, o.fd)
+		if o.kept {
 			replies.Keep()
 		}
 	}
 	return nil
 }
 
-// open handles one request: what is decided, and no more. It returns the socket,
-// or -1 with answer.Errno set, or reports that the answer comes later by itself, or
-// that a copy of the socket is kept: then the descriptor stays open. An error is
-// the worker's end.
-func (f *Factory) open(r *ipc.Open, answer *ipc.Opened, s *served) (fd int, kept, later bool, err error) {
+// open handles one request: what is decided, and no more. It returns where the
+// socket leads too, or was to lead. An error is the worker's end.
+func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, err error) {
 	q := request{
-		proto: r.Proto, splice: r.Flags&ipc.OpenBypass != 0,
+		proto: r.Proto, token: r.Token, splice: r.Flags&ipc.OpenBypass != 0,
 		src: netip.AddrPortFrom(netip.AddrFrom16(r.Src).Unmap(), r.SrcPort),
 		dst: netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort),
 	}
 	if r.Listener != 0 {
 		var ok bool
 		if q.listener, ok = f.listener(r.Listener); !ok {
-			answer.Errno = uint16(unix.EINVAL) // gone since
-			return -1, false, false, nil
+			return nothing(unix.EINVAL), to, nil // gone since
 		}
 	}
 	d := f.cfg.decide(&q)
-	if d.to.IsValid() {
-		answer.Addr = d.to.Addr().As16()
-		if r.Proto == ipc.ProtoUDP {
-			answer.PeerPort = d.to.Port()
-		}
+	switch {
+	case d.refused != 0:
+		o = f.refused(&q, &d)
+	case f.ledger == nil || d.namespace:
+		o, err = f.carryOut(&q, &d, s)
+	default:
+		o, err = f.openWithin(&q, &d, s)
 	}
-	if d.refused != 0 {
-		f.refused(&q, &d, answer)
-		return -1, false, false, nil
-	}
-	if f.ledger == nil || d.namespace {
-		fd, later, err = f.carryOut(&q, &d, answer, s)
-		return fd, false, later, err
-	}
-	return f.openWithin(&q, &d, answer, s)
+	return o, d.to, err
 }
 
 // carryOut opens the socket that was decided on.
-func (f *Factory) carryOut(q *request, d *decision, answer *ipc.Opened, s *served) (fd int, later bool, err error) {
+func (f *Factory) carryOut(q *request, d *decision, s *served) (outcome, error) {
 	switch {
 	case q.splice && d.namespace:
-		return f.openNamespace(q.proto, d, answer, s)
+		return f.openNamespace(q, d, s)
 	case q.splice:
-		return f.openHost(q.proto, d, answer), false, nil
+		return f.openHost(q.proto, d), nil
 	case d.namespace:
-		return f.openNamespaceReply(d, answer, s)
+		return f.openNamespaceReply(q, d, s)
 	case q.listener.ID != 0:
-		return f.openReply(d, answer), false, nil
+		return f.openReply(d), nil
 	}
-	return f.openOut(q.proto, d, answer), false, nil
+	return f.openOut(q.proto, d), nil
 }
 
-// refused answers with what decide has said, and has the log say it if the policy
-// did.
-func (f *Factory) refused(q *request, d *decision, answer *ipc.Opened) {
-	answer.Errno = uint16(d.refused)
-	if !d.policy {
-		return
+// refused is the outcome of what decide has refused, and has the log say it if the
+// policy did.
+func (f *Factory) refused(q *request, d *decision) outcome {
+	o := nothing(d.refused)
+	if d.policy {
+		o.prohibited = true
+		f.refusals.note(f.cfg.Logger, q.proto, d.to, d.rule)
 	}
-	answer.Flags |= ipc.OpenedProhibited
-	f.refusals.note(f.cfg.Logger, q.proto, d.to, d.rule)
+	return o
 }
 
 // openOut opens a flow's socket to where the guest wants it.
-func (f *Factory) openOut(proto uint8, d *decision, answer *ipc.Opened) int {
-	var fd int
-	var err error
+func (f *Factory) openOut(proto uint8, d *decision) outcome {
 	switch proto {
 	case ipc.ProtoTCP:
-		fd, err = openTCP(&d.path, d.to, answer)
+		c := inet.Connect{Path: d.inet(), Source: d.Source, To: d.to, Peeks: true}
+		return made(c.Dial(), 0)
 	case ipc.ProtoUDP:
-		fd, err = f.openUDP(&d.path, d.from, d.to, answer)
-	default:
-		fd, err = openEcho(&d.path, d.from, d.to, answer)
+		return f.flowSocket(&d.path, d.from, d.to, true)
 	}
-	if err != nil {
-		answer.Errno = errno(err)
-		return -1
-	}
-	return fd
+	p := inet.Ping{Path: d.inet(), From: d.from, To: d.to.Addr()}
+	r := p.Dial()
+	return made(r, inet.LocalPort(r.FD))
 }
 
 func protoName(p uint8) string {
@@ -273,12 +260,4 @@ func protoName(p uint8) string {
 		return "udp"
 	}
 	return "icmp"
-}
-
-func errno(err error) uint16 {
-	var e unix.Errno
-	if errors.As(err, &e) && e != 0 {
-		return uint16(e)
-	}
-	return uint16(unix.EIO)
 }

@@ -13,7 +13,6 @@ import (
 
 	"aldente/broker/budget"
 	"aldente/broker/egress"
-	"aldente/ipc"
 )
 
 // ledger is the budget of one instance, and what the kernel knows about it.
@@ -205,23 +204,22 @@ func udpInUse(b []byte, name string) (n int, ok bool) {
 // connecting takes note of a TCP socket whose connect was started. If its end is
 // not there yet, we keep a copy until it is: what a worker closes meanwhile goes
 // on, for the host's firewall at least, and what it never closes can be ended.
-// It reports whether the copy is kept.
-func (g *ledger) connecting(fd int, flow egress.Flow, answer *ipc.Opened) (kept bool) {
+func (g *ledger) connecting(o outcome, flow egress.Flow) outcome {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.budget.Opened(budget.TCP)
-	if answer.Flags&ipc.OpenedInProgress == 0 {
-		return false
+	if !o.inProgress {
+		return o
 	}
-	switch connectState(fd) {
+	switch connectState(o.fd) {
 	case unix.BPF_TCP_SYN_SENT:
 	case unix.BPF_TCP_ESTABLISHED:
 		// Near hosts answer before connect(2) returns. The worker need not
 		// wait for what has happened.
-		answer.Flags &^= ipc.OpenedInProgress
-		return false
+		o.inProgress = false
+		return o
 	default:
-		return false // refused at once
+		return o // refused at once
 	}
 	if g.budget.Waits() {
 		g.sweep()
@@ -230,11 +228,10 @@ func (g *ledger) connecting(fd int, flow egress.Flow, answer *ipc.Opened) (kept 
 			g.budget.Ended(true)
 		}
 	}
-	if !g.waiting.add(fd, flow) {
+	if o.kept = g.waiting.add(o.fd, flow); !o.kept {
 		g.budget.Ended(false)
-		return false
 	}
-	return true
+	return o
 }
 
 // swept lets go of connections that are not under way any more, when all answers

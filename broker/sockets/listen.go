@@ -3,18 +3,16 @@
 package sockets
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/inet"
 	"aldente/ipc"
 )
-
-// backlog is how many connections may wait to be accepted; the kernel bounds
-// it by net.core.somaxconn.
-const backlog = 4096
 
 // Listener is one socket on the host that stands for a port of the guest, or one
 // on the namespace's loopback that stands for a port of the host.
@@ -112,7 +110,7 @@ func (f *Factory) Revive(l Listener) (Listener, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if l.Proto == ipc.ProtoTCP {
-		return l, os.NewSyscallError("listen", unix.Listen(l.FD, backlog))
+		return l, inet.ListenAgain(l.FD)
 	}
 	p := []unix.PollFd{{Fd: int32(l.FD), Events: unix.POLLRDHUP}}
 	if n, err := unix.Poll(p, 0); n != 1 || err != nil || l.Namespace {
@@ -159,7 +157,7 @@ func (l *Listener) Record() ipc.Listener {
 // too, where both are enabled. Beside one of ours means that the port is ours.
 func (f *Factory) bindListener(l *Listener, beside bool) (int, error) {
 	fd, err := f.listenSocket(l, beside)
-	if l.Proto == ipc.ProtoUDP && !beside && unwrap(err) == unix.EADDRINUSE {
+	if l.Proto == ipc.ProtoUDP && !beside && errors.Is(err, unix.EADDRINUSE) {
 		a, dual := f.listenAddr(l)
 		families := []bool{a.Is4()}
 		if dual {
@@ -190,47 +188,18 @@ func (f *Factory) listenAddr(l *Listener) (addr netip.Addr, dual bool) {
 	return netip.IPv4Unspecified(), false
 }
 
-// listenSocket binds the socket of a listener. A UDP port is taken exclusively,
-// or not at all, unless it is to share it with sockets of ours. Sockets of TCP
-// that listen exclude each other in any case; SO_REUSEADDR lets them have ports of
-// connections that are closed.
+// listenSocket binds the socket of a listener.
 func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
 	addr, dual := f.listenAddr(l)
-	udp := l.Proto == ipc.ProtoUDP
-	typ := unix.SOCK_STREAM
-	if udp {
-		typ = unix.SOCK_DGRAM
-	}
 	fam := f.cfg.family(addr)
-	o := newSocket(addr, typ, 0)
-	switch {
-	case !udp:
-		o.must(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	case beside:
-		o.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	at := inet.Listener{
+		Path: inet.Path{Device: l.Interface, Scope: fam.Scope, Freebind: fam.Freebind},
+		At:   netip.AddrPortFrom(addr, l.Port), Dual: dual, Beside: beside,
 	}
-	if !addr.Is4() {
-		o.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(!dual))
+	if l.Proto == ipc.ProtoUDP {
+		return at.ListenUDP()
 	}
-	if fam.Freebind {
-		o.try(unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
-	}
-	if !udp {
-		o.must(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // accepted sockets inherit it, see streamOptions
-	}
-	if udp {
-		o.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
-		o.destinations(addr.Is4() || dual, !addr.Is4())
-	}
-	o.device(l.Interface)
-	o.bind(netip.AddrPortFrom(addr, l.Port), fam.Scope)
-	if udp {
-		o.try(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) // only now: the sockets that answer are on the same port
-	}
-	if o.err == nil && !udp {
-		o.err = os.NewSyscallError("listen", unix.Listen(o.fd, backlog))
-	}
-	return o.done()
+	return at.ListenTCP()
 }
 
 // Give makes the UDP listeners a user's that this process is about to become: the
@@ -259,35 +228,22 @@ func where(l *Listener) string {
 }
 
 func hint(err error) string {
-	switch unwrap(err) {
-	case unix.EACCES:
+	switch {
+	case errors.Is(err, unix.EACCES):
 		return " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
-	case unix.EADDRINUSE:
+	case errors.Is(err, unix.EADDRINUSE):
 		return " (another socket has it)"
 	}
 	return ""
 }
 
-func boolInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 // openReply makes the socket for answers to a datagram that came to a UDP
 // listener: on the listener's port, connected to the peer. The kernel then
 // prefers it to the listener for that peer's datagrams.
-func (f *Factory) openReply(d *decision, answer *ipc.Opened) int {
+func (f *Factory) openReply(d *decision) outcome {
 	if !f.ports.replies(portKey{d.to.Addr().Is4(), d.from.Port()}, d.to) {
-		answer.Errno = uint16(unix.EADDRINUSE)
-		return -1
+		return nothing(unix.EADDRINUSE)
 	}
-	fd, err := boundUDP(&d.path, d.from, d.to, sharedAndOpen)
-	if err != nil {
-		answer.Errno = errno(err)
-		return -1
-	}
-	answer.LocalPort = d.from.Port()
-	return fd
+	flow := inet.Flow{Path: d.inet(), From: d.from, To: d.to, Sharing: inet.SharedAndOpen}
+	return made(flow.Dial(), d.from.Port())
 }

@@ -3,6 +3,7 @@
 package sockets
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -16,7 +17,7 @@ import (
 // as far as this process may know: `in use by "dnsmasq" (pid 812, user dnsmasq)`,
 // or less. It reads /proc, so it must be called before lock-down.
 func (f *Factory) Explain(l *Listener, err error) error {
-	if unwrap(err) != unix.EADDRINUSE {
+	if !errors.Is(err, unix.EADDRINUSE) {
 		return err
 	}
 	f.ports.mu.Lock()

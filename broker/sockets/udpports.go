@@ -4,6 +4,7 @@ package sockets
 
 import (
 	"container/list"
+	"errors"
 	"net/netip"
 	"os"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/inet"
 	"aldente/ipc"
 )
 
@@ -98,33 +100,36 @@ func (p *udpPorts) firstOf(k portKey) *uint64 {
 }
 
 // flowSocket opens a UDP flow's socket from a port where that is free, or ours and
-// may be shared, and else from another. It returns the port.
-func (f *Factory) flowSocket(m *path, from, to netip.AddrPort, mayShare bool) (fd int, port uint16, err error) {
+// may be shared, and else from another.
+func (f *Factory) flowSocket(m *path, from, to netip.AddrPort, mayShare bool) outcome {
 	p := f.ports
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := portKey{to.Addr().Is4(), from.Port()}
+	flow := inet.Flow{Path: m.inet(), From: from, To: to, Sharing: inet.AloneUntilBound}
 	if k.port >= p.low && k.port != 0 {
-		fd, err = boundUDP(m, from, to, aloneUntilBound)
-		if err == nil {
-			p.takes(k, fd)
-			return fd, k.port, nil
+		r := flow.Dial()
+		if r.Err == nil {
+			p.takes(k, r.FD)
+			return made(r, k.port)
 		}
-		if how, ok := sharedUntilConnected, false; mayShare && unwrap(err) == unix.EADDRINUSE {
-			if how, ok = f.share(m, k, from.Addr(), to); ok {
-				fd, err = boundUDP(m, from, to, how)
+		if mayShare && errors.Is(r.Err, unix.EADDRINUSE) {
+			if how, ok := f.share(m, k, from.Addr(), to); ok {
+				flow.Sharing = how
+				r = flow.Dial()
 			}
 		}
-		if e := unwrap(err); e != unix.EADDRINUSE && e != unix.EACCES {
-			return fd, k.port, err
+		if !errors.Is(r.Err, unix.EADDRINUSE) && !errors.Is(r.Err, unix.EACCES) {
+			return made(r, k.port)
 		}
 	}
-	fd, err = boundUDP(m, netip.AddrPortFrom(from.Addr(), 0), to, aloneUntilBound)
-	if err == nil {
-		k.port = localPort(fd)
-		p.takes(k, fd)
+	flow.From, flow.Sharing = netip.AddrPortFrom(from.Addr(), 0), inet.AloneUntilBound
+	r := flow.Dial()
+	if r.Err == nil {
+		k.port = inet.LocalPort(r.FD)
+		p.takes(k, r.FD)
 	}
-	return fd, k.port, err
+	return made(r, k.port)
 }
 
 // takes notes that a socket was bound to a port that nobody had.
@@ -134,7 +139,7 @@ func (p *udpPorts) takes(k portKey, fd int) {
 
 // share makes sure that a port that is taken is ours, that no socket on it is
 // connected to the same peer, and says how to bind another.
-func (f *Factory) share(m *path, k portKey, from netip.Addr, to netip.AddrPort) (sharing, bool) {
+func (f *Factory) share(m *path, k portKey, from netip.Addr, to netip.AddrPort) (inet.Sharing, bool) {
 	p := f.ports
 	listens := f.onPort(k)
 	how, ok := besides(listens, m, k, from)
@@ -158,18 +163,18 @@ func (f *Factory) share(m *path, k portKey, from netip.Addr, to netip.AddrPort) 
 // that has an address or an interface alone is nearer by itself, and what comes to
 // others is for nobody: it must not get to that listener. Only between two that are
 // equally near nobody could tell: the flow gets another port then.
-func besides(listens []Listener, m *path, k portKey, from netip.Addr) (sharing, bool) {
+func besides(listens []Listener, m *path, k portKey, from netip.Addr) (inet.Sharing, bool) {
 	if coveredBy(listens, k.v4) {
-		return sharedAndOpen, true
+		return inet.SharedAndOpen, true
 	}
 	for i := range listens {
 		l := &listens[i]
 		sameAddr := l.Addr.IsValid() && !l.Addr.IsUnspecified() && l.Addr.WithZone("") == from
 		if sameAddr || l.Interface != "" && l.Interface == m.Interface {
-			return sharedUntilConnected, false
+			return inet.SharedUntilConnected, false
 		}
 	}
-	return sharedUntilConnected, true
+	return inet.SharedUntilConnected, true
 }
 
 // look lists the sockets on a port for the sake of a flow.
@@ -224,7 +229,7 @@ func (p *udpPorts) secure(m *path, k portKey, listens []Listener) *sharedPort {
 		if !p.allOurs(all, k, 0, listens) {
 			return nil
 		}
-		if s.anchor, err = anchorSocket(m, k); err != nil {
+		if s.anchor, err = inet.Anchor(m.anchorDevice(), k.v4, k.port); err != nil {
 			return nil
 		}
 		s.cookie = cookie(s.anchor)
@@ -299,25 +304,6 @@ func (m *path) anchorDevice() string {
 		return m.Interface
 	}
 	return "lo"
-}
-
-// anchorSocket opens an anchor: on one interface only, so that whoever lists the
-// host's services does not take it for one, and nothing from elsewhere is lost in
-// it.
-func anchorSocket(m *path, k portKey) (int, error) {
-	a := netip.IPv6Unspecified()
-	if k.v4 {
-		a = netip.IPv4Unspecified()
-	}
-	o := newSocket(a, unix.SOCK_DGRAM, unix.IPPROTO_UDP)
-	o.deafen()
-	if !k.v4 {
-		o.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-	}
-	o.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-	o.device(m.anchorDevice())
-	o.bind(netip.AddrPortFrom(a, k.port), 0)
-	return o.done()
 }
 
 // replies notes that a listener's answers go to a peer from its port. It reports

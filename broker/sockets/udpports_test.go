@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/inet"
 )
 
 // flowFrom opens a flow's socket from a port of loopback, to another.
@@ -17,12 +19,12 @@ func flowFrom(t *testing.T, f *Factory, v6 bool, port, to uint16) (fd int, got u
 	if v6 {
 		a, peer = netip.IPv6Unspecified(), netip.IPv6Loopback()
 	}
-	fd, got, err := f.flowSocket(&path{}, netip.AddrPortFrom(a, port), netip.AddrPortFrom(peer, to), true)
-	if err != nil {
-		t.Fatal(err)
+	o := f.flowSocket(&path{}, netip.AddrPortFrom(a, port), netip.AddrPortFrom(peer, to), true)
+	if o.fd < 0 {
+		t.Fatal(o.errno)
 	}
-	t.Cleanup(func() { unix.Close(fd) })
-	return fd, got
+	t.Cleanup(func() { unix.Close(o.fd) })
+	return o.fd, o.localPort
 }
 
 func knowing(t *testing.T) *Factory {
@@ -51,10 +53,11 @@ func TestSharedPort(t *testing.T) {
 		if v6 {
 			a, peer = netip.IPv6Unspecified(), netip.MustParseAddrPort("[::1]:9")
 		}
-		fd, port, err := f.flowSocket(&path{}, netip.AddrPortFrom(a, 0), peer, true)
-		if err != nil {
-			t.Fatal(err)
+		o := f.flowSocket(&path{}, netip.AddrPortFrom(a, 0), peer, true)
+		if o.fd < 0 {
+			t.Fatal(o.errno)
 		}
+		fd, port := o.fd, o.localPort
 		if _, err := f.ports.kernel.on(17, port, 0); err != nil {
 			t.Skip(err)
 		}
@@ -93,11 +96,12 @@ func TestSharedPort(t *testing.T) {
 func TestPortOfAnother(t *testing.T) {
 	f, other := knowing(t), knowing(t)
 	a, to := netip.IPv4Unspecified(), netip.MustParseAddrPort("127.0.0.1:9")
-	fd, port, err := f.flowSocket(&path{}, netip.AddrPortFrom(a, 0), to, true)
-	if err != nil {
-		t.Fatal(err)
+	o := f.flowSocket(&path{}, netip.AddrPortFrom(a, 0), to, true)
+	if o.fd < 0 {
+		t.Fatal(o.errno)
 	}
-	unix.Close(fd)
+	port := o.localPort
+	unix.Close(o.fd)
 	if _, got := flowFrom(t, other, false, port, 10); got != port {
 		t.Skip("somebody else was faster")
 	}
@@ -142,17 +146,17 @@ func TestBesides(t *testing.T) {
 		listen []Listener
 		from   netip.Addr
 		device string
-		how    sharing
+		how    inet.Sharing
 		ok     bool
 	}{
-		{"no listener", nil, netip.IPv4Unspecified(), "", sharedUntilConnected, true},
-		{"the whole port", []Listener{{}}, netip.IPv4Unspecified(), "", sharedAndOpen, true},
-		{"the whole port of the family", []Listener{{Addr: netip.IPv4Unspecified()}}, other, "", sharedAndOpen, true},
-		{"loopback alone", []Listener{{Addr: lo}}, netip.IPv4Unspecified(), "", sharedUntilConnected, true},
-		{"loopback alone, from elsewhere", []Listener{{Addr: lo}}, other, "", sharedUntilConnected, true},
-		{"the flow's address among others", []Listener{{Addr: lo}, {Addr: other}}, other, "", sharedUntilConnected, false},
-		{"an interface", []Listener{{Interface: "h0"}}, netip.IPv4Unspecified(), "", sharedUntilConnected, true},
-		{"the flow's interface", []Listener{{Interface: "h0"}}, netip.IPv4Unspecified(), "h0", sharedUntilConnected, false},
+		{"no listener", nil, netip.IPv4Unspecified(), "", inet.SharedUntilConnected, true},
+		{"the whole port", []Listener{{}}, netip.IPv4Unspecified(), "", inet.SharedAndOpen, true},
+		{"the whole port of the family", []Listener{{Addr: netip.IPv4Unspecified()}}, other, "", inet.SharedAndOpen, true},
+		{"loopback alone", []Listener{{Addr: lo}}, netip.IPv4Unspecified(), "", inet.SharedUntilConnected, true},
+		{"loopback alone, from elsewhere", []Listener{{Addr: lo}}, other, "", inet.SharedUntilConnected, true},
+		{"the flow's address among others", []Listener{{Addr: lo}, {Addr: other}}, other, "", inet.SharedUntilConnected, false},
+		{"an interface", []Listener{{Interface: "h0"}}, netip.IPv4Unspecified(), "", inet.SharedUntilConnected, true},
+		{"the flow's interface", []Listener{{Interface: "h0"}}, netip.IPv4Unspecified(), "h0", inet.SharedUntilConnected, false},
 	} {
 		how, ok := besides(c.listen, &path{Interface: c.device}, portKey{v4: true, port: 123}, c.from)
 		if how != c.how || ok != c.ok {

@@ -28,25 +28,23 @@ func (f *Factory) Usage() (u [budget.Kinds]budget.Usage) {
 }
 
 // openWithin carries a decision out on the host within the budget. Sockets of the
-// guest's namespace are the guest's own affair. It reports kept if we keep a copy of
-// the socket.
-func (f *Factory) openWithin(q *request, d *decision, answer *ipc.Opened, s *served) (fd int, kept, later bool, err error) {
+// guest's namespace are the guest's own affair.
+func (f *Factory) openWithin(q *request, d *decision, s *served) (outcome, error) {
 	kind := kindOf(q)
 	if reason := f.ledger.may(kind); reason != budget.Granted {
 		f.overBudget(kind, reason)
-		answer.Errno = overBudgetErrno(reason)
-		return -1, false, false, nil
+		return nothing(overBudgetErrno(reason)), nil
 	}
-	fd, later, err = f.carryOut(q, d, answer, s)
+	o, err := f.carryOut(q, d, s)
 	switch {
-	case fd < 0:
+	case o.fd < 0:
 	case kind == budget.TCP:
-		kept = f.ledger.connecting(fd, f.stands(q, d), answer)
-	case !f.ledger.opened(kind, fd, f.stands(q, d)):
-		unix.Close(fd)
-		fd, answer.Errno = -1, uint16(unix.ENOMEM)
+		o = f.ledger.connecting(o, f.stands(q, d))
+	case !f.ledger.opened(kind, o.fd, f.stands(q, d)):
+		unix.Close(o.fd)
+		o = nothing(unix.ENOMEM)
 	}
-	return fd, kept, later, err
+	return o, err
 }
 
 // kindOf is what a socket of the host counts as.
@@ -64,11 +62,11 @@ func kindOf(q *request) budget.Kind {
 
 // overBudgetErrno is what the worker is told: to let go of something, or that it
 // may be better the next time.
-func overBudgetErrno(r budget.Reason) uint16 {
+func overBudgetErrno(r budget.Reason) unix.Errno {
 	if r == budget.TooFast {
-		return uint16(unix.EAGAIN)
+		return unix.EAGAIN
 	}
-	return uint16(unix.EMFILE)
+	return unix.EMFILE
 }
 
 // overBudget tells the log, at most once a second for each kind.

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inet
+
+import (
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// backlog is how many connections may wait to be accepted; the kernel bounds
+// it by net.core.somaxconn.
+const backlog = 4096
+
+// Connect says which TCP connection is to be made.
+type Connect struct {
+	Path
+	Source netip.Addr // zero: the kernel's choice
+	To     netip.AddrPort
+	Peeks  bool // who reads it peeks, by SO_PEEK_OFF where the kernel has that
+}
+
+// Dial starts a connection and does not wait for its end, which whoever has the
+// socket sees, though it could not have begun it.
+func (c *Connect) Dial() Result {
+	s := bare(ipc.ProtoTCP, c.To.Addr().Is4())
+	return s.dial(c)
+}
+
+// DialBy is Dial with a socket of Bare's, which it owns from then on.
+func (c *Connect) DialBy(fd int) Result {
+	s := socket{fd: fd}
+	return s.dial(c)
+}
+
+func (s *socket) dial(c *Connect) Result {
+	s.urgentInline()
+	s.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // the guest's own Nagle has done its work
+	if c.Peeks {
+		s.try(unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0)
+	}
+	s.by(&c.Path)
+	if c.Source.IsValid() {
+		s.try(unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		s.bind(netip.AddrPortFrom(c.Source, 0), c.Scope)
+	}
+	s.connect(c.To, c.Scope)
+	s.inProgress = s.forgive(unix.EINPROGRESS)
+	return s.result()
+}
+
+// urgentInline: urgent data are bytes as others are. Out of line, the kernel would
+// take them out of the stream, and what was counted before would be counted wrongly
+// (RFC 6093 section 4). The sockets that a listener accepts inherit it.
+func (s *socket) urgentInline() { s.must(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) }
+
+// Listener says what is to be listened on.
+type Listener struct {
+	Path
+	At     netip.AddrPort
+	Dual   bool // At is IPv6's unspecified address and stands for IPv4's, too
+	Beside bool // UDP: there are sockets of ours on the port
+}
+
+// ListenTCP makes a listening socket. Sockets of TCP that listen exclude each other
+// in any case; SO_REUSEADDR lets them have ports of connections that are closed.
+func (l *Listener) ListenTCP() (int, error) {
+	s := bare(ipc.ProtoTCP, l.At.Addr().Is4())
+	s.must(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	s.families(l)
+	s.freebind(&l.Path)
+	s.urgentInline()
+	s.by(&l.Path)
+	s.bind(l.At, l.Scope)
+	if s.err == nil {
+		s.err = ListenAgain(s.fd)
+	}
+	r := s.result()
+	return r.FD, r.Err
+}
+
+// ListenAgain has a TCP socket listen that is bound, whether it listens or not.
+func ListenAgain(fd int) error { return os.NewSyscallError("listen", unix.Listen(fd, backlog)) }
+
+// families says which families a listener hears.
+func (s *socket) families(l *Listener) {
+	if !l.At.Addr().Is4() {
+		s.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(!l.Dual))
+	}
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inet
+
+import (
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// Sharing is how a UDP socket comes by its port, and whether it hears anybody
+// before it is connected.
+type Sharing int
+
+const (
+	Alone                Sharing = iota // nobody else has the port, now and later; hears nobody
+	AloneUntilBound                     // nobody else has it, but sockets of ours may from then on; hears nobody
+	SharedUntilConnected                // others of ours have it; hears nobody
+	SharedAndOpen                       // a listener of ours has it: what comes is for that, and its reader passes it on
+)
+
+// Flow says which two ends a UDP socket is to have.
+type Flow struct {
+	Path
+	From, To netip.AddrPort // From's port may be zero: the kernel's choice
+	Sharing  Sharing
+	AnyPort  bool // another port is better than none
+}
+
+// Dial makes a socket between the two ends.
+func (f *Flow) Dial() Result {
+	s := bare(ipc.ProtoUDP, f.To.Addr().Is4())
+	return s.flow(f)
+}
+
+// DialBy is Dial with a socket of Bare's, which it owns from then on.
+func (f *Flow) DialBy(fd int) Result {
+	s := socket{fd: fd}
+	return s.flow(f)
+}
+
+// Bind does the first half of Dial. Only a socket that is SharedAndOpen may be
+// left like that: the others would hear nobody for ever.
+func (f *Flow) Bind() Result {
+	s := bare(ipc.ProtoUDP, f.From.Addr().Is4())
+	s.bindFlow(f)
+	return s.result()
+}
+
+// ConnectBy does the second half, with a socket of Bind's, which it owns from then
+// on.
+func (f *Flow) ConnectBy(fd int) Result {
+	s := socket{fd: fd}
+	s.connectFlow(f)
+	return s.result()
+}
+
+func (s *socket) flow(f *Flow) Result {
+	s.bindFlow(f)
+	s.connectFlow(f)
+	return s.result()
+}
+
+// bindFlow binds. Between bind and connect a socket would take datagrams from
+// anybody; a filter keeps it closed until then, unless they are for somebody.
+func (s *socket) bindFlow(f *Flow) {
+	v4 := f.From.Addr().Is4()
+	if f.Sharing != SharedAndOpen {
+		s.deafen()
+	}
+	if f.Sharing == SharedUntilConnected || f.Sharing == SharedAndOpen {
+		s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+	if v4 {
+		s.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+	} else {
+		s.try(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+		s.try(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	s.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	if f.Sharing == SharedAndOpen && f.From.Addr().IsUnspecified() {
+		s.destinations(v4, !v4)
+	}
+	s.freebind(&f.Path)
+	s.by(&f.Path)
+	s.bind(f.From, f.Scope)
+	if f.AnyPort {
+		s.forgive(unix.EADDRINUSE, unix.EACCES)
+	}
+	if f.Sharing == AloneUntilBound {
+		s.try(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+}
+
+func (s *socket) connectFlow(f *Flow) {
+	s.connect(f.To, f.Scope)
+	if f.Sharing != SharedAndOpen {
+		s.hear()
+	}
+}
+
+// ListenUDP makes a socket that hears everybody. A port is taken exclusively, or not
+// at all, unless it is to be beside sockets of ours.
+func (l *Listener) ListenUDP() (int, error) {
+	v4 := l.At.Addr().Is4()
+	s := bare(ipc.ProtoUDP, v4)
+	if l.Beside {
+		s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+	s.families(l)
+	s.freebind(&l.Path)
+	s.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	s.destinations(v4 || l.Dual, !v4)
+	s.by(&l.Path)
+	s.bind(l.At, l.Scope)
+	// Only now: the sockets that answer are on the same port. The kernel wants them
+	// to be of the same user.
+	s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	r := s.result()
+	return r.FD, r.Err
+}
+
+// Anchor makes a socket that keeps a port of ours while flows on it come and go: on
+// one interface only, so that whoever lists the host's services does not take it for
+// one and nothing from elsewhere is lost in it, not connected, and hearing nobody.
+func Anchor(device string, v4 bool, port uint16) (int, error) {
+	a := netip.IPv6Unspecified()
+	if v4 {
+		a = netip.IPv4Unspecified()
+	}
+	s := bare(ipc.ProtoUDP, v4)
+	s.deafen()
+	if !v4 {
+		s.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	s.by(&Path{Device: device})
+	s.bind(netip.AddrPortFrom(a, port), 0)
+	r := s.result()
+	return r.FD, r.Err
+}
+
+// destinations has a socket tell where each datagram was sent to.
+func (s *socket) destinations(v4, v6 bool) {
+	if v4 {
+		s.try(unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+	}
+	if v6 {
+		s.try(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+	}
+}
+
+// deafen attaches a socket filter that accepts nothing; hear takes it away.
+func (s *socket) deafen() {
+	if s.err != nil {
+		return
+	}
+	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
+	prog := unix.SockFprog{Len: 1, Filter: &drop}
+	s.err = os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
+}
+
+func (s *socket) hear() { s.must(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) }
