@@ -311,6 +311,9 @@ func (in *instance) prepare() error {
 			in.undo.add(in.stream.Path())
 		}
 	}
+	if err == nil {
+		err = id.settle()
+	}
 	return err
 }
 

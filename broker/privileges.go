@@ -40,10 +40,10 @@ const firstPrivate = 0x70000000
 
 // identity is who this process is going to be, with its worker and agent.
 type identity struct {
-	cli.IDs // effective: for files, sockets and a command
+	cli.IDs // whose a command is, and the guest's socket
 
-	// Real and saved, and all that worker and agent are. Nobody is many: who may
-	// signal a process, or trace it, is decided by these.
+	// Who the processes are. Nobody is many: who may signal a process or trace it,
+	// and who may share a UDP port with it, is decided by the user.
 	own cli.IDs
 }
 
@@ -86,12 +86,13 @@ func inInitialUserNamespace() bool {
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
 }
 
-// dropPrivileges becomes who unprivileged said, in all threads.
+// dropPrivileges becomes who unprivileged said, in all threads. Until settle the
+// effective user is the one that the guest's socket is to belong to.
 func (in *instance) dropPrivileges(id identity) error {
 	if in.cfg.RunAs == nil {
 		in.log.Info("started as root, changing to nobody")
 	}
-	if err := in.factory.Give(int(id.UID), int(id.GID)); err != nil {
+	if err := in.factory.Give(int(id.own.UID), int(id.GID)); err != nil {
 		return err
 	}
 	defer policy.Awake()()
@@ -111,5 +112,22 @@ func (in *instance) dropPrivileges(id identity) error {
 	}
 	// The change leaves it to fs.suid_dumpable.
 	policy.NonDumpable()
+	return nil
+}
+
+// settle makes the effective user the instance's own as well, in all threads, once
+// no file is made any more. What sockets are made from then on, and their ports,
+// are that user's alone. The effective group stays: ping sockets are permitted by
+// groups, and sysctl net.ipv4.ping_group_range may name that of nobody.
+func (id identity) settle() error {
+	if id.own.UID == id.UID {
+		return nil
+	}
+	defer policy.Awake()()
+	own := int(id.own.UID)
+	if err := syscall.Setresuid(own, own, own); err != nil {
+		return fmt.Errorf("cannot become user %d: %w", own, err)
+	}
+	policy.NonDumpable() // the change leaves it to fs.suid_dumpable
 	return nil
 }

@@ -130,21 +130,13 @@ func (w *window) run(t *testing.T, lab *netlab.Lab) {
 			return err
 		}
 		defer tr.end()
-		if err := tr.settle(); err != nil {
+		first, err := tr.settleWith("aldente-worker", 0)
+		if err != nil {
 			return err
-		}
-		first := tr.find("aldente-worker")
-		if first == 0 {
-			return errors.New("no worker came up")
 		}
 		_ = unix.Kill(first, unix.SIGKILL)
-		if err := tr.settle(); err != nil {
-			return err
-		}
-		if next := tr.find("aldente-worker"); next == 0 || next == first {
-			return errors.New("no other worker came up")
-		}
-		return nil
+		_, err = tr.settleWith("aldente-worker", first)
+		return err
 	})
 	said, _ := os.ReadFile(log.Name())
 	if err != nil {
@@ -207,6 +199,20 @@ func (tr *tracer) start(argv []string, user *netlab.User, log *os.File) error {
 		return err
 	}
 	return unix.PtraceSyscall(tr.broker, 0)
+}
+
+// settleWith goes on until a program runs as another process than that, and nothing
+// has happened for a while. On a busy machine the process may be long in coming.
+func (tr *tracer) settleWith(name string, than int) (int, error) {
+	for begin := time.Now(); time.Since(begin) < time.Minute; {
+		if err := tr.settle(); err != nil {
+			return 0, err
+		}
+		if pid := tr.find(name); pid != 0 && pid != than {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("no %s came up beside process %d", name, than)
 }
 
 // settle goes on until nothing has happened for a while.

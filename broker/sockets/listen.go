@@ -202,11 +202,12 @@ func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
 	return at.ListenTCP()
 }
 
-// Give makes the UDP listeners a user's that this process is about to become: the
-// kernel lets sockets have a port together only if all are of one.
+// Give makes the listeners a user's that this process is about to become: the kernel
+// lets sockets of UDP have a port together only if all are of one, and whoever looks
+// for the owner of a port finds the same one for all.
 func (f *Factory) Give(uid, gid int) error {
 	for _, l := range f.Listeners() {
-		if l.Proto != ipc.ProtoUDP || l.Namespace {
+		if l.Namespace {
 			continue
 		}
 		if err := unix.Fchown(l.FD, uid, gid); err != nil {
