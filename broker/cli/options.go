@@ -109,7 +109,7 @@ var options = []option{
 	{long: "no-ra", in: both, group: protocols, set: flag(func(c *Config) *bool { return &c.NoRA }),
 		help: "no router advertisements"},
 	{long: "no-splice", in: both, group: forwarding, set: flag(func(c *Config) *bool { return &c.NoSplice }),
-		help: "no short cut for the host's loopback traffic"},
+		help: "no bypass for the host's loopback traffic"},
 	{long: "splice-only", in: pastaOnly, group: forwarding,
 		set:  flag(func(c *Config) *bool { return &c.SpliceOnly }),
 		help: "only forward loopback traffic; no interface in the\nnamespace"},
