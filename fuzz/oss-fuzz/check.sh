@@ -16,7 +16,6 @@ fail() { echo "$*" >&2; exit 1; }
 bash -n $here/build.sh
 sh -n fuzz/capture.sh
 sh -n fuzz/coverage.sh
-sh -n fuzz/mutate.sh
 sh -n test/fuzz.sh
 if command -v shellcheck >/dev/null; then
 	shellcheck $here/*.sh fuzz/*.sh test/fuzz.sh
