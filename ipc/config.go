@@ -25,7 +25,6 @@ const (
 	FlagAddr6Fixed             // the guest's IPv6 address was given, not learned
 	FlagDebug                  // log at debug level
 	FlagTrace                  // log each frame's summary
-	FlagOneOff                 // end with the link's first peer
 	FlagLoToLo                 // bypass from the host's loopback: to the namespace's loopback, not its public address
 	FlagSpliceOnly             // there is no link: all but the bypass is refused
 )

@@ -73,9 +73,6 @@ const (
 	TargetName                    // Target.Name as in ip-netns(8)
 )
 
-// netnsDir is where ip-netns(8) binds named network namespaces.
-const netnsDir = "/run/netns/"
-
 // Target names the guest's network namespace. Only the field of Kind is set.
 type Target struct {
 	Kind TargetKind // which of the fields below is set
@@ -187,7 +184,7 @@ type Config struct {
 
 	// Pasta and aldente.
 	Target      Target
-	Userns      string   // --userns; see UserNS
+	Userns      string   // --userns
 	NetnsOnly   bool     // --netns-only, or implied by --netns without --userns
 	Command     []string // TargetSpawn: what to run, never empty
 	LoginShell  bool     // no operand: Command is the user's shell, argv[0] to be "-" and its path
@@ -221,29 +218,3 @@ const (
 
 // DefaultMAC is our side's address on the guest's link, locally administered.
 var DefaultMAC = [6]byte{0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55}
-
-// UserNS returns the path of the user namespace to join before the network
-// namespace of Target, or "" to join none.
-func (c *Config) UserNS() string {
-	switch {
-	case c.Userns != "":
-		return c.Userns
-	case c.NetnsOnly || c.Target.Kind != TargetPID:
-		return ""
-	}
-	return c.Target.procEntry("user")
-}
-
-// NetNS returns the path of the target's network namespace, "" for TargetSpawn
-// and TargetNone.
-func (t Target) NetNS() string {
-	switch t.Kind {
-	case TargetPID:
-		return t.procEntry("net")
-	case TargetPath:
-		return t.Path
-	case TargetName:
-		return netnsDir + t.Name
-	}
-	return ""
-}

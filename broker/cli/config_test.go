@@ -147,8 +147,7 @@ func TestConfig(t *testing.T) {
 func TestTarget(t *testing.T) {
 	type result struct {
 		target       Target
-		netns        string
-		userns       string
+		userns       string // Userns
 		command      string
 		login, alone bool // LoginShell, NetnsOnly
 	}
@@ -164,19 +163,19 @@ func TestTarget(t *testing.T) {
 		"pasta 12x":                        {target: spawn, command: "12x"},
 		"pasta 0x1":                        {target: spawn, command: "0x1"},
 		"pasta 1 2":                        {target: spawn, command: "1|2"},
-		"pasta 123":                        {target: Target{Kind: TargetPID, PID: 123}, netns: "/proc/123/ns/net", userns: "/proc/123/ns/user"},
-		"pasta -- ' +123'":                 {target: Target{Kind: TargetPID, PID: 123}, netns: "/proc/123/ns/net", userns: "/proc/123/ns/user"},
-		"pasta --userns /u 123":            {target: Target{Kind: TargetPID, PID: 123}, netns: "/proc/123/ns/net", userns: "/u"},
-		"pasta --netns-only 123":           {target: Target{Kind: TargetPID, PID: 123}, netns: "/proc/123/ns/net", alone: true},
-		"pasta --userns /u --netns-only 1": {target: Target{Kind: TargetPID, PID: 1}, netns: "/proc/1/ns/net", alone: true},
-		"pasta --netns-only --userns /u 1": {target: Target{Kind: TargetPID, PID: 1}, netns: "/proc/1/ns/net", userns: "/u"},
-		"pasta --netns foo":                {target: Target{Kind: TargetName, Name: "foo"}, netns: "/run/netns/foo", alone: true},
-		"pasta --netns a --netns ./b":      {target: Target{Kind: TargetPath, Path: "./b"}, netns: "./b", alone: true},
-		"pasta --netns /n --userns /u":     {target: Target{Kind: TargetPath, Path: "/n"}, netns: "/n", userns: "/u"},
+		"pasta 123":                        {target: Target{Kind: TargetPID, PID: 123}},
+		"pasta -- ' +123'":                 {target: Target{Kind: TargetPID, PID: 123}},
+		"pasta --userns /u 123":            {target: Target{Kind: TargetPID, PID: 123}, userns: "/u"},
+		"pasta --netns-only 123":           {target: Target{Kind: TargetPID, PID: 123}, alone: true},
+		"pasta --userns /u --netns-only 1": {target: Target{Kind: TargetPID, PID: 1}, alone: true},
+		"pasta --netns-only --userns /u 1": {target: Target{Kind: TargetPID, PID: 1}, userns: "/u"},
+		"pasta --netns foo":                {target: Target{Kind: TargetName, Name: "foo"}, alone: true},
+		"pasta --netns a --netns ./b":      {target: Target{Kind: TargetPath, Path: "./b"}, alone: true},
+		"pasta --netns /n --userns /u":     {target: Target{Kind: TargetPath, Path: "/n"}, userns: "/u"},
 		"passt":                            {},
 	} {
 		c := mustParse(t, line)
-		got := result{c.Target, c.Target.NetNS(), c.UserNS(), strings.Join(c.Command, "|"), c.LoginShell, c.NetnsOnly}
+		got := result{c.Target, c.Userns, strings.Join(c.Command, "|"), c.LoginShell, c.NetnsOnly}
 		if diff := cmp.Diff(want, got, cmp.AllowUnexported(result{})); diff != "" {
 			t.Errorf("%s: (-want +got)\n%s", line, diff)
 		}

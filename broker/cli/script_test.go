@@ -31,7 +31,7 @@ func program() {
 	if err := c.Unsupported(); err != nil {
 		os.Exit(Report(os.Stderr, err))
 	}
-	fmt.Printf("%v %d %s %s %q\n", c.Personality, c.Action, c.Target.NetNS(), c.UserNS(), c.Command)
+	fmt.Printf("%v %d %s %s %q\n", c.Personality, c.Action, c.Target.Path+c.Target.Name, c.Userns, c.Command)
 	for _, f := range []Forward{c.TCPPorts, c.UDPPorts, c.TCPNS, c.UDPNS} {
 		for i := range f.Rules {
 			fmt.Println(&f.Rules[i])

@@ -3,17 +3,11 @@
 package cli
 
 import (
-	"fmt"
 	"math"
 	"os"
 	"strconv"
 	"strings"
 )
-
-// procEntry returns the path of one of the process's namespaces, proc(5).
-func (t Target) procEntry(kind string) string {
-	return fmt.Sprintf("/proc/%d/ns/%s", t.PID, kind)
-}
 
 // parseNetns tells a path from a name as ip-netns(8) does: by a slash.
 func parseNetns(s string) (Target, error) {

@@ -136,22 +136,3 @@ func (t *tables) linkLocal(index int) netip.Addr {
 	}
 	return netip.Addr{}
 }
-
-// ClassPrefix returns addr with the prefix length of its class (RFC 791
-// section 3.2), which is what an IPv4 address given without one gets, or /64 for
-// IPv6.
-func ClassPrefix(addr netip.Addr) netip.Prefix {
-	if !addr.Is4() {
-		return netip.PrefixFrom(addr, 64)
-	}
-	bits := 32
-	switch b := addr.As4()[0]; {
-	case b < 128:
-		bits = 8
-	case b < 192:
-		bits = 16
-	case b < 224:
-		bits = 24
-	}
-	return netip.PrefixFrom(addr, bits)
-}

@@ -234,14 +234,6 @@ func TestDiscoverIPv6Disabled(t *testing.T) {
 	}
 }
 
-func TestClassPrefix(t *testing.T) {
-	for in, want := range map[string]int{"10.1.2.3": 8, "172.16.0.1": 16, "192.0.2.1": 24, "224.0.0.1": 32, "fd00::1": 64} {
-		if got := ClassPrefix(netip.MustParseAddr(in)); got.Bits() != want {
-			t.Errorf("%s: /%d, want /%d", in, got.Bits(), want)
-		}
-	}
-}
-
 func BenchmarkDiscover(b *testing.B) {
 	for b.Loop() {
 		if _, err := Discover(Options{}); err != nil {

@@ -157,7 +157,7 @@ func TestWorkerFlags(t *testing.T) {
 		{"passt -6", usual &^ ipc.FlagIPv4 &^ ipc.FlagDHCP},
 		{"passt -a 192.0.2.5", usual | ipc.FlagAddr4Fixed},
 		{"passt -a 2001:db8::5", usual | ipc.FlagAddr6Fixed},
-		{"passt -1", usual | ipc.FlagOneOff},
+		{"passt -1", usual},
 		{"passt -d", usual | ipc.FlagDebug},
 		{"passt --trace", usual | ipc.FlagDebug | ipc.FlagTrace},
 		{"pasta --host-lo-to-ns-lo", usual | ipc.FlagLoToLo},

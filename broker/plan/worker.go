@@ -106,7 +106,6 @@ func (p *Plan) flags(h Host) uint64 {
 		{g.v6.fixed, ipc.FlagAddr6Fixed},
 		{cfg.Debug, ipc.FlagDebug},
 		{cfg.Trace, ipc.FlagTrace},
-		{cfg.OneOff, ipc.FlagOneOff},
 		{cfg.HostLoToNSLo, ipc.FlagLoToLo},
 		{cfg.SpliceOnly, ipc.FlagSpliceOnly},
 	} {

@@ -9,12 +9,13 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"aldente/worker/packet"
@@ -32,6 +33,9 @@ func inNamespace(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("a network namespace needs root")
 	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip(8) of iproute2")
+	}
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Skip("no new network namespace:", err)
@@ -40,7 +44,7 @@ func inNamespace(t *testing.T) {
 
 // guestTap makes a tap with addresses and a neighbour for our end. offload is
 // cut down to what the kernel takes.
-func guestTap(t *testing.T, offload uint32) (*tap, netlink.Link) {
+func guestTap(t *testing.T, offload uint32) *tap {
 	t.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -58,32 +62,23 @@ func guestTap(t *testing.T, offload uint32) (*tap, netlink.Link) {
 		}
 		t.Fatal("TUNSETOFFLOAD:", err)
 	}
-	dev, err := netlink.LinkByName("tap0")
-	if err != nil {
-		t.Fatal(err)
+	e := testEnds(false)
+	ip(t, fmt.Sprintf("link set tap0 address %v up", net.HardwareAddr(e.DstMAC[:])),
+		"addr add 192.0.2.2/24 dev tap0", "addr add 2001:db8::2/64 dev tap0 nodad")
+	for _, a := range []string{"192.0.2.1", "2001:db8::1"} {
+		ip(t, fmt.Sprintf("neigh add %s lladdr %v dev tap0 nud permanent", a, net.HardwareAddr(e.SrcMAC[:])))
 	}
-	check := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
+	return NewTap(int32(fd), offload).(*tap)
+}
+
+// ip runs ip(8), once for each line, in the namespace of the test's thread.
+func ip(t *testing.T, lines ...string) {
+	t.Helper()
+	for _, l := range lines {
+		if out, err := exec.Command("ip", strings.Fields(l)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v\n%s", l, err, out)
 		}
 	}
-	e := testEnds(false)
-	check(netlink.LinkSetHardwareAddr(dev, e.DstMAC[:]))
-	check(netlink.LinkSetUp(dev))
-	for _, a := range []string{"192.0.2.2/24", "2001:db8::2/64"} {
-		addr, err := netlink.ParseAddr(a)
-		check(err)
-		addr.Flags = unix.IFA_F_NODAD
-		check(netlink.AddrAdd(dev, addr))
-	}
-	for _, a := range []string{"192.0.2.1", "2001:db8::1"} {
-		check(netlink.NeighAdd(&netlink.Neigh{
-			LinkIndex: dev.Attrs().Index, State: netlink.NUD_PERMANENT,
-			IP: net.ParseIP(a), HardwareAddr: e.SrcMAC[:],
-		}))
-	}
-	return NewTap(int32(fd), offload).(*tap), dev
 }
 
 // guestUDP is a socket in the namespace, on port 50000, connected to our end.
@@ -132,7 +127,7 @@ func nextUDP(t *testing.T, link Link, b *Batch) *Frame {
 
 func TestTapReceive(t *testing.T) {
 	inNamespace(t)
-	link, _ := guestTap(t, allTSO|allUSO)
+	link := guestTap(t, allTSO|allUSO)
 	defer link.Close()
 	b := NewBatch()
 	for _, v6 := range []bool{false, true} {
@@ -179,7 +174,7 @@ func TestTapSend(t *testing.T) {
 		for _, v6 := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%#x/v6=%v", offload, v6), func(t *testing.T) {
 				inNamespace(t)
-				link, _ := guestTap(t, offload)
+				link := guestTap(t, offload)
 				defer link.Close()
 				fd := guestUDP(t, v6)
 				reach(t, link, fd, v6)
@@ -243,15 +238,19 @@ func expectDatagrams(t *testing.T, fd int, data []byte, size int) {
 // the cutter makes them.
 func TestTapCutsTCP(t *testing.T) {
 	inNamespace(t)
-	link, dev := guestTap(t, 0)
+	link := guestTap(t, 0)
 	defer link.Close()
 	raw, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(raw)
+	dev, err := net.InterfaceByName("tap0")
+	if err != nil {
+		t.Fatal(err)
+	}
 	all := uint16(unix.ETH_P_ALL)
-	sa := &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: dev.Attrs().Index}
+	sa := &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: dev.Index}
 	if err := unix.Bind(raw, sa); err != nil {
 		t.Fatal(err)
 	}
@@ -276,14 +275,12 @@ func TestTapCutsTCP(t *testing.T) {
 
 func TestTapDownAndGone(t *testing.T) {
 	inNamespace(t)
-	link, dev := guestTap(t, allTSO)
+	link := guestTap(t, allTSO)
 	defer link.Close()
 	b := NewBatch()
 	s := udpSuper(false, random(100), 1)
 	s.o.GSOType = packet.GSONone
-	if err := netlink.LinkSetDown(dev); err != nil {
-		t.Fatal(err)
-	}
+	ip(t, "link set tap0 down")
 	if link.Send(&s.o, s.headers, s.payload) || link.Counters().Dropped != 1 {
 		t.Errorf("interface down: %+v", *link.Counters())
 	}
@@ -295,15 +292,11 @@ func TestTapDownAndGone(t *testing.T) {
 			t.Fatalf("interface down: more %v, %v", more, err)
 		}
 	}
-	if err := netlink.LinkSetUp(dev); err != nil {
-		t.Fatal(err)
-	}
+	ip(t, "link set tap0 up")
 	if !link.Send(&s.o, s.headers, s.payload) {
 		t.Errorf("up again: %+v", *link.Counters())
 	}
-	if err := netlink.LinkDel(dev); err != nil {
-		t.Fatal(err)
-	}
+	ip(t, "link del tap0")
 	if link.Send(&s.o, s.headers, s.payload) || link.CanSend() || !errors.Is(link.Flush(), ErrClosed) {
 		t.Errorf("deleted: %+v", *link.Counters())
 	}
@@ -314,11 +307,9 @@ func TestTapDownAndGone(t *testing.T) {
 
 func TestTapGone(t *testing.T) {
 	inNamespace(t)
-	link, dev := guestTap(t, allTSO)
+	link := guestTap(t, allTSO)
 	defer link.Close()
-	if err := netlink.LinkDel(dev); err != nil {
-		t.Fatal(err)
-	}
+	ip(t, "link del tap0")
 	if _, err := link.Receive(NewBatch()); !errors.Is(err, ErrClosed) {
 		t.Errorf("deleted: %v", err)
 	}
@@ -327,13 +318,11 @@ func TestTapGone(t *testing.T) {
 // The guest's end may flood: batches stay within bounds and nothing allocates.
 func TestTapBatches(t *testing.T) {
 	inNamespace(t)
-	link, dev := guestTap(t, allTSO|allUSO)
+	link := guestTap(t, allTSO|allUSO)
 	defer link.Close()
 	fd := guestUDP(t, false)
 	b := NewBatch()
-	if err := netlink.LinkSetMTU(dev, 65000); err != nil {
-		t.Fatal(err)
-	}
+	ip(t, "link set tap0 mtu 65000")
 	for _, size := range []int{1, 1400, 60000} {
 		for i := range 300 {
 			unix.Write(fd, bytes.Repeat([]byte{byte(i)}, size))
