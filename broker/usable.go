@@ -68,7 +68,7 @@ func notOurs(a netip.Addr) bool {
 	if a.Is4() {
 		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Addr: a.As4()}
 	}
-	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
 		return false
 	}

@@ -8,28 +8,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sockets permits a family with the types and protocols listed. Raw and packet
-// sockets, and MPTCP, which Landlock's TCP rights do not see, are in no list.
-func sockets(user, why string, domain uint64, typ uint64, protocols ...uint64) []Rule {
-	var rules []Rule
-	for _, p := range protocols {
-		rules = append(rules, Rule{
-			Call: "socket",
-			Args: []Arg{is(0, domain), except(1, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, typ), is(2, p)},
-			Why:  why, User: user,
-		})
-	}
-	return rules
+// sockets permits a family with a type and a protocol, which has to be named. Raw
+// and packet sockets, and MPTCP, which Landlock's TCP rights do not see, are in no
+// list.
+func sockets(user, why string, domain, typ, protocol uint64) []Rule {
+	return []Rule{{
+		Call: "socket",
+		Args: []Arg{is(0, domain), except(1, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, typ), is(2, protocol)},
+		Why:  why, User: user,
+	}}
 }
 
 // inet is the sockets that flows and listeners are made of, and what is done to
 // them in the broker and in the agent.
 func inet(user string) []Rule {
 	return join(
-		sockets(user, "TCP", unix.AF_INET, unix.SOCK_STREAM, 0, unix.IPPROTO_TCP),
-		sockets(user, "TCP", unix.AF_INET6, unix.SOCK_STREAM, 0, unix.IPPROTO_TCP),
-		sockets(user, "UDP", unix.AF_INET, unix.SOCK_DGRAM, 0, unix.IPPROTO_UDP),
-		sockets(user, "UDP", unix.AF_INET6, unix.SOCK_DGRAM, 0, unix.IPPROTO_UDP),
+		sockets(user, "TCP", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP),
+		sockets(user, "TCP", unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_TCP),
+		sockets(user, "UDP", unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP),
+		sockets(user, "UDP", unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDP),
 		plain(user, "flows and listeners", "bind", "listen"),
 		options(user, "TCP: ports of connections that are closed", "setsockopt", unix.SOL_SOCKET, unix.SO_REUSEADDR),
 		options(user, "UDP: sockets of ours on one port, once it was had exclusively", "setsockopt", unix.SOL_SOCKET, unix.SO_REUSEPORT),
@@ -132,6 +129,8 @@ func replacement() []Rule {
 				Why: "what the runtime asks of a new image: to read, and it gets nothing", User: runtime},
 		},
 		plain(runtime, "start of a new image", "sched_getaffinity", "uname"),
+		each(runtime, "start of a new image: whether its standard streams are open", "fcntl", 1, unix.F_GETFD),
+		each(entering, "the second image has no descriptor of its program", "fcntl", 1, unix.F_SETFD),
 		[]Rule{{Call: "prlimit64", Args: []Arg{is(0, 0)}, Why: "limits, its own only", User: entering}},
 		plain(entering, "empty file system", "statfs"),
 		plain(entering, "empty capabilities", "capget", "capset"),
@@ -190,7 +189,7 @@ func Broker() List {
 		descriptors(),
 		plain("package os", "pipes, log", "fstat", "pread64"),
 		each("package os", "descriptors", "fcntl", 1,
-			unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_SETFD, unix.F_DUPFD_CLOEXEC),
+			unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC),
 		plain("ipc", "records and descriptors; answers to many requests in one call", "sendmsg", "recvmsg", "sendmmsg"),
 		plain("broker", "waiting on a channel", "ppoll"),
 		[]Rule{{Call: "poll", Why: "waiting on a channel", User: broker, Arch: "amd64"}},

@@ -224,7 +224,7 @@ func mprotectExec(Held) error {
 
 // tcpConnectOut is what Landlock has to stop if the filter did not.
 func tcpConnectOut(Held) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP)
 	if err != nil {
 		return err
 	}
@@ -233,7 +233,7 @@ func tcpConnectOut(Held) error {
 
 // udpSendOut is what the empty network namespace has to stop.
 func udpSendOut(Held) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP)
 	if err != nil {
 		return err
 	}

@@ -7,8 +7,8 @@ package captive
 import "golang.org/x/sys/unix"
 
 var sockets = attempts{
-	"socket-tcp":          call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0),
-	"socket-udp":          call(unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_DGRAM, 0),
+	"socket-tcp":          call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP),
+	"socket-udp":          call(unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDP),
 	"socket-mptcp":        call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP),
 	"socket-unix":         call(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0),
 	"socket-netlink":      call(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, 0),
@@ -67,7 +67,8 @@ var sockets = attempts{
 	"socket-alg":          call(unix.SYS_SOCKET, unix.AF_ALG, unix.SOCK_SEQPACKET, 0),
 	"socket-xdp":          call(unix.SYS_SOCKET, unix.AF_XDP, unix.SOCK_RAW, 0),
 	"socket-echo":         call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP),
-	"socket-high-bits":    call(unix.SYS_SOCKET, unix.AF_INET|1<<32, unix.SOCK_STREAM, 0),
+	"socket-high-bits":    call(unix.SYS_SOCKET, unix.AF_INET|1<<32, unix.SOCK_STREAM, unix.IPPROTO_TCP),
+	"socket-unnamed":      call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0),
 	"sockopt-transparent": flowOption(unix.IPPROTO_IP, unix.IP_TRANSPARENT),
 	"sockopt-ip-options":  flowOption(unix.IPPROTO_IP, unix.IP_OPTIONS),
 	"sockopt-rthdr":       flowOption(unix.IPPROTO_IPV6, unix.IPV6_RTHDR),
