@@ -54,7 +54,6 @@ var forbidden = []struct{ attempt, call string }{
 	{"futex-shared", "futex"},
 	{"futex-requeue", "futex"},
 	{"futex-pi", "futex"},
-	{"tgkill-init", "tgkill"},
 	{"mmap-exec", "mmap"},
 	{"mmap-rwx", "mmap"},
 	{"mmap-shared", "mmap"},
