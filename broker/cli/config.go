@@ -93,8 +93,7 @@ type IDs struct{ UID, GID uint32 }
 
 // Forward is what one of -t, -u, -T and -U adds up to.
 type Forward struct {
-	Rules    []Rule // at most MaxRules
-	Explicit bool   // given on the command line, not the personality's default
+	Rules []Rule // at most MaxRules
 }
 
 // Config is a parsed command line. Zero values mean "not given" unless said

@@ -184,7 +184,6 @@ func (p *parser) forwards() error {
 			IPv4Only: c.IPv4Only, IPv6Only: c.IPv6Only,
 		}
 		specs := p.specs[i]
-		f.to.Explicit = specs != nil
 		if specs == nil && c.Personality == Pasta && !f.disabled {
 			specs = []string{"auto"}
 		}

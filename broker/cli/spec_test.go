@@ -35,18 +35,17 @@ func words(line string) []string {
 	return out
 }
 
-// explicitRules lists the rules that a command line asks for, in text.
+// explicitRules lists the rules that a command line asks for, in text: aldente has no
+// others.
 func explicitRules(args []string) []string {
-	c, err := ParseWith(append([]string{"pasta"}, args...), testPorts)
+	c, err := ParseWith(append([]string{"aldente"}, args...), testPorts)
 	if err != nil {
 		return []string{"error: " + err.Error()}
 	}
 	var out []string
 	for _, f := range []Forward{c.TCPPorts, c.UDPPorts, c.TCPNS, c.UDPNS} {
 		for i := range f.Rules {
-			if f.Explicit {
-				out = append(out, f.Rules[i].String())
-			}
+			out = append(out, f.Rules[i].String())
 		}
 	}
 	return out

@@ -39,7 +39,6 @@ type Options struct {
 type Link struct {
 	Index int     // zero: none
 	Name  string  // as the host has it
-	MTU   int     // of its IP packets, in bytes
 	MAC   [6]byte // zero if it has none
 }
 
@@ -231,9 +230,6 @@ func getLink(c *rtnl.Conn, req []byte) (Link, error) {
 	l := Link{Index: int32At(b[ifiIndex:])}
 	if name := rtnl.Attr(attrs, unix.IFLA_IFNAME); len(name) > 1 {
 		l.Name = string(name[:len(name)-1])
-	}
-	if mtu, ok := rtnl.AttrUint32(attrs, unix.IFLA_MTU); ok {
-		l.MTU = int(mtu)
 	}
 	if mac := rtnl.Attr(attrs, unix.IFLA_ADDRESS); len(mac) == len(l.MAC) {
 		copy(l.MAC[:], mac)

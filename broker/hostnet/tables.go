@@ -20,10 +20,8 @@ const (
 	ifaIndex     = 4
 
 	rtmDstLen = 1
-	rtmSrcLen = 2
 	rtmTable  = 4
 	rtmProto  = 5
-	rtmScope  = 6
 	rtmType   = 7
 	rtmFlags  = 8
 

@@ -33,7 +33,6 @@ const (
 const (
 	ProtoHopByHop = 0 // IPv6 only, RFC 8200 section 4.3
 	ProtoICMP     = 1
-	ProtoIGMP     = 2
 	ProtoTCP      = 6
 	ProtoUDP      = 17
 	ProtoRouting  = 43 // RFC 8200 section 4.4
@@ -54,15 +53,14 @@ const (
 
 // Codes of ICMPDestUnreachable, RFC 792 and RFC 1812 section 5.2.7.1.
 const (
-	ICMPNetUnreachable   = 0
-	ICMPHostUnreachable  = 1
-	ICMPProtoUnreachable = 2
-	ICMPPortUnreachable  = 3
-	ICMPFragNeeded       = 4 // RFC 1191: info holds the next hop's MTU
-	ICMPAdminProhibited  = 13
+	ICMPNetUnreachable  = 0
+	ICMPHostUnreachable = 1
+	ICMPPortUnreachable = 3
+	ICMPFragNeeded      = 4 // RFC 1191: info holds the next hop's MTU
+	ICMPAdminProhibited = 13
 )
 
-// ICMPv6 types, RFC 4443, RFC 4861, RFC 2710 and RFC 3810.
+// ICMPv6 types, RFC 4443 and RFC 4861.
 const (
 	ICMPv6DestUnreachable = 1
 	ICMPv6PacketTooBig    = 2 // info holds the next hop's MTU
@@ -70,15 +68,11 @@ const (
 	ICMPv6ParamProblem    = 4
 	ICMPv6EchoRequest     = 128
 	ICMPv6EchoReply       = 129
-	ICMPv6MLDQuery        = 130
-	ICMPv6MLDReport       = 131
-	ICMPv6MLDDone         = 132
 	ICMPv6RouterSolicit   = 133
 	ICMPv6RouterAdvert    = 134
 	ICMPv6NeighborSolicit = 135
 	ICMPv6NeighborAdvert  = 136
 	ICMPv6Redirect        = 137
-	ICMPv6MLDv2Report     = 143
 )
 
 // Codes of ICMPv6DestUnreachable, RFC 4443 section 3.1.
