@@ -107,7 +107,7 @@ type instance struct {
 	child   *netns.Child     // the command, if we started one
 	ns      *netns.Namespace // the guest's
 	watch   *netns.Watcher
-	routes  *follow.Watcher   // nil: the egress policy does not depend on them
+	routes  *follow.Watcher   // nil: the egress rules do not depend on them
 	stream  *guestsock.Server // passt: where virtual machines connect
 	capture *capture          // -p, nil: none
 	null    int               // /dev/null, for standard streams in the background

@@ -7,7 +7,7 @@ import (
 	"aldente/ipc"
 )
 
-// watchRoutes begins to listen for what the egress policy's answers depend on,
+// watchRoutes begins to listen for what what the egress rules say depends on,
 // before the first flow is opened.
 func (in *instance) watchRoutes() {
 	if p := in.plan.Egress; p == nil || !p.Varies() {
@@ -21,7 +21,7 @@ func (in *instance) watchRoutes() {
 	in.factory.Follow()
 }
 
-// followRoutes has flows end that the egress policy has allowed and refuses since
+// followRoutes has flows end that the egress rules have allowed and refuses since
 // the host's addresses or routes have changed. It returns at once.
 func (in *instance) followRoutes() {
 	if in.routes == nil {
@@ -35,7 +35,7 @@ func (in *instance) followRoutes() {
 	go in.routes.Run(func() (again bool) {
 		left, defied := in.factory.Recheck(revoke)
 		if defied {
-			in.log.Error("the worker keeps flows that the egress policy refuses: it is replaced")
+			in.log.Error("the worker keeps flows that the egress rules refuse: it is replaced")
 			in.worker.Kill()
 		}
 		return left > 0

@@ -108,7 +108,7 @@ const (
 // Open asks for one connected socket.
 //
 // Addresses are those the guest used: the broker translates them, applies the
-// policy to what comes out, and connects there. The worker has no say in what
+// egress rules to what comes out, and connects there. The worker has no say in what
 // an address means.
 type Open struct {
 	Token    uint64   // returned in Opened; means nothing to the broker
@@ -192,7 +192,7 @@ type Opened struct {
 // Flags of Opened.
 const (
 	OpenedInProgress = 1 << 0 // TCP: connect is under way, EPOLLOUT tells its end
-	OpenedProhibited = 1 << 1 // refused by the egress policy
+	OpenedProhibited = 1 << 1 // refused by the egress rules
 )
 
 // OpenedSize is the encoded size of Opened, header included.
@@ -262,7 +262,7 @@ func (e *Event) Decode(b []byte) error {
 	return nil
 }
 
-// Revoke ends flows that the egress policy has allowed and refuses now: those of a
+// Revoke ends flows that the egress rules have allowed and refuses now: those of a
 // protocol whose sockets are connected to an address and port. The guest is not
 // told; what it sends next is asked for anew.
 type Revoke struct {

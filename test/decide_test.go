@@ -53,7 +53,7 @@ func TestEgressAnycast(t *testing.T) {
 }
 
 // TestLocalClients: clients on the host itself speak to UDP ports of the guest
-// under a policy that denies the host, if the kernel knows them as clients, and
+// under rules that deny the host, if the kernel knows them as clients, and
 // without one in any case.
 func TestLocalClients(t *testing.T) {
 	needOurs(t)
@@ -112,7 +112,7 @@ func askLoosely(ns *netlab.NS, addr string) string {
 	return ""
 }
 
-// TestHostileReplies: without a policy, a captured worker gets no socket to the
+// TestHostileReplies: without egress rules, a captured worker gets no socket to the
 // services of the host's loopback by a UDP port of its guest.
 func TestHostileReplies(t *testing.T) {
 	needOurs(t)

@@ -240,7 +240,7 @@ func TestEgressLaterAddress(t *testing.T) {
 	}
 }
 
-// TestEgressBypass: the loopback bypass is under the policy as the tap is.
+// TestEgressBypass: the loopback bypass is under the egress rules as the tap is.
 func TestEgressBypass(t *testing.T) {
 	needOurs(t)
 	lab := egressLab(t)
@@ -274,13 +274,13 @@ func TestEgressLog(t *testing.T) {
 		g.Dial("udp", "192.0.2.9:7").Write([]byte("?"))
 	}
 	_, _ = c.Write([]byte("?"))
-	line := regexp.MustCompile(`refused by the egress policy proto=udp to=192\.0\.2\.9:7 rule=.*--deny udp:any`)
+	line := regexp.MustCompile(`refused by the egress rules proto=udp to=192\.0\.2\.9:7 rule=.*--deny udp:any`)
 	if !eventually(5*time.Second, func() bool { return line.MatchString(g.Proc.Output()) }) {
 		t.Fatalf("no line:\n%s", g.Proc.Output())
 	}
 	g.Close()
 	out := g.Proc.Output()
-	if n := len(line.FindAllString(out, -1)); n != 1 || !strings.Contains(out, "the egress policy has refused 41 times in all, 1 destinations are named above") {
+	if n := len(line.FindAllString(out, -1)); n != 1 || !strings.Contains(out, "the egress rules have refused 41 times in all, 1 destinations are named above") {
 		t.Errorf("%d lines, and the sum:\n%s", n, out)
 	}
 }

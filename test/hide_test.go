@@ -96,7 +96,7 @@ func passSockets(t *testing.T, lab *netlab.Lab, path string) {
 	}()
 }
 
-// TestHiddenSockets has a command ask daemons of the host for what the policy
+// TestHiddenSockets has a command ask daemons of the host for what the egress rules
 // denies it: none is in reach but where the user says so. Those of the abstract
 // name space belong to the host's network namespace and never are.
 func TestHiddenSockets(t *testing.T) {

@@ -178,7 +178,7 @@ func TestHostileHoard(t *testing.T) {
 	}
 }
 
-// TestHostileDestinations asks for what the policy denies, in every form, and
+// TestHostileDestinations asks for what the egress rules deny, in every form, and
 // watches the places.
 func TestHostileDestinations(t *testing.T) {
 	needOurs(t)
@@ -203,7 +203,7 @@ func TestHostileDestinations(t *testing.T) {
 		{"reply=192.0.2.2,7", "prohibited"},
 		{"reply=198.51.100.9,7", "prohibited"},
 		// A socket of the guest's own namespace, on the rule's port: what it
-		// sends comes out of the tap, and then the policy has its say.
+		// sends comes out of the tap, and then the egress rules have their say.
 		{"bypass=udp,127.0.0.1,7,198.51.100.9", "opened 198.51.100.9, written: <nil>"},
 	}
 	var script []string

@@ -265,8 +265,8 @@ func TestDebugNamesFlows(t *testing.T) {
 	for _, want := range []string{
 		`flow opened: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:7 `, `flow closed: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:7, after \d+ ms`,
 		`flow opened: udp [0-9.]+:\d+ -> 192\.0\.2\.9:7 `, `flow opened: tcp inbound 192\.0\.2\.9:\d+ `, `flow closed: tcp inbound 192\.0\.2\.9:\d+, after`,
-		`flow refused: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:9: by the egress policy`,
-		`refused by the egress policy proto=tcp to=192\.0\.2\.9:9 rule=.*--deny tcp:any:9`,
+		`flow refused: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:9: by the egress rules`,
+		`refused by the egress rules proto=tcp to=192\.0\.2\.9:9 rule=.*--deny tcp:any:9`,
 	} {
 		re := regexp.MustCompile(want)
 		if !eventually(5*time.Second, func() bool { return re.MatchString(g.Proc.Output()) }) {

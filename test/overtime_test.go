@@ -90,10 +90,10 @@ var turns = []struct {
 	{"more local than a route that is gone", "10.9.9.9", func(l *netlab.Lab) { l.Host.IP("route del 10.9.9.9/32") }},
 }
 
-// TestPolicyOverTime: flows that the policy has allowed end when their destination
+// TestRulesOverTime: flows that the egress rules have allowed end when their destination
 // becomes the host's own. What the guest sends then is refused, as it would be
 // anew, and a service of the host hears nothing; other flows do not notice.
-func TestPolicyOverTime(t *testing.T) {
+func TestRulesOverTime(t *testing.T) {
 	needOurs(t)
 	for _, tt := range turns {
 		t.Run(tt.name, func(t *testing.T) {
@@ -129,7 +129,7 @@ func TestPolicyOverTime(t *testing.T) {
 			time.Sleep(time.Second)
 			tt.turn(lab)
 			named := func() bool {
-				return strings.Contains(g.Proc.Output(), "refused by the egress policy proto=udp to="+net.JoinHostPort(tt.addr, "7"))
+				return strings.Contains(g.Proc.Output(), "refused by the egress rules proto=udp to="+net.JoinHostPort(tt.addr, "7"))
 			}
 			if !eventually(10*time.Second, named) {
 				t.Error("the log does not name the flow")
@@ -221,7 +221,7 @@ func TestManyRoutes(t *testing.T) {
 	lab.Host.IP(lines...)
 	lab.Host.IP("addr add 192.0.2.9/32 dev lo")
 	if !eventually(20*time.Second, func() bool {
-		return strings.Contains(g.Proc.Output(), "refused by the egress policy proto=udp to=192.0.2.9:53")
+		return strings.Contains(g.Proc.Output(), "refused by the egress rules proto=udp to=192.0.2.9:53")
 	}) {
 		t.Error("the change after the burst was not noticed")
 	}

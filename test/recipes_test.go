@@ -35,7 +35,7 @@ var recipes = map[string]map[string]string{
 
 // TestRecipes takes the commands from the document: none is there that was not
 // tried, and none was tried that is not there. A virtual machine's is tried with
-// a namespace: the policy is the same.
+// a namespace: the rules are the same.
 func TestRecipes(t *testing.T) {
 	needOurs(t)
 	b, err := os.ReadFile(filepath.Join("..", "docs", "egress.md"))

@@ -48,7 +48,7 @@ func TestGuestDataNotLogged(t *testing.T) {
 		t.Errorf("cause %q", cause)
 	}
 	out := g.Proc.Output()
-	if !strings.Contains(out, "in force") || !strings.Contains(out, "refused by the egress policy") {
+	if !strings.Contains(out, "in force") || !strings.Contains(out, "refused by the egress rules") {
 		t.Errorf("the log says too little for this test:\n%s", out)
 	}
 	for _, form := range []string{secret, fmt.Sprintf("%x", secret), fmt.Sprintf("% x", secret), fmt.Sprint([]byte(secret))} {

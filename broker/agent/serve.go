@@ -255,7 +255,7 @@ func (s *Sockets) answered(b []byte, fd int) error {
 }
 
 // check makes sure that a socket is what was asked for, and not one of our own
-// namespace: what it is connected to is not subject to the policy.
+// namespace: what it is connected to is not subject to the egress rules.
 func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
 	domain, typ, proto := unix.AF_INET6, unix.SOCK_STREAM, int(o.Proto)
 	if o.Flags&ipc.AgentOpenIPv4 != 0 {

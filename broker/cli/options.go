@@ -35,7 +35,7 @@ const (
 	names
 	protocols
 	translation
-	policy
+	confinement
 	forwarding
 	namespace
 	machine
@@ -217,24 +217,24 @@ var options = []option{
 	{long: "no-pidns", in: pastaOnly, group: namespace, set: flag(func(c *Config) *bool { return &c.NoPidns }),
 		help: "run the command in the caller's PID namespace"},
 
-	{long: "allow", arg: "DEST", extra: true, in: both, group: policy, set: egressRule(true),
+	{long: "allow", arg: "DEST", extra: true, in: both, group: confinement, set: egressRule(true),
 		help: "let the guest connect to DEST"},
-	{long: "deny", arg: "DEST", extra: true, in: both, group: policy, set: egressRule(false),
+	{long: "deny", arg: "DEST", extra: true, in: both, group: confinement, set: egressRule(false),
 		help: "don't; of both options, the first that fits counts"},
-	{long: "nat64", arg: "PREFIX", extra: true, in: both, group: policy, set: setNAT64,
+	{long: "nat64", arg: "PREFIX", extra: true, in: both, group: confinement, set: setNAT64,
 		help: "translator's prefix: judge the IPv4 in it, too"},
 	{long: "pcap-size", arg: "BYTES", extra: true, in: both, group: general, set: setPcapSize,
 		help: "end the capture when FILE of --pcap has that size\n(default: any size)"},
-	{long: "limit", arg: "WHAT=N", extra: true, in: both, group: policy, set: setLimit,
+	{long: "limit", arg: "WHAT=N", extra: true, in: both, group: confinement, set: setLimit,
 		help: "change what the guest may use up, repeatable,\nsee below; \"none\": no limits"},
-	{long: "hide-sockets", extra: true, in: pastaOnly, group: policy,
+	{long: "hide-sockets", extra: true, in: pastaOnly, group: confinement,
 		set:  choose(true, func(p *parser) **bool { return &p.hide }),
 		help: "new /run and /tmp for the command, without the\nhost's UNIX sockets (default in aldente)"},
-	{long: "no-hide-sockets", extra: true, in: pastaOnly, group: policy,
+	{long: "no-hide-sockets", extra: true, in: pastaOnly, group: confinement,
 		set:  choose(false, func(p *parser) **bool { return &p.hide }),
 		help: "leave it the host's"},
-	{long: "strict", extra: true, in: both, group: policy, set: flag(func(c *Config) *bool { return &c.Strict }),
+	{long: "strict", extra: true, in: both, group: confinement, set: flag(func(c *Config) *bool { return &c.Strict }),
 		help: "don't start if the kernel lacks a sandbox layer"},
-	{long: "self-test", extra: true, in: both, group: policy, set: action(ActionSelfTest),
+	{long: "self-test", extra: true, in: both, group: confinement, set: action(ActionSelfTest),
 		help: "put up the sandbox, report each layer and exit:\nstatus 0 if none is missing"},
 }

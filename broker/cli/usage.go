@@ -19,7 +19,7 @@ var groupTitles = map[group]string{
 	names:       "Name resolution",
 	protocols:   "Protocols",
 	translation: "Address translation",
-	policy:      "Confinement",
+	confinement: "Confinement",
 	forwarding:  "Port forwarding",
 	namespace:   "Namespaces",
 	machine:     "Virtual machines",

@@ -19,17 +19,17 @@ const (
 	protoICMPv6 = 58
 )
 
-// Policy decides where the guest may connect: rules in order, the first that
+// RuleSet decides where the guest may connect: rules in order, the first that
 // matches wins, and what none matches is allowed. It is asked about the
 // address that a socket would really be connected to.
-type Policy struct {
+type RuleSet struct {
 	rules []rule
 	pins  []netip.Addr   // resolvers, see Pin
 	nat64 []netip.Prefix // translators, see SetNAT64
 	local func(Flow) bool
 }
 
-// Flow is a socket as it would be: what a policy judges.
+// Flow is a socket as it would be: what a rule set judges.
 type Flow struct {
 	Proto uint8          // protocol number of IP
 	To    netip.AddrPort // where it would be connected; echo has port zero
@@ -38,7 +38,7 @@ type Flow struct {
 	Device string
 }
 
-// Verdict is a policy's answer.
+// Verdict is what a rule set says of a flow.
 type Verdict struct {
 	Allowed bool   // whether the guest may have the socket
 	Rule    string // the option that decided, empty: none fits
@@ -89,8 +89,8 @@ type Rule struct {
 }
 
 // New parses rules. own are the host's addresses, for the set "host".
-func New(rules []Rule, own []netip.Addr) (*Policy, error) {
-	e := &Policy{}
+func New(rules []Rule, own []netip.Addr) (*RuleSet, error) {
+	e := &RuleSet{}
 	for _, r := range rules {
 		p, err := parse(r.Dest)
 		option := "--deny"
@@ -117,17 +117,17 @@ func New(rules []Rule, own []netip.Addr) (*Policy, error) {
 // SetLocal says how to find out whether what a flow sends would stay on the host
 // at the time of asking: hosts get addresses while guests run. The address is
 // neither mapped nor has it a zone.
-func (e *Policy) SetLocal(local func(Flow) bool) { e.local = local }
+func (e *RuleSet) SetLocal(local func(Flow) bool) { e.local = local }
 
-// Varies tells whether what the policy says depends on which addresses the host has
+// Varies tells whether what the rules say depends on which addresses the host has
 // at the time.
-func (e *Policy) Varies() bool {
+func (e *RuleSet) Varies() bool {
 	return slices.ContainsFunc(e.rules, func(r rule) bool { return r.host })
 }
 
 // SetNAT64 says by which prefixes translators of the network reach IPv4, besides
 // those that everybody knows. CheckNAT64 has passed them.
-func (e *Policy) SetNAT64(prefixes []netip.Prefix) { e.nat64 = prefixes }
+func (e *RuleSet) SetNAT64(prefixes []netip.Prefix) { e.nat64 = prefixes }
 
 // parse reads one destination.
 func parse(s string) (r rule, err error) {
@@ -216,25 +216,25 @@ func parsePorts(s string) (first, last uint16, err error) {
 // Pin allows ports 53 and 853 of the resolver that queries are forwarded to: a
 // guest that may not reach the host can still have names resolved. Rules that
 // name its very address, or a port, count before that.
-func (e *Policy) Pin(resolver netip.Addr) {
+func (e *RuleSet) Pin(resolver netip.Addr) {
 	if resolver.IsValid() {
 		e.pins = append(e.pins, resolver.Unmap().WithZone(""))
 	}
 }
 
 // pinned tells whether a pin lets a flow have what wide rules forbid.
-func (e *Policy) pinned(f *Flow) bool {
+func (e *RuleSet) pinned(f *Flow) bool {
 	return f.Proto != protoICMP && (f.To.Port() == 53 || f.To.Port() == 853) && slices.Contains(e.pins, f.To.Addr())
 }
 
 // Allowed is Judge for a socket that is bound to nothing.
-func (e *Policy) Allowed(proto uint8, dst netip.AddrPort) bool {
+func (e *RuleSet) Allowed(proto uint8, dst netip.AddrPort) bool {
 	return e.Judge(Flow{Proto: proto, To: dst}).Allowed
 }
 
 // Judge tells whether the guest may have a flow. What its destination may be
 // turned into on the way has to be allowed as well.
-func (e *Policy) Judge(f Flow) Verdict {
+func (e *RuleSet) Judge(f Flow) Verdict {
 	if f.Proto == protoICMPv6 {
 		f.Proto = protoICMP
 	}
@@ -255,7 +255,7 @@ func (e *Policy) Judge(f Flow) Verdict {
 }
 
 // decide is Judge for one bare address.
-func (e *Policy) decide(f *Flow) Verdict {
+func (e *RuleSet) decide(f *Flow) Verdict {
 	pinned := e.pinned(f)
 	for i := range e.rules {
 		if r := &e.rules[i]; (!pinned || r.exact || r.ports) && r.matches(e, f) {
@@ -265,7 +265,7 @@ func (e *Policy) decide(f *Flow) Verdict {
 	return Verdict{Allowed: true}
 }
 
-func (r *rule) matches(e *Policy, f *Flow) bool {
+func (r *rule) matches(e *RuleSet, f *Flow) bool {
 	port := f.To.Port()
 	if r.proto != 0 && r.proto != f.Proto || r.ports && (f.Proto == protoICMP || port < r.first || port > r.last) {
 		return false
@@ -279,7 +279,7 @@ func (r *rule) matches(e *Policy, f *Flow) bool {
 }
 
 // Rules returns the rules as they were given, in order.
-func (e *Policy) Rules() []string {
+func (e *RuleSet) Rules() []string {
 	all := make([]string, len(e.rules))
 	for i := range e.rules {
 		all[i] = e.rules[i].text

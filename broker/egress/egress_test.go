@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func must(t *testing.T, own string, rules ...string) *Policy {
+func must(t *testing.T, own string, rules ...string) *RuleSet {
 	t.Helper()
 	var all []Rule
 	for _, r := range rules {

@@ -17,7 +17,7 @@ import (
 	"aldente/broker/fork"
 )
 
-// A UNIX socket leads past the egress policy to whoever listens on it: a daemon
+// A UNIX socket leads past the egress rules to whoever listens on it: a daemon
 // that passes sockets or makes connections for others. Those of the abstract
 // name space belong to a network namespace; the others are files. So a command
 // may be given a root directory in which the folders that daemons keep theirs in

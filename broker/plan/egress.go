@@ -9,8 +9,8 @@ import (
 	"aldente/ipc"
 )
 
-// policy makes the policy of --allow and --deny; nil if there is none.
-func policy(cfg *cli.Config, h Host) (*egress.Policy, error) {
+// egressRuleSet is what --allow and --deny add up to; nil if there are none.
+func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 	rules := egressRules(cfg)
 	if len(rules) == 0 {
 		return nil, nil
@@ -67,8 +67,8 @@ func (p *Plan) pinResolvers() {
 	}
 }
 
-// asked is p as an interface, nil if there is no policy.
-func asked(p *egress.Policy) sockets.Policy {
+// asked is p as an interface, nil if there are no rules.
+func asked(p *egress.RuleSet) sockets.Egress {
 	if p == nil {
 		return nil
 	}

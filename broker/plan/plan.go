@@ -2,7 +2,7 @@
 
 // Package plan decides what each part of an instance is told: the worker, the
 // agent, the socket factory, who listens, a command's resolv.conf, the egress
-// policy and the user. It knows the options and what was read of the host before,
+// rules and the user. It knows the options and what was read of the host before,
 // and reads, opens and asks nothing by itself.
 package plan
 
@@ -39,16 +39,16 @@ type Host struct {
 
 // Plan is what the parts of an instance are told.
 type Plan struct {
-	Worker     ipc.Config     // GuestMAC is for who makes the link to fill in
-	Tap        agent.Setup    // the guest's interface, where we make it
-	Factory    sockets.Config // without logger and clients
-	Egress     *egress.Policy // nil: everything is allowed
-	Inbound    []*cli.Rule    // -t, -u: from the host to the guest
-	Outbound   []*cli.Rule    // -T, -U: from the namespace's loopback to the host's
-	ResolvConf []byte         // of a command that we start, nil: the host's serves
-	Budget     budget.Host    // what the limits depend on
-	Limits     budget.Limits  // on what the guest may use up
-	Notes      []string       // worth telling the user, one line each
+	Worker     ipc.Config      // GuestMAC is for who makes the link to fill in
+	Tap        agent.Setup     // the guest's interface, where we make it
+	Factory    sockets.Config  // without logger and clients
+	Egress     *egress.RuleSet // nil: everything is allowed
+	Inbound    []*cli.Rule     // -t, -u: from the host to the guest
+	Outbound   []*cli.Rule     // -T, -U: from the namespace's loopback to the host's
+	ResolvConf []byte          // of a command that we start, nil: the host's serves
+	Budget     budget.Host     // what the limits depend on
+	Limits     budget.Limits   // on what the guest may use up
+	Notes      []string        // worth telling the user, one line each
 
 	cfg *cli.Config
 	net guestNet
@@ -61,7 +61,7 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	if p.net, p.Notes, err = settle(cfg, h.Network, h.Resolvers); err != nil {
 		return nil, err
 	}
-	if p.Egress, err = policy(cfg, h); err != nil {
+	if p.Egress, err = egressRuleSet(cfg, h); err != nil {
 		return nil, err
 	}
 	p.forwardResolvers(h.Network, h.Resolvers)
@@ -84,9 +84,9 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	return p, nil
 }
 
-// HasPolicy tells whether options or defaults say where the guest may connect, so
+// HasEgressRules tells whether options or defaults say where the guest may connect, so
 // that Host.Local is asked.
-func HasPolicy(cfg *cli.Config) bool { return len(egressRules(cfg)) > 0 }
+func HasEgressRules(cfg *cli.Config) bool { return len(egressRules(cfg)) > 0 }
 
 // NeedsClients tells whether the factory has to tell clients of the host's own from
 // services: where UDP ports are forwarded to the guest.
@@ -133,7 +133,7 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 		}
 	}
 	return sockets.Config{
-		Policy:       asked(p.Egress),
+		Egress:       asked(p.Egress),
 		MaxListeners: h.Descriptors / 4 * 3,
 		LoToLo:       cfg.HostLoToNSLo || cfg.SpliceOnly,
 		NoLoopback6:  g.noLoopback6,

@@ -240,8 +240,8 @@ func TestFactory(t *testing.T) {
 	if d := cmp.Diff(want, p.Factory, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
-	if p.Egress != nil || HasPolicy(parse(t, "pasta")) {
-		t.Error("a policy that nobody asked for")
+	if p.Egress != nil || HasEgressRules(parse(t, "pasta")) {
+		t.Error("egress rules that nobody asked for")
 	}
 }
 
@@ -267,8 +267,8 @@ func TestEgressRules(t *testing.T) {
 		if s := strings.Join(got, " "); s != tt.want {
 			t.Errorf("%s: to %s %s, want %s", tt.command, tt.to, s, tt.want)
 		}
-		if !HasPolicy(parse(t, tt.command)) || p.Factory.Policy == nil {
-			t.Errorf("%s: nobody asks the policy", tt.command)
+		if !HasEgressRules(parse(t, tt.command)) || p.Factory.Egress == nil {
+			t.Errorf("%s: nobody asks the egress rules", tt.command)
 		}
 	}
 	// What the kernel says is local counts, though no address of the host's.

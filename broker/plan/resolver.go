@@ -135,7 +135,7 @@ func (f *guestFamily) borrowResolver(other *guestFamily, name netip.Addr) bool {
 
 // forwardResolvers has names resolve out of the box for a command of aldente. A
 // resolver of the host's that the guest cannot reach, since it is on loopback or
-// the policy denies it, gets a name on the guest's side. Options of the user
+// the egress rules deny it, gets a name on the guest's side. Options of the user
 // come first.
 func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
 	if p.cfg.Personality != cli.Aldente || p.cfg.DNSNone || p.cfg.SpliceOnly {
@@ -165,9 +165,9 @@ func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
 }
 
 // reachable tells whether the guest may ask a resolver by its own address.
-func reachable(host *hostnet.Network, policy *egress.Policy, a netip.Addr) bool {
+func reachable(host *hostnet.Network, rules *egress.RuleSet, a netip.Addr) bool {
 	return !a.IsLoopback() && !a.IsLinkLocalUnicast() && !slices.Contains(host.Own, a) &&
-		(policy == nil || policy.Judge(egress.Flow{Proto: ipc.ProtoUDP, To: netip.AddrPortFrom(a, 53)}).Allowed)
+		(rules == nil || rules.Judge(egress.Flow{Proto: ipc.ProtoUDP, To: netip.AddrPortFrom(a, 53)}).Allowed)
 }
 
 // noteNames says why the guest has no resolver, if it has none.

@@ -45,8 +45,8 @@ func workWithin(t *testing.T, change func(*budget.Limits)) (*atWork, *lockedBuff
 	return workUnder(t, nil, change)
 }
 
-// workUnder is workWithin with an egress policy that is followed.
-func workUnder(t *testing.T, p Policy, change func(*budget.Limits)) (*atWork, *lockedBuffer) {
+// workUnder is workWithin with egress rules that are followed.
+func workUnder(t *testing.T, p Egress, change func(*budget.Limits)) (*atWork, *lockedBuffer) {
 	t.Helper()
 	ours, theirs, err := ipc.Pair()
 	if err != nil {
@@ -54,7 +54,7 @@ func workUnder(t *testing.T, p Policy, change func(*budget.Limits)) (*atWork, *l
 	}
 	log := &lockedBuffer{}
 	f := New(Config{
-		Logger: slog.New(slog.NewTextHandler(log, nil)), Policy: p,
+		Logger: slog.New(slog.NewTextHandler(log, nil)), Egress: p,
 		V4: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("192.0.2.77")},
 		V6: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("2001:db8::77")},
 	})

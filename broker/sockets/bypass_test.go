@@ -107,7 +107,7 @@ func TestBypass(t *testing.T) {
 		{"no address", ipc.Open{Listener: inbound, Src: as16("0.0.0.0"), Dst: as16("127.0.0.1")}, true, nil, unix.EACCES},
 		{"multicast", ipc.Open{Listener: inbound, Src: as16("224.0.0.1"), Dst: as16("127.0.0.1")}, true, nil, unix.EACCES},
 		{"UDP", ipc.Open{Proto: ipc.ProtoUDP, Listener: inboundUDP, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}, true, nil, 0},
-		{"the namespace is not the policy's", ipc.Open{Listener: inbound, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}, true, []egress.Rule{{Dest: "any"}}, 0},
+		{"the namespace is not judged", ipc.Open{Listener: inbound, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}, true, []egress.Rule{{Dest: "any"}}, 0},
 
 		{"to the host", ipc.Open{Listener: outbound, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}, false, nil, 0},
 		{"to the host, UDP", ipc.Open{Proto: ipc.ProtoUDP, Listener: outboundUDP, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1")}, false, nil, 0},
@@ -146,7 +146,7 @@ func TestBypass(t *testing.T) {
 					t.Fatalf("errno %v, descriptor %d, want %v", unix.Errno(a.Errno), fd, tt.errno)
 				}
 				if tt.errno == unix.EACCES && len(tt.rules) > 0 && a.Flags&ipc.OpenedProhibited == 0 {
-					t.Error("the policy's refusal is not told as such")
+					t.Error("a refusal by the egress rules is not told as such")
 				}
 				if fd >= 0 && tt.o.Src == as16("127.0.0.1") {
 					if sa, err := unix.Getpeername(fd); err != nil || sa.(*unix.SockaddrInet4).Port != int(port) {

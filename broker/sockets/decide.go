@@ -25,9 +25,9 @@ type request struct {
 // decision says what to open, or why nothing is opened.
 type decision struct {
 	refused   unix.Errno // zero: open
-	policy    bool       // it is the egress policy that refuses
+	byRules   bool       // it is the egress rules that refuse
 	rule      string     // by this rule of it
-	client    bool       // allowed to a client of the host's own, whatever the policy says
+	client    bool       // allowed to a client of the host's own, whatever the egress rules say
 	namespace bool       // in the guest's namespace, not on the host
 	to        netip.AddrPort
 	from      netip.AddrPort // where it comes from: address and port, as far as they are decided
@@ -134,14 +134,14 @@ func (c *Config) decideHostReply(r *request, d decision) decision {
 		local = inet.Any(peer)
 	}
 	d.from = netip.AddrPortFrom(local, l.Port)
-	if d = c.judged(r.proto, d); !d.policy && !c.strangeLoopback(r.dst) {
+	if d = c.judged(r.proto, d); !d.byRules && !c.strangeLoopback(r.dst) {
 		return d
 	}
 	// A client of the host's own, by any of its addresses, is like a connection
 	// that came by a TCP listener.
 	if c.Client != nil && !local.IsUnspecified() && c.Client(r.dst, d.from) {
-		d.refused, d.policy, d.rule, d.client = 0, false, "", true
-	} else if !d.policy {
+		d.refused, d.byRules, d.rule, d.client = 0, false, "", true
+	} else if !d.byRules {
 		d.refused = unix.EACCES
 	}
 	return d
@@ -192,18 +192,18 @@ func (c *Config) decideBypass(r *request) decision {
 	return c.judged(r.proto, d)
 }
 
-// judged applies the egress policy to the socket as it would be.
+// judged applies the egress rules to the socket as it would be.
 func (c *Config) judged(proto uint8, d decision) decision {
-	if c.Policy == nil {
+	if c.Egress == nil {
 		return d
 	}
-	if v := c.Policy.Judge(judgedAs(proto, &d)); !v.Allowed {
-		d.refused, d.policy, d.rule = unix.EACCES, true, v.Rule
+	if v := c.Egress.Judge(judgedAs(proto, &d)); !v.Allowed {
+		d.refused, d.byRules, d.rule = unix.EACCES, true, v.Rule
 	}
 	return d
 }
 
-// judgedAs is the socket as the egress policy sees it.
+// judgedAs is the socket as the egress rules see it.
 func judgedAs(proto uint8, d *decision) egress.Flow {
 	from := d.from
 	if proto != ipc.ProtoUDP {

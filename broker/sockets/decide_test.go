@@ -98,7 +98,7 @@ func (h *host) config() *Config {
 		for i := range worlds {
 			p.Pin(netip.MustParseAddr(worlds[i].resolver))
 		}
-		c.Policy = p
+		c.Egress = p
 	}
 	c.Client = func(peer, local netip.AddrPort) bool {
 		return peer.Port() == connectedPort && local.Port() == heardPort
@@ -115,7 +115,7 @@ func TestDecideOut(t *testing.T) {
 		for j := range worlds {
 			w := &worlds[j]
 			// By destination: where it leads, or "" if it is nobody's to name;
-			// and whether the policy refuses.
+			// and whether the egress rules refuse.
 			type place struct {
 				to      string
 				refused bool
@@ -182,17 +182,17 @@ func fromOf(h *host, w *world, loop bool) string {
 }
 
 // checkDecision compares with where it leads, "" if nowhere, and whether it is the
-// policy that refuses.
-func checkDecision(t *testing.T, what string, d decision, to string, byPolicy bool) {
+// egress rules that refuse.
+func checkDecision(t *testing.T, what string, d decision, to string, byRules bool) {
 	t.Helper()
 	switch {
 	case to == "":
-		if d.refused != unix.EACCES || d.policy {
-			t.Errorf("%s: %v, by the policy: %v; nobody may name it", what, d.refused, d.policy)
+		if d.refused != unix.EACCES || d.byRules {
+			t.Errorf("%s: %v, by the rules: %v; nobody may name it", what, d.refused, d.byRules)
 		}
-	case byPolicy:
-		if d.refused != unix.EACCES || !d.policy || d.rule == "" {
-			t.Errorf("%s: %v, by the policy: %v (%s); it has to refuse", what, d.refused, d.policy, d.rule)
+	case byRules:
+		if d.refused != unix.EACCES || !d.byRules || d.rule == "" {
+			t.Errorf("%s: %v, by the rules: %v (%s); it has to refuse", what, d.refused, d.byRules, d.rule)
 		}
 	default:
 		if d.refused != 0 || d.to.Addr() != netip.MustParseAddr(to) {
@@ -236,8 +236,8 @@ func TestDecideReply(t *testing.T) {
 							n++
 							d := c.decide(&request{proto: ipc.ProtoUDP, listener: l, src: ap(local, heardPort), dst: ap(peer, port)})
 							what := fmt.Sprintf("%s: from %s (listener %v%%%s) to %s:%d", h.name, local, l.Addr, l.Interface, peer, port)
-							to, byPolicy := replyModel(h, w, &l, class, peer, local, port)
-							checkDecision(t, what, d, to, byPolicy)
+							to, byRules := replyModel(h, w, &l, class, peer, local, port)
+							checkDecision(t, what, d, to, byRules)
 							if d.refused != 0 {
 								continue
 							}
@@ -262,7 +262,7 @@ func TestDecideReply(t *testing.T) {
 }
 
 // replyModel says it in the words of SECURITY.md.
-func replyModel(h *host, w *world, l *Listener, class, peer, local string, port uint16) (to string, byPolicy bool) {
+func replyModel(h *host, w *world, l *Listener, class, peer, local string, port uint16) (to string, byRules bool) {
 	loop := class == "loop" || class == "loop2"
 	client := port == connectedPort && (local != w.none || h.source && !l.Addr.IsValid() && !loop)
 	switch {

@@ -22,15 +22,16 @@ import (
 	"aldente/ipc"
 )
 
-// Policy decides whether the guest may have a socket to the host's world.
-type Policy interface {
+// Egress decides whether the guest may have a socket to the host's world, see
+// egress.RuleSet.
+type Egress interface {
 	Judge(egress.Flow) egress.Verdict // allowed or not, and by which rule
 }
 
 // Config is what the factory needs to know.
 type Config struct {
 	Logger *slog.Logger // required
-	Policy Policy       // nil: everything is allowed
+	Egress Egress       // nil: everything is allowed
 
 	V4, V6 Family // IPv4 and IPv6
 
@@ -228,10 +229,10 @@ func (f *Factory) carryOut(q *request, d *decision, s *served) (outcome, error) 
 }
 
 // refused is the outcome of what decide has refused, and has the log say it if the
-// policy did.
+// egress rules did.
 func (f *Factory) refused(q *request, d *decision) outcome {
 	o := nothing(d.refused)
-	if d.policy {
+	if d.byRules {
 		o.prohibited = true
 		f.refusals.note(f.cfg.Logger, q.proto, d.to, d.rule)
 	}

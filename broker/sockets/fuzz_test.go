@@ -18,7 +18,7 @@ import (
 )
 
 // FuzzServe sends one message of anything: the factory answers each request in
-// order, with a descriptor exactly where it says so and only to where the policy
+// order, with a descriptor exactly where it says so and only to where the rules
 // lets it, or gives the worker up as malformed, and keeps no descriptor.
 func FuzzServe(f *testing.F) {
 	event := make([]byte, ipc.EventSize)

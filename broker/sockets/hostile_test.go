@@ -36,12 +36,12 @@ func work(t testing.TB, rules ...egress.Rule) *atWork {
 	if err != nil {
 		t.Fatal(err)
 	}
-	policy, err := egress.New(rules, nil)
+	set, err := egress.New(rules, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := New(Config{
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Policy: policy,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Egress: set,
 		V4: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("192.0.2.77")},
 		V6: Family{Enabled: true, Scope: 1},
 	})
@@ -199,14 +199,14 @@ func (w *atWork) udpListener(t testing.TB, addr string) Listener {
 }
 
 // TestCapturedWorkerAsks tries every way of asking for a socket to where the
-// policy does not let the guest.
+// egress rules do not let the guest.
 func TestCapturedWorkerAsks(t *testing.T) {
 	w := work(t, egress.Rule{Allow: true, Dest: "127.0.0.2"}, egress.Rule{Dest: "host"}, egress.Rule{Dest: "203.0.113.0/24"})
 	any, lo := w.udpListener(t, "0.0.0.0"), w.udpListener(t, "127.0.0.2")
 	tcp := w.Adopt(Listener{Proto: ipc.ProtoTCP, Port: 1, GuestPort: 1, FD: -1})
 	ns := w.Adopt(Listener{Proto: ipc.ProtoUDP, Port: 5353, GuestPort: 53, Namespace: true, FD: -1})
 	addr := func(s string) [16]byte { return netip.MustParseAddr(s).As16() }
-	const none = -1 // the policy, not an error, has to say no
+	const none = -1 // the rules, not an error, have to say no
 	for _, tt := range []struct {
 		name string
 		open ipc.Open
@@ -270,9 +270,9 @@ func TestCapturedWorkerAsks(t *testing.T) {
 			if fd >= 0 || o.Errno == 0 {
 				t.Fatalf("opened to %v", netip.AddrFrom16(o.Addr))
 			}
-			byPolicy := o.Flags&ipc.OpenedProhibited != 0
-			if byPolicy != (tt.want == none) || tt.want != none && int(o.Errno) != tt.want {
-				t.Errorf("error %v, by the policy: %v", unix.Errno(o.Errno), byPolicy)
+			byRules := o.Flags&ipc.OpenedProhibited != 0
+			if byRules != (tt.want == none) || tt.want != none && int(o.Errno) != tt.want {
+				t.Errorf("error %v, by the rules: %v", unix.Errno(o.Errno), byRules)
 			}
 		})
 	}

@@ -16,7 +16,7 @@ import (
 type outcome struct {
 	fd         int        // for the worker, -1: there is none
 	errno      unix.Errno // why there is none
-	prohibited bool       // it is the egress policy that refuses
+	prohibited bool       // it is the egress rules that refuse
 	inProgress bool       // TCP: the connect has not ended
 	localPort  uint16     // port or echo identifier that the socket has; zero: of no concern
 	later      bool       // the answer comes by itself, nothing else counts

@@ -13,7 +13,7 @@ import (
 // A guest can try any number.
 const maxNamed = 256
 
-// refusals tells of what the egress policy refuses: each destination once, and with
+// refusals tells of what the egress rules refuse: each destination once, and with
 // debugging every refusal, as far as the log can stand it.
 type refusals struct {
 	mu    sync.Mutex
@@ -33,7 +33,7 @@ func (r *refusals) note(log *slog.Logger, proto uint8, to netip.AddrPort, rule s
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.total++
-	const text = "refused by the egress policy"
+	const text = "refused by the egress rules"
 	what := refusal{proto, to}
 	if _, known := r.named[what]; !known && len(r.named) < maxNamed {
 		if r.named == nil {
@@ -51,7 +51,7 @@ func (r *refusals) note(log *slog.Logger, proto uint8, to netip.AddrPort, rule s
 	}
 }
 
-// Refused returns how many sockets the egress policy has refused, and how many
+// Refused returns how many sockets the egress rules have refused, and how many
 // destinations of these were named.
 func (f *Factory) Refused() (total, named int) {
 	f.refusals.mu.Lock()

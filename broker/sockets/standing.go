@@ -27,7 +27,7 @@ const (
 // answer on its way that it has not read included. A variable for tests.
 var patience = 5 * time.Second
 
-// standing are the flows that the egress policy has allowed and that may outlive
+// standing are the flows that the egress rules have allowed and that may outlive
 // its consent: what leads elsewhere today may be the host's own address tomorrow.
 // Those whose sockets were closed are among them until there are many.
 type standing struct {
@@ -40,13 +40,13 @@ type standing struct {
 // Follow has the factory remember what it has opened, for Recheck. It must be
 // called after SetBudget, before the first worker is served.
 func (f *Factory) Follow() {
-	if f.ledger != nil && f.ledger.info >= 0 && f.cfg.Policy != nil {
+	if f.ledger != nil && f.ledger.info >= 0 && f.cfg.Egress != nil {
 		f.ledger.standing = &standing{flows: map[uint32]egress.Flow{}, prune: fewStanding, refused: map[uint32]time.Time{}}
 		f.ledger.judge = f.refusedNow
 	}
 }
 
-// Recheck asks the policy again about all sockets that live, and ends those that
+// Recheck asks the egress rules again about all sockets that live, and ends those that
 // it refuses now: connections under way at once, flows by way of the worker, which
 // send tells. It reports how many flows are left that have to go, or that the worker
 // has kept them for longer than any of ours would.
@@ -70,7 +70,7 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 	now, told := time.Now(), map[ipc.Revoke]bool{}
 	since, mute := map[uint32]time.Time{}, false
 	for id, flow := range live {
-		v := f.cfg.Policy.Judge(flow)
+		v := f.cfg.Egress.Judge(flow)
 		if v.Allowed {
 			continue
 		}
@@ -107,12 +107,12 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 	return left, defied
 }
 
-// refusedNow asks the policy about a connection that is under way, or was.
+// refusedNow asks the egress rules about a connection that is under way, or was.
 func (f *Factory) refusedNow(flow *egress.Flow) bool {
 	if !flow.To.IsValid() {
 		return false
 	}
-	v := f.cfg.Policy.Judge(*flow)
+	v := f.cfg.Egress.Judge(*flow)
 	if !v.Allowed {
 		f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, v.Rule)
 	}
@@ -121,7 +121,7 @@ func (f *Factory) refusedNow(flow *egress.Flow) bool {
 
 // stands is the flow to be remembered of a socket on the host; without destination:
 // none. The far ends of the bypass are the host's by rule, and clients of the host's
-// own get answers whatever the policy says of their addresses.
+// own get answers whatever the egress rules say of their addresses.
 func (f *Factory) stands(q *request, d *decision) (flow egress.Flow) {
 	if f.ledger.standing == nil || q.splice || d.client {
 		return flow

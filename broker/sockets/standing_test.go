@@ -16,7 +16,7 @@ import (
 	"aldente/ipc"
 )
 
-// turning is a policy that changes its mind about ports.
+// turning is a set of rules that changes its mind about ports.
 type turning struct {
 	mu      sync.Mutex
 	refused []uint16
@@ -34,7 +34,7 @@ func (p *turning) refuse(ports ...uint16) {
 	p.refused = ports
 }
 
-// followed is workWithin under a policy that turns.
+// followed is workWithin under rules that turn.
 func followed(t *testing.T) (*atWork, *turning) {
 	t.Helper()
 	p := &turning{}
@@ -51,7 +51,7 @@ func (w *atWork) recheck() (told []ipc.Revoke, left int, defied bool) {
 	return told, left, defied
 }
 
-// TestRecheck: what the policy refuses now is revoked, until it is closed; all
+// TestRecheck: what the egress rules refuse now is revoked, until it is closed; all
 // else is left alone.
 func TestRecheck(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
@@ -131,7 +131,7 @@ func TestRecheckForgets(t *testing.T) {
 }
 
 // TestRecheckUnderWay: a connection that nobody has answered ends at once, by
-// nobody's leave, and one that is answered by whom the policy refuses meanwhile.
+// nobody's leave, and one that is answered by whom the egress rules refuse meanwhile.
 func TestRecheckUnderWay(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1"} {
 		port, answer := silent(t, address)
@@ -166,7 +166,7 @@ func TestRecheckUnderWay(t *testing.T) {
 			}
 		}
 		if _, err := unix.Write(late, []byte("?")); err != unix.EPIPE && err != unix.ECONNRESET {
-			t.Errorf("a write to whom the policy refuses: %v", err)
+			t.Errorf("a write to whom the egress rules refuse: %v", err)
 		}
 		unix.Close(late)
 	}

@@ -25,7 +25,7 @@ type underWay struct {
 
 type waitingSlot struct {
 	fd         int
-	flow       egress.Flow // without destination: of no concern to a change of the policy
+	flow       egress.Flow // without destination: of no concern to a change of the egress rules
 	since      time.Time   // when it began
 	prev, next int
 }

@@ -254,7 +254,7 @@ func TestRefused(t *testing.T) {
 		code   uint8
 		silent bool
 	}{
-		{"policy", syscall.EACCES, ipc.OpenedProhibited, packet.ICMPAdminProhibited, false},
+		{"rules", syscall.EACCES, ipc.OpenedProhibited, packet.ICMPAdminProhibited, false},
 		{"ping_group_range", syscall.EACCES, 0, 0, true},
 		{"no route", syscall.ENETUNREACH, 0, packet.ICMPNetUnreachable, false},
 	}

@@ -68,7 +68,7 @@ type Stats struct {
 	Opened, Refused uint64 // flows
 	NoRoom          uint64 // flows that could not be made
 	Expired, Broken uint64 // flows
-	Revoked         uint64 // flows that the policy refuses since it was asked
+	Revoked         uint64 // flows that the egress rules refuse since they were asked
 	Errors          uint64 // ICMP errors sent to the guest
 }
 

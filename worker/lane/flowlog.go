@@ -71,7 +71,7 @@ func (f *flowLog) answer(now int64, fd int32, o *ipc.Opened) {
 	}
 	why := syscall.Errno(o.Errno).Error()
 	if o.Flags&ipc.OpenedProhibited != 0 {
-		why = "by the egress policy"
+		why = "by the egress rules"
 	}
 	f.say(now, "flow refused: ", &t, ": ", why)
 }

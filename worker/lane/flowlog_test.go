@@ -52,7 +52,7 @@ func TestFlowLog(t *testing.T) {
 		f.closed(2e9, 12)
 	})
 	want := "<7>flow opened: tcp 192.0.2.2:1000 -> 192.0.2.9:80\n" +
-		"<7>flow refused: udp 192.0.2.2:1001 -> 192.0.2.9:53: by the egress policy\n" +
+		"<7>flow refused: udp 192.0.2.2:1001 -> 192.0.2.9:53: by the egress rules\n" +
 		"<7>flow refused: echo 192.0.2.2:7 -> 192.0.2.9:0: network is unreachable\n" +
 		"<7>flow opened: tcp inbound 192.0.2.8:4000\n" +
 		"<7>flow closed: tcp 192.0.2.2:1000 -> 192.0.2.9:80, after 1500 ms\n" +

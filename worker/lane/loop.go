@@ -306,7 +306,7 @@ func (l *Lane) unlisten(rec []byte) error {
 	return nil
 }
 
-// revoke ends flows that the egress policy does not allow any more.
+// revoke ends flows that the egress rules do not allow any more.
 func (l *Lane) revoke(rec []byte) error {
 	var r ipc.Revoke
 	if err := r.Decode(rec); err != nil {

@@ -132,8 +132,8 @@ func TestDialRefused(t *testing.T) {
 		{"timed out", true, syscall.ETIMEDOUT, 0, "ICMP 1/3"},
 		{"firewall", false, syscall.EPERM, 0, "ICMP 3/13"},
 		{"firewall", true, syscall.EACCES, 0, "ICMP 1/1"},
-		{"policy", false, syscall.EACCES, ipc.OpenedProhibited, "ICMP 3/13"},
-		{"policy", true, syscall.EPERM, ipc.OpenedProhibited, "ICMP 1/1"},
+		{"rules", false, syscall.EACCES, ipc.OpenedProhibited, "ICMP 3/13"},
+		{"rules", true, syscall.EPERM, ipc.OpenedProhibited, "ICMP 1/1"},
 	} {
 		for _, late := range []bool{false, true} {
 			if late && tt.flags != 0 {

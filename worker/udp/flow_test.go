@@ -25,8 +25,8 @@ func TestRefused(t *testing.T) {
 		silent     bool
 		remembered bool
 	}{
-		{"policy", syscall.EACCES, ipc.OpenedProhibited, [2]uint8{3, 13}, [2]uint8{1, 1}, false, true},
-		{"policy with another number", syscall.EINVAL, ipc.OpenedProhibited, [2]uint8{3, 13}, [2]uint8{1, 1}, false, true},
+		{"rules", syscall.EACCES, ipc.OpenedProhibited, [2]uint8{3, 13}, [2]uint8{1, 1}, false, true},
+		{"rules, with another number", syscall.EINVAL, ipc.OpenedProhibited, [2]uint8{3, 13}, [2]uint8{1, 1}, false, true},
 		{"refused", syscall.ECONNREFUSED, 0, [2]uint8{3, 3}, [2]uint8{1, 4}, false, true},
 		{"no route", syscall.ENETUNREACH, 0, [2]uint8{3, 0}, [2]uint8{1, 0}, false, true},
 		{"no host", syscall.EHOSTUNREACH, 0, [2]uint8{3, 1}, [2]uint8{1, 3}, false, true},

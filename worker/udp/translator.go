@@ -88,7 +88,7 @@ type Stats struct {
 	Opened, Refused, Inbound uint64 // flows
 	NoRoom                   uint64 // flows that could not be made
 	Expired, Evicted         uint64 // flows
-	Revoked                  uint64 // flows that the policy refuses since it was asked
+	Revoked                  uint64 // flows that the egress rules refuse since they were asked
 	Broken                   uint64 // flows closed for an error of the socket
 	Errors                   uint64 // ICMP errors sent to the guest
 }
