@@ -14,7 +14,7 @@ import (
 type Ping struct {
 	Path
 	From netip.AddrPort // the port is the identifier, which is kept where it is free
-	To   netip.Addr
+	To   netip.Addr     // the peer
 }
 
 // Dial makes the socket.

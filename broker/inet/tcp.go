@@ -18,9 +18,9 @@ const backlog = 4096
 // Connect says which TCP connection is to be made.
 type Connect struct {
 	Path
-	Source netip.Addr // zero: the kernel's choice
-	To     netip.AddrPort
-	Peeks  bool // who reads it peeks, by SO_PEEK_OFF where the kernel has that
+	Source netip.Addr     // zero: the kernel's choice
+	To     netip.AddrPort // the peer
+	Peeks  bool           // who reads it peeks, by SO_PEEK_OFF where the kernel has that
 }
 
 // Dial starts a connection and does not wait for its end, which whoever has the
@@ -60,9 +60,9 @@ func (s *socket) urgentInline() { s.must(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) 
 // Listener says what is to be listened on.
 type Listener struct {
 	Path
-	At     netip.AddrPort
-	Dual   bool // At is IPv6's unspecified address and stands for IPv4's, too
-	Beside bool // UDP: there are sockets of ours on the port
+	At     netip.AddrPort // what it is bound to; port zero: the kernel's choice
+	Dual   bool           // At is IPv6's unspecified address and stands for IPv4's, too
+	Beside bool           // UDP: there are sockets of ours on the port
 }
 
 // ListenTCP makes a listening socket. Sockets of TCP that listen exclude each other

@@ -26,8 +26,8 @@ const (
 type Flow struct {
 	Path
 	From, To netip.AddrPort // From's port may be zero: the kernel's choice
-	Sharing  Sharing
-	AnyPort  bool // another port is better than none
+	Sharing  Sharing        // of From's port
+	AnyPort  bool           // another port is better than none
 }
 
 // Dial makes a socket between the two ends.

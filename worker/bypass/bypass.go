@@ -35,11 +35,11 @@ type Env interface {
 
 // Stats counts what happened. All counters only grow.
 type Stats struct {
-	Opened, Refused, Reset, Closed uint64 // TCP flows
+	Opened, Refused, Reset, Closed uint64 // TCP flows: connected, not connected, ended by RST, ended by FIN
 	NoRoom                         uint64 // flows of both protocols that found the table full
 	Spliced, Copied                uint64 // bytes of TCP
 	Datagrams, Dropped             uint64 // datagrams written, and not
-	FlowsUDP, Evicted, Expired     uint64
+	FlowsUDP, Evicted, Expired     uint64 // flows of datagrams: begun, ended for another, ended unused
 }
 
 // Translator holds all flows of the bypass.
@@ -56,7 +56,7 @@ type Translator struct {
 
 	datagrams
 
-	Stats Stats
+	Stats Stats // since New
 }
 
 // New makes a translator for up to maxStreams connections and maxUDP datagram

@@ -74,7 +74,7 @@ type Sockets interface {
 	RecvError(fd int32, e *SocketError) syscall.Errno
 	// Write is write(2) or writev(2).
 	Write(fd int32, b []byte) (int, syscall.Errno)
-	Writev(fd int32, bufs [][]byte) (int, syscall.Errno)
+	Writev(fd int32, bufs [][]byte) (int, syscall.Errno) // of at most 64 buffers
 	// Accept takes one connection, non-blocking and close-on-exec.
 	Accept(fd int32) (conn int32, peer packet.Addr, port uint16, err syscall.Errno)
 	// LocalAddr is getsockname(2).
@@ -110,26 +110,26 @@ const (
 
 // Datagram is one result of RecvDatagrams. Buf is given by the caller.
 type Datagram struct {
-	Buf       []byte
+	Buf       []byte      // the caller's
 	N         int         // bytes received
 	Segment   int         // UDP_GRO: N holds datagrams of this size, the last may be shorter; 0: one datagram
 	Truncated bool        // more than len(Buf) had arrived
 	From      packet.Addr // sender, zero on connected sockets
-	FromPort  uint16
+	FromPort  uint16      // sender's, zero on connected sockets
 	To        packet.Addr // local address (IP_PKTINFO), zero if not asked for
 }
 
 // SocketError is one entry of a socket's error queue, struct
 // sock_extended_err of include/uapi/linux/errqueue.h.
 type SocketError struct {
-	Errno    syscall.Errno
-	Origin   uint8 // SO_EE_ORIGIN_*
-	Type     uint8 // ICMP or ICMPv6 type
-	Code     uint8
-	Info     uint32      // MTU, where the type says so
-	Offender packet.Addr // who sent the ICMP error
-	Buf      []byte      // the caller's; holds the datagram's payload as sent
-	N        int
+	Errno    syscall.Errno // what the call on the socket would return
+	Origin   uint8         // SO_EE_ORIGIN_*
+	Type     uint8         // ICMP or ICMPv6 type
+	Code     uint8         // ICMP or ICMPv6 code
+	Info     uint32        // MTU, where the type says so
+	Offender packet.Addr   // who sent the ICMP error
+	Buf      []byte        // the caller's; holds the datagram's payload as sent
+	N        int           // bytes of Buf that were filled
 }
 
 // Values of SocketError.Origin.
@@ -143,13 +143,13 @@ const (
 type Owner uint8
 
 const (
-	OwnerLane Owner = iota
-	OwnerTCP
-	OwnerUDP
-	OwnerICMP
-	OwnerTCPListener
-	OwnerUDPListener
-	OwnerBypass
+	OwnerLane        Owner = iota // the lane's own descriptors: link, channel
+	OwnerTCP                      // index: of a connection
+	OwnerUDP                      // index: of a flow of datagrams
+	OwnerICMP                     // index: of an echo flow
+	OwnerTCPListener              // index: of a listening socket, generation: of its identifier
+	OwnerUDPListener              // the same for a bound one
+	OwnerBypass                   // index: of a flow past the link, and which of its two sockets
 
 	Owners // how many there are
 )

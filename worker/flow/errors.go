@@ -109,9 +109,9 @@ func (g *Guest) Offender(by, peer, remote packet.Addr) packet.Addr {
 // ICMPError is what the guest is told of something that it has sent: an ICMP or
 // ICMPv6 message from Src, with Info as second word.
 type ICMPError struct {
-	Type, Code uint8
-	Info       uint32
-	Src        packet.Addr
+	Type, Code uint8       // of ICMP or ICMPv6, by the family of Src
+	Info       uint32      // in host byte order: an MTU, a pointer, else zero
+	Src        packet.Addr // whom the message seems to come from
 }
 
 // Error is the message for an error number, if it is one that routers have a

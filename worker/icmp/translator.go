@@ -58,7 +58,7 @@ type conn struct {
 
 // Stats counts messages, where nothing else is said.
 type Stats struct {
-	ToHost, ToGuest uint64
+	ToHost, ToGuest uint64 // requests, replies
 	Bad             uint64 // from the guest: no echo request between unicast addresses
 	QueueFull       uint64 // from the guest, too many before the socket came
 	WriteFailed     uint64 // from the guest, not taken by the socket
@@ -94,7 +94,7 @@ type Translator struct {
 	errors   flow.ErrorQueue
 	open     ipc.Open
 
-	Stats Stats
+	Stats Stats // since New
 }
 
 // New makes a translator for up to maxFlows flows, which uses as many timer ids

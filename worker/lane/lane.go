@@ -61,8 +61,12 @@ var (
 
 // Stats counts frames.
 type Stats struct {
-	Frames, BadFrames, BadChecksums, Ignored uint64
-	Sent, SendDropped                        uint64
+	Frames       uint64 // from the guest
+	BadFrames    uint64 // of them: malformed, or with a datagram inside that is
+	BadChecksums uint64 // of them: with a wrong checksum
+	Ignored      uint64 // of them: of a protocol or for an address that nobody here serves
+	Sent         uint64 // to the guest, taken by the link
+	SendDropped  uint64 // to the guest, not taken
 }
 
 // Lane is one event loop and all it owns.
@@ -114,7 +118,7 @@ type Lane struct {
 	err               error
 
 	stats *statsLog // nil: not asked for
-	Stats Stats
+	Stats Stats     // since New
 }
 
 // New reads the start-up records from the broker's channel and makes the lane

@@ -33,7 +33,7 @@ const quiet = 60
 // CaptureTo says where a capture goes. The descriptors are non-blocking and the
 // capture's from then on.
 type CaptureTo struct {
-	FD   int32
+	FD   int32 // the file, open for appending, or a pipe
 	Mark int32 // eventfd to which bytes of whole records are added as they are written, -1: none
 	GoOn bool  // the file has its header, and whole records
 	Room int64 // bytes that may be written, negative: any number

@@ -53,8 +53,8 @@ func (e *closedError) Unwrap() error { return ErrClosed }
 // Data, and with a GSO type GSOSize is not zero. HdrLen is the length of all
 // headers where checksum start and GSO type tell it, and zero otherwise.
 type Frame struct {
-	Offload packet.Offload
-	Data    []byte
+	Offload packet.Offload // see above; of a link without offloads: zero
+	Data    []byte         // from the Ethernet header on, at least MinFrame bytes
 }
 
 // Batch holds frames that came together, and their memory. It serves one link
@@ -87,10 +87,10 @@ func (b *Batch) add(data []byte) *Frame {
 // super-frame that was cut counts with each of its segments.
 type Counters struct {
 	Received      uint64 // frames from the guest
-	ReceivedBytes uint64
+	ReceivedBytes uint64 // of Received
 	Malformed     uint64 // frames from the guest that were not passed on
 	Sent          uint64 // frames to the guest, those still queued included
-	SentBytes     uint64
+	SentBytes     uint64 // of Sent
 	Dropped       uint64 // not sent because the guest's side is full or down
 	Refused       uint64 // not sent because it cannot be a frame of this link
 }

@@ -21,11 +21,11 @@ const (
 // ARP is a decoded ARP packet for IPv4 over Ethernet, RFC 826: the hardware
 // and protocol addresses of sender and target.
 type ARP struct {
-	Op  uint16
-	SHA MAC
-	SPA [4]byte
-	THA MAC
-	TPA [4]byte
+	Op  uint16  // ARPRequest, ARPReply or other
+	SHA MAC     // sender's hardware address
+	SPA [4]byte // sender's protocol address
+	THA MAC     // target's hardware address
+	TPA [4]byte // target's protocol address
 }
 
 // arpHead is hardware type Ethernet, protocol type IPv4, and the lengths of

@@ -10,8 +10,8 @@ const DefaultTTL = 64
 // Ends is what a builder needs to know of the layers below the upper one. The
 // family is that of Src; Dst must be of the same.
 type Ends struct {
-	SrcMAC, DstMAC    MAC
-	Src, Dst          Addr
+	SrcMAC, DstMAC    MAC    // Ethernet
+	Src, Dst          Addr   // IP
 	TTL, TrafficClass uint8  // TTL 0: DefaultTTL
 	FlowLabel         uint32 // IPv6 only, 20 bits
 	ID                uint16 // IPv4 only
@@ -79,13 +79,13 @@ func putIPv6(b []byte, e *Ends, proto, ttl uint8, payloadLen int) int {
 // TCPFields is a TCP header to be written. MSS, WScale and SACKPermitted are
 // written only with SYN, SACK only without, as their RFCs demand.
 type TCPFields struct {
-	SrcPort, DstPort uint16
-	Seq, Ack         uint32
-	Flags            uint8
-	Window           uint16
-	MSS              uint16 // 0: none
-	WScale           int8   // -1: none
-	SACKPermitted    bool
+	SrcPort, DstPort uint16      // in host byte order, as all below
+	Seq, Ack         uint32      // Ack is written whether Flags has ACK or not
+	Flags            uint8       // FIN to CWR
+	Window           uint16      // as sent, not scaled
+	MSS              uint16      // 0: none
+	WScale           int8        // -1: none
+	SACKPermitted    bool        // RFC 2018 section 2
 	SACK             []SACKBlock // at most 4 are written
 }
 

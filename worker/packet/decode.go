@@ -8,13 +8,13 @@ import "encoding/binary"
 // sets every field.
 type Packet struct {
 	Frame          []byte // the whole frame from the Ethernet header on
-	SrcMAC, DstMAC MAC
+	SrcMAC, DstMAC MAC    // of the Ethernet header
 	EtherType      uint16 // EtherTypeIPv4, EtherTypeIPv6, EtherTypeARP or other
 	IPVersion      uint8  // 4, 6, or 0 when not IP
 	TrafficClass   uint8  // IPv4 TOS or IPv6 traffic class, ECN bits included
 	TTL            uint8  // TTL or hop limit
 	Proto          uint8  // upper-layer protocol; of a fragment: see Fragment
-	Src, Dst       Addr
+	Src, Dst       Addr   // of the IP header; IPv4 as IPv4-mapped IPv6
 
 	// Offsets into Frame: IP header, upper-layer header, and the end by the
 	// IP length, which cuts Ethernet padding off. L3 <= L4 <= End.
@@ -28,7 +28,7 @@ type Packet struct {
 	// decoded again. An IPv6 fragment header on a whole packet (RFC 6946) does
 	// not count.
 	Fragment      bool
-	MoreFragments bool
+	MoreFragments bool   // of a fragment: it is not the last
 	FragOffset    int    // in bytes
 	FragID        uint32 // identification: 16 bits in any IPv4 packet, 32 in a fragment header
 	// IPv6 with a fragment header only: the length of the headers that repeat
@@ -36,7 +36,7 @@ type Packet struct {
 	// Frame of the Next Header byte that names the fragment header and is
 	// Proto after reassembly.
 	FragUnfragLen int
-	FragNext      int
+	FragNext      int // see above
 }
 
 // Decode reads the Ethernet header, and the IP header with IPv4 options or

@@ -9,9 +9,9 @@ const icmpLen = 8
 // Echo is a decoded ICMP or ICMPv6 message with the layout of an echo request,
 // RFC 792 and RFC 4443 section 4.1. Whether it is one, Type tells.
 type Echo struct {
-	Type, Code uint8
-	ID, Seq    uint16
-	Payload    []byte
+	Type, Code uint8  // of ICMP or ICMPv6
+	ID, Seq    uint16 // in host byte order
+	Payload    []byte // behind the eight bytes of header; in the frame
 }
 
 // Decode reads a message; l4 ends where the message does. The checksum is not

@@ -29,9 +29,9 @@ const (
 
 // ReassemblyStats counts datagrams, complete or not.
 type ReassemblyStats struct {
-	Completed  uint64
+	Completed  uint64 // returned whole
 	Overlapped uint64 // given up because fragments contradicted each other
-	TimedOut   uint64
+	TimedOut   uint64 // given up since the rest did not come
 	Evicted    uint64 // given up for a newer one
 }
 
@@ -42,7 +42,7 @@ type ReassemblyStats struct {
 // arrives of it until its time is over is used (RFC 5722). An exact duplicate
 // is no overlap.
 type Reassembler struct {
-	Stats ReassemblyStats
+	Stats ReassemblyStats // since NewReassembler
 
 	sets [MaxReassembly]reassembly
 	mem  []byte

@@ -39,18 +39,18 @@ type SACKBlock struct{ Left, Right uint32 }
 
 // TCP is a decoded segment. It is meant to be reused.
 type TCP struct {
-	SrcPort, DstPort uint16
-	Seq, Ack         uint32
-	Flags            uint8
+	SrcPort, DstPort uint16 // in host byte order, as all below
+	Seq, Ack         uint32 // Ack means something with ACK only
+	Flags            uint8  // FIN to CWR
 	Window, Urgent   uint16 // Window as sent, not scaled
-	Payload          []byte
+	Payload          []byte // in the frame
 
 	// Options. The first three count only in segments with SYN, SACK only in
 	// those without; elsewhere they are not reported.
-	MSS           uint16 // 0: none
-	WScale        int8   // 0 to 14, -1: none
-	SACKPermitted bool
-	NumSACK       int
+	MSS           uint16             // 0: none
+	WScale        int8               // 0 to 14, -1: none
+	SACKPermitted bool               // RFC 2018 section 2
+	NumSACK       int                // 0 to 4
 	SACK          [maxSACK]SACKBlock // the first NumSACK are set
 }
 

@@ -8,10 +8,10 @@ const udpLen = 8
 
 // UDP is a decoded datagram, RFC 768. It is meant to be reused.
 type UDP struct {
-	SrcPort, DstPort uint16
+	SrcPort, DstPort uint16 // in host byte order
 	Length           uint16 // header and payload, as sent
 	Checksum         uint16 // 0: none
-	Payload          []byte
+	Payload          []byte // in the frame
 }
 
 // Decode reads a datagram. Its Length must cover the header and fit into l4;

@@ -140,12 +140,20 @@ func (c *conn) queued() uint32 { return c.dataEnd() - c.hostSeq }
 
 // Stats counts what happened. All counters only grow.
 type Stats struct {
-	Opened, Accepted, Refused, Reset uint64
-	NoFlow, NoMemory, BadSegments    uint64
-	Retransmits, Timeouts            uint64
-	OutOfOrder, OutOfWindow, Dropped uint64
-	Challenges                       uint64
-	GaveWay                          uint64 // half-open connections, for others
+	Opened      uint64 // connections of the guest's whose connect succeeded
+	Accepted    uint64 // connections that came by a listener
+	Refused     uint64 // connections of the guest's that were not to be had
+	Reset       uint64 // connections reset towards the host
+	NoFlow      uint64 // segments of no connection
+	NoMemory    uint64 // connections for which there was no room
+	BadSegments uint64 // SYNs with addresses or ports that nobody can connect
+	Retransmits uint64 // segments sent to the guest once more
+	Timeouts    uint64 // of the retransmission timer
+	OutOfOrder  uint64 // segments that came before their turn
+	OutOfWindow uint64 // segments that lie beyond the window, or end there
+	Dropped     uint64 // segments before their turn that found no place
+	Challenges  uint64 // ACKs that question a segment, RFC 5961
+	GaveWay     uint64 // half-open connections, for others
 }
 
 // guestDone tells whether the guest has said all and has got all: it may forget

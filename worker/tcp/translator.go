@@ -96,7 +96,7 @@ type Translator struct {
 	vec         [64][]byte
 	open        ipc.Open
 
-	Stats Stats
+	Stats Stats // since New
 }
 
 // New makes a translator for up to maxFlows connections, which uses timer ids

@@ -74,7 +74,7 @@ type conn struct {
 
 // Stats counts datagrams, where nothing else is said.
 type Stats struct {
-	ToHost, ToGuest uint64
+	ToHost, ToGuest uint64 // written to sockets, given to the link
 	BadSource       uint64 // from the guest, source not unicast, or no port to go to
 	NotUnicast      uint64 // from the guest to a group, to everybody, or to loopback
 	QueueFull       uint64 // from the guest, too many before the socket came
@@ -148,7 +148,7 @@ type Translator struct {
 	errors    flow.ErrorQueue
 	open      ipc.Open
 
-	Stats Stats
+	Stats Stats // since New
 }
 
 // New makes a translator for up to maxFlows flows, which uses as many timer ids

@@ -19,8 +19,8 @@ const Unlimited = -1
 
 // Frame is one frame that was sent to the guest.
 type Frame struct {
-	Offload packet.Offload
-	Data    []byte
+	Offload packet.Offload // as given to Send
+	Data    []byte         // headers and payload
 }
 
 // Host implements flow.Env. The zero value is not usable; see New.
@@ -38,7 +38,7 @@ type Host struct {
 	// Quiet keeps nothing of frames, writes and requests, but counts them, so
 	// that a test can measure that a translator does not allocate.
 	Quiet                          bool
-	NumFrames, NumOpens, NumWrites int
+	NumFrames, NumOpens, NumWrites int // with Quiet
 
 	sockets map[int32]*Socket
 	next    int32

@@ -12,23 +12,23 @@ import (
 
 // Write is one write to a socket.
 type Write struct {
-	Data          []byte
-	Segment       int // UDP_SEGMENT when it was written, 0: off
-	TTL, TOS, Hop int // options when it was written, 0: never set
+	Data          []byte // what was written
+	Segment       int    // UDP_SEGMENT when it was written, 0: off
+	TTL, TOS, Hop int    // options when it was written, 0: never set
 }
 
 // Conn is a connection that waits to be accepted.
 type Conn struct {
-	Socket *Socket
-	Peer   packet.Addr
-	Port   uint16
+	Socket *Socket     // what Accept returns
+	Peer   packet.Addr // its address
+	Port   uint16      // its port
 }
 
 // Socket is a scripted socket. A test fills what the host has received and
 // reads what was written.
 type Socket struct {
-	FD      int32
-	Watched bool
+	FD      int32  // its number, above zero
+	Watched bool   // Watch was called
 	Token   uint64 // given to Watch
 	Events  uint32 // given to Watch
 	Closes  int    // how often it was closed: anything above one is a fault
@@ -38,8 +38,8 @@ type Socket struct {
 	EOF        bool          // the peer sent FIN behind In
 	ReadErr    syscall.Errno // returned instead of what is in In
 	PeekOffset int           // SO_PEEK_OFF as it moves, once it is set
-	WriteShut  bool
-	Accepts    []Conn
+	WriteShut  bool          // ShutdownWrite was called
+	Accepts    []Conn        // of a listener: what waits
 
 	// Datagram sockets. Datagrams are received in order; Buf holds N bytes.
 	Datagrams []flow.Datagram
@@ -48,19 +48,19 @@ type Socket struct {
 	// Writes fail with WriteErrs first, one each, zero meaning none. Then
 	// Room bytes are taken; a stream write may be cut short by it.
 	Writes    []Write
-	WriteErrs []syscall.Errno
-	Room      int
-	Path      int // UDP_SEGMENT beyond it fails, as beyond a path's MTU; 0: none does
+	WriteErrs []syscall.Errno // see above
+	Room      int             // see above; Unlimited: all
+	Path      int             // UDP_SEGMENT beyond it fails, as beyond a path's MTU; 0: none does
 
-	Options   map[flow.Option]int
-	OptionErr syscall.Errno // returned by Option
-	SetCalls  int           // calls of Option
-	Pending   syscall.Errno // SO_ERROR
+	Options   map[flow.Option]int // as set last
+	OptionErr syscall.Errno       // returned by Option
+	SetCalls  int                 // calls of Option
+	Pending   syscall.Errno       // SO_ERROR
 
 	RTT time.Duration // the least round-trip time
 
-	Local     packet.Addr
-	LocalPort uint16
+	Local     packet.Addr // what LocalAddr returns
+	LocalPort uint16      // likewise
 
 	quiet    *bool
 	writes   *int

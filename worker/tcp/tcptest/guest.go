@@ -41,19 +41,19 @@ const (
 type Guest struct {
 	// Set before the first call.
 	T        testing.TB
-	Now      *int64 // nanoseconds
-	Rand     *rand.Rand
-	Send     func(packet.TCP)
-	MSS      int
-	Scale    int8 // -1: not offered
-	WantSACK bool
-	TSO      bool // sends super-frames
-	ISS      uint32
-	Buf      int // size of the receive buffer
+	Now      *int64           // nanoseconds
+	Rand     *rand.Rand       // of all that it leaves to chance
+	Send     func(packet.TCP) // takes its segments
+	MSS      int              // that it offers
+	Scale    int8             // -1: not offered
+	WantSACK bool             // offers SACK
+	TSO      bool             // sends super-frames
+	ISS      uint32           // its initial sequence number
+	Buf      int              // size of the receive buffer
 
 	// To be read.
 	State    State
-	IRS      uint32
+	IRS      uint32 // the other's
 	Una, Max uint32 // oldest number not acknowledged, and behind the highest sent
 	Total    int    // bytes the application has written
 	Closed   bool   // and no more will come
