@@ -32,8 +32,8 @@ var floors = [][]string{
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
 	{"egress", "budget", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile"},
-	{"cli", "hostnet/rtnl", "startup", "ports", "netns", "guestsock", "logging"},
-	{"hostnet", "follow"},
+	{"cli", "rtnl", "startup", "netns", "guestsock", "logging"},
+	{"hostnet", "follow", "ports"},
 	{"sockets", "agent", "supervise"},
 	{"plan"},
 	{"forward"},
@@ -135,6 +135,34 @@ func TestSocketRecipes(t *testing.T) {
 				}
 				return true
 			})
+		}
+	}
+}
+
+// TestNetlinkRoom: broker/rtnl alone has netlink sockets, and knows how messages are
+// laid out.
+func TestNetlinkRoom(t *testing.T) {
+	for pkg, imports := range goList(t, "./broker/...") {
+		if pkg == "aldente/broker/rtnl" {
+			continue
+		}
+		if slices.Contains(imports, "aldente/broker/hostnet/netlink") {
+			t.Errorf("%s imports netlink sockets", pkg)
+		}
+		files, err := filepath.Glob(filepath.Join("..", strings.TrimPrefix(pkg, "aldente/"), "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range files {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, layout := range []string{"unix.SizeofNl", "unix.SizeofRt", "unix.SizeofIf", "unix.NLMSG_ALIGN"} {
+				if !strings.HasSuffix(path, "_test.go") && strings.Contains(string(b), layout) {
+					t.Errorf("%s knows %s…: that is for broker/rtnl", path, layout)
+				}
+			}
 		}
 	}
 }

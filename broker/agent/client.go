@@ -14,8 +14,8 @@ import (
 
 	"aldente/broker/foreign"
 	"aldente/broker/hostnet"
-	"aldente/broker/hostnet/rtnl"
 	"aldente/broker/netns"
+	"aldente/broker/rtnl"
 	"aldente/ipc"
 	"aldente/policy"
 )
@@ -93,13 +93,15 @@ func (f *Family) Reach(a netip.Addr) {
 	if !a.IsValid() || a.IsLinkLocalUnicast() && a.Is6() || f.Gateway.IsValid() || f.Address.Masked().Contains(a) {
 		return
 	}
-	leads := func(header int) func(b []byte) bool {
-		return func(b []byte) bool {
-			to, ok := netip.AddrFromSlice(rtnl.Attr(b[header:], unix.RTA_DST)) // which is IFA_ADDRESS, too
-			return !ok && b[rtmDstLen] == 0 || netip.PrefixFrom(to, int(b[rtmDstLen])).Masked().Contains(a)
-		}
+	onLink := func(b []byte) bool {
+		has, ok := rtnl.AddrOf(b)
+		return ok && has.Network().Masked().Contains(a)
 	}
-	if !slices.ContainsFunc(f.Addresses, leads(unix.SizeofIfAddrmsg)) && !slices.ContainsFunc(f.Routes, leads(unix.SizeofRtMsg)) {
+	leads := func(b []byte) bool {
+		r, ok := rtnl.RouteOf(b)
+		return ok && r.Dst().Masked().Contains(a)
+	}
+	if !slices.ContainsFunc(f.Addresses, onLink) && !slices.ContainsFunc(f.Routes, leads) {
 		f.Routes = append(slices.Clone(f.Routes), linkRoute(a))
 	}
 }
@@ -239,7 +241,7 @@ func (f *Family) changes(add func(typ, flags uint16, body []byte) error) error {
 		}
 	}
 	if f.Address.IsValid() {
-		if err := add(ipc.AgentAddress, 0, addressBody(f.Address, unix.RT_SCOPE_UNIVERSE)); err != nil {
+		if err := add(ipc.AgentAddress, 0, addressBody(f.Address, unix.RT_SCOPE_UNIVERSE, 0)); err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,6 @@
 package agent
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,12 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/rtnl"
+	"aldente/broker/rtnl"
 	"aldente/ipc"
 )
-
-// loopback is the index of lo in every network namespace.
-const loopback = 1
 
 // Values of IFLA_INET6_ADDR_GEN_MODE, include/uapi/linux/if_link.h.
 const (
@@ -43,6 +39,7 @@ type link struct {
 type step struct {
 	what     string
 	optional func(error) bool
+	ipv6     bool // an address that a namespace without IPv6 cannot have
 	req      rtnl.Request
 }
 
@@ -60,7 +57,7 @@ func configure(name string, s *ipc.AgentSetup, changes []ipc.AgentChange) (l lin
 	if s.MAC != [6]byte{} {
 		l.mac = s.MAC
 	}
-	steps := []step{{what: "bring lo up", req: linkUp(loopback)}}
+	steps := []step{{what: "bring lo up", req: linkUp(rtnl.Loopback)}}
 	if req, ok := linkParameters(l, s); ok {
 		steps = append(steps, step{what: fmt.Sprintf("set MAC address %s, MTU %d or queue length %d of the tap",
 			macString(s.MAC), s.MTU, s.QueueLen), req: req})
@@ -98,7 +95,7 @@ func bringUpLoopback() error {
 		return err
 	}
 	defer c.Close()
-	_, err = run(c, []step{{what: "bring lo up", req: linkUp(loopback)}})
+	_, err = run(c, []step{{what: "bring lo up", req: linkUp(rtnl.Loopback)}})
 	return err
 }
 
@@ -117,7 +114,7 @@ func run(c *rtnl.Conn, steps []step) (warnings []error, err error) {
 		s := &steps[i]
 		switch {
 		case err == nil, s.optional != nil && s.optional(err):
-		case s.req.Type == unix.RTM_NEWADDR && s.req.Body[0] == unix.AF_INET6 && noIPv6(err):
+		case s.ipv6 && noIPv6(err):
 			warnings = append(warnings, &failure{"cannot " + s.what + " (IPv6 is disabled in the namespace)", err})
 		default:
 			return warnings, &failure{"cannot " + s.what, err}
@@ -138,54 +135,40 @@ func split(changes []ipc.AgentChange, index int) (addrs []step, routes []route, 
 		ch := &changes[i]
 		switch ch.Type {
 		case ipc.AgentAddress:
-			if err := bindAddress(ch.Body, index); err != nil {
-				return nil, nil, err
-			}
-			addrs = append(addrs, step{what: "set address " + addressString(ch.Body), req: rtnl.Request{
-				Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Body: ch.Body}})
-		case ipc.AgentRoute:
-			body, err := bindRoute(ch.Body, index)
+			a, err := bindAddress(ch.Body, index)
 			if err != nil {
 				return nil, nil, err
 			}
-			routes = append(routes, route{body: body, onLink: ch.Flags&ipc.AgentChangeOnLink != 0})
+			addrs = append(addrs, step{what: "set address " + addressString(a), ipv6: a.Family() == unix.AF_INET6, req: rtnl.Request{
+				Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Body: ch.Body}})
+		case ipc.AgentRoute:
+			r, err := bindRoute(ch.Body, index)
+			if err != nil {
+				return nil, nil, err
+			}
+			routes = append(routes, route{r, ch.Flags&ipc.AgentChangeOnLink != 0})
 		}
 	}
 	return addrs, routes, nil
 }
 
 func getLink(c *rtnl.Conn, name string) (link, error) {
-	body := rtnl.AppendAttr(make([]byte, unix.SizeofIfInfomsg), unix.IFLA_IFNAME, append([]byte(name), 0))
-	body = rtnl.AppendAttrUint32(body, unix.IFLA_EXT_MASK, 1<<3) // RTEXT_FILTER_SKIP_STATS
-	b, err := c.Get(unix.RTM_GETLINK, body)
+	l, err := c.LinkNamed(name)
 	if err != nil {
 		return link{}, &failure{fmt.Sprintf("cannot look up interface %q", name), err}
 	}
-	if len(b) < unix.SizeofIfInfomsg {
-		return link{}, &failure{"short answer about the tap", unix.EBADMSG}
-	}
-	l := link{index: int(int32(binary.NativeEndian.Uint32(b[4:])))}
-	copy(l.mac[:], rtnl.Attr(b[unix.SizeofIfInfomsg:], unix.IFLA_ADDRESS))
-	return l, nil
-}
-
-// linkBody returns a struct ifinfomsg.
-func linkBody(index int, flags, change uint32) []byte {
-	b := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(b[4:], uint32(index))
-	binary.NativeEndian.PutUint32(b[8:], flags)
-	binary.NativeEndian.PutUint32(b[12:], change)
-	return b
+	return link{l.Index(), l.MAC()}, nil
 }
 
 func linkUp(index int) rtnl.Request {
-	return rtnl.Request{Type: unix.RTM_NEWLINK, Body: linkBody(index, unix.IFF_UP, unix.IFF_UP)}
+	h := rtnl.LinkHeader{Index: index, Flags: unix.IFF_UP, Change: unix.IFF_UP}
+	return rtnl.Request{Type: unix.RTM_NEWLINK, Body: h.Body()}
 }
 
 // linkParameters returns the request for what the set-up wants to differ from
 // the kernel's defaults, if anything.
 func linkParameters(l link, s *ipc.AgentSetup) (rtnl.Request, bool) {
-	b := linkBody(l.index, 0, 0)
+	b := (&rtnl.LinkHeader{Index: l.index}).Body()
 	size := len(b)
 	if s.MAC != [6]byte{} {
 		b = rtnl.AppendAttr(b, unix.IFLA_ADDRESS, s.MAC[:])
@@ -204,7 +187,7 @@ func linkParameters(l link, s *ipc.AgentSetup) (rtnl.Request, bool) {
 func addrGenMode(index int, mode uint8) step {
 	inet6 := rtnl.AppendAttr(nil, unix.IFLA_INET6_ADDR_GEN_MODE, []byte{mode})
 	spec := rtnl.AppendAttr(nil, unix.AF_INET6, inet6)
-	b := rtnl.AppendAttr(linkBody(index, 0, 0), unix.IFLA_AF_SPEC, spec)
+	b := rtnl.AppendAttr((&rtnl.LinkHeader{Index: index}).Body(), unix.IFLA_AF_SPEC, spec)
 	return step{what: "set the address mode", optional: always, req: rtnl.Request{Type: unix.RTM_NEWLINK, Body: b}}
 }
 
@@ -212,8 +195,7 @@ func addrGenMode(index int, mode uint8) step {
 func linkLocalAddress(l link) rtnl.Request {
 	m := l.mac
 	ip := [16]byte{0xfe, 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}
-	body := addressBody(netip.PrefixFrom(netip.AddrFrom16(ip), 64), unix.RT_SCOPE_LINK)
-	binary.NativeEndian.PutUint32(body[4:], uint32(l.index))
+	body := addressBody(netip.PrefixFrom(netip.AddrFrom16(ip), 64), unix.RT_SCOPE_LINK, l.index)
 	return rtnl.Request{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Body: body}
 }
 
@@ -229,24 +211,17 @@ func awaitUsable(c *rtnl.Conn, index int) error {
 }
 
 func unusable(c *rtnl.Conn, index int) (bool, error) {
-	var local [][]byte
+	var local []netip.Addr
 	tentative := false
-	body := make([]byte, unix.SizeofIfAddrmsg)
-	body[0] = unix.AF_INET6
-	binary.NativeEndian.PutUint32(body[4:], uint32(index))
-	err := c.Dump(unix.RTM_GETADDR, body, func(m rtnl.Message) {
-		if len(m.Body) < unix.SizeofIfAddrmsg || m.Body[0] != unix.AF_INET6 ||
-			binary.NativeEndian.Uint32(m.Body[4:]) != uint32(index) {
+	asked := rtnl.AddrHeader{Family: unix.AF_INET6, Index: index}
+	err := c.Dump(unix.RTM_GETADDR, asked.Body(), func(m rtnl.Message) {
+		a, ok := m.Addr()
+		if !ok || a.Family() != unix.AF_INET6 || a.Index() != index {
 			return
 		}
-		attrs := m.Body[unix.SizeofIfAddrmsg:]
-		flags, ok := rtnl.AttrUint32(attrs, unix.IFA_FLAGS)
-		if !ok {
-			flags = uint32(m.Body[2])
-		}
-		tentative = tentative || flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_DADFAILED == 0
-		if ip := rtnl.Attr(attrs, unix.IFA_ADDRESS); len(ip) == 16 {
-			local = append(local, append([]byte(nil), ip...))
+		tentative = tentative || a.Flags()&unix.IFA_F_TENTATIVE != 0 && a.Flags()&unix.IFA_F_DADFAILED == 0
+		if ip, ok := a.Attrs().Addr(unix.AF_INET6, unix.IFA_ADDRESS); ok {
+			local = append(local, ip)
 		}
 	})
 	if errors.Is(err, rtnl.ErrInterrupted) {
@@ -264,11 +239,10 @@ func unusable(c *rtnl.Conn, index int) (bool, error) {
 }
 
 // delivered tells whether the kernel routes the address to the host itself.
-func delivered(c *rtnl.Conn, ip []byte, index int) bool {
-	b := make([]byte, unix.SizeofRtMsg)
-	b[0], b[1] = unix.AF_INET6, 128
-	b = rtnl.AppendAttr(b, unix.RTA_DST, ip)
+func delivered(c *rtnl.Conn, ip netip.Addr, index int) bool {
+	b := (&rtnl.RouteHeader{Family: unix.AF_INET6, DstLen: ip.BitLen()}).Body()
+	b = rtnl.AppendAttr(b, unix.RTA_DST, ip.AsSlice())
 	b = rtnl.AppendAttrUint32(b, unix.RTA_OIF, uint32(index))
-	r, err := c.Get(unix.RTM_GETROUTE, b)
-	return err == nil && len(r) >= unix.SizeofRtMsg && r[7] == unix.RTN_LOCAL
+	r, err := c.Route(b)
+	return err == nil && r.Type() == unix.RTN_LOCAL
 }

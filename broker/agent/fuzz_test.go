@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/rtnl"
+	"aldente/broker/rtnl"
 	"aldente/fuzz"
 )
 
@@ -22,7 +22,7 @@ func FuzzBodies(f *testing.F) {
 	gateway := defaultRoute(netip.MustParseAddr("192.0.2.1"))
 	hop := append(binary.NativeEndian.AppendUint32([]byte{16, 0, 0, 1}, 9), rtnl.AppendAttr(nil, unix.RTA_GATEWAY, []byte{192, 0, 2, 1})...)
 	many := rtnl.AppendAttr(make([]byte, unix.SizeofRtMsg), unix.RTA_MULTIPATH, append(bytes.Clone(hop), hop...))
-	for _, b := range [][]byte{addressBody(netip.MustParsePrefix("192.0.2.2/24"), 0), addressBody(netip.MustParsePrefix("fe80::1/64"), 253),
+	for _, b := range [][]byte{addressBody(netip.MustParsePrefix("192.0.2.2/24"), 0, 0), addressBody(netip.MustParsePrefix("fe80::1/64"), 253, 0),
 		gateway, defaultRoute(netip.MustParseAddr("fe80::1")), many, many[:40], {2, 24}, nil,
 		append(bytes.Clone(gateway), 8, 0, 1, 0, 10, 0, 0, 0), rtnl.AppendAttr(bytes.Clone(gateway), unix.RTA_DST, make([]byte, 16)),
 		rtnl.AppendAttr(make([]byte, unix.SizeofRtMsg), unix.RTA_MULTIPATH, []byte{3, 0, 0, 0, 0, 0, 0, 0}),
@@ -34,23 +34,25 @@ func FuzzBodies(f *testing.F) {
 			return
 		}
 		address := bytes.Clone(b)
-		if err := bindAddress(address, int(index)); (err == nil) != (len(b) >= unix.SizeofIfAddrmsg) {
+		if a, err := bindAddress(address, int(index)); (err == nil) != (len(b) >= unix.SizeofIfAddrmsg) {
 			t.Fatal(err)
 		} else if err == nil {
 			if binary.NativeEndian.Uint32(address[4:]) != uint32(index) || !bytes.Equal(address[:4], b[:4]) || !bytes.Equal(address[8:], b[8:]) {
 				t.Fatalf("%x bound to %d is %x", b, index, address)
 			}
-			printable(t, addressString(address))
+			printable(t, addressString(a))
 		}
-		body, err := bindRoute(bytes.Clone(b), int(index))
+		r, err := bindRoute(bytes.Clone(b), int(index))
 		if err != nil {
 			return
 		}
+		body := r.Body()
 		checkRoute(t, b, body, uint32(index))
-		printable(t, routeString(body))
-		all := []route{{body: body}, {body: bytes.Clone(body), onLink: true}}
-		if !forceOnLink(all) || !bytes.Equal(all[0].body, body) || binary.NativeEndian.Uint32(all[1].body[rtmFlags:])&unix.RTNH_F_ONLINK == 0 {
-			t.Fatalf("%x, %x", all[0].body, all[1].body)
+		printable(t, routeString(r))
+		again, _ := rtnl.RouteOf(bytes.Clone(body))
+		all := []route{{Route: r}, {Route: again, onLink: true}}
+		if !forceOnLink(all) || !bytes.Equal(all[0].Body(), body) || all[1].Flags()&unix.RTNH_F_ONLINK == 0 {
+			t.Fatalf("%x, %x", all[0].Body(), all[1].Body())
 		}
 		for _, r := range routeRequests(all) {
 			if v4 := body[0] == unix.AF_INET; v4 != (r.Flags&unix.NLM_F_APPEND != 0) {
@@ -60,10 +62,13 @@ func FuzzBodies(f *testing.F) {
 	})
 }
 
+// sizeofRtnexthop is the size of struct rtnexthop, whose second half is the index.
+const sizeofRtnexthop = 8
+
 // checkRoute verifies that each path of a route leads by the interface.
 func checkRoute(t *testing.T, was, body []byte, index uint32) {
 	t.Helper()
-	hops := rtnl.Attr(body[unix.SizeofRtMsg:], unix.RTA_MULTIPATH)
+	hops := []byte(rtnl.Attrs(body[unix.SizeofRtMsg:]).Get(unix.RTA_MULTIPATH))
 	if hops == nil {
 		if !bytes.HasPrefix(body, was) || len(body) < len(was)+8 || binary.NativeEndian.Uint32(body[len(body)-4:]) != index {
 			t.Fatalf("%x bound to %d is %x", was, index, body)
@@ -78,8 +83,8 @@ func checkRoute(t *testing.T, was, body []byte, index uint32) {
 		}
 		return
 	}
-	for len(hops) >= rtnhSize {
-		if binary.NativeEndian.Uint32(hops[rtnhIndex:]) != index {
+	for len(hops) >= sizeofRtnexthop {
+		if binary.NativeEndian.Uint32(hops[4:]) != index {
 			t.Fatalf("path %x in %x, want interface %d", hops, body, index)
 		}
 		hops = hops[min((int(binary.NativeEndian.Uint16(hops))+3)&^3, len(hops)):]
@@ -107,7 +112,7 @@ func TestBindRouteCutShort(t *testing.T) {
 	odd := append(make([]byte, unix.SizeofRtMsg), 5, 0, unix.RTA_DST, 0, 10)
 	for name, b := range map[string][]byte{"cut": body[:40], "not padded": odd} {
 		if bound, err := bindRoute(bytes.Clone(b), 7); err == nil {
-			t.Errorf("%s: accepted as %x", name, bound)
+			t.Errorf("%s: accepted as %x", name, bound.Body())
 		}
 	}
 	if _, err := bindRoute(body, 7); err != nil {

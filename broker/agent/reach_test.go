@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/rtnl"
 )
 
 // TestReach: an address that only we know gets a route where none leads to it.
 func TestReach(t *testing.T) {
-	address := func(s string) []byte { return addressBody(netip.MustParsePrefix(s), unix.RT_SCOPE_UNIVERSE) }
+	address := func(s string) []byte { return addressBody(netip.MustParsePrefix(s), unix.RT_SCOPE_UNIVERSE, 0) }
 	gateway := netip.MustParseAddr("192.0.2.1")
 	for _, tt := range []struct {
 		name string
@@ -34,7 +36,8 @@ func TestReach(t *testing.T) {
 		tt.f.Reach(netip.MustParseAddr(tt.to))
 		got := ""
 		if len(tt.f.Routes) > before {
-			got = routeString(tt.f.Routes[before])
+			r, _ := rtnl.RouteOf(tt.f.Routes[before])
+			got = routeString(r)
 		}
 		if got != tt.want {
 			t.Errorf("%s: route %q, want %q", tt.name, got, tt.want)

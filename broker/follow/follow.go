@@ -5,15 +5,13 @@
 package follow
 
 import (
-	"encoding/binary"
 	"errors"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/netlink"
-	"aldente/broker/hostnet/rtnl"
+	"aldente/broker/rtnl"
 )
 
 const (
@@ -35,7 +33,7 @@ var groups = []int{
 
 // Watcher hears of routes.
 type Watcher struct {
-	s   *netlink.Subscription
+	s   *rtnl.Subscription
 	buf []byte
 }
 
@@ -43,7 +41,7 @@ type Watcher struct {
 // called before this process confines itself, and before routes are looked up that
 // count: what changes after New will be told.
 func New() (*Watcher, error) {
-	s, err := netlink.Subscribe(unix.NETLINK_ROUTE, groups...)
+	s, err := rtnl.Subscribe(groups...)
 	if err != nil {
 		return nil, err
 	}
@@ -108,24 +106,23 @@ func matters(b []byte) bool {
 	return false
 }
 
-// Offsets into struct rtmsg and struct ifinfomsg.
-const (
-	rtmType   = 7
-	ifiFlags  = 8
-	loopback  = 1 // index of lo
-	linkAlive = unix.IFF_UP | unix.IFF_LOWER_UP
-)
+// linkAlive are the flags of an interface that is up.
+const linkAlive = unix.IFF_UP | unix.IFF_LOWER_UP
 
 // concerns is matters for one message. A new route that leads out by an interface
 // makes nothing the host's, and hosts that speak to other routers get many of
 // those; neither does an interface that is up.
 func concerns(m rtnl.Message) bool {
-	switch {
-	case m.Type == unix.RTM_NEWROUTE && len(m.Body) >= unix.SizeofRtMsg && m.Body[rtmType] == unix.RTN_UNICAST:
-		oif, ok := rtnl.AttrUint32(m.Body[unix.SizeofRtMsg:], unix.RTA_OIF)
-		return !ok || oif == loopback
-	case m.Type == unix.RTM_NEWLINK && len(m.Body) >= unix.SizeofIfInfomsg:
-		return binary.NativeEndian.Uint32(m.Body[ifiFlags:])&linkAlive != linkAlive
+	switch m.Type {
+	case unix.RTM_NEWROUTE:
+		if r, ok := m.Route(); ok && r.Type() == unix.RTN_UNICAST {
+			oif, ok := r.Out()
+			return !ok || oif == rtnl.Loopback
+		}
+	case unix.RTM_NEWLINK:
+		if l, ok := m.Link(); ok {
+			return l.Flags()&linkAlive != linkAlive
+		}
 	}
 	return true
 }

@@ -8,14 +8,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/rtnl"
+	"aldente/broker/rtnl"
 	"aldente/fuzz"
 )
 
 // message is a route of a type by an interface.
 func message(typ uint16, route byte, oif uint32) []byte {
-	body := make([]byte, unix.SizeofRtMsg)
-	body[0], body[rtmType] = unix.AF_INET, route
+	body := (&rtnl.RouteHeader{Family: unix.AF_INET, Type: route}).Body()
 	if oif != 0 {
 		body = rtnl.AppendAttrUint32(body, unix.RTA_OIF, oif)
 	}

@@ -3,18 +3,12 @@
 package hostnet
 
 import (
-	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/rtnl"
-)
-
-// Attribute types that golang.org/x/sys does not name.
-const (
-	ifaProto = 11 // IFA_PROTO, include/uapi/linux/if_addr.h
-	rtaNhID  = 30 // RTA_NH_ID, include/uapi/linux/rtnetlink.h
+	"aldente/broker/rtnl"
 )
 
 // copied returns the template's addresses for --config-net: all that reach
@@ -25,8 +19,8 @@ func (t *tables) copied(af uint8, index int, chosen netip.Prefix) []*addr {
 	for i := range t.addrs {
 		a := &t.addrs[i]
 		switch {
-		case a.family != af || a.index != index:
-		case a.scope < unix.RT_SCOPE_LINK && a.flags&unix.IFA_F_DEPRECATED == 0:
+		case a.Family() != af || a.Index() != index:
+		case a.Scope() < unix.RT_SCOPE_LINK && a.Flags()&unix.IFA_F_DEPRECATED == 0:
 			all = append(all, a)
 		case a.prefix == chosen:
 			fallback = append(fallback, a)
@@ -48,17 +42,14 @@ const hostAddrFlags = unix.IFA_F_SECONDARY | unix.IFA_F_OPTIMISTIC | unix.IFA_F_
 // elsewhere: for ever, not tied to a label of an interface that is called
 // otherwise there.
 func copyAddr(a *addr) []byte {
-	flags := a.flags&^hostAddrFlags | unix.IFA_F_PERMANENT
-	if a.family == unix.AF_INET6 {
+	flags := a.Flags()&^hostAddrFlags | unix.IFA_F_PERMANENT
+	if a.Family() == unix.AF_INET6 {
 		flags |= unix.IFA_F_NODAD
 	}
-	b := make([]byte, unix.SizeofIfAddrmsg, len(a.body)+8)
-	copy(b, a.body)
-	b[ifaFlags] = uint8(flags)
-	putInt32(b[ifaIndex:], 0)
-	b = copyAttrs(b, a.body[unix.SizeofIfAddrmsg:], func(typ uint16) bool {
+	h := rtnl.AddrHeader{Family: a.Family(), PrefixLen: a.PrefixLen(), Scope: a.Scope(), Flags: flags}
+	b := a.Attrs().AppendTo(h.Body(), func(typ uint16) bool {
 		switch typ {
-		case unix.IFA_LABEL, unix.IFA_CACHEINFO, unix.IFA_FLAGS, ifaProto, unix.IFA_TARGET_NETNSID:
+		case unix.IFA_LABEL, unix.IFA_CACHEINFO, unix.IFA_FLAGS, rtnl.IfaProto, unix.IFA_TARGET_NETNSID:
 			return false
 		}
 		return true
@@ -88,22 +79,22 @@ func copyRoutes(routes []route, addrs []*addr, index int) (rest, connected [][]b
 }
 
 func linkOwn(r *route) bool {
-	return r.body[rtmProto] == unix.RTPROT_KERNEL && r.dst.Addr().Is6() && r.dst.Addr().IsLinkLocalUnicast()
+	return r.Protocol() == unix.RTPROT_KERNEL && r.dst.Addr().Is6() && r.dst.Addr().IsLinkLocalUnicast()
 }
 
 // connects tells whether a route came with one of the addresses. IPv6's need no
 // such care: the kernel refuses a second identical route.
 func connects(r *route, addrs []*addr) bool {
-	if r.body[rtmProto] != unix.RTPROT_KERNEL || len(r.hops) != 1 || r.hops[0].gateway.IsValid() {
+	if r.Protocol() != unix.RTPROT_KERNEL || len(r.hops) != 1 || r.hops[0].gateway.IsValid() {
 		return false
 	}
-	src, ok := addrFrom(unix.AF_INET, rtnl.Attr(r.body[unix.SizeofRtMsg:], unix.RTA_PREFSRC))
+	src, ok := r.Attrs().Addr(unix.AF_INET, unix.RTA_PREFSRC)
 	if !ok {
 		return false
 	}
 	for _, a := range addrs {
 		if a.prefix.Addr() == src {
-			return a.flags&unix.IFA_F_NOPREFIXROUTE == 0
+			return a.Flags()&unix.IFA_F_NOPREFIXROUTE == 0
 		}
 	}
 	return false
@@ -114,24 +105,24 @@ func connects(r *route, addrs []*addr) bool {
 // interfaces are dropped, nexthop objects replaced by what they stand for, and
 // a preferred source left to the kernel, since -a may have replaced it.
 func copyRoute(r *route, index int) []byte {
-	b := make([]byte, unix.SizeofRtMsg, len(r.body)+16)
-	copy(b, r.body)
-	binary.NativeEndian.PutUint32(b[rtmFlags:], binary.NativeEndian.Uint32(b[rtmFlags:])&unix.RTNH_F_ONLINK)
-	attrs := r.body[unix.SizeofRtMsg:]
-	b = copyAttrs(b, attrs, routeAttr)
-	mp := rtnl.Attr(attrs, unix.RTA_MULTIPATH)
-	if mp == nil {
+	b := r.Attrs().AppendTo(r.Header(), routeAttr)
+	copied, _ := rtnl.RouteOf(b)
+	copied.SetFlags(copied.Flags() & unix.RTNH_F_ONLINK)
+	all := r.Hops()
+	if all == nil {
 		return b
 	}
-	hops, n := copyHops(mp, index)
+	hops, n := copyHops(all, index)
 	switch n {
 	case 0:
 		return nil
 	case 1:
 		// A path with one hop is an ordinary route.
-		flags := binary.NativeEndian.Uint32(b[rtmFlags:]) | uint32(hops[rtnhFlags])
-		binary.NativeEndian.PutUint32(b[rtmFlags:], flags)
-		return copyAttrs(b, hops[rtnhSize:], routeAttr)
+		for h := range hops.All() {
+			copied.SetFlags(copied.Flags() | uint32(h.Flags()))
+			b = h.Attrs().AppendTo(b, routeAttr)
+		}
+		return b
 	}
 	return rtnl.AppendAttr(b, unix.RTA_MULTIPATH, hops)
 }
@@ -139,7 +130,7 @@ func copyRoute(r *route, index int) []byte {
 // routeAttr tells whether an attribute of a route means the same elsewhere.
 func routeAttr(typ uint16) bool {
 	switch typ {
-	case unix.RTA_PREFSRC, rtaNhID, unix.RTA_OIF, unix.RTA_IIF, unix.RTA_CACHEINFO,
+	case unix.RTA_PREFSRC, rtnl.RtaNhID, unix.RTA_OIF, unix.RTA_IIF, unix.RTA_CACHEINFO,
 		unix.RTA_MULTIPATH, unix.RTA_EXPIRES:
 		return false
 	}
@@ -148,49 +139,26 @@ func routeAttr(typ uint16) bool {
 
 // copyHops returns those nexthops that leave by the interface, with their state
 // cleared, and their number.
-func copyHops(b []byte, index int) (hops []byte, n int) {
-	for {
-		h, rest, ok := nextHop(b)
-		if !ok {
-			return hops, n
-		}
-		b = rest
-		if int32At(h[rtnhIndex:]) != index {
+func copyHops(all rtnl.Hops, index int) (hops rtnl.Hops, n int) {
+	for h := range all.All() {
+		if h.Index() != index {
 			continue
 		}
-		start := len(hops)
-		hops = append(hops, h...)
-		hops[start+rtnhFlags] &= unix.RTNH_F_ONLINK
-		putInt32(hops[start+rtnhIndex:], 0)
-		for len(hops)%4 != 0 {
-			hops = append(hops, 0)
-		}
+		hops, h = h.AppendTo(hops)
+		h.SetFlags(h.Flags() & unix.RTNH_F_ONLINK)
+		h.SetIndex(0)
 		n++
 	}
-}
-
-// copyAttrs appends those attributes that keep says, byte for byte.
-func copyAttrs(to, attrs []byte, keep func(typ uint16) bool) []byte {
-	for {
-		typ, val, rest, ok := rtnl.NextAttr(attrs)
-		if !ok {
-			return to
-		}
-		if keep(typ) {
-			raw := binary.NativeEndian.Uint16(attrs[2:])
-			to = rtnl.AppendAttr(to, raw, val)
-		}
-		attrs = rest
-	}
+	return hops, n
 }
 
 // WithPrefixRoute returns an address of Family.Addresses that brings the route
 // to its prefix along. It is for when Family.Routes are not copied: on the host
 // such a route may have been made separately (IFA_F_NOPREFIXROUTE).
 func WithPrefixRoute(body []byte) []byte {
-	b := append([]byte(nil), body...)
-	if v := rtnl.Attr(b[unix.SizeofIfAddrmsg:], unix.IFA_FLAGS); len(v) == 4 {
-		binary.NativeEndian.PutUint32(v, binary.NativeEndian.Uint32(v)&^unix.IFA_F_NOPREFIXROUTE)
+	b := slices.Clone(body)
+	if a, ok := rtnl.AddrOf(b); ok {
+		a.SetFlags(a.Flags() &^ unix.IFA_F_NOPREFIXROUTE)
 	}
 	return b
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/rtnl"
 )
 
 // derive chooses template, address, gateway and what is to be copied for one
@@ -66,7 +68,7 @@ func template(routes []route) (index int, multiple bool) {
 	for i := range routes {
 		r := &routes[i]
 		h, ok := heaviest(r.hops, 0)
-		if !ok || r.typ != unix.RTN_UNICAST || h.index == loopbackIf || r.dst.Addr().IsLinkLocalUnicast() {
+		if !ok || r.Type() != unix.RTN_UNICAST || h.index == rtnl.Loopback || r.dst.Addr().IsLinkLocalUnicast() {
 			continue
 		}
 		if r.dst.Bits() == 0 {
@@ -87,7 +89,7 @@ func template(routes []route) (index int, multiple bool) {
 func gateway(routes []route, index int) netip.Addr {
 	for i := range routes {
 		r := &routes[i]
-		if r.dst.Bits() != 0 || r.typ != unix.RTN_UNICAST {
+		if r.dst.Bits() != 0 || r.Type() != unix.RTN_UNICAST {
 			continue
 		}
 		if h, ok := heaviest(r.hops, index); ok {
@@ -115,8 +117,8 @@ func (t *tables) address(af uint8, index int) netip.Prefix {
 	var best netip.Prefix
 	for i := range t.addrs {
 		a := &t.addrs[i]
-		if a.family != af || a.index != index || a.flags&unix.IFA_F_DEPRECATED != 0 ||
-			af == unix.AF_INET6 && a.scope >= unix.RT_SCOPE_LINK {
+		if a.Family() != af || a.Index() != index || a.Flags()&unix.IFA_F_DEPRECATED != 0 ||
+			af == unix.AF_INET6 && a.Scope() >= unix.RT_SCOPE_LINK {
 			continue
 		}
 		if !best.IsValid() || a.prefix.Bits() > best.Bits() {
@@ -130,7 +132,7 @@ func (t *tables) address(af uint8, index int) netip.Prefix {
 func (t *tables) linkLocal(index int) netip.Addr {
 	for i := range t.addrs {
 		a := &t.addrs[i]
-		if a.family == unix.AF_INET6 && a.index == index && a.prefix.Addr().IsLinkLocalUnicast() {
+		if a.Family() == unix.AF_INET6 && a.Index() == index && a.prefix.Addr().IsLinkLocalUnicast() {
 			return a.prefix.Addr()
 		}
 	}

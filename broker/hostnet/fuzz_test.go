@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/rtnl"
+	"aldente/broker/rtnl"
 	"aldente/fuzz"
 )
 
@@ -103,52 +103,42 @@ func checkFamily(t *testing.T, tab *tables, af uint8, index int) {
 		t.Fatalf("address %v, gateway %v for family %d", fam.Address, fam.Gateway, af)
 	}
 	for _, b := range append(fam.Routes, fam.Connected...) {
-		attrs := b[unix.SizeofRtMsg:]
-		for _, typ := range []uint16{unix.RTA_PREFSRC, unix.RTA_OIF, unix.RTA_IIF, rtaNhID, unix.RTA_CACHEINFO} {
-			if rtnl.Attr(attrs, typ) != nil {
+		r, ok := rtnl.RouteOf(b)
+		if !ok {
+			t.Fatalf("copied route %x", b)
+		}
+		attrs := r.Attrs()
+		for _, typ := range []uint16{unix.RTA_PREFSRC, unix.RTA_OIF, unix.RTA_IIF, rtnl.RtaNhID, unix.RTA_CACHEINFO} {
+			if attrs.Get(typ) != nil {
 				t.Fatalf("attribute %d in copied route %x", typ, b)
 			}
 		}
-		if b[0] != af || !wellFormed(attrs) {
+		if r.Family() != af || !attrs.Whole() {
 			t.Fatalf("copied route %x", b)
 		}
-		for hops := rtnl.Attr(attrs, unix.RTA_MULTIPATH); ; {
-			h, rest, ok := nextHop(hops)
-			if !ok {
-				break
+		for h := range r.Hops().All() {
+			if h.Index() != 0 {
+				t.Fatalf("next hop by an interface of the host, %d, in %x", h.Index(), b)
 			}
-			if int32At(h[rtnhIndex:]) != 0 {
-				t.Fatalf("next hop %x by an interface of the host", h)
-			}
-			hops = rest
 		}
 	}
 	for _, b := range fam.Addresses {
-		attrs := b[unix.SizeofIfAddrmsg:]
-		flags, ok := rtnl.AttrUint32(attrs, unix.IFA_FLAGS)
-		if b[0] != af || int32At(b[ifaIndex:]) != 0 || !wellFormed(attrs) || !ok || flags&unix.IFA_F_PERMANENT == 0 || flags&hostAddrFlags != 0 {
+		a, ok := rtnl.AddrOf(b)
+		if !ok {
 			t.Fatalf("copied address %x", b)
 		}
-		a := addr{family: af, flags: flags, body: b}
-		if again := copyAddr(&a); !bytes.Equal(again, b) {
+		flags, ok := a.Attrs().Uint32(unix.IFA_FLAGS)
+		if a.Family() != af || a.Index() != 0 || !a.Attrs().Whole() || !ok || flags&unix.IFA_F_PERMANENT == 0 || flags&hostAddrFlags != 0 {
+			t.Fatalf("copied address %x", b)
+		}
+		if again := copyAddr(&addr{Addr: a}); !bytes.Equal(again, b) {
 			t.Fatalf("copied %x, copied again %x", b, again)
 		}
-		if with := WithPrefixRoute(b); len(with) != len(b) || rtnl.Attr(with[unix.SizeofIfAddrmsg:], unix.IFA_LABEL) != nil {
+		with, ok := rtnl.AddrOf(WithPrefixRoute(b))
+		if !ok || len(with.Body()) != len(b) || with.Attrs().Get(unix.IFA_LABEL) != nil || with.Flags()&unix.IFA_F_NOPREFIXROUTE != 0 {
 			t.Fatalf("%x with its prefix route is %x", b, with)
 		}
 	}
-}
-
-// wellFormed tells whether attributes fill b.
-func wellFormed(b []byte) bool {
-	for len(b) > 0 {
-		_, _, rest, ok := rtnl.NextAttr(b)
-		if !ok {
-			return false
-		}
-		b = rest
-	}
-	return true
 }
 
 // FuzzResolvConf parses any text, given as it is or spelled with the words of

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/rtnl"
+	"aldente/broker/rtnl"
 )
 
 // DefaultTapName names the guest's interface where no template has a name.
@@ -158,9 +158,6 @@ func supported(af uint8) bool {
 // maxDumps is how often a dump is repeated that changes kept interrupting.
 const maxDumps = 8
 
-// filterSkipStats is RTEXT_FILTER_SKIP_STATS, include/uapi/linux/rtnetlink.h.
-const filterSkipStats = 1 << 3
-
 // read fills the tables from the kernel.
 func (t *tables) read(c *rtnl.Conn) error {
 	dump := func(typ uint16, body []byte, reset func(), each func(rtnl.Message)) error {
@@ -172,19 +169,18 @@ func (t *tables) read(c *rtnl.Conn) error {
 			}
 		}
 	}
-	err := dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg),
+	err := dump(unix.RTM_GETADDR, (&rtnl.AddrHeader{}).Body(),
 		func() { t.addrs = t.addrs[:0] }, t.addAddr)
 	if err != nil {
 		return err
 	}
 	for _, af := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		req := make([]byte, unix.SizeofRtMsg)
-		req[0], req[rtmTable], req[rtmType] = af, unix.RT_TABLE_MAIN, unix.RTN_UNICAST
+		req := rtnl.RouteHeader{Family: af, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST}
 		routes := &t.routes4
 		if af == unix.AF_INET6 {
 			routes = &t.routes6
 		}
-		err := dump(unix.RTM_GETROUTE, req, func() { *routes = (*routes)[:0] },
+		err := dump(unix.RTM_GETROUTE, req.Body(), func() { *routes = (*routes)[:0] },
 			func(m rtnl.Message) { t.addRoute(routes, af, m) })
 		if err != nil {
 			return err
@@ -194,45 +190,21 @@ func (t *tables) read(c *rtnl.Conn) error {
 }
 
 func linkByName(c *rtnl.Conn, name string) (Link, error) {
-	attr := uint16(unix.IFLA_IFNAME)
-	if len(name) >= unix.IFNAMSIZ {
-		attr = unix.IFLA_ALT_IFNAME
-	}
-	body := rtnl.AppendAttr(make([]byte, unix.SizeofIfInfomsg), attr, append([]byte(name), 0))
-	l, err := getLink(c, body)
+	l, err := c.LinkNamed(name)
 	if err != nil {
-		return l, fmt.Errorf("interface %q: %w (\"ip link\" lists them)", name, err)
+		return Link{}, fmt.Errorf("interface %q: %w (\"ip link\" lists them)", name, err)
 	}
-	return l, nil
+	return linkOf(l), nil
 }
 
 func linkByIndex(c *rtnl.Conn, index int) (Link, error) {
-	body := make([]byte, unix.SizeofIfInfomsg)
-	putInt32(body[ifiIndex:], index)
-	l, err := getLink(c, body)
+	l, err := c.LinkAt(index)
 	if err != nil {
-		return l, fmt.Errorf("interface %d: %w", index, err)
+		return Link{}, fmt.Errorf("interface %d: %w", index, err)
 	}
-	return l, nil
+	return linkOf(l), nil
 }
 
-func getLink(c *rtnl.Conn, req []byte) (Link, error) {
-	// Without statistics the answer is a quarter as long.
-	req = rtnl.AppendAttrUint32(req, unix.IFLA_EXT_MASK, filterSkipStats)
-	b, err := c.Get(unix.RTM_GETLINK, req)
-	if err != nil {
-		return Link{}, err
-	}
-	if len(b) < unix.SizeofIfInfomsg {
-		return Link{}, errors.New("short answer")
-	}
-	attrs := b[unix.SizeofIfInfomsg:]
-	l := Link{Index: int32At(b[ifiIndex:])}
-	if name := rtnl.Attr(attrs, unix.IFLA_IFNAME); len(name) > 1 {
-		l.Name = string(name[:len(name)-1])
-	}
-	if mac := rtnl.Attr(attrs, unix.IFLA_ADDRESS); len(mac) == len(l.MAC) {
-		copy(l.MAC[:], mac)
-	}
-	return l, nil
+func linkOf(l rtnl.Link) Link {
+	return Link{Index: l.Index(), Name: l.Name(), MAC: l.MAC()}
 }

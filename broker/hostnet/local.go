@@ -9,11 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/egress"
-	"aldente/broker/hostnet/rtnl"
+	"aldente/broker/rtnl"
 )
-
-// loopback is the index of lo in every network namespace.
-const loopback = 1
 
 // Local finds out whether what a socket sends would stay on the host. It asks the
 // kernel each time, on a socket that it keeps: an address may have come a moment
@@ -56,17 +53,16 @@ func (l *Local) Has(f egress.Flow) bool {
 // staysOn asks for the socket's interface, which may be another one of the same
 // name since the last time.
 func (l *Local) staysOn(f egress.Flow) bool {
-	b := rtnl.AppendAttr(make([]byte, unix.SizeofIfInfomsg), unix.IFLA_IFNAME, append([]byte(f.Device), 0))
-	r, err := l.c.Get(unix.RTM_GETLINK, b)
+	link, err := l.c.LinkNamed(f.Device)
 	if err == unix.ENODEV {
 		return false // nothing is sent
 	}
-	return err != nil || len(r) < unix.SizeofIfInfomsg || l.stays(f, binary.NativeEndian.Uint32(r[4:]))
+	return err != nil || l.stays(f, uint32(link.Index()))
 }
 
 // stays has the kernel look the route up, as connect would.
 func (l *Local) stays(f egress.Flow, oif uint32) bool {
-	r, err := l.c.Get(unix.RTM_GETROUTE, routeRequest(f, oif))
+	r, err := l.c.Route(routeRequest(f, oif))
 	switch err {
 	case nil:
 		return !leaves(r)
@@ -76,18 +72,19 @@ func (l *Local) stays(f egress.Flow, oif uint32) bool {
 	return true // among others: prohibit, and IPv4's blackhole
 }
 
-// routeRequest is struct rtmsg and attributes.
+// routeRequest is what a flow looks like to the kernel's rules and routes.
 func routeRequest(f egress.Flow, oif uint32) []byte {
-	b := make([]byte, unix.SizeofRtMsg, 96)
-	a, from, bits := f.To.Addr(), f.From.Addr(), byte(128)
-	b[0] = unix.AF_INET6
+	a, from := f.To.Addr(), f.From.Addr()
+	h := rtnl.RouteHeader{Family: unix.AF_INET6, DstLen: a.BitLen()}
 	if a.Is4() {
-		b[0], bits = unix.AF_INET, 32
+		h.Family = unix.AF_INET
 	}
-	b[1] = bits
-	b = rtnl.AppendAttr(b, unix.RTA_DST, a.AsSlice())
-	if from.IsValid() && !from.IsUnspecified() && from.Is4() == a.Is4() {
-		b[2] = bits
+	hasSource := from.IsValid() && !from.IsUnspecified() && from.Is4() == a.Is4()
+	if hasSource {
+		h.SrcLen = from.BitLen()
+	}
+	b := rtnl.AppendAttr(h.Body(), unix.RTA_DST, a.AsSlice())
+	if hasSource {
 		b = rtnl.AppendAttr(b, unix.RTA_SRC, from.AsSlice())
 	}
 	if oif != 0 {
@@ -109,10 +106,7 @@ func routeRequest(f egress.Flow, oif uint32) []byte {
 
 // leaves tells whether a route leads away: of type unicast, by an interface other
 // than lo.
-func leaves(route []byte) bool {
-	if len(route) < unix.SizeofRtMsg || route[7] != unix.RTN_UNICAST {
-		return false
-	}
-	oif, ok := rtnl.AttrUint32(route[unix.SizeofRtMsg:], unix.RTA_OIF)
-	return ok && oif != loopback
+func leaves(r rtnl.Route) bool {
+	oif, ok := r.Out()
+	return r.Type() == unix.RTN_UNICAST && ok && oif != rtnl.Loopback
 }

@@ -5,6 +5,10 @@ package ports
 import (
 	"net"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/inet"
 )
 
 // bound opens a TCP listener and a UDP socket on one port.
@@ -38,12 +42,22 @@ func TestScanner(t *testing.T) {
 		}
 		connected := c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 		defer c.Close()
+		// What holds a port for a guest is no service.
+		anchor, err := inet.Anchor("lo", addr == "127.0.0.1", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := inet.LocalPort(anchor)
+		defer unix.Close(anchor)
 		var tcp, udp Set
 		if err := s.Scan(&tcp, &udp); err != nil {
 			t.Skip(err)
 		}
 		if !tcp.Has(port) || !udp.Has(port) {
 			t.Errorf("%s: port %d not found: TCP %v, UDP %v", addr, port, tcp.Has(port), udp.Has(port))
+		}
+		if udp.Has(held) && held != port {
+			t.Errorf("%s: port %d found, which is held for a guest", addr, held)
 		}
 		if tcp.Has(connected) || udp.Has(connected) && connected != port {
 			t.Errorf("%s: port %d of a client found", addr, connected)
@@ -67,7 +81,7 @@ func TestScanGivenUp(t *testing.T) {
 				t.Skip(err)
 			}
 		}
-		_ = s.ask() // and its answers are left, too
+		_ = s.diag.List(&questions[0]) // and its answers are left, too
 		if err := s.Scan(&tcp, &udp); err != nil || !tcp.Has(port) || !udp.Has(port) {
 			t.Errorf("after %d steps: TCP %v, UDP %v, %v", steps, tcp.Has(port), udp.Has(port), err)
 		}

@@ -3,14 +3,13 @@
 package sockets
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 
-	"aldente/broker/hostnet/netlink"
+	"aldente/broker/rtnl"
 	"aldente/ipc"
 )
 
@@ -36,41 +35,16 @@ func (h *holder) inFamily(v4 bool) bool {
 	return !v4
 }
 
-// Sizes and values of include/uapi/linux/inet_diag.h, sock_diag.h and
-// net/tcp_states.h; offsets into struct inet_diag_msg and its struct
-// inet_diag_sockid.
-const (
-	sockDiagByFamily = 20
-	inetDiagReqLen   = 56
-	inetDiagMsgLen   = 72
-	stateListen      = 10
-
-	diagSport  = 4
-	diagDport  = 6
-	diagSrc    = 8
-	diagDst    = 24
-	diagCookie = 44
-	diagUID    = 64
-	diagInode  = 68
-	skV6Only   = 11 // INET_DIAG_SKV6ONLY, told of sockets that are not connected
-
-	dumpInterrupted = 0x10 // NLM_F_DUMP_INTR, include/uapi/linux/netlink.h
-)
-
 // lister asks the kernel which sockets are bound to a port of the network namespace
 // that it was opened in. It is not for concurrent use.
-type lister struct {
-	socket *netlink.Socket
-	seq    uint32
-	buf    []byte
-}
+type lister struct{ diag *rtnl.SockDiag }
 
 func openLister() (*lister, error) {
-	s, err := netlink.Dial(unix.NETLINK_SOCK_DIAG)
+	d, err := rtnl.DialSockDiag()
 	if err != nil {
 		return nil, err
 	}
-	return &lister{socket: s, seq: rand.Uint32(), buf: make([]byte, 64<<10)}, nil
+	return &lister{d}, nil
 }
 
 // listRetries is how often a list that was disturbed is begun anew.
@@ -82,19 +56,23 @@ func (l *lister) on(proto uint8, port, peerPort uint16) ([]holder, error) {
 	if l == nil {
 		return nil, unix.EOPNOTSUPP
 	}
+	q := rtnl.SockQuery{Proto: proto, States: ^uint32(0), Local: rtnl.PortOnly(port), Peer: rtnl.PortOnly(peerPort)}
+	if proto == ipc.ProtoTCP {
+		q.States = 1 << rtnl.StateListen
+	}
 	var all []holder
-	for _, family := range [...]uint8{unix.AF_INET, unix.AF_INET6} {
+	for _, q.Family = range [...]uint8{unix.AF_INET, unix.AF_INET6} {
 		err := error(unix.EINTR)
 		var some []holder
 		for try := 0; err != nil && try < listRetries; try++ {
-			if some, err = l.dump(family, proto, port, peerPort); err != nil {
-				l.socket.Drain()
+			if some, err = l.list(&q); err != nil {
+				l.diag.Drain()
 			}
-			if err == unix.ENOENT {
+			if errors.Is(err, unix.ENOENT) {
 				break
 			}
 		}
-		if err == unix.ENOENT && family == unix.AF_INET6 {
+		if errors.Is(err, unix.ENOENT) && q.Family == unix.AF_INET6 {
 			break // a kernel without it
 		}
 		if err != nil {
@@ -105,93 +83,29 @@ func (l *lister) on(proto uint8, port, peerPort uint16) ([]holder, error) {
 	return all, nil
 }
 
-func (l *lister) dump(family, proto uint8, port, peerPort uint16) ([]holder, error) {
-	l.seq++
-	var req [unix.SizeofNlMsghdr + inetDiagReqLen]byte
-	binary.NativeEndian.PutUint32(req[0:], uint32(len(req)))
-	binary.NativeEndian.PutUint16(req[4:], sockDiagByFamily)
-	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	binary.NativeEndian.PutUint32(req[8:], l.seq)
-	body := req[unix.SizeofNlMsghdr:]
-	body[0], body[1] = family, proto
-	states := ^uint32(0)
-	if proto == ipc.ProtoTCP {
-		states = 1 << stateListen
-	}
-	binary.NativeEndian.PutUint32(body[4:], states)
-	binary.BigEndian.PutUint16(body[8:], port)
-	binary.BigEndian.PutUint16(body[10:], peerPort)
-	if err := l.socket.Send(req[:]); err != nil {
+func (l *lister) list(q *rtnl.SockQuery) (all []holder, err error) {
+	if err := l.diag.List(q); err != nil {
 		return nil, err
 	}
-	var all []holder
-	for {
-		b, err := l.socket.Receive(l.buf)
+	for done := false; !done; {
+		done, err = l.diag.Next(func(k rtnl.Sock) {
+			if k.Port() == q.Local.Port() {
+				all = append(all, holderOf(k))
+			}
+		})
 		if err != nil {
 			return nil, err
 		}
-		done, err := takeHolders(b, l.seq, port, &all)
-		if err != nil || done {
-			return all, err
+		if l.diag.Interrupted() {
+			return nil, unix.EINTR
 		}
 	}
+	return all, nil
 }
 
-// takeHolders reads one datagram of a dump. done tells that it was the last.
-func takeHolders(b []byte, seq uint32, port uint16, all *[]holder) (done bool, err error) {
-	for len(b) >= unix.SizeofNlMsghdr {
-		n := int(binary.NativeEndian.Uint32(b))
-		if n < unix.SizeofNlMsghdr || n > len(b) {
-			return true, unix.EBADMSG
-		}
-		typ, flags := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:])
-		ours := binary.NativeEndian.Uint32(b[8:]) == seq
-		body := b[unix.SizeofNlMsghdr:n]
-		b = b[min((n+3)&^3, len(b)):]
-		switch {
-		case !ours:
-		case flags&dumpInterrupted != 0:
-			return true, unix.EINTR
-		case typ == unix.NLMSG_DONE:
-			return true, nil
-		case typ == unix.NLMSG_ERROR && len(body) >= 4:
-			return true, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
-		case typ == sockDiagByFamily && len(body) >= inetDiagMsgLen:
-			if h := parseHolder(body); h.local.Port() == port {
-				*all = append(*all, h)
-			}
-		}
-	}
-	return false, nil
-}
-
-// parseHolder reads one struct inet_diag_msg with its attributes.
-func parseHolder(b []byte) holder {
-	addr := func(at int) netip.Addr {
-		if b[0] == unix.AF_INET {
-			return netip.AddrFrom4([4]byte(b[at : at+4]))
-		}
-		return netip.AddrFrom16([16]byte(b[at : at+16])).Unmap()
-	}
-	h := holder{
-		local: netip.AddrPortFrom(addr(diagSrc), binary.BigEndian.Uint16(b[diagSport:])),
-		peer:  netip.AddrPortFrom(addr(diagDst), binary.BigEndian.Uint16(b[diagDport:])),
-		// Two words, the lower first.
-		cookie: uint64(binary.NativeEndian.Uint32(b[diagCookie:])) | uint64(binary.NativeEndian.Uint32(b[diagCookie+4:]))<<32,
-		uid:    binary.NativeEndian.Uint32(b[diagUID:]),
-		inode:  binary.NativeEndian.Uint32(b[diagInode:]),
-	}
-	for a := b[inetDiagMsgLen:]; len(a) >= unix.SizeofRtAttr; {
-		n := int(binary.NativeEndian.Uint16(a))
-		if n < unix.SizeofRtAttr || n > len(a) {
-			break
-		}
-		if binary.NativeEndian.Uint16(a[2:]) == skV6Only && n > unix.SizeofRtAttr {
-			h.v6only = a[unix.SizeofRtAttr] != 0
-		}
-		a = a[min((n+3)&^3, len(a)):]
-	}
-	return h
+// holderOf keeps what is of interest of a socket.
+func holderOf(k rtnl.Sock) holder {
+	return holder{local: k.Local(), peer: k.Peer(), v6only: k.V6Only(), cookie: k.Cookie(), uid: k.UID(), inode: k.Inode()}
 }
 
 // cookie is the socket's number, which no other ever has; zero if the kernel

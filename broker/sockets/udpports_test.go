@@ -4,12 +4,14 @@ package sockets
 
 import (
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/inet"
+	"aldente/ipc"
 )
 
 // flowFrom opens a flow's socket from a port of loopback, to another.
@@ -39,7 +41,7 @@ func knowing(t *testing.T) *Factory {
 		for k := range f.ports.shared {
 			f.ports.forget(k)
 		}
-		f.ports.kernel.socket.Close()
+		f.ports.kernel.diag.Close()
 	})
 	return f
 }
@@ -115,23 +117,44 @@ func TestPortOfAnother(t *testing.T) {
 	}
 }
 
-// TestHoldersBytes reads lists that end anywhere.
-func TestHoldersBytes(t *testing.T) {
-	b := make([]byte, unix.SizeofNlMsghdr+inetDiagMsgLen+8)
-	b[0], b[4], b[8] = byte(len(b)), sockDiagByFamily, 7
-	body := b[unix.SizeofNlMsghdr:]
-	body[0], body[diagSport], body[diagSport+1] = unix.AF_INET6, 0x12, 0x34
-	body[inetDiagMsgLen], body[inetDiagMsgLen+2], body[inetDiagMsgLen+4] = 5, skV6Only, 1
-	var all []holder
-	if done, err := takeHolders(b, 7, 0x1234, &all); done || err != nil || len(all) != 1 || !all[0].v6only || all[0].inFamily(true) || !all[0].inFamily(false) {
-		t.Fatalf("%v, %v: %+v", done, err, all)
+// TestHolders: who has a port, by what the kernel tells, and in whose way it is.
+func TestHolders(t *testing.T) {
+	l, err := openLister()
+	if err != nil {
+		t.Skip(err)
 	}
-	for n := range b {
-		_, _ = takeHolders(b[:n], 7, 0x1234, &all)
-		for v := range 256 {
-			c := append([]byte(nil), b...)
-			c[n] = byte(v)
-			_, _ = takeHolders(c, 7, 0x1234, &all)
+	defer l.diag.Close()
+	for _, tt := range []struct {
+		name   string
+		at     inet.Listener
+		v4, v6 bool
+	}{
+		{"IPv4", inet.Listener{At: netip.MustParseAddrPort("127.0.0.1:0")}, true, false},
+		{"IPv6", inet.Listener{At: netip.MustParseAddrPort("[::1]:0")}, false, true},
+		{"IPv6, any address", inet.Listener{At: netip.MustParseAddrPort("[::]:0")}, false, true},
+		{"both", inet.Listener{At: netip.MustParseAddrPort("[::]:0"), Dual: true}, true, true},
+	} {
+		for proto, listen := range map[uint8]func() (int, error){ipc.ProtoTCP: tt.at.ListenTCP, ipc.ProtoUDP: tt.at.ListenUDP} {
+			fd, err := listen()
+			if err != nil {
+				t.Skip(err)
+			}
+			defer unix.Close(fd)
+			port := inet.LocalPort(fd)
+			all, err := l.on(proto, port, 0)
+			if err != nil {
+				t.Skip(err)
+			}
+			if len(all) != 1 || all[0].cookie != cookie(fd) || all[0].uid != uint32(os.Geteuid()) || all[0].local.Port() != port || all[0].peer.Port() != 0 {
+				t.Errorf("%s, protocol %d: %+v", tt.name, proto, all)
+				continue
+			}
+			if all[0].inFamily(true) != tt.v4 || all[0].inFamily(false) != tt.v6 {
+				t.Errorf("%s, protocol %d: in IPv4's way %t, in IPv6's %t", tt.name, proto, all[0].inFamily(true), all[0].inFamily(false))
+			}
+			if all, err := l.on(proto, port, 9); err != nil || len(all) != 0 {
+				t.Errorf("%s, protocol %d: connected, %+v, %v", tt.name, proto, all, err)
+			}
 		}
 	}
 }

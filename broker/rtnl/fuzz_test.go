@@ -31,10 +31,10 @@ func FuzzNetlink(f *testing.F) {
 		checkAttrs(t, b)
 		typ &= AttrMask
 		made := AppendAttrUint32(AppendAttr(nil, typ, b), typ+1, 77)
-		if got := Attr(made, typ); !bytes.Equal(got, b) {
+		if got := Attrs(made).Get(typ); !bytes.Equal(got, b) {
 			t.Fatalf("wrote %x, found %x", b, got)
 		}
-		if got, ok := AttrUint32(made, (typ+1)&AttrMask); typ != AttrMask && (!ok || got != 77) {
+		if got, ok := Attrs(made).Uint32((typ + 1) & AttrMask); typ != AttrMask && (!ok || got != 77) {
 			t.Fatalf("second attribute: %d, %v", got, ok)
 		}
 		c := Conn{}
@@ -84,8 +84,9 @@ func checkAttrs(t *testing.T, b []byte) {
 		all, err = syscall.ParseNetlinkRouteAttr(&m)
 	}
 	n := 0
-	for rest := b; ; n++ {
-		typ, val, next, ok := NextAttr(rest)
+	copied := Attrs(b).AppendTo(nil, func(uint16) bool { return true })
+	for rest := Attrs(b); ; n++ {
+		typ, val, next, ok := rest.next()
 		if !ok {
 			if err == nil && len(rest) >= 4 {
 				t.Fatalf("ends at %x, package syscall does not", rest)
@@ -98,12 +99,29 @@ func checkAttrs(t *testing.T, b []byte) {
 		if err == nil && (n >= len(all) || all[n].Attr.Type&AttrMask != typ || !bytes.Equal(all[n].Value, val)) {
 			t.Fatalf("attribute %d: type %d, %x; package syscall: %+v", n, typ, val, all)
 		}
-		if first := Attr(b, typ); n == 0 && !bytes.Equal(first, val) {
+		if first := Attrs(b).Get(typ); n == 0 && !bytes.Equal(first, val) {
 			t.Fatalf("found %x, want %x", first, val)
 		}
+		if len(copied) < 4+len(val) || !bytes.Equal(copied[:4+len(val)], rest[:4+len(val)]) {
+			t.Fatalf("attribute %d of %x is copied as %x", n, b, copied)
+		}
+		copied = copied[align(4+len(val)):]
 		rest = next
+	}
+	if len(copied) != 0 {
+		t.Fatalf("%x is left of the copy of %x", copied, b)
 	}
 	if err == nil && n != len(all) {
 		t.Fatalf("%d attributes, package syscall finds %d", n, len(all))
+	}
+	if whole := len(b)%4 == 0 && err == nil; whole != Attrs(b).Whole() {
+		t.Fatalf("whole: %t, package syscall: %t, %x", Attrs(b).Whole(), whole, b)
+	}
+	count := 0
+	for range Attrs(b).All() {
+		count++
+	}
+	if count != n {
+		t.Fatalf("%d of %d attributes", count, n)
 	}
 }

@@ -1,5 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package rtnl is where netlink is spoken and read: rtnetlink (RFC 3549,
+// include/uapi/linux/rtnetlink.h) of links, addresses and routes, and sock_diag(7) of
+// sockets. Nobody else knows how a message is laid out.
+//
+// Routes and addresses of the host have to arrive in the guest's namespace exactly,
+// attributes unknown to us included. So nothing is decoded into structures and back:
+// Link, Addr, Route, Hop and Sock look at the bytes that the kernel wrote, and change
+// them in place. What is too short for its fixed header is none of them, and what is
+// no whole attribute is not read.
+//
+// The package stays clear of package net and, but for subscriptions, of the runtime's
+// poller: broker and agent both pay for it at every start.
 package rtnl
 
 import (
@@ -19,7 +31,7 @@ var ErrInterrupted = errors.New("rtnetlink dump interrupted by a change")
 
 // errShort is for a kernel answer that does not parse, which only a fault of
 // this package explains.
-var errShort = errors.New("rtnetlink answer malformed")
+var errShort = fmt.Errorf("netlink answer malformed: %w", unix.EBADMSG)
 
 // receiveBuffer is what the kernel fills at most for one dump message
 // (NLMSG_GOODSIZE growth stops at 32 KiB, net/netlink/af_netlink.c).
@@ -37,6 +49,33 @@ const (
 type Message struct {
 	Type uint16 // RTM_*
 	Body []byte // header of the family and attributes
+}
+
+// Link is what a message of type RTM_*LINK is about, if it is one.
+func (m Message) Link() (Link, bool) {
+	switch m.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return LinkOf(m.Body)
+	}
+	return Link{}, false
+}
+
+// Addr is what a message of type RTM_*ADDR is about, if it is one.
+func (m Message) Addr() (Addr, bool) {
+	switch m.Type {
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return AddrOf(m.Body)
+	}
+	return Addr{}, false
+}
+
+// Route is what a message of type RTM_*ROUTE is about, if it is one.
+func (m Message) Route() (Route, bool) {
+	switch m.Type {
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		return RouteOf(m.Body)
+	}
+	return Route{}, false
 }
 
 // Request is one change: type, body, and flags beyond NLM_F_REQUEST and
@@ -128,6 +167,19 @@ func (c *Conn) get(typ uint16, body []byte) ([]byte, error) {
 			return got, nil
 		}
 	}
+}
+
+// Route asks for the route that what a body is about would take.
+func (c *Conn) Route(body []byte) (Route, error) {
+	b, err := c.Get(unix.RTM_GETROUTE, body)
+	if err != nil {
+		return Route{}, err
+	}
+	r, ok := RouteOf(b)
+	if !ok {
+		return Route{}, errShort
+	}
+	return r, nil
 }
 
 // Do sends the requests in order and returns one error for each, nil for those
@@ -230,12 +282,24 @@ type header struct {
 
 func (c *Conn) append(b []byte, r Request, flags uint16) []byte {
 	c.seq++
-	b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+len(r.Body)))
-	b = binary.NativeEndian.AppendUint16(b, r.Type)
-	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|flags|r.Flags)
-	b = binary.NativeEndian.AppendUint32(b, c.seq)
-	b = binary.NativeEndian.AppendUint32(b, 0)
-	b = append(b, r.Body...)
+	return appendMessage(b, r.Type, unix.NLM_F_REQUEST|flags|r.Flags, c.seq, r.Body)
+}
+
+// Offsets in struct nlmsghdr, include/uapi/linux/netlink.h.
+const (
+	nlmsgLen   = 0
+	nlmsgType  = 4
+	nlmsgFlags = 6
+	nlmsgSeq   = 8
+)
+
+func appendMessage(b []byte, typ, flags uint16, seq uint32, body []byte) []byte {
+	b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+len(body)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	b = binary.NativeEndian.AppendUint16(b, flags)
+	b = binary.NativeEndian.AppendUint32(b, seq)
+	b = binary.NativeEndian.AppendUint32(b, 0) // the port identifier: the kernel knows it
+	b = append(b, body...)
 	for len(b)%unix.NLMSG_ALIGNTO != 0 {
 		b = append(b, 0)
 	}
@@ -247,14 +311,22 @@ func nextMessage(b []byte) (h header, body, rest []byte, ok bool) {
 	if len(b) < unix.SizeofNlMsghdr {
 		return h, nil, nil, false
 	}
-	n := binary.NativeEndian.Uint32(b)
+	n := binary.NativeEndian.Uint32(b[nlmsgLen:])
 	if n < unix.SizeofNlMsghdr || uint64(n) > uint64(len(b)) {
 		return h, nil, nil, false
 	}
-	h.typ = binary.NativeEndian.Uint16(b[4:])
-	h.flags = binary.NativeEndian.Uint16(b[6:])
-	h.seq = binary.NativeEndian.Uint32(b[8:])
+	h.typ = binary.NativeEndian.Uint16(b[nlmsgType:])
+	h.flags = binary.NativeEndian.Uint16(b[nlmsgFlags:])
+	h.seq = binary.NativeEndian.Uint32(b[nlmsgSeq:])
 	return h, b[unix.SizeofNlMsghdr:n], b[min(align(int(n)), len(b)):], true
+}
+
+// Subscription hears what the kernel tells those who asked to be told.
+type Subscription = netlink.Subscription
+
+// Subscribe has the kernel tell what changes about groups, RTNLGRP_*.
+func Subscribe(groups ...int) (*Subscription, error) {
+	return netlink.Subscribe(unix.NETLINK_ROUTE, groups...)
 }
 
 // Next splits the first message off a datagram that nobody asked for. It reports
