@@ -8,28 +8,80 @@ import (
 	"aldente/worker/packet"
 )
 
-// Unreachable is what a router would tell the guest in place of error e: type
-// and code of an ICMP message, or with v4 false of an ICMPv6 one (RFC 792, RFC
-// 1812 section 5.2.7.1, RFC 4443 section 3.1). It reports false if a router
-// would say nothing.
-func Unreachable(e syscall.Errno, v4 bool) (typ, code uint8, ok bool) {
-	var code4, code6 uint8
-	switch e {
-	case syscall.EACCES, syscall.EPERM:
-		code4, code6 = packet.ICMPAdminProhibited, packet.ICMPv6AdminProhibited
-	case syscall.ECONNREFUSED:
-		code4, code6 = packet.ICMPPortUnreachable, packet.ICMPv6PortUnreachable
-	case syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EAFNOSUPPORT, syscall.EADDRNOTAVAIL:
-		code4, code6 = packet.ICMPNetUnreachable, packet.ICMPv6NoRoute
-	case syscall.EHOSTUNREACH, syscall.EHOSTDOWN, syscall.ETIMEDOUT:
-		code4, code6 = packet.ICMPHostUnreachable, packet.ICMPv6AddrUnreachable
+// Refusal is what there is to say to a guest in place of an error number, the
+// reason for which there is no socket, or for which one does not work.
+type Refusal struct {
+	// Again: for want of something that may be there the next time. The guest is
+	// told nothing, and asks again by itself.
+	Again bool
+	// Reset: a host would answer a SYN with RST, whatever it says of a datagram.
+	Reset bool
+	// Told: there is a message for it, an ICMP one of this type and code, or with
+	// v4 false an ICMPv6 one.
+	Told       bool
+	Type, Code uint8
+}
+
+// meaning is a row of the one table of error numbers. Codes are those of
+// "destination unreachable", of ICMP and of ICMPv6; without told there are none.
+type meaning struct {
+	again, reset, told bool
+	code4, code6       uint8
+}
+
+var (
+	lacking    = meaning{again: true}
+	prohibited = meaning{told: true, code4: packet.ICMPAdminProhibited, code6: packet.ICMPv6AdminProhibited}
+	noNetwork  = meaning{told: true, code4: packet.ICMPNetUnreachable, code6: packet.ICMPv6NoRoute}
+	noHost     = meaning{told: true, code4: packet.ICMPHostUnreachable, code6: packet.ICMPv6AddrUnreachable}
+	other      = meaning{reset: true}
+)
+
+// meanings is what a router would say (RFC 792, RFC 1812 section 5.2.7.1, RFC
+// 4443 section 3.1), or the host behind it.
+var meanings = [...]meaning{
+	syscall.EMFILE:  lacking,
+	syscall.ENFILE:  lacking,
+	syscall.ENOBUFS: lacking,
+	syscall.ENOMEM:  lacking,
+	syscall.EAGAIN:  {again: true, reset: true}, // too many at a time: a program that connects hears of it
+
+	syscall.EACCES:        prohibited,
+	syscall.EPERM:         prohibited,
+	syscall.ECONNREFUSED:  {told: true, reset: true, code4: packet.ICMPPortUnreachable, code6: packet.ICMPv6PortUnreachable},
+	syscall.ENETUNREACH:   noNetwork,
+	syscall.ENETDOWN:      noNetwork,
+	syscall.EAFNOSUPPORT:  noNetwork,
+	syscall.EADDRNOTAVAIL: noNetwork,
+	syscall.EHOSTUNREACH:  noHost,
+	syscall.EHOSTDOWN:     noHost,
+	syscall.ETIMEDOUT:     noHost,
+}
+
+// Refuse is what there is to say to the guest in place of error e, with v4 about
+// something that it has sent by IPv4.
+func Refuse(e syscall.Errno, v4 bool) Refusal {
+	m := other
+	if e < syscall.Errno(len(meanings)) && meanings[e] != (meaning{}) {
+		m = meanings[e]
+	}
+	r := Refusal{Again: m.again, Reset: m.reset, Told: m.told}
+	switch {
+	case !m.told:
+	case v4:
+		r.Type, r.Code = packet.ICMPDestUnreachable, m.code4
 	default:
-		return 0, 0, false
+		r.Type, r.Code = packet.ICMPv6DestUnreachable, m.code6
 	}
-	if v4 {
-		return packet.ICMPDestUnreachable, code4, true
-	}
-	return packet.ICMPv6DestUnreachable, code6, true
+	return r
+}
+
+// Unreachable is what a router would tell the guest in place of error e: type
+// and code of an ICMP message, or with v4 false of an ICMPv6 one. It reports
+// false if a router would say nothing.
+func Unreachable(e syscall.Errno, v4 bool) (typ, code uint8, ok bool) {
+	r := Refuse(e, v4)
+	return r.Type, r.Code, r.Told
 }
 
 // Message is the ICMP error, or with v4 false ICMPv6 error, that stands for an

@@ -221,19 +221,17 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 // stay without reply, as with a silent remote.
 func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool) {
 	t.Stats.Refused++
-	switch e {
-	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN:
-		t.remove(i, c) // may be better the next time
-		return
+	unpermitted := !prohibited && (e == syscall.EACCES || e == syscall.EPERM)
+	if prohibited {
+		e = syscall.EACCES
 	}
 	remote, _ := t.flows.Key(i).Remote()
-	ok := false
-	if prohibited {
-		c.icmpType, c.icmpCode, ok = flow.Unreachable(syscall.EACCES, remote.Is4())
-	} else if e != syscall.EACCES && e != syscall.EPERM {
-		c.icmpType, c.icmpCode, ok = flow.Unreachable(e, remote.Is4())
+	r := flow.Refuse(e, remote.Is4())
+	if r.Again {
+		t.remove(i, c)
+		return
 	}
-	c.silent = !ok
+	c.icmpType, c.icmpCode, c.silent = r.Type, r.Code, !r.Told || unpermitted
 	c.state = stateRefused
 	for {
 		msg, _, _, ok := t.requests.first(&c.waiting)

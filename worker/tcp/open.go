@@ -206,36 +206,18 @@ func (t *Translator) connected(i uint32, c *conn) {
 // ICMP error that a router would have sent (RFC 1122 section 4.2.3.9).
 func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool) {
 	t.Stats.Refused++
-	v4 := t.guestEnds4(i)
-	typ, code := uint8(packet.ICMPv6DestUnreachable), uint8(0)
-	if v4 {
-		typ = packet.ICMPDestUnreachable
+	if prohibited {
+		e = syscall.EACCES
 	}
-	switch {
-	case prohibited && v4:
-		code = 13 // communication administratively prohibited, RFC 1812 section 5.2.7.1
-	case prohibited:
-		code = 1 // administratively prohibited, RFC 4443 section 3.1
-	case e == syscall.ENETUNREACH:
-		code = 0 // net unreachable, no route to destination
-	case e == syscall.EHOSTUNREACH && v4, e == syscall.ETIMEDOUT && v4, e == syscall.EHOSTDOWN && v4:
-		code = 1 // host unreachable
-	case e == syscall.EHOSTUNREACH, e == syscall.ETIMEDOUT, e == syscall.EHOSTDOWN:
-		code = 3 // address unreachable
-	case e == syscall.EACCES && v4, e == syscall.EPERM && v4:
-		code = 13
-	case e == syscall.EACCES, e == syscall.EPERM:
-		code = 1
-	case e == syscall.EMFILE, e == syscall.ENFILE, e == syscall.ENOBUFS, e == syscall.ENOMEM:
-		t.Stats.NoMemory++
-		t.remove(i, c) // as where a table is full: the guest tries again
-		return
-	default:
+	remote, _ := t.flows.Key(i).Remote()
+	switch r := flow.Refuse(e, remote.Is4()); {
+	case r.Reset:
 		t.sendRST(i, c)
-		t.remove(i, c)
-		return
+	case r.Again:
+		t.Stats.NoMemory++ // as where a table is full: the guest tries again
+	default:
+		t.sendUnreachable(i, c, r.Type, r.Code)
 	}
-	t.sendUnreachable(i, c, typ, code)
 	t.remove(i, c)
 }
 

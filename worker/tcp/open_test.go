@@ -3,6 +3,8 @@
 package tcp
 
 import (
+	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 const second = int64(time.Second)
@@ -122,8 +125,12 @@ func TestDialRefused(t *testing.T) {
 	}{
 		{"refused", false, syscall.ECONNREFUSED, 0, "RST"},
 		{"reset", true, syscall.ECONNRESET, 0, "RST"},
-		{"no port left", false, syscall.EADDRNOTAVAIL, 0, "RST"},
+		{"no address, or no port left", false, syscall.EADDRNOTAVAIL, 0, "ICMP 3/0"},
 		{"too fast", false, syscall.EAGAIN, 0, "RST"},
+		{"no address, or no port left", true, syscall.EADDRNOTAVAIL, 0, "ICMP 1/0"},
+		{"network down", false, syscall.ENETDOWN, 0, "ICMP 3/0"},
+		{"network down", true, syscall.ENETDOWN, 0, "ICMP 1/0"},
+		{"family disabled", true, syscall.EAFNOSUPPORT, 0, "ICMP 1/0"},
 		{"network unreachable", false, syscall.ENETUNREACH, 0, "ICMP 3/0"},
 		{"network unreachable", true, syscall.ENETUNREACH, 0, "ICMP 1/0"},
 		{"host unreachable", false, syscall.EHOSTUNREACH, 0, "ICMP 3/1"},
@@ -544,5 +551,62 @@ func TestOpenedTwice(t *testing.T) {
 	e.tr.Opened(flow.Token(flow.OwnerTCP, 1, 1<<31), -1, &ipc.Opened{})
 	if s.closes != 1 || p.s.closes != 0 {
 		t.Error("descriptor not closed, or the wrong one")
+	}
+}
+
+// Every error number leads to one answer, at once or late, by both families: what
+// flow.Refuse says of it.
+func TestDialRefusedByAnything(t *testing.T) {
+	pool := make([]byte, 64*store.ChunkSize)
+	for errno := syscall.Errno(1); errno <= 133; errno++ {
+		for _, v6 := range []bool{false, true} {
+			for _, late := range []bool{false, true} {
+				e := newEnv(t, withPool(pool))
+				p := newPeer(e, guestPort)
+				if v6 {
+					p = newPeer6(e, guestPort)
+				}
+				p.start(p.syn())
+				if late {
+					p.s = e.newSock()
+					p.s.connecting = true
+					e.answer(0, ipc.Opened{Flags: ipc.OpenedInProgress}, p.s)
+					e.settle()
+					p.s.fail(errno)
+				} else {
+					e.answer(0, ipc.Opened{Errno: uint16(errno)}, nil)
+				}
+				e.settle()
+				var want []string
+				switch r := flow.Refuse(errno, !v6); {
+				case r.Reset:
+					want = []string{"RA 0 ack 1"}
+				case r.Told:
+					want = []string{fmt.Sprintf("ICMP %d/%d", r.Type, r.Code)}
+				}
+				if _, got := p.got(); !slices.Equal(got, want) {
+					t.Errorf("%v, IPv6 %t, late %t: %q, want %q", errno, v6, late, got, want)
+				}
+				p.gone()
+			}
+		}
+	}
+}
+
+// Where the guest knows no address of ours in the family, the message comes from
+// whom it is about.
+func TestDialRefusedWithoutAddress(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		e := newEnv(t)
+		e.g.Our4, e.g.Our6 = packet.Addr{}, packet.Addr{}
+		p := newPeer(e, guestPort)
+		if v6 {
+			p = newPeer6(e, guestPort)
+		}
+		p.start(p.syn())
+		e.answer(0, ipc.Opened{Errno: uint16(syscall.ENETUNREACH)}, nil)
+		if f, got := p.got(); len(f) != 1 || f[0].icmp == nil || f[0].src != p.remote {
+			t.Errorf("IPv6 %t: %q", v6, got)
+		}
 	}
 }

@@ -127,11 +127,6 @@ func (t *Translator) sendRSTSeq(i uint32, seq uint32) {
 	t.emit(nil)
 }
 
-func (t *Translator) guestEnds4(i uint32) bool {
-	a, _ := t.flows.Key(i).Remote()
-	return a.Is4()
-}
-
 // sendUnreachable sends the ICMP error that ends a connection attempt. It
 // quotes the SYN as far as the guest needs it to find its socket.
 func (t *Translator) sendUnreachable(i uint32, c *conn, typ, code uint8) {
@@ -144,10 +139,8 @@ func (t *Translator) sendUnreachable(i uint32, c *conn, typ, code uint8) {
 	f.DstPort = remote
 	syn.TTL = 64
 	n := packet.PutTCP(t.buf, &syn, &f, 0, &t.offload)
-	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, Src: t.g.Our4, Dst: syn.Src, TTL: 255}
-	if !syn.Src.Is4() {
-		t.ends.Src = t.g.Our6
-	}
+	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, Dst: syn.Src, TTL: 255}
+	t.ends.Src = t.g.Offender(packet.Addr{}, packet.Addr{}, syn.Dst)
 	m := packet.PutICMPError(t.buf[n:], &t.ends, typ, code, 0, t.buf[packet.EthernetLen:n])
 	t.offload = packet.Offload{}
 	t.env.Send(&t.offload, t.buf[n:n+m], nil)

@@ -165,18 +165,16 @@ func (t *Translator) flat(bufs [][]byte) []byte {
 // sent, and for a while for what it sends.
 func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool) {
 	t.Stats.Refused++
-	switch e {
-	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN:
-		t.remove(i, c) // may be better the next time
-		return
-	}
 	if prohibited {
 		e = syscall.EACCES
 	}
 	remote, _ := t.flows.Key(i).Remote()
-	var ok bool
-	c.icmpType, c.icmpCode, ok = flow.Unreachable(e, remote.Is4())
-	c.silent = !ok
+	r := flow.Refuse(e, remote.Is4())
+	if r.Again {
+		t.remove(i, c)
+		return
+	}
+	c.icmpType, c.icmpCode, c.silent = r.Type, r.Code, !r.Told
 	c.state = stateRefused
 	if c.queue.count > 0 {
 		bufs, _, _ := t.next(&c.queue)
