@@ -50,6 +50,7 @@ type Translator struct {
 	streams streams
 	pipes   pipes
 	busy    []uint32 // streams whose turn was over before their data
+	ended   []uint32 // streams that Sweep frees
 	patient []uint64 // tokens of sockets that wait for more than a byte
 	buf     []byte   // what is copied
 	open    ipc.Open
@@ -68,6 +69,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 		streams: newStreams(maxStreams),
 		pipes:   newPipes(min(maxPipes, max(maxStreams/16, 4))),
 		busy:    make([]uint32, 0, maxStreams),
+		ended:   make([]uint32, 0, maxStreams),
 		patient: make([]uint64, 0, maxPatient),
 		buf:     make([]byte, bufferSize),
 	}
@@ -202,6 +204,7 @@ func (t *Translator) Close() {
 			t.abort(uint32(i), s)
 		}
 	}
+	t.Sweep()
 	t.closeUDP()
 	t.pipes.close(t.env)
 }

@@ -91,6 +91,7 @@ func (l *lane) step() {
 	if l.t.Pending() {
 		l.t.Poll()
 	}
+	l.t.Sweep()
 	l.answer()
 }
 
@@ -393,6 +394,7 @@ func (l *lane) accept(listener int, flags uint8) {
 	peer, port := address(sa)
 	l.t.Accepted(7, flags, int32(fd), peer, port)
 	l.answer()
+	l.t.Sweep()
 }
 
 // dial connects without waiting, as the broker does.

@@ -22,20 +22,24 @@ const (
 )
 
 // turn moves what can be moved, both ways, and ends the flow when all is said.
-// It reports false if the flow is no more.
-func (t *Translator) turn(i uint32, s *stream) bool {
+func (t *Translator) turn(i uint32, s *stream) {
 	again := false
 	for k := range s.sides {
-		from := &s.sides[k]
+		if s.state == stateEnded {
+			return
+		}
+		from, to := &s.sides[k], &s.sides[1-k]
 		had := from.has(readable)
-		more, ok := t.pump(from, &s.sides[1-k])
+		more, ok := t.pump(from, to)
 		if !ok {
 			t.abort(i, s)
-			return false
+			return
 		}
-		if !from.has(readable) && !t.watch(i, s, k, from.seen|flow.Readable) ||
-			!s.sides[1-k].has(writable) && !t.watch(i, s, 1-k, s.sides[1-k].seen|flow.Writable) {
-			return false
+		if !from.has(readable) {
+			t.watch(i, s, k, from.seen|flow.Readable)
+		}
+		if !to.has(writable) {
+			t.watch(i, s, 1-k, to.seen|flow.Writable)
 		}
 		if had && !from.has(readable) {
 			t.drained(i, s, k)
@@ -43,15 +47,14 @@ func (t *Translator) turn(i uint32, s *stream) bool {
 		again = again || more
 	}
 	switch {
+	case s.state == stateEnded:
 	case s.sides[near].has(shut) && s.sides[far].has(shut):
 		t.Stats.Closed++
-		t.remove(i, s)
-		return false
+		t.end(i, s)
 	case again && !s.has(flagBusy):
 		s.flags |= flagBusy
 		t.busy = append(t.busy, i)
 	}
-	return true
 }
 
 // pump moves data one way until there are none, there is no room for them, or

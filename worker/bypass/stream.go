@@ -16,12 +16,14 @@ const (
 	stateOpening    state = iota + 1 // the broker was asked for the far end
 	stateConnecting                  // its connect is under way
 	stateOpen
+	stateEnded // over; what it holds is freed when the turn ends
 )
 
 // Flags of a stream.
 const (
-	flagBusy = 1 << iota // in Translator.busy
-	flagOut              // from the namespace
+	flagBusy  = 1 << iota // in Translator.busy
+	flagOut               // from the namespace
+	flagAbort             // both peers are to be told by RST
 )
 
 // Flags of a side.
@@ -109,9 +111,9 @@ func (t *streams) remove(i uint32) {
 	t.free = append(t.free, i)
 }
 
-// live returns the stream of a token, nil if it is gone.
+// live returns the stream of a token, nil if it has ended.
 func (t *streams) live(i, gen uint32) *stream {
-	if i >= t.next || t.all[i].state == 0 || t.all[i].gen&0xffffff != gen {
+	if i >= t.next || t.all[i].state == 0 || t.all[i].state == stateEnded || t.all[i].gen&0xffffff != gen {
 		return nil
 	}
 	return &t.all[i]
@@ -204,8 +206,8 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 	}
 	if events&flow.Readable != 0 {
 		// Known to have more than the other side takes: each packet would wake us.
-		if d.has(readable) && !s.sides[1-k].has(writable) && !t.watch(i, s, k, d.seen&^flow.Readable) {
-			return
+		if d.has(readable) && !s.sides[1-k].has(writable) {
+			t.watch(i, s, k, d.seen&^flow.Readable)
 		}
 		d.flags |= readable
 	}
@@ -219,46 +221,66 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 	}
 	// Room that nobody waits for any more is not worth an event. That of a
 	// connection that was just made is left: it may be over soon.
-	if s.state == stateOpen && t.turn(i, s) && events == flow.Writable && d.has(writable) {
+	if s.state != stateOpen {
+		return
+	}
+	t.turn(i, s)
+	if events == flow.Writable && d.has(writable) {
 		t.watch(i, s, k, d.seen&^flow.Writable)
 	}
 }
 
 // watch changes what is reported of a socket. What came in between raises an
-// event, since a change looks at the socket anew. It reports false if the flow
-// is no more.
-func (t *Translator) watch(i uint32, s *stream, k int, events uint8) bool {
+// event, since a change looks at the socket anew.
+func (t *Translator) watch(i uint32, s *stream, k int, events uint8) {
 	d := &s.sides[k]
-	if d.seen == events {
-		return true
+	if s.state == stateEnded || d.seen == events {
+		return
 	}
 	d.seen = events
 	if t.env.Rewatch(d.fd, token(s.gen, i, k, 0), uint32(events)) != 0 {
 		t.abort(i, s)
-		return false
 	}
-	return true
+}
+
+// end marks a flow that is over: nothing is moved or reported any more. What it
+// holds is freed when the turn ends, so that whoever has it in hand may touch it.
+func (t *Translator) end(i uint32, s *stream) {
+	if s.state != stateEnded {
+		s.state = stateEnded
+		t.ended = append(t.ended, i)
+	}
 }
 
 // abort ends a flow for both peers, with RST.
 func (t *Translator) abort(i uint32, s *stream) {
-	t.Stats.Reset++
-	for k := range s.sides {
-		if d := &s.sides[k]; d.fd >= 0 {
-			t.env.Abort(d.fd)
-			d.fd = -1
-		}
+	if s.state != stateEnded {
+		t.Stats.Reset++
+		s.flags |= flagAbort
+		t.end(i, s)
 	}
-	t.remove(i, s)
 }
 
-func (t *Translator) remove(i uint32, s *stream) {
+// Sweep ends a turn: it frees the flows that have ended. Nobody has one of them
+// in hand.
+func (t *Translator) Sweep() {
+	for _, i := range t.ended {
+		t.free(i, &t.streams.all[i])
+	}
+	t.ended = t.ended[:0]
+}
+
+func (t *Translator) free(i uint32, s *stream) {
 	for k := range s.sides {
 		d := &s.sides[k]
 		if d.pipe != 0 {
 			t.pipes.discard(t.env, d.pipe)
 		}
-		if d.fd >= 0 {
+		switch {
+		case d.fd < 0:
+		case s.has(flagAbort):
+			t.env.Abort(d.fd)
+		default:
 			t.env.Close(d.fd)
 		}
 	}

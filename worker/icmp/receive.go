@@ -38,6 +38,9 @@ func (t *Translator) Pending() bool { return false }
 // Poll has nothing to go on with.
 func (t *Translator) Poll() {}
 
+// Sweep needs nothing: a flow is freed as it ends.
+func (t *Translator) Sweep() {}
+
 // Evict reports that no flow gives way for want of descriptors.
 func (t *Translator) Evict() bool { return false }
 

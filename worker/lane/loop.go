@@ -83,14 +83,15 @@ func (l *Lane) timeout() int {
 
 // goOn continues what the last turn left for the sake of fairness.
 func (l *Lane) goOn() {
-	if l.freed || l.guest.Shares.Returned() {
-		l.freed = false
-		l.table.freed()
-	}
 	if l.bypass.Patience() > 0 {
 		l.bypass.Impatient()
 	}
 	l.table.poll()
+	l.table.sweep()
+	if l.freed || l.guest.Shares.Returned() {
+		l.freed = false
+		l.table.freed() // whoever waits for that has work in the next turn
+	}
 	l.watchCrowd()
 }
 

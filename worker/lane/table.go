@@ -26,6 +26,8 @@ type translator interface {
 	// does a turn's worth of it.
 	Pending() bool
 	Poll()
+	// Sweep ends a turn: flows that have ended in it are freed.
+	Sweep()
 	// Resume is called when the link takes frames again.
 	Resume()
 
@@ -96,6 +98,12 @@ func (t *table) poll() {
 		if tr.Pending() {
 			tr.Poll()
 		}
+	}
+}
+
+func (t *table) sweep() {
+	for _, tr := range t.all {
+		tr.Sweep()
 	}
 }
 

@@ -77,7 +77,7 @@ func NewTable[V any](size int) *Table[V] {
 	}
 }
 
-// Len is the number of flows.
+// Len is the number of flows, with those that have ended and are not freed yet.
 func (t *Table[V]) Len() int { return t.count }
 
 // Cap is the number of flows that fit.
@@ -135,8 +135,19 @@ func (t *Table[V]) Rename(i uint32, k *Key) {
 
 // Remove takes a flow out.
 func (t *Table[V]) Remove(i uint32) {
+	t.End(i)
+	t.Free(i)
+}
+
+// End has a flow found no more, by its key or as one that lives. Its place, and
+// what At and Key return, stay as they are until Free.
+func (t *Table[V]) End(i uint32) {
 	t.unlink(i)
 	t.gens[i]++
+}
+
+// Free gives the place of a flow that has ended to the next.
+func (t *Table[V]) Free(i uint32) {
 	t.free = append(t.free, i)
 	t.count--
 }

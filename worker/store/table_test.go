@@ -41,6 +41,8 @@ func TestTableModel(t *testing.T) {
 		}
 		model := make(map[Key]entry)
 		dead := make(map[uint32][]uint32) // index to generations that are over
+		ended := make(map[uint32]Key)     // not freed yet
+		values := make(map[uint32]int)    // of those
 		key := func(t *rapid.T) Key {
 			a := packet.AddrFrom4([4]byte{10, 0, 0, byte(rapid.IntRange(0, 60).Draw(t, "key"))})
 			return MakeKey(&a, &a, 1, 2)
@@ -59,7 +61,7 @@ func TestTableModel(t *testing.T) {
 					return
 				}
 				i := tab.Insert(&k)
-				if len(model) == size {
+				if len(model)+len(ended) == size {
 					if i != None {
 						t.Fatalf("inserted into a full table")
 					}
@@ -87,6 +89,23 @@ func TestTableModel(t *testing.T) {
 				delete(model, from)
 				model[to] = e
 			},
+			"end": func(t *rapid.T) {
+				k := key(t)
+				e, ok := model[k]
+				if !ok {
+					return
+				}
+				tab.End(e.index)
+				delete(model, k)
+				dead[e.index] = append(dead[e.index], e.gen)
+				ended[e.index], values[e.index] = k, e.value
+			},
+			"free": func(t *rapid.T) {
+				for i := range ended {
+					tab.Free(i)
+					delete(ended, i)
+				}
+			},
 			"each": func(t *rapid.T) { // and remove some on the way
 				seen := make(map[uint32]bool)
 				bits := rapid.Uint64().Draw(t, "remove")
@@ -106,7 +125,12 @@ func TestTableModel(t *testing.T) {
 				}
 			},
 			"": func(t *rapid.T) {
-				if tab.Len() != len(model) || tab.Cap() != size {
+				for i, k := range ended {
+					if *tab.At(i) != values[i] || *tab.Key(i) != k {
+						t.Fatalf("flow %d has changed before it was freed", i)
+					}
+				}
+				if tab.Len() != len(model)+len(ended) || tab.Cap() != size {
 					t.Fatalf("%d flows, want %d", tab.Len(), len(model))
 				}
 				for b := range 61 {

@@ -8,9 +8,9 @@ import "aldente/worker/packet"
 // section 3.2.
 const dupThreshold = 3
 
-// ack takes the acknowledgment in a segment with n bytes of payload. It
-// reports false if that ended the flow.
-func (t *Translator) ack(i uint32, c *conn, s *packet.TCP, n uint32) bool {
+// ack takes the acknowledgment in a segment with n bytes of payload, which may
+// end the flow.
+func (t *Translator) ack(i uint32, c *conn, s *packet.TCP, n uint32) {
 	wnd := uint32(s.Window) << c.sndScale
 	old := c.sndWnd
 	// RFC 9293 section 3.10.7.4. Bytes newly acknowledged always bring a window
@@ -25,9 +25,7 @@ func (t *Translator) ack(i uint32, c *conn, s *packet.TCP, n uint32) bool {
 	switch {
 	case after(s.Ack, c.sndUna):
 		t.newAck(i, c, s.Ack)
-		if c.has(flagFINSent) && after(c.sndUna, c.finSeq) && t.finished(i, c) {
-			return false
-		}
+		t.finish(i, c)
 	case s.Ack != c.sndUna:
 	case old == 0 && c.sndWnd > 0:
 		c.reopened()
@@ -35,11 +33,7 @@ func (t *Translator) ack(i uint32, c *conn, s *packet.TCP, n uint32) bool {
 	case news, s.NumSACK == 0 && n == 0 && s.Flags&packet.FIN == 0 && c.sndWnd == old && old > 0:
 		t.dupAck(i, c)
 	}
-	if c.state != stateOpen {
-		return false
-	}
 	t.touch(i, c)
-	return true
 }
 
 // reopened goes on after the guest's window was closed: the timer was that of
@@ -159,9 +153,6 @@ func (t *Translator) repair(i uint32, c *conn) {
 			return
 		}
 		c.rexNxt = end
-		if c.state != stateOpen {
-			return
-		}
 	}
 }
 
@@ -178,8 +169,7 @@ func (t *Translator) resend(i uint32, c *conn, left, right uint32) uint32 {
 	}
 	var b []byte
 	if n > 0 {
-		var ok bool
-		if b, ok = t.peek(i, c, left, int(n)); !ok || len(b) == 0 {
+		if b = t.peek(i, c, left, int(n)); len(b) == 0 {
 			return left
 		}
 	}

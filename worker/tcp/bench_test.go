@@ -187,6 +187,7 @@ func (l *load) cycle() {
 	l.t.Opened(l.token, -1, &ipc.Opened{}) // late and of no use
 	l.t.flows.At(l.index()).set(flagHostClosed)
 	l.eof()
+	l.t.Sweep()
 	l.seq += 64000
 }
 

@@ -24,6 +24,7 @@ const (
 	stateSynSent                     // connection accepted on the host; SYN sent to the guest
 	stateOpen                        // established, or closing
 	stateTimeWait                    // both directions done; answers a FIN seen again
+	stateEnded                       // over; what it holds is freed when the turn ends
 )
 
 // flag marks what has happened on a connection.
@@ -57,6 +58,8 @@ const (
 	flagUrgent                      // urgent data were reported: reads may end before the data do
 	flagDetached                    // the guest is done with it, and its ports may be another flow's
 	flagSYNAgain                    // our SYN was sent again at once
+	flagMarked                      // in Translator.marked
+	flagAbort                       // the host's side is to be reset
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices
@@ -123,6 +126,9 @@ const noCwnd = ^uint32(0)
 func (c *conn) has(f flag) bool { return c.flags&f != 0 }
 func (c *conn) set(f flag)      { c.flags |= f }
 func (c *conn) clear(f flag)    { c.flags &^= f }
+
+// over tells whether the flow has no use for its socket any more.
+func (c *conn) over() bool { return c.state == stateTimeWait || c.state == stateEnded }
 
 // inFlight is how many bytes are sent and not acknowledged.
 func (c *conn) inFlight() uint32 { return c.sndNxt - c.sndUna }

@@ -158,6 +158,7 @@ func (e *env) Send(o *packet.Offload, headers, payload []byte) bool {
 	}
 	e.checkOffload(o, p, &f, whole)
 	k := store.MakeKey(&f.src, &f.dst, f.tcp.SrcPort, f.tcp.DstPort)
+	e.unheard(nil, &k, f.tcp.Flags)
 	if e.onSend != nil {
 		e.onSend(e.tr.flows.Find(&k), &f, len(f.tcp.Payload))
 	}
@@ -265,12 +266,30 @@ func (e *env) settle() {
 			e.tr.Poll()
 			busy = true
 		}
-		if !busy {
+		e.tr.Sweep()
+		if !busy && !e.tr.Pending() {
 			e.verify()
 			return
 		}
 	}
 	e.t.Fatal("the translator always has work pending")
+}
+
+// unheard checks that nobody speaks for a flow that has ended: neither to the
+// guest, but for what answers a segment of no flow, nor to its socket.
+func (e *env) unheard(s *sock, k *store.Key, flags uint8) {
+	for _, i := range e.tr.marked {
+		c := e.tr.flows.At(i)
+		if c.state != stateEnded {
+			continue
+		}
+		if s != nil && c.fd == s.fd && s.closes == 0 {
+			e.t.Fatalf("a call on the socket of flow %d, which has ended", i)
+		}
+		if k != nil && *e.tr.flows.Key(i) == *k && e.tr.flows.Find(k) == store.None && flags&packet.RST == 0 {
+			e.t.Fatalf("a segment of flow %d, which has ended", i)
+		}
+	}
 }
 
 // deliver reports edges.
@@ -335,7 +354,7 @@ func (e *env) verify() {
 	if sets+len(tr.freeSets) != len(tr.sets) {
 		e.t.Fatalf("%d sets in use, %d free, of %d", sets, len(tr.freeSets), len(tr.sets))
 	}
-	if len(e.batch) == 0 && (tr.pendOf != store.None || len(tr.pending) != 0) {
+	if len(e.batch) == 0 && (!tr.batch.empty() || len(tr.batch.bufs) != 0) {
 		e.t.Fatal("payloads kept beyond their batch")
 	}
 }

@@ -72,15 +72,16 @@ func (t *Translator) portAgain(i uint32, c *conn, s *packet.TCP) bool {
 // detach takes a flow that is over for the guest out of the guest's reach. The
 // host still gets what it has not taken. Preconditions: guestDone.
 func (t *Translator) detach(i uint32, c *conn) {
-	if t.pendOf == i && !t.writePending() {
-		return
+	if t.batch.of(i) {
+		t.writeBatch() // which may be the end
 	}
-	if c.has(flagShutdown) {
+	if !c.over() {
 		t.dequeueAll(c)
-		t.remove(i, c)
+	}
+	if c.over() || c.has(flagShutdown) {
+		t.end(i, c)
 		return
 	}
-	t.dequeueAll(c)
 	c.rtoAt, c.ackAt, c.deqAt = 0, 0, 0
 	c.clear(flagAckNow | flagAckLater | flagHostFirst)
 	c.set(flagDetached)
@@ -199,10 +200,10 @@ func (t *Translator) inputTimeWait(i uint32, c *conn, k *store.Key, p *packet.Pa
 	switch {
 	case s.Flags&packet.RST != 0:
 		if s.Seq == c.rcvNxt {
-			t.remove(i, c)
+			t.end(i, c)
 		}
 	case s.Flags&(packet.SYN|packet.ACK) == packet.SYN && after(s.Seq, c.rcvNxt):
-		t.remove(i, c)
+		t.end(i, c)
 		t.openOut(k, p, s)
 	case len(s.Payload) > 0 || s.Flags&(packet.FIN|packet.SYN) != 0:
 		// A SYN that may be an old one: a guest that means it resets us.
@@ -254,9 +255,7 @@ func (t *Translator) segment(i uint32, c *conn, s *packet.TCP) {
 		t.challenge(i, c) // RFC 5961 section 5.2
 		return
 	}
-	if !t.ack(i, c, s, n) {
-		return // that was the last one
-	}
+	t.ack(i, c, s, n)
 	if n > 0 || s.Flags&packet.FIN != 0 {
 		t.data(i, c, s)
 	}
@@ -320,31 +319,29 @@ func (t *Translator) Ready(token uint64, events uint32) {
 	}
 	if events&flow.Writable != 0 {
 		c.set(flagWritable)
-		if c.state == stateOpen && !t.drain(i, c) {
-			return
+		if c.state == stateOpen {
+			t.drain(i, c)
 		}
-		if events == flow.Writable && c.has(flagWritable) && !t.noRoomAwaited(i, c) {
-			return
+		if events == flow.Writable && c.has(flagWritable) {
+			t.noRoomAwaited(i, c)
 		}
 	}
 	if c.state == stateOpen {
 		t.push(i, c)
-		if c.state == stateOpen {
-			t.windowUpdate(i, c)
-			t.arm(i, c)
-		}
+		t.windowUpdate(i, c)
+		t.arm(i, c)
 	}
 }
 
-// noRoomAwaited ends reports of room, which nobody waits for. It reports false if
-// the flow is no more.
-func (t *Translator) noRoomAwaited(i uint32, c *conn) bool {
+// noRoomAwaited ends reports of room, which nobody waits for.
+func (t *Translator) noRoomAwaited(i uint32, c *conn) {
+	if c.over() {
+		return
+	}
 	c.clear(flagAwaitRoom)
 	if t.env.Rewatch(c.fd, t.token(i), flow.Readable) != 0 {
 		t.hostReset(i, c)
-		return false
 	}
-	return true
 }
 
 // token is under what the lane reports a flow's events.
@@ -355,7 +352,7 @@ func (t *Translator) token(i uint32) uint64 {
 // hostReset passes a reset of the host's side on to the guest.
 func (t *Translator) hostReset(i uint32, c *conn) {
 	t.sendRST(i, c)
-	t.remove(i, c)
+	t.end(i, c)
 }
 
 // Timer takes the expiry of one of our timers.
@@ -363,7 +360,7 @@ func (t *Translator) Timer(id uint32) {
 	i := id - t.timer
 	c := t.flows.At(i)
 	c.timerAt = 0
-	if c.state == 0 {
+	if c.state == 0 || c.state == stateEnded {
 		return
 	}
 	t.expire(i, c)

@@ -42,6 +42,7 @@ func (t *Translator) makeRoom() {
 		c := t.flows.At(i)
 		t.sendRST(i, c)
 		t.abort(i, c)
+		t.Sweep()
 	}
 }
 
@@ -69,11 +70,17 @@ func (t *Translator) giveBack(c *conn) {
 	}
 }
 
-// insert makes a flow in its first state.
+// insert makes a flow in its first state. Preconditions: the caller has no other
+// in hand, since those that have ended may have to make room.
 func (t *Translator) insert(k *store.Key, s state) (uint32, *conn) {
 	share, flags := flow.ShareIn, flagShare
 	if s == stateOpening {
 		share, flags = flow.ShareOut, flagShare|flagOut|flagHalfOpen
+	}
+	if !t.hasRoom(share) {
+		t.Sweep()
+	}
+	if s == stateOpening {
 		t.makeRoom()
 	}
 	if !t.hasRoom(share) {
@@ -148,7 +155,7 @@ func (t *Translator) openOut(k *store.Key, p *packet.Packet, s *packet.TCP) {
 	}
 	if !t.env.Open(&t.open) {
 		t.Stats.NoMemory++
-		t.remove(i, c)
+		t.end(i, c)
 	}
 }
 
@@ -218,7 +225,7 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 	default:
 		t.sendUnreachable(i, c, r.Type, r.Code)
 	}
-	t.remove(i, c)
+	t.end(i, c)
 }
 
 // AddListener takes over a listening socket.
@@ -365,7 +372,7 @@ func (t *Translator) vacant(k *store.Key) bool {
 	}
 	switch c := t.flows.At(old); {
 	case c.state == stateTimeWait:
-		t.remove(old, c)
+		t.end(old, c)
 		return true
 	case c.state == stateOpen && c.guestDone() && after(c.sndUna, c.finSeq):
 		t.detach(old, c)

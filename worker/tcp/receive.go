@@ -90,8 +90,12 @@ func (t *Translator) windowUpdate(i uint32, c *conn) {
 	}
 }
 
-// data takes the payload and FIN of an acceptable segment.
+// data takes the payload and FIN of an acceptable segment, unless its
+// acknowledgment was the last that was waited for.
 func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
+	if c.over() {
+		return
+	}
 	t.touch(i, c)
 	seq, b, fin := s.Seq, s.Payload, s.Flags&packet.FIN != 0
 	if seq == c.rcvNxt && !fin && (c.mayDelay(len(b)) || c.mayGather(len(b))) {
@@ -115,22 +119,20 @@ func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 		b, fin = b[:room], false
 	}
 	if seq != c.rcvNxt {
-		if t.pendOf == i && !t.writePending() {
-			return
+		if t.batch.of(i) {
+			t.writeBatch()
 		}
 		t.early(i, c, seq, b, fin)
-		if c.state == stateOpen {
-			t.sendAck(i, c) // at once and each time, RFC 5681 section 4.2
-		}
+		t.sendAck(i, c) // at once and each time, RFC 5681 section 4.2
 		return
 	}
-	if len(b) > 0 && !t.inOrder(i, c, b) {
-		return
+	if len(b) > 0 {
+		t.inOrder(i, c, b)
 	}
 	if fin || c.has(flagEarlyFIN) && c.earlyFIN == c.rcvNxt {
 		c.set(flagGuestFIN)
 		c.rcvNxt++
-		if t.pendOf != i {
+		if !t.batch.of(i) {
 			t.finishWrite(i, c)
 		}
 	}
@@ -138,21 +140,27 @@ func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 
 // inOrder takes bytes at rcvNxt: to the batch for the socket if nothing is
 // before them, else behind what waits.
-func (t *Translator) inOrder(i uint32, c *conn, b []byte) bool {
-	if t.pendOf == i && len(t.pending) == cap(t.pending) && !t.writePending() {
-		return false
+func (t *Translator) inOrder(i uint32, c *conn, b []byte) {
+	if t.batch.of(i) && t.batch.full() {
+		t.writeBatch()
+	}
+	if c.over() {
+		return
 	}
 	if c.qHead == store.None && c.has(flagWritable) {
+		if !t.batch.of(i) {
+			t.writeBatch()
+		}
 		c.rcvNxt += uint32(len(b))
-		t.queueWrite(i, b)
-		return true
+		t.batch.add(i, b)
+		return
 	}
-	if t.pendOf == i && !t.writePending() {
-		return false
+	if t.batch.of(i) {
+		t.writeBatch()
 	}
 	if !t.store(c, c.rcvNxt, b) {
 		t.noChunk(i, c)
-		return false
+		return
 	}
 	c.rcvNxt += uint32(len(b))
 	if c.held != 0 {
@@ -162,7 +170,7 @@ func (t *Translator) inOrder(i uint32, c *conn, b []byte) bool {
 			t.putSet(&c.held)
 		}
 	}
-	return t.drain(i, c)
+	t.drain(i, c)
 }
 
 // early keeps what came before its turn. It is acknowledged at once and, with
@@ -196,72 +204,48 @@ func (t *Translator) noChunk(i uint32, c *conn) {
 	t.abort(i, c)
 }
 
-// queueWrite adds a payload to the batch for its socket. Preconditions: if the
-// batch is that of i, it is not full.
-func (t *Translator) queueWrite(i uint32, b []byte) {
-	if t.pendOf != i {
-		t.writePending()
-		t.pendOf = i
+// writeBatch gives the batch to its socket and keeps what the socket does not
+// take.
+func (t *Translator) writeBatch() {
+	b := &t.batch
+	if b.empty() {
+		return
 	}
-	t.pending = append(t.pending, b)
-	t.pendLen += len(b)
-}
-
-func (t *Translator) dropPending() {
-	t.pending = t.pending[:0]
-	t.pendLen = 0
-	t.pendOf = store.None
-}
-
-// writePending gives the batch to its socket and keeps what the socket does
-// not take. It reports false if the flow is no more.
-func (t *Translator) writePending() bool {
-	i := t.pendOf
-	if i == store.None {
-		return true
-	}
+	i := b.flow
 	c := t.flows.At(i)
-	var n int
-	var e syscall.Errno
-	if len(t.pending) == 1 {
-		n, e = t.env.Write(c.fd, t.pending[0])
-	} else {
-		n, e = t.env.Writev(c.fd, t.pending)
-	}
+	n, e := b.write(t.env, c.fd)
 	if e != 0 && e != syscall.EAGAIN {
-		t.dropPending()
 		t.hostReset(i, c)
-		return false
+		return
 	}
 	if e != 0 {
 		n = 0
 	}
 	t.took(c, n)
-	if n < t.pendLen {
-		if !t.awaitRoom(i, c) {
-			t.dropPending()
-			return false
-		}
-		seq := c.hostSeq
-		for _, b := range t.pending {
-			if n >= len(b) {
-				n -= len(b)
-				continue
-			}
-			b, n = b[n:], 0
-			if !t.store(c, seq, b) {
-				t.dropPending()
-				t.noChunk(i, c)
-				return false
-			}
-			seq += uint32(len(b))
-		}
+	if n < b.size {
+		t.awaitRoom(i, c)
+		t.keep(i, c, b.bufs, n)
 	}
-	t.dropPending()
-	if c.has(flagGuestFIN) {
-		return t.finishWrite(i, c)
+	b.reset()
+	t.finishWrite(i, c)
+}
+
+// keep stores what is in bufs but for the first n bytes, which the socket has
+// taken.
+func (t *Translator) keep(i uint32, c *conn, bufs [][]byte, n int) {
+	seq := c.hostSeq
+	for _, b := range bufs {
+		if n >= len(b) {
+			n -= len(b)
+			continue
+		}
+		b, n = b[n:], 0
+		if !t.store(c, seq, b) {
+			t.noChunk(i, c)
+			return
+		}
+		seq += uint32(len(b))
 	}
-	return true
 }
 
 // took notes that the socket has taken n bytes.
@@ -274,10 +258,9 @@ func (t *Translator) took(c *conn, n int) {
 	t.grow(c)
 }
 
-// drain gives the socket what waits for it, as far as it takes it. It reports
-// false if the flow is no more.
-func (t *Translator) drain(i uint32, c *conn) bool {
-	for c.queued() > 0 && c.has(flagWritable) {
+// drain gives the socket what waits for it, as far as it takes it.
+func (t *Translator) drain(i uint32, c *conn) {
+	for !c.over() && c.queued() > 0 && c.has(flagWritable) {
 		bufs, total := t.gather(c)
 		n, e := t.env.Writev(c.fd, bufs)
 		if e == syscall.EAGAIN {
@@ -285,40 +268,36 @@ func (t *Translator) drain(i uint32, c *conn) bool {
 		}
 		if e != 0 {
 			t.hostReset(i, c)
-			return false
+			return
 		}
 		t.took(c, n)
 		t.freeTaken(c)
-		if n < total && !t.awaitRoom(i, c) {
-			return false
+		if n < total {
+			t.awaitRoom(i, c)
 		}
 	}
-	return t.finishWrite(i, c)
+	t.finishWrite(i, c)
 }
 
-// awaitRoom notes that the socket takes no more for now. It reports false if the
-// flow is no more.
-func (t *Translator) awaitRoom(i uint32, c *conn) bool {
+// awaitRoom notes that the socket takes no more for now.
+func (t *Translator) awaitRoom(i uint32, c *conn) {
 	c.clear(flagWritable)
 	if c.has(flagAwaitRoom) {
-		return true
+		return
 	}
 	c.set(flagAwaitRoom)
 	if t.env.Rewatch(c.fd, t.token(i), flow.Readable|flow.Writable) != 0 {
 		t.hostReset(i, c)
-		return false
 	}
-	return true
 }
 
 // finishWrite passes the guest's FIN on once all before it was taken.
-func (t *Translator) finishWrite(i uint32, c *conn) bool {
-	if c.has(flagGuestFIN) && !c.has(flagShutdown) && c.queued() == 0 {
+func (t *Translator) finishWrite(i uint32, c *conn) {
+	if !c.over() && c.has(flagGuestFIN) && !c.has(flagShutdown) && c.queued() == 0 {
 		c.set(flagShutdown)
 		t.env.ShutdownWrite(c.fd)
-		return !t.finished(i, c)
+		t.finish(i, c)
 	}
-	return true
 }
 
 // gather lists the memory from hostSeq to the end of what is in order.

@@ -57,6 +57,9 @@ func (c *conn) ackSeq() uint32 {
 // sendAck sends a segment without data: acknowledgment, window, SACK. If the
 // link takes none, it is owed until it does: the guest may wait for it.
 func (t *Translator) sendAck(i uint32, c *conn) {
+	if c.state == stateEnded {
+		return
+	}
 	t.begin(i, c, packet.ACK, c.ackSeq())
 	if c.state == stateOpen {
 		t.fields.Window = t.advertise(c)
@@ -103,7 +106,7 @@ func (t *Translator) sendSYN(i uint32, c *conn) {
 
 // sendRST resets the guest's side: in sequence, so that it is believed.
 func (t *Translator) sendRST(i uint32, c *conn) {
-	if c.has(flagDetached) {
+	if c.has(flagDetached) || c.state == stateEnded {
 		return
 	}
 	seq := c.sndMax
@@ -212,13 +215,9 @@ func (t *Translator) push(i uint32, c *conn) {
 		if n > uint32(c.mss) {
 			n = min(n-n%uint32(c.mss), t.superPayload(c))
 		}
-		b, ok := t.peek(i, c, c.sndNxt, int(n))
-		if !ok {
-			return
-		}
-		fin := false
+		b, fin := t.peek(i, c, c.sndNxt, int(n)), false
 		if len(b) < int(n) {
-			if b, fin, ok = t.lastOf(i, c, b, int(n)); !ok || len(b) == 0 && !fin {
+			if b, fin = t.lastOf(i, c, b, int(n)); len(b) == 0 && !fin {
 				return
 			}
 		}
@@ -233,14 +232,13 @@ func (t *Translator) push(i uint32, c *conn) {
 // later makes a new event, so that the socket is left alone until then; but if
 // the host's FIN is there, it rides on the last segment. The end has to be
 // seen, since a short read may also end at urgent data.
-func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin, ok bool) {
+func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin bool) {
 	if len(b) > 0 && c.has(flagHostClosed) {
 		c.clear(flagEnd)
-		more, ok := t.peekTo(i, c, c.sndNxt+uint32(len(b)), t.buf[len(b):n])
-		if !ok {
-			return nil, false, false
-		}
-		b = t.buf[:len(b)+more]
+		b = t.buf[:len(b)+t.peekTo(i, c, c.sndNxt+uint32(len(b)), t.buf[len(b):n])]
+	}
+	if c.over() {
+		return nil, false
 	}
 	if c.has(flagEnd) {
 		t.hostEOF(c, c.sndNxt+uint32(len(b)))
@@ -249,7 +247,7 @@ func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin
 	if fin || !c.has(flagHostClosed|flagUrgent) {
 		c.clear(flagReadable)
 	}
-	return b, fin, true
+	return b, fin
 }
 
 // hostEOF notes where the host's stream ends.
@@ -262,13 +260,12 @@ func (t *Translator) hostEOF(c *conn, seq uint32) {
 }
 
 // peek reads up to n bytes of the host's stream from seq on, leaving them
-// queued. It reports false if the flow is no more.
-func (t *Translator) peek(i uint32, c *conn, seq uint32, n int) ([]byte, bool) {
-	got, ok := t.peekTo(i, c, seq, t.buf[:n])
-	return t.buf[:got], ok
+// queued. An error of the socket ends the flow.
+func (t *Translator) peek(i uint32, c *conn, seq uint32, n int) []byte {
+	return t.buf[:t.peekTo(i, c, seq, t.buf[:n])]
 }
 
-func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) (int, bool) {
+func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) int {
 	got, e := t.peekOnce(c, seq, b)
 	for n := 0; e == syscall.EAGAIN && c.has(flagUrgent) && n < urgentTries; n++ {
 		got, e = t.peekOnce(c, seq, b)
@@ -276,15 +273,15 @@ func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) (int, bool)
 	switch {
 	case e == syscall.EAGAIN, e == 0 && got == 0 && t.behindUrgent(c, seq):
 		c.clear(flagReadable)
-		return 0, true
+		return 0
 	case e != 0:
 		t.hostReset(i, c)
-		return 0, false
+		return 0
 	case got == 0:
 		c.set(flagEnd | flagHostClosed)
 	}
 	c.peekSeq += uint32(got)
-	return got, true
+	return got
 }
 
 func (t *Translator) peekOnce(c *conn, seq uint32, b []byte) (int, syscall.Errno) {
@@ -319,6 +316,9 @@ func (t *Translator) urgent(c *conn) {
 // sendData sends bytes at seq, and our FIN behind them if fin says so. It
 // reports false if the link did not take them: then nothing changed.
 func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool) bool {
+	if c.state == stateEnded {
+		return false
+	}
 	flags := uint8(packet.ACK)
 	if !c.has(flagReadable) || fin {
 		flags |= packet.PSH

@@ -68,6 +68,13 @@ func (e *env) newSock() *sock {
 }
 
 func (e *env) sock(fd int32) *sock {
+	s := e.lookUp(fd)
+	e.unheard(s, nil, 0)
+	return s
+}
+
+// lookUp is sock for the end of a flow.
+func (e *env) lookUp(fd int32) *sock {
 	if fd < firstFD || int(fd) >= firstFD+len(e.socks) {
 		e.t.Fatalf("call on descriptor %d", fd)
 	}
@@ -167,7 +174,7 @@ func (e *env) Watch(fd int32, token uint64, events uint32) syscall.Errno {
 }
 
 func (e *env) Close(fd int32) {
-	s := e.sock(fd)
+	s := e.lookUp(fd)
 	s.handed = true
 	s.closes++
 	if !s.dead && s.rxHave != s.rxBase {
@@ -176,7 +183,7 @@ func (e *env) Close(fd int32) {
 }
 
 func (e *env) Abort(fd int32) {
-	s := e.sock(fd)
+	s := e.lookUp(fd)
 	s.handed, s.aborted = true, true
 	s.closes++
 }

@@ -56,6 +56,8 @@ func (t *Translator) arm(i uint32, c *conn) {
 		if c.ackAt != 0 {
 			at = min(at, c.ackAt)
 		}
+	case stateEnded:
+		return
 	case stateOpening, stateConnecting:
 		return // the host's kernel gives up in its own time
 	}
@@ -106,9 +108,7 @@ func (t *Translator) expire(i uint32, c *conn) {
 		c.deqAt = 0
 		t.dequeue(c, 1)
 	}
-	if c.state != 0 {
-		t.arm(i, c)
-	}
+	t.arm(i, c)
 }
 
 // timedOut handles the retransmission timer.
@@ -116,7 +116,7 @@ func (t *Translator) timedOut(i uint32, c *conn) {
 	c.retries = min(c.retries+1, 200)
 	switch c.state {
 	case stateTimeWait:
-		t.remove(i, c)
+		t.end(i, c)
 		return
 	case stateSynSent, stateSynAckSent:
 		limit := uint8(synAckTries)
@@ -169,9 +169,7 @@ func (t *Translator) rewind(i uint32, c *conn) {
 		return
 	}
 	t.push(i, c)
-	if c.state == stateOpen {
-		t.startRTO(c)
-	}
+	t.startRTO(c)
 }
 
 // probe makes the guest tell where it is: a segment before its window.
@@ -181,33 +179,23 @@ func (t *Translator) probe(i uint32, c *conn) {
 	t.emit(nil)
 }
 
-// finished ends the flow if both directions are done, and reports whether it
-// did.
-func (t *Translator) finished(i uint32, c *conn) bool {
-	if !c.has(flagGuestFIN) || !c.has(flagShutdown) || !c.has(flagFINSent) || !after(c.sndUna, c.finSeq) {
-		return false
+// finish ends the flow if both directions are done.
+func (t *Translator) finish(i uint32, c *conn) {
+	if c.over() || !c.has(flagGuestFIN) || !c.has(flagShutdown) || !c.has(flagFINSent) || !after(c.sndUna, c.finSeq) {
+		return
 	}
 	if c.has(flagAckNow | flagAckLater) {
 		t.sendAck(i, c)
 	}
 	t.dequeue(c, 0)
 	if !c.has(flagHostFirst) {
-		t.remove(i, c)
-		return true
+		t.end(i, c)
+		return
 	}
 	// The guest's last FIN may come again, RFC 9293 section 3.6.1.
-	t.close(c.fd)
-	c.fd = -1
-	t.dropQueue(c)
-	t.putSet(&c.held)
-	t.putSet(&c.sacked)
-	t.reserved -= int(c.reserved)
-	c.reserved = 0
 	c.state = stateTimeWait
-	t.giveBack(c)
-	c.flags &= flagDirty | flagReady | flagGuestFIN
 	c.rtoAt = t.env.Now() + timeWait
 	c.deqAt, c.ackAt = 0, 0
+	t.mark(i, c)
 	t.arm(i, c)
-	return true
 }

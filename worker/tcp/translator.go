@@ -5,7 +5,6 @@ package tcp
 import (
 	"crypto/rand"
 	"encoding/binary"
-	"slices"
 
 	"github.com/dchest/siphash"
 
@@ -76,12 +75,11 @@ type Translator struct {
 	// yet, in the order in which it did. The oldest makes room where there is none.
 	halfOpen store.Ages
 
-	dirty   []uint32 // flows to look at when the batch ends
-	ready   []uint32 // flows with data for the guest and room for it
-	pending [][]byte // payloads in order of flow pendFlow, not yet written
-	pendLen int
-	pendOf  uint32
-	pushed  int // bytes of data sent to the guest since Poll
+	dirty  []uint32 // flows to look at when the batch ends
+	ready  []uint32 // flows with data for the guest and room for it
+	marked []uint32 // flows of which Sweep has something to free
+	batch  batch
+	pushed int // bytes of data sent to the guest since Poll
 
 	reserved    int    // chunks set aside for windows
 	mostReserve uint16 // of them for one flow
@@ -109,8 +107,8 @@ func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *st
 		halfOpen:    store.NewAges(maxFlows),
 		dirty:       make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
 		ready:       make([]uint32, 0, maxFlows),
-		pending:     make([][]byte, 0, 256),
-		pendOf:      store.None,
+		marked:      make([]uint32, 0, maxFlows),
+		batch:       newBatch(),
 		answers:     quickEnough,
 		mostReserve: mostReserve(g),
 		buf:         make([]byte, bufferSize(g)),
@@ -154,18 +152,18 @@ func (t *Translator) makeReady(i uint32, c *conn) {
 
 // Write gives the sockets what frames from the guest carried. The frames'
 // memory is free for reuse then.
-func (t *Translator) Write() { t.writePending() }
+func (t *Translator) Write() { t.writeBatch() }
 
 // Flush ends a batch of frames from the guest: what they carried goes to the
 // sockets, what they acknowledged is dequeued, what is owed to the guest is
 // sent.
 func (t *Translator) Flush() {
-	t.writePending()
+	t.writeBatch()
 	for n := 0; n < len(t.dirty); n++ {
 		i := t.dirty[n]
 		c := t.flows.At(i)
 		if !c.has(flagDirty) {
-			continue // removed since
+			continue // freed since
 		}
 		c.clear(flagDirty)
 		t.settle(i, c)
@@ -184,9 +182,6 @@ func (t *Translator) settle(i uint32, c *conn) {
 	t.dequeue(c, dequeueLazily)
 	if c.has(flagReadable) || t.owesFIN(c) || before(c.sndNxt, c.sndMax) {
 		t.push(i, c)
-		if t.flows.At(i).state != stateOpen {
-			return
-		}
 	}
 	switch {
 	case c.has(flagAckNow):
@@ -213,9 +208,6 @@ func (t *Translator) Poll() {
 	for t.pushed = 0; k < n && t.pushed < turnBytes && t.env.CanSend(); k++ {
 		i := t.ready[k]
 		c := t.flows.At(i)
-		if !c.has(flagReady) {
-			continue // removed since
-		}
 		c.clear(flagReady)
 		t.settle(i, c)
 	}
@@ -247,41 +239,6 @@ func (t *Translator) putSet(ref *uint32) {
 	}
 }
 
-// remove ends a flow on our side and frees all it holds. What is in the
-// socket's send buffer is still delivered.
-func (t *Translator) remove(i uint32, c *conn) {
-	if c.fd >= 0 {
-		t.close(c.fd)
-		c.fd = -1
-	}
-	if t.pendOf == i {
-		t.dropPending()
-	}
-	if c.has(flagReady) {
-		// With the link stalled, the list must not grow by flows that end.
-		k := slices.Index(t.ready, i)
-		t.ready = slices.Delete(t.ready, k, k+1)
-	}
-	t.dropQueue(c)
-	t.putSet(&c.held)
-	t.putSet(&c.sacked)
-	t.reserved -= int(c.reserved)
-	c.reserved = 0
-	t.wheel.Cancel(t.timer + i)
-	t.madeOrGone(i, c)
-	t.giveBack(c)
-	c.flags = 0
-	c.state = 0
-	t.flows.Remove(i)
-}
-
-// close closes a connection's descriptor, which may be what a listener waits
-// for.
-func (t *Translator) close(fd int32) {
-	t.env.Close(fd)
-	t.Freed()
-}
-
 // Evict reports that no connection gives way for want of descriptors.
 func (t *Translator) Evict() bool { return false }
 
@@ -292,18 +249,8 @@ func (t *Translator) Freed() {
 	}
 }
 
-// abort resets the host's side and forgets the flow.
-func (t *Translator) abort(i uint32, c *conn) {
-	t.Stats.Reset++
-	if c.fd >= 0 {
-		t.env.Abort(c.fd)
-		t.Freed()
-		c.fd = -1
-	}
-	t.remove(i, c)
-}
-
 // Close ends all connections, resetting them on the host.
 func (t *Translator) Close() {
 	t.flows.Each(func(i uint32) { t.abort(i, t.flows.At(i)) })
+	t.Sweep()
 }

@@ -389,6 +389,9 @@ func (t *Translator) Pending() bool {
 // Resume is called when the link takes frames again.
 func (t *Translator) Resume() { t.Poll() }
 
+// Sweep needs nothing: a flow is freed as it ends.
+func (t *Translator) Sweep() {}
+
 // Freed needs nothing: no datagram waits for a descriptor.
 func (t *Translator) Freed() {}
 
