@@ -16,9 +16,9 @@ type Refusal struct {
 	Again bool
 	// Reset: a host would answer a SYN with RST, whatever it says of a datagram.
 	Reset bool
-	// Told: there is a message for it, an ICMP one of this type and code, or with
-	// v4 false an ICMPv6 one.
-	Told       bool
+	// Told: there is a message for it, an ICMP one, or with v4 false an ICMPv6 one.
+	Told bool
+	// Type and Code are that message's; zero: there is none.
 	Type, Code uint8
 }
 
