@@ -66,7 +66,7 @@ func goStarting() []Rule {
 func narrowing() []Rule {
 	return []Rule{
 		{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_NORESERVE|anonymous)},
-			Why: "buffers and pools mapped once", User: "worker/lane"},
+			Why: "buffers and pools mapped once", User: kernel},
 		{Call: "seccomp", Args: []Arg{is(0, unix.SECCOMP_SET_MODE_FILTER), is(1, unix.SECCOMP_FILTER_FLAG_TSYNC)},
 			Why: "loading the narrower list", User: "policy"},
 	}

@@ -5,12 +5,12 @@ package calls
 import "golang.org/x/sys/unix"
 
 // splicePipe is the size of the bypass's pipes, in bytes: pipe-max-size where
-// nobody changed it, as worker/lane asks for it.
+// nobody changed it, as worker/kernel asks for it.
 const splicePipe = 1 << 20
 
 const (
-	lane = "worker/lane"
-	link = "worker/link"
+	kernel = "worker/kernel"
+	link   = "worker/link"
 )
 
 // WorkerStart is the worker from its lock-down until the last start-up record
@@ -23,7 +23,7 @@ func WorkerStart() List {
 			goStarting(),
 			narrowing(),
 			workerRunning(),
-			each(lane, "non-blocking mode of passed descriptors", "fcntl", 1, unix.F_GETFL, unix.F_SETFL),
+			each(kernel, "non-blocking mode of passed descriptors", "fcntl", 1, unix.F_GETFL, unix.F_SETFL),
 		),
 	}
 }
@@ -44,34 +44,34 @@ func workerRunning() []Rule {
 	return join(
 		goRunning(),
 		plain(link, "frames from the guest; start of a record", "read"),
-		plain(lane, "frames, payload, records, log lines", "write", "writev"),
-		plain(lane, "payload and records; MSG_PEEK, MSG_TRUNC, error queue", "recvfrom", "recvmsg", "recvmmsg"),
-		plain(lane, "event loop", "epoll_ctl", "epoll_pwait2"),
-		plain(lane, "end of a flow", "close", "shutdown"),
+		plain(kernel, "frames, payload, records, log lines", "write", "writev"),
+		plain(kernel, "payload and records; MSG_PEEK, MSG_TRUNC, error queue", "recvfrom", "recvmsg", "recvmmsg"),
+		plain(kernel, "event loop", "epoll_ctl", "epoll_pwait2"),
+		plain(kernel, "end of a flow", "close", "shutdown"),
 		[]Rule{
 			{Call: "accept4", Args: []Arg{is(3, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)},
-				Why: "inbound connections on passed listeners", User: lane},
+				Why: "inbound connections on passed listeners", User: kernel},
 			{Call: "splice", Args: []Arg{within(5, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)},
-				Why: "loopback flows socket to socket", User: "worker/bypass"},
-			{Call: "pipe2", Args: []Arg{is(1, unix.O_NONBLOCK|unix.O_CLOEXEC)}, Why: "pipes for splice", User: "worker/bypass"},
-			{Call: "fcntl", Args: []Arg{is(1, unix.F_SETPIPE_SZ), is(2, splicePipe)}, Why: "pipes for splice", User: "worker/bypass"},
+				Why: "loopback flows socket to socket", User: kernel},
+			{Call: "pipe2", Args: []Arg{is(1, unix.O_NONBLOCK|unix.O_CLOEXEC)}, Why: "pipes for splice", User: kernel},
+			{Call: "fcntl", Args: []Arg{is(1, unix.F_SETPIPE_SZ), is(2, splicePipe)}, Why: "pipes for splice", User: kernel},
 		},
-		plain(lane, "local address of an accepted connection", "getsockname"),
+		plain(kernel, "local address of an accepted connection", "getsockname"),
 		workerOptions(),
 	)
 }
 
 func workerOptions() []Rule {
 	return join(
-		options(lane, "end of connect", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR),
-		options(lane, "state of a connection, its round-trip time", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
-		options(lane, "peeking offset, reset at close, low-water mark, keep-alive, buffers", "setsockopt", unix.SOL_SOCKET,
+		options(kernel, "end of connect", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR),
+		options(kernel, "state of a connection, its round-trip time", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
+		options(kernel, "peeking offset, reset at close, low-water mark, keep-alive, buffers", "setsockopt", unix.SOL_SOCKET,
 			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_RCVLOWAT, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF),
-		options(lane, "the guest's TTL and TOS", "setsockopt", unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS),
-		options(lane, "the guest's hop limit and traffic class", "setsockopt", unix.IPPROTO_IPV6,
+		options(kernel, "the guest's TTL and TOS", "setsockopt", unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS),
+		options(kernel, "the guest's hop limit and traffic class", "setsockopt", unix.IPPROTO_IPV6,
 			unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS),
-		options(lane, "datagrams of equal size in one call", "setsockopt", unix.IPPROTO_UDP, unix.UDP_SEGMENT),
-		options(lane, "latency, bound of a near host's window", "setsockopt", unix.IPPROTO_TCP,
+		options(kernel, "datagrams of equal size in one call", "setsockopt", unix.IPPROTO_UDP, unix.UDP_SEGMENT),
+		options(kernel, "latency, bound of a near host's window", "setsockopt", unix.IPPROTO_TCP,
 			unix.TCP_NODELAY, unix.TCP_WINDOW_CLAMP),
 	)
 }

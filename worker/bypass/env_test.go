@@ -3,17 +3,16 @@
 package bypass
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
 	"aldente/worker/flow"
+	"aldente/worker/kernel"
 	"aldente/worker/packet"
 	"aldente/worker/store"
 )
@@ -21,8 +20,9 @@ import (
 // lane is a small one: it makes real system calls, and has a broker that opens
 // what open says.
 type lane struct {
+	kernel.Sockets
+	poll   kernel.Poller
 	tb     testing.TB
-	ep     int
 	start  time.Time
 	wheel  *store.Wheel
 	guest  flow.Guest
@@ -33,28 +33,12 @@ type lane struct {
 	pipes  int
 
 	reports int // events so far
-	events  [64]unix.EpollEvent
-	change  unix.EpollEvent
-	msgs    [readBatch]struct {
-		hdr unix.Msghdr
-		n   uint32
-		_   [4]byte
-	}
-	iov    [maxSegments]unix.Iovec
-	names  [readBatch]unix.RawSockaddrInet6
-	oob    [readBatch][128]byte
-	value  int32
-	linger unix.Linger
-	pair   [2]int32
 }
 
 func newLane(tb testing.TB) *lane {
 	tb.Helper()
-	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	l := &lane{tb: tb, ep: ep, start: time.Now().Add(-time.Second)}
+	l := &lane{tb: tb, start: time.Now().Add(-time.Second)}
+	must(tb, l.poll.Open())
 	l.guest.Seen4 = packet.AddrFrom4([4]byte{127, 0, 0, 1})
 	l.guest.Seen6 = packet.Addr{15: 1}
 	l.wheel = store.NewWheel(64, l.Now())
@@ -64,7 +48,7 @@ func newLane(tb testing.TB) *lane {
 	}
 	tb.Cleanup(func() {
 		l.t.Close()
-		unix.Close(ep)
+		kernel.Close(l.poll.FD())
 	})
 	return l
 }
@@ -76,14 +60,11 @@ func (l *lane) step() {
 	if l.t.Pending() {
 		timeout = 0
 	}
-	n, _, _ := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&l.events)), uintptr(len(l.events)), uintptr(timeout), 0, 0)
-	if int(n) < 0 || int(n) > len(l.events) {
-		n = 0
-	}
-	l.reports += int(n)
-	for i := range int(n) {
-		e := &l.events[i]
-		l.t.Ready(*(*uint64)(unsafe.Pointer(&e.Fd)), e.Events)
+	n := l.poll.Wait(timeout, true)
+	l.reports += n
+	for i := range n {
+		events, token := l.poll.At(i)
+		l.t.Ready(token, events)
 	}
 	if l.t.Patience() > 0 {
 		l.t.Impatient()
@@ -132,49 +113,18 @@ func (l *lane) Open(r *ipc.Open) bool {
 	return true
 }
 
-func raw(trap, a, b, c uintptr) (int, syscall.Errno) {
-	for {
-		n, _, e := syscall.RawSyscall(trap, a, b, c)
-		if e != syscall.EINTR {
-			return int(n), e
-		}
-	}
-}
-
-func raw6(trap, a, b, c, d, e, f uintptr) (int, syscall.Errno) {
-	for {
-		n, _, errno := syscall.RawSyscall6(trap, a, b, c, d, e, f)
-		if errno != syscall.EINTR {
-			return int(n), errno
-		}
-	}
-}
-
-func base(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
-
 func (l *lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
-	return l.control(unix.EPOLL_CTL_ADD, fd, token, events)
+	return l.poll.Watch(fd, token, events)
 }
 
 func (l *lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
-	return l.control(unix.EPOLL_CTL_MOD, fd, token, events)
+	return l.poll.Rewatch(fd, token, events)
 }
 
-func (l *lane) control(op int, fd int32, token uint64, events uint32) syscall.Errno {
-	if events&flow.Readable != 0 {
-		events |= flow.Urgent
-	}
-	l.change.Events = events | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
-	*(*uint64)(unsafe.Pointer(&l.change.Fd)) = token
-	_, e := raw6(unix.SYS_EPOLL_CTL, uintptr(l.ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&l.change)), 0, 0)
-	return e
-}
-
-func (l *lane) Close(fd int32) { raw(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
+func (l *lane) Close(fd int32) { kernel.Close(fd) }
 
 func (l *lane) Abort(fd int32) {
-	l.linger = unix.Linger{Onoff: 1}
-	raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&l.linger)), unsafe.Sizeof(l.linger), 0)
+	l.ResetOnClose(fd)
 	l.Close(fd)
 }
 
@@ -182,129 +132,8 @@ func (l *lane) Pipe() (r, w int32, size int, err syscall.Errno) {
 	if l.noPipe {
 		return -1, -1, 0, syscall.EMFILE
 	}
-	_, e := raw(unix.SYS_PIPE2, uintptr(unsafe.Pointer(&l.pair)), unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	l.pipes++
-	return l.pair[0], l.pair[1], 64 << 10, e
-}
-
-func (l *lane) Splice(from, to int32, n int) (int, syscall.Errno) {
-	return raw6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_NONBLOCK)
-}
-
-func (l *lane) LowWater(fd int32, n int) syscall.Errno {
-	return l.set(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, n)
-}
-
-func (l *lane) set(fd int32, level, name, v int) syscall.Errno {
-	l.value = int32(v)
-	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&l.value)), 4, 0)
-	return e
-}
-
-func (l *lane) Read(fd int32, b []byte) (int, syscall.Errno) {
-	return raw(unix.SYS_READ, uintptr(fd), base(b), uintptr(len(b)))
-}
-
-func (l *lane) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
-	return raw6(unix.SYS_RECVFROM, uintptr(fd), base(b), uintptr(len(b)), uintptr(flags), 0, 0)
-}
-
-func (l *lane) RecvSkip(int32, int, []byte) (int, syscall.Errno) { panic("not for the bypass") }
-
-func (l *lane) Discard(fd int32, n int) (int, syscall.Errno) {
-	return raw6(unix.SYS_RECVFROM, uintptr(fd), 0, uintptr(n), unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
-}
-
-func (l *lane) Write(fd int32, b []byte) (int, syscall.Errno) {
-	return raw(unix.SYS_WRITE, uintptr(fd), base(b), uintptr(len(b)))
-}
-
-func (l *lane) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
-	for i, b := range bufs {
-		l.iov[i].Base = unsafe.SliceData(b)
-		l.iov[i].SetLen(len(b))
-	}
-	return raw(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&l.iov)), uintptr(len(bufs)))
-}
-
-func (l *lane) Accept(int32) (int32, packet.Addr, uint16, syscall.Errno) { panic("tcp accepts") }
-
-func (l *lane) LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno) {
-	sa, err := unix.Getsockname(int(fd))
-	if err != nil {
-		return packet.Addr{}, 0, err.(syscall.Errno)
-	}
-	a, port := address(sa)
-	return a, port, 0
-}
-
-func (l *lane) ShutdownWrite(fd int32) syscall.Errno {
-	_, e := raw(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
-	return e
-}
-
-func (l *lane) Option(fd int32, o flow.Option, v int) syscall.Errno {
-	switch o {
-	case flow.OptionNoDelay:
-		return l.set(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, v)
-	case flow.OptionUDPSegment:
-		return l.set(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, v)
-	}
-	panic("an option that the bypass has no use for")
-}
-
-func (l *lane) RTT(int32) (time.Duration, syscall.Errno) { panic("not for the bypass") }
-
-func (l *lane) TakeError(fd int32) syscall.Errno {
-	e, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return err.(syscall.Errno)
-	}
-	return syscall.Errno(e)
-}
-
-func (l *lane) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno) {
-	for i := range d {
-		l.iov[i].Base = unsafe.SliceData(d[i].Buf)
-		l.iov[i].SetLen(len(d[i].Buf))
-		m := &l.msgs[i].hdr
-		*m = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&l.names[i])), Namelen: unix.SizeofSockaddrInet6, Iov: &l.iov[i], Control: &l.oob[i][0]}
-		m.SetIovlen(1)
-		m.SetControllen(len(l.oob[i]))
-	}
-	n, e := raw6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&l.msgs)), uintptr(len(d)), unix.MSG_DONTWAIT, 0, 0)
-	if e != 0 {
-		return 0, e
-	}
-	for i := range n {
-		m := &l.msgs[i]
-		d[i].N, d[i].Segment, d[i].Truncated = int(m.n), 0, m.hdr.Flags&unix.MSG_TRUNC != 0
-		d[i].From, d[i].FromPort = sender(&l.names[i])
-		d[i].To = packet.Addr{}
-		oob := l.oob[i][:m.hdr.Controllen]
-		if len(oob) >= 20 && binary.NativeEndian.Uint32(oob[8:]) == unix.SOL_UDP {
-			if s := int(binary.NativeEndian.Uint32(oob[16:])); s < d[i].N {
-				d[i].Segment = s
-			}
-		}
-	}
-	return n, 0
-}
-
-func (l *lane) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
-	_, _, _, _, err := unix.Recvmsg(int(fd), e.Buf, nil, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-	if err != nil {
-		return err.(syscall.Errno)
-	}
-	return 0
-}
-
-func sender(sa *unix.RawSockaddrInet6) (packet.Addr, uint16) {
-	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
-	if sa.Family == unix.AF_INET {
-		return packet.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(sa)).Addr), port
-	}
-	return packet.Addr(sa.Addr), port
+	return l.Sockets.Pipe()
 }
 
 func address(sa unix.Sockaddr) (packet.Addr, uint16) {

@@ -11,10 +11,12 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/worker/flow"
 	"aldente/worker/packet"
 )
 
@@ -211,7 +213,7 @@ func TestReset(t *testing.T) {
 func disconnect(t *testing.T, fd int) {
 	t.Helper()
 	var unspec [16]byte // AF_UNSPEC, connect(2)
-	if _, e := raw(unix.SYS_CONNECT, uintptr(fd), base(unspec[:]), uintptr(len(unspec))); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec)); e != 0 {
 		t.Fatal(e)
 	}
 }
@@ -375,15 +377,14 @@ func TestNoAllocations(t *testing.T) {
 			sent, got := 0, 0
 			for got < size {
 				if sent < size {
-					n, _, e := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(from), base(b[sent:]), uintptr(size-sent), unix.MSG_DONTWAIT, 0, 0)
+					n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(from), uintptr(unsafe.Pointer(&b[sent])), uintptr(size-sent), unix.MSG_DONTWAIT, 0, 0)
 					if e == 0 {
 						sent += int(n)
 					}
 				}
 				l.step()
-				n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(to), base(b), uintptr(size), unix.MSG_DONTWAIT, 0, 0)
-				if e == 0 {
-					got += int(n)
+				if n, e := l.Recv(int32(to), b, flow.MsgDontWait); e == 0 {
+					got += n
 				}
 			}
 		}

@@ -394,11 +394,11 @@ func TestNoAllocationsUDP(t *testing.T) {
 	b := payload(1000, 1)
 	allocs := testing.AllocsPerRun(100, func() {
 		for range 10 {
-			raw(unix.SYS_WRITE, uintptr(p.client), base(b), uintptr(len(b)))
+			l.Write(int32(p.client), b)
 		}
 		l.step()
 		for range 10 {
-			raw6(unix.SYS_RECVFROM, uintptr(p.server), base(b), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0)
+			l.Recv(int32(p.server), b, flow.MsgDontWait)
 		}
 	})
 	if allocs != 0 {

@@ -6,9 +6,8 @@ import (
 	"net/netip"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"aldente/ipc"
+	"aldente/worker/kernel"
 	"aldente/worker/packet"
 )
 
@@ -144,6 +143,6 @@ func (f *flowLog) say(now int64, what string, t *told, more, why string) bool {
 	b = append(append(b, more...), why...)
 	b = append(b, '\n')
 	f.line = b
-	unix.Write(logFD, b)
+	kernel.Print(logFD, b)
 	return true
 }

@@ -2,8 +2,8 @@
 
 // Package lane is the worker's event loop. A lane is one thread with its own
 // epoll, link to the guest, flow tables, timers and buffers; nothing in it is
-// global. It and package link make all the system calls of the worker; after
-// New, none of them blocks but the wait for events, and nothing is allocated.
+// global. Its system calls are those of the packages kernel and link; after New,
+// none of them blocks but the wait for events, and nothing is allocated.
 package lane
 
 import (
@@ -13,12 +13,11 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"aldente/ipc"
 	"aldente/worker/bypass"
 	"aldente/worker/flow"
 	"aldente/worker/icmp"
+	"aldente/worker/kernel"
 	"aldente/worker/link"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -71,11 +70,12 @@ type Stats struct {
 
 // Lane is one event loop and all it owns.
 type Lane struct {
-	sockets
-	poll       poller
+	kernel.Sockets
+	poll       kernel.Poller
 	channel    channel
 	start      time.Time
 	now        int64
+	moved      int       // bytes, in this turn: what shows that there is bulk
 	busy       bool      // the last wait was short
 	conversing bool      // the last turn was short, its event came soon, and so may the next
 	partners   [2]uint64 // tokens of the last conversation
@@ -127,15 +127,13 @@ func New(control int) (*Lane, error) {
 	l := &Lane{start: time.Now().Add(-time.Second), mark: -1, out: make([]byte, 4096)}
 	l.channel.fd = int32(control)
 	l.tick()
-	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("epoll_create1: %w", err)
+	if err := l.poll.Open(); err != nil {
+		return nil, err
 	}
-	l.poll.fd = int32(ep)
-	if err := unix.SetNonblock(control, true); err != nil {
+	if err := kernel.SetNonblock(control); err != nil {
 		return nil, fmt.Errorf("channel: %w", err)
 	}
-	if e := l.poll.control(unix.EPOLL_CTL_ADD, int32(control), unix.EPOLLIN, tokenControl); e != 0 {
+	if e := l.poll.Add(int32(control), tokenControl, flow.Readable); e != 0 {
 		return nil, fmt.Errorf("channel: %w", e)
 	}
 	l.fire, l.take = l.expire, l.record
@@ -150,8 +148,8 @@ func (l *Lane) startUp(control int) error {
 	buf := make([]byte, ipc.MaxRecord)
 	for configured := false; ; {
 		n, fd, err := ipc.Receive(control, buf, 0)
-		if errors.Is(err, unix.EAGAIN) {
-			l.poll.wait(-1, false)
+		if errors.Is(err, syscall.EAGAIN) {
+			l.poll.Wait(-1, false)
 			continue
 		}
 		if err != nil {
@@ -204,10 +202,9 @@ func (l *Lane) configure(rec []byte) error {
 	nICMP := min(maxICMP, max(fds/4, 16))
 	g.Shares = flow.NewShares(fds - fds/16) // but for pipes
 	nBypass, nBypassUDP := min(maxBypass, fds/2), min(maxBypassUDP, max(fds/4, 16))
-	pool, err := unix.Mmap(-1, 0, poolBytes, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	pool, err := kernel.Reserve(poolBytes)
 	if err != nil {
-		return fmt.Errorf("address space for buffers: %w", err)
+		return err
 	}
 	// TCP's windows are promises on all of its pool; UDP has one of its own.
 	l.chunks, l.datagrams = store.NewPool(pool[udpPoolBytes:]), store.NewPool(pool[:udpPoolBytes])
@@ -297,7 +294,7 @@ func (l *Lane) Open(r *ipc.Open) bool {
 
 // Accept implements flow.Env.
 func (l *Lane) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
-	conn, peer, port, e := l.sockets.Accept(fd)
+	conn, peer, port, e := l.Sockets.Accept(fd)
 	if l.flows != nil && e == 0 {
 		l.flows.accepted(l.now, conn, peer, port)
 	}
@@ -306,21 +303,12 @@ func (l *Lane) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 
 // Watch implements flow.Env.
 func (l *Lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
-	return l.poll.control(unix.EPOLL_CTL_ADD, fd, watched(events), token)
+	return l.poll.Watch(fd, token, events)
 }
 
 // Rewatch implements flow.Env.
 func (l *Lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
-	return l.poll.control(unix.EPOLL_CTL_MOD, fd, watched(events), token)
-}
-
-// watched is what epoll is told. The kernel's notice of new data says EPOLLPRI
-// whether any are urgent or not: who does not want data is not to be woken by it.
-func watched(events uint32) uint32 {
-	if events&flow.Readable != 0 {
-		events |= flow.Urgent
-	}
-	return events | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
+	return l.poll.Rewatch(fd, token, events)
 }
 
 // Close implements flow.Env.
@@ -328,12 +316,21 @@ func (l *Lane) Close(fd int32) {
 	if l.flows != nil {
 		l.flows.closed(l.now, fd)
 	}
-	raw(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+	kernel.Close(fd)
 	l.freed = true
 }
 
 // Abort implements flow.Env.
 func (l *Lane) Abort(fd int32) {
-	l.resetOnClose(fd)
+	l.ResetOnClose(fd)
 	l.Close(fd)
+}
+
+// Splice implements bypass.Env.
+func (l *Lane) Splice(from, to int32, n int) (int, syscall.Errno) {
+	n, e := l.Sockets.Splice(from, to, n)
+	if e == 0 {
+		l.moved += n
+	}
+	return n, e
 }

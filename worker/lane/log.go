@@ -5,7 +5,7 @@ package lane
 import (
 	"fmt"
 
-	"golang.org/x/sys/unix"
+	"aldente/worker/kernel"
 )
 
 // Levels as syslog(3) numbers them.
@@ -22,5 +22,5 @@ var logFD = 2
 // what happens rarely; guest data never go into it.
 func logf(level int, format string, args ...any) {
 	b := fmt.Appendf(nil, "<%d>"+format+"\n", append([]any{level}, args...)...)
-	unix.Write(logFD, b)
+	kernel.Print(logFD, b)
 }

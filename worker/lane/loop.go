@@ -8,11 +8,10 @@ import (
 	"math/rand/v2"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"aldente/ipc"
 	"aldente/worker/arp"
 	"aldente/worker/flow"
+	"aldente/worker/kernel"
 	"aldente/worker/link"
 	"aldente/worker/ndp"
 	"aldente/worker/store"
@@ -24,13 +23,14 @@ func (l *Lane) turn() {
 	began := l.now
 	n := l.wait()
 	l.tick()
-	l.busy = l.now-began < rawWait*1e6
-	soon := l.now-began < spinTime && l.oneConversation(n)
+	l.busy = l.now-began < kernel.RawWait*1e6
+	_, first := l.poll.At(0)
+	soon := l.now-began < spinTime && l.oneConversation(n, first)
 	l.moved = 0
 	l.wheel.Advance(l.now, l.fire) // first: timers are set relative to it
 	l.readable = false
 	for k := range n {
-		events, token := l.poll.at(k)
+		events, token := l.poll.At(k)
 		owner, _, _ := flow.SplitToken(token)
 		l.table.ready[owner](token, events)
 	}
@@ -49,21 +49,21 @@ func (l *Lane) ready(token uint64, events uint32) {
 		return
 	}
 	l.writable(events)
-	l.readable = events&^unix.EPOLLOUT != 0
+	l.readable = events&^flow.Writable != 0
 }
 
 // wait waits for events and returns their number.
 func (l *Lane) wait() int {
 	timeout := l.timeout()
 	if p := l.bypass.Patience(); p > 0 && timeout != 0 {
-		return l.poll.waitShortly(p)
+		return l.poll.WaitShortly(p)
 	}
 	if l.conversing && timeout != 0 {
 		if n := l.spin(); n > 0 {
 			return n
 		}
 	}
-	return l.poll.wait(timeout, l.busy)
+	return l.poll.Wait(timeout, l.busy)
 }
 
 // timeout is how long to wait, in milliseconds; -1: no reason to wake up.
@@ -116,23 +116,28 @@ func (l *Lane) finish() {
 	}
 	if b := l.link.WantWrite(); b != l.blocked {
 		l.blocked = b
-		l.watchLink(unix.EPOLL_CTL_MOD)
+		l.check(l.poll.Change(l.link.FD(), tokenLink, l.linkEvents()))
 	}
 }
 
-func (l *Lane) watchLink(op int) {
-	events := uint32(unix.EPOLLIN)
+// linkEvents is what is to be reported of the link.
+func (l *Lane) linkEvents() uint32 {
 	if l.blocked {
-		events |= unix.EPOLLOUT
+		return flow.Readable | flow.Writable
 	}
-	if e := l.poll.control(op, l.link.FD(), events, tokenLink); e != 0 {
+	return flow.Readable
+}
+
+// check drops a link that cannot be watched.
+func (l *Lane) check(e syscall.Errno) {
+	if e != 0 {
 		l.linkGone(e)
 	}
 }
 
 // writable drains the link's backlog and lets the translators go on.
 func (l *Lane) writable(events uint32) {
-	if events&unix.EPOLLOUT == 0 || l.link == nil || !l.link.Writable() {
+	if events&flow.Writable == 0 || l.link == nil || !l.link.Writable() {
 		return
 	}
 	l.table.resume()
@@ -180,7 +185,7 @@ func (l *Lane) linkGone(err error) {
 		code = ipc.EventLinkClosed
 	}
 	logf(levelInfo, "link closed: %v", err)
-	l.poll.control(unix.EPOLL_CTL_DEL, l.link.FD(), 0, 0)
+	l.poll.Remove(l.link.FD())
 	l.link.Close()
 	l.last, l.link = l.link, nil
 	l.blocked, l.more = false, false
@@ -191,7 +196,7 @@ func (l *Lane) linkGone(err error) {
 
 // broker takes records from the broker.
 func (l *Lane) broker() {
-	if !l.channel.receive(l.take) {
+	if !l.channel.receive(l.take) && l.err == nil {
 		l.err = io.EOF
 	}
 }
@@ -260,7 +265,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 		return nil
 	}
 	l.link = link.New(&k, fd, l.guest.LinkMTU(), l.last)
-	l.watchLink(unix.EPOLL_CTL_ADD)
+	l.check(l.poll.Add(l.link.FD(), tokenLink, l.linkEvents()))
 	l.hello = 0
 	l.greet()
 	return nil

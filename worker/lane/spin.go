@@ -13,13 +13,14 @@ const (
 	regular           = 8 // events of a conversation in a row: more than a short connection has
 )
 
-// oneConversation tells whether the n events of this turn belong to the conversation of
-// the last ones: between the guest and a socket, or between two sockets.
-func (l *Lane) oneConversation(n int) bool {
+// oneConversation tells whether the n events of this turn, the first of which has
+// this token, belong to the conversation of the last ones: between the guest and a
+// socket, or between two sockets.
+func (l *Lane) oneConversation(n int, token uint64) bool {
 	if n != 1 {
 		return false
 	}
-	switch _, token := l.poll.at(0); token {
+	switch token {
 	case tokenLink:
 	case l.partners[0], l.partners[1]:
 		l.same = min(l.same+1, regular)
@@ -43,7 +44,7 @@ func (l *Lane) small() bool {
 // spin looks for events for spinTime and returns their number.
 func (l *Lane) spin() int {
 	for end := l.now + spinTime; l.now < end; l.tick() {
-		if n := l.poll.wait(0, false); n > 0 {
+		if n := l.poll.Wait(0, false); n > 0 {
 			return n
 		}
 	}

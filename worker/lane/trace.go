@@ -5,8 +5,7 @@ package lane
 import (
 	"strconv"
 
-	"golang.org/x/sys/unix"
-
+	"aldente/worker/kernel"
 	"aldente/worker/packet"
 )
 
@@ -33,5 +32,5 @@ func (t *trace) frame(way string, headers, payload []byte) {
 		b = t.pkt.AppendText(b)
 	}
 	t.line = append(b, '\n')
-	unix.Write(logFD, t.line)
+	kernel.Print(logFD, t.line)
 }

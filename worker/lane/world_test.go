@@ -179,7 +179,7 @@ func (w *world) awake() bool {
 	if w.l.timeout() == 0 || w.l.bypass.Patience() > 0 {
 		return true
 	}
-	return ready(int(w.l.poll.fd), unix.POLLIN, 0)
+	return ready(int(w.l.poll.FD()), unix.POLLIN, 0)
 }
 
 func ready(fd int, events int16, wait int) bool {
@@ -216,8 +216,8 @@ func (w *world) why() string {
 	l := w.l
 	s := fmt.Sprintf("time-out %d, patience %d, pending TCP %t, UDP %t, bypass %t", l.timeout(), l.bypass.Patience(), l.tcp.Pending(),
 		l.udp.Pending(), l.bypass.Pending())
-	for k := range l.poll.wait(0, false) {
-		events, token := l.poll.at(k)
+	for k := range l.poll.Wait(0, false) {
+		events, token := l.poll.At(k)
 		s += fmt.Sprintf(", events %#x for %#x", events, token)
 	}
 	return s

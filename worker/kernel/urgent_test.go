@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lane
+package kernel
 
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/tcp/tcptest"
 )
 
 // marked is a connection whose other end has sent 1,000 bytes, of which the last
 // is urgent, and 500 more; and its end, if so.
-func (w *world) marked(end bool) (fd, host int) {
-	fd, host = w.connected()
-	w.t.Cleanup(func() { unix.Close(fd); unix.Close(host) })
+func marked(t *testing.T, end bool) (fd, host int) {
+	fd, host = connected(t)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
+		t.Skipf("SO_PEEK_OFF: %v", err)
+	}
+	t.Cleanup(func() { unix.Close(fd); unix.Close(host) })
 	for n, flags := range []int{0, unix.MSG_OOB, 0} {
 		if _, err := unix.SendmsgN(host, tcptest.Stream(n*500, 500), nil, nil, flags); err != nil {
-			w.t.Fatal(err)
+			t.Fatal(err)
 		}
 	}
-	acknowledged(w.t, host)
+	acknowledged(t, host)
 	if end {
 		unix.Shutdown(host, unix.SHUT_WR)
-		arrived(w.t, fd)
+		arrived(t, fd)
 	}
 	return fd, host
 }
@@ -40,8 +41,7 @@ func TestUrgentCalls(t *testing.T) {
 	const mark, all = 999, 1500
 	for _, end := range []bool{false, true} {
 		t.Run(fmt.Sprintf("end=%v", end), func(t *testing.T) {
-			w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, true)
-			l, buf := w.l, make([]byte, 4000)
+			l, buf := new(Sockets), make([]byte, 4000)
 			nothing := func(what string, n int, e syscall.Errno) {
 				t.Helper()
 				if end && (n != 0 || e != 0) || !end && e != syscall.EAGAIN {
@@ -55,7 +55,7 @@ func TestUrgentCalls(t *testing.T) {
 				}
 			}
 			calls := func(name string, f func(fd int32)) {
-				fd, _ := w.marked(end)
+				fd, _ := marked(t, end)
 				t.Run(name, func(*testing.T) { f(int32(fd)) })
 			}
 			calls("peek", func(fd int32) {
@@ -110,19 +110,16 @@ func TestUrgentCalls(t *testing.T) {
 			})
 			calls("report", func(fd int32) {
 				for _, events := range []uint32{flow.Readable, flow.Writable} {
-					p, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-					if err != nil {
+					var p Poller
+					if err := p.Open(); err != nil {
 						t.Fatal(err)
 					}
-					was := l.poll.fd
-					l.poll.fd = int32(p)
-					l.Watch(fd, 7, events)
-					l.poll.fd = was
-					var got [1]unix.EpollEvent
-					unix.EpollWait(p, got[:], 1000)
-					unix.Close(p)
-					if urgent := got[0].Events&flow.Urgent != 0; urgent != (events == flow.Readable) {
-						t.Errorf("watched for %#x: %#x reported", events, got[0].Events)
+					p.Watch(fd, 7, events)
+					n := p.Wait(1000, false)
+					Close(p.FD())
+					got, token := p.At(0)
+					if urgent := got&flow.Urgent != 0; n != 1 || token != 7 || urgent != (events == flow.Readable) {
+						t.Errorf("watched for %#x: %#x reported", events, got)
 					}
 				}
 			})

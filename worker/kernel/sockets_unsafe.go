@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lane
+package kernel
 
 import (
 	"encoding/binary"
-	"iter"
 	"syscall"
 	"time"
 	"unsafe"
@@ -15,10 +14,9 @@ import (
 	"aldente/worker/packet"
 )
 
-// sockets makes the system calls of flow.Sockets. None of them blocks, so they
-// are raw: the scheduler need not hear of them. All memory they point to is
-// allocated once, here.
-type sockets struct {
+// Sockets makes the system calls of flow.Sockets and of the bypass. What it holds is
+// memory for one call at a time.
+type Sockets struct {
 	iov    [flowVec]unix.Iovec
 	msg    unix.Msghdr
 	name   unix.RawSockaddrInet6
@@ -27,7 +25,6 @@ type sockets struct {
 	linger unix.Linger
 	value  int32
 	pipe   [2]int32
-	moved  int // bytes, in this turn: what shows that there is bulk
 
 	mmsg  [maxDatagrams]mmsghdr
 	miov  [maxDatagrams]unix.Iovec
@@ -47,36 +44,18 @@ type mmsghdr struct {
 	_   [4]byte
 }
 
-func raw(trap, a, b, c uintptr) (int, syscall.Errno) {
-	for {
-		n, _, e := syscall.RawSyscall(trap, a, b, c)
-		if e != syscall.EINTR {
-			return int(n), e
-		}
-	}
-}
-
-func raw6(trap, a, b, c, d, f, g uintptr) (int, syscall.Errno) {
-	for {
-		n, _, e := syscall.RawSyscall6(trap, a, b, c, d, f, g)
-		if e != syscall.EINTR {
-			return int(n), e
-		}
-	}
-}
-
-func base(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
-
-func (s *sockets) Read(fd int32, b []byte) (int, syscall.Errno) {
+// Read is read(2).
+func (s *Sockets) Read(fd int32, b []byte) (int, syscall.Errno) {
 	return raw(unix.SYS_READ, uintptr(fd), base(b), uintptr(len(b)))
 }
 
-func (s *sockets) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
+// Recv is recv(2).
+func (s *Sockets) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
 	return raw6(unix.SYS_RECVFROM, uintptr(fd), base(b), uintptr(len(b)), uintptr(flags), 0, 0)
 }
 
-// RecvSkip has the kernel copy what is to be skipped into memory nobody reads.
-func (s *sockets) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
+// RecvSkip has recvmsg(2) copy what is to be skipped into memory that nobody reads.
+func (s *Sockets) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
 	n := 0
 	for left := skip; left > 0 && n < len(s.iov)-1; n++ {
 		k := min(left, len(s.skip))
@@ -105,12 +84,13 @@ func (s *sockets) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
 	}
 }
 
-func (s *sockets) RTT(fd int32) (time.Duration, syscall.Errno) {
+// RTT is the least round-trip time that TCP has seen, of TCP_INFO.
+func (s *Sockets) RTT(fd int32) (time.Duration, syscall.Errno) {
 	info, e := s.info(fd)
 	return time.Duration(info.Min_rtt) * time.Microsecond, e
 }
 
-func (s *sockets) info(fd int32) (info unix.TCPInfo, e syscall.Errno) {
+func (s *Sockets) info(fd int32) (info unix.TCPInfo, e syscall.Errno) {
 	n := uint32(unsafe.Sizeof(info))
 	_, e = raw6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&n)), 0)
@@ -119,7 +99,7 @@ func (s *sockets) info(fd int32) (info unix.TCPInfo, e syscall.Errno) {
 
 // atEnd tells whether the peer has closed: only then does a read that skipped
 // all there is mean the end of the stream.
-func (s *sockets) atEnd(fd int32) bool {
+func (s *Sockets) atEnd(fd int32) bool {
 	info, e := s.info(fd)
 	switch info.State {
 	case unix.BPF_TCP_CLOSE_WAIT, unix.BPF_TCP_LAST_ACK, unix.BPF_TCP_CLOSING, unix.BPF_TCP_TIME_WAIT, unix.BPF_TCP_CLOSE:
@@ -128,16 +108,19 @@ func (s *sockets) atEnd(fd int32) bool {
 	return false
 }
 
-func (s *sockets) Discard(fd int32, n int) (int, syscall.Errno) {
+// Discard dequeues up to n bytes of a stream.
+func (s *Sockets) Discard(fd int32, n int) (int, syscall.Errno) {
 	// With MSG_TRUNC, TCP copies nothing and touches no buffer, tcp(7).
 	return raw6(unix.SYS_RECVFROM, uintptr(fd), 0, uintptr(n), unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
 }
 
-func (s *sockets) Write(fd int32, b []byte) (int, syscall.Errno) {
+// Write is write(2).
+func (s *Sockets) Write(fd int32, b []byte) (int, syscall.Errno) {
 	return raw(unix.SYS_WRITE, uintptr(fd), base(b), uintptr(len(b)))
 }
 
-func (s *sockets) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
+// Writev is writev(2), of flowVec pieces at most.
+func (s *Sockets) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
 	n := min(len(bufs), len(s.iov))
 	for i, b := range bufs[:n] {
 		s.iov[i].Base = unsafe.SliceData(b)
@@ -146,7 +129,8 @@ func (s *sockets) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
 	return raw(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&s.iov)), uintptr(n))
 }
 
-func (s *sockets) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
+// Accept is accept4(2).
+func (s *Sockets) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	n := uint32(unsafe.Sizeof(s.name))
 	conn, e := raw6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&s.name)), uintptr(unsafe.Pointer(&n)),
 		unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
@@ -157,7 +141,8 @@ func (s *sockets) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	return int32(conn), a, port, 0
 }
 
-func (s *sockets) LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno) {
+// LocalAddr is getsockname(2).
+func (s *Sockets) LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno) {
 	n := uint32(unsafe.Sizeof(s.name))
 	_, e := raw(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&s.name)), uintptr(unsafe.Pointer(&n)))
 	if e != 0 {
@@ -167,16 +152,17 @@ func (s *sockets) LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno) {
 	return a, port, 0
 }
 
-func (s *sockets) ShutdownWrite(fd int32) syscall.Errno {
+// ShutdownWrite is shutdown(2) of what is sent.
+func (s *Sockets) ShutdownWrite(fd int32) syscall.Errno {
 	_, e := raw(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
 	return e
 }
 
-// resetOnClose has a close send RST (SO_LINGER with zero seconds), except where
+// ResetOnClose has a close send RST (SO_LINGER with zero seconds), except where
 // the ends of both directions are on their way: in LAST_ACK and CLOSING the
 // kernel would send none, and forget what the peer has not acknowledged
 // (tcp_disconnect in net/ipv4/tcp.c), so that the peer would wait for ever.
-func (s *sockets) resetOnClose(fd int32) {
+func (s *Sockets) ResetOnClose(fd int32) {
 	info, e := s.info(fd)
 	if e == 0 && (info.State == unix.BPF_TCP_LAST_ACK || info.State == unix.BPF_TCP_CLOSING) {
 		return
@@ -191,7 +177,8 @@ func (s *sockets) resetOnClose(fd int32) {
 		uintptr(unsafe.Pointer(&s.linger)), unsafe.Sizeof(s.linger), 0)
 }
 
-func (s *sockets) TakeError(fd int32) syscall.Errno {
+// TakeError reads SO_ERROR, and clears it so.
+func (s *Sockets) TakeError(fd int32) syscall.Errno {
 	s.value = 0
 	n := uint32(4)
 	_, e := raw6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_ERROR,
@@ -217,7 +204,8 @@ var options = [...][2]uintptr{
 	flow.OptionTrafficClass: {unix.IPPROTO_IPV6, unix.IPV6_TCLASS},
 }
 
-func (s *sockets) Option(fd int32, o flow.Option, v int) syscall.Errno {
+// Option is setsockopt(2) of an integer.
+func (s *Sockets) Option(fd int32, o flow.Option, v int) syscall.Errno {
 	s.value = int32(v)
 	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), options[o][0], options[o][1], uintptr(unsafe.Pointer(&s.value)), 4, 0)
 	return e
@@ -225,7 +213,7 @@ func (s *sockets) Option(fd int32, o flow.Option, v int) syscall.Errno {
 
 // RecvDatagrams uses recvmmsg(2) with room for the addresses of both ends and
 // for the segment size that UDP_GRO reports.
-func (s *sockets) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno) {
+func (s *Sockets) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno) {
 	n := min(len(d), maxDatagrams)
 	for i := range n {
 		s.miov[i].Base = unsafe.SliceData(d[i].Buf)
@@ -256,25 +244,8 @@ func (s *sockets) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno
 	return got, 0
 }
 
-// datagramControl reads control messages from the kernel.
-func datagramControl(oob []byte, d *flow.Datagram) {
-	for m := range cmsgs(oob) {
-		level, typ, data := m.level, m.typ, m.data
-		switch {
-		case level == unix.SOL_UDP && typ == unix.UDP_GRO && len(data) >= 4:
-			if seg := int(int32(binary.NativeEndian.Uint32(data))); seg > 0 && seg < d.N {
-				d.Segment = seg
-			}
-		case level == unix.SOL_IP && typ == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			d.To = packet.AddrFrom4([4]byte(data[8:12])) // ipi_addr: where it was sent to
-		case level == unix.SOL_IPV6 && typ == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-			copy(d.To[:], data[:16])
-		}
-	}
-}
-
 // RecvError uses recvmsg(2) with MSG_ERRQUEUE, ip(7) IP_RECVERR.
-func (s *sockets) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
+func (s *Sockets) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
 	s.iov[0].Base = unsafe.SliceData(e.Buf)
 	s.iov[0].SetLen(len(e.Buf))
 	s.msg = unix.Msghdr{Iov: &s.iov[0], Control: &s.oob[0]}
@@ -289,57 +260,7 @@ func (s *sockets) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
 	return 0
 }
 
-// errorControl reads control messages of the error queue.
-func errorControl(oob []byte, e *flow.SocketError) {
-	for m := range cmsgs(oob) {
-		level, typ, data := m.level, m.typ, m.data
-		v4 := level == unix.SOL_IP && typ == unix.IP_RECVERR
-		v6 := level == unix.SOL_IPV6 && typ == unix.IPV6_RECVERR
-		if !v4 && !v6 || len(data) < 16 {
-			continue
-		}
-		e.Errno = syscall.Errno(binary.NativeEndian.Uint32(data))
-		e.Origin, e.Type, e.Code = data[4], data[5], data[6]
-		e.Info = binary.NativeEndian.Uint32(data[8:])
-		// SO_EE_OFFENDER: a socket address follows.
-		if v4 && len(data) >= 16+unix.SizeofSockaddrInet4 {
-			if binary.NativeEndian.Uint16(data[16:]) == unix.AF_INET {
-				e.Offender = packet.AddrFrom4([4]byte(data[20:24]))
-			}
-		}
-		if v6 && len(data) >= 16+unix.SizeofSockaddrInet6 {
-			if binary.NativeEndian.Uint16(data[16:]) == unix.AF_INET6 {
-				copy(e.Offender[:], data[24:40])
-			}
-		}
-	}
-}
-
-// cmsg is one control message, cmsg(3).
-type cmsg struct {
-	level, typ int32
-	data       []byte
-}
-
-// cmsgs walks control messages as the kernel wrote them.
-func cmsgs(oob []byte) iter.Seq[cmsg] {
-	return func(yield func(cmsg) bool) {
-		const head = unix.SizeofCmsghdr
-		for len(oob) >= head {
-			n := int(binary.NativeEndian.Uint64(oob))
-			if n < head || n > len(oob) {
-				return
-			}
-			level := int32(binary.NativeEndian.Uint32(oob[8:]))
-			typ := int32(binary.NativeEndian.Uint32(oob[12:]))
-			if !yield(cmsg{level, typ, oob[head:n]}) {
-				return
-			}
-			oob = oob[min((n+7)&^7, len(oob)):]
-		}
-	}
-}
-
+// sockaddr reads an address of either family.
 func sockaddr(sa *unix.RawSockaddrInet6) (packet.Addr, uint16) {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
 	if sa.Family == unix.AF_INET {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lane
+package kernel
 
 import (
 	"encoding/binary"

@@ -3,13 +3,10 @@
 package lane
 
 import (
-	"encoding/binary"
 	"syscall"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/worker/kernel"
 )
 
 // channel is the lane's end of the channel to the broker: requests queue here
@@ -20,11 +17,7 @@ type channel struct {
 	head, n     int
 	outstanding int
 	out         [ipc.MaxBatch * ipc.OpenSize]byte
-
-	mmsg [32]mmsghdr
-	iov  [32]unix.Iovec
-	bufs [32][ipc.MaxRecord]byte
-	oob  [32][64]byte
+	in          kernel.Records
 }
 
 // add queues a request; it reports false if the queue is full.
@@ -45,7 +38,7 @@ func (c *channel) flush() bool {
 		for j := range k {
 			c.queue[(c.head+j)%len(c.queue)].Encode(c.out[j*ipc.OpenSize : (j+1)*ipc.OpenSize])
 		}
-		_, e := raw(unix.SYS_WRITE, uintptr(c.fd), base(c.out[:k*ipc.OpenSize]), uintptr(k*ipc.OpenSize))
+		_, e := kernel.Write(c.fd, c.out[:k*ipc.OpenSize])
 		if e == syscall.EAGAIN {
 			return true
 		}
@@ -61,41 +54,10 @@ func (c *channel) flush() bool {
 
 // send writes one record.
 func (c *channel) send(rec []byte) syscall.Errno {
-	_, e := raw(unix.SYS_WRITE, uintptr(c.fd), base(rec), uintptr(len(rec)))
+	_, e := kernel.Write(c.fd, rec)
 	return e
 }
 
 // receive takes what the broker has sent and calls f for each record with its
 // descriptor or -1. It reports false at the end of the channel.
-func (c *channel) receive(f func(rec []byte, fd int32)) bool {
-	for i := range c.mmsg {
-		c.iov[i].Base = &c.bufs[i][0]
-		c.iov[i].SetLen(len(c.bufs[i]))
-		m := &c.mmsg[i].hdr
-		*m = unix.Msghdr{Iov: &c.iov[i], Control: &c.oob[i][0]}
-		m.SetIovlen(1)
-		m.SetControllen(len(c.oob[i]))
-	}
-	n, e := raw6(unix.SYS_RECVMMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&c.mmsg)), uintptr(len(c.mmsg)),
-		unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC, 0, 0)
-	if e == syscall.EAGAIN {
-		return true
-	}
-	if e != 0 {
-		return false
-	}
-	for i := range n {
-		m := &c.mmsg[i]
-		if m.n == 0 {
-			return false
-		}
-		fd := int32(-1)
-		for k := range cmsgs(c.oob[i][:m.hdr.Controllen]) {
-			if k.level == unix.SOL_SOCKET && k.typ == unix.SCM_RIGHTS && len(k.data) >= 4 {
-				fd = int32(binary.NativeEndian.Uint32(k.data))
-			}
-		}
-		f(c.bufs[i][:m.n], fd)
-	}
-	return n > 0
-}
+func (c *channel) receive(f func(rec []byte, fd int32)) bool { return c.in.Receive(c.fd, f) }

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lane
+package kernel
 
 import (
 	"bytes"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"syscall"
@@ -16,12 +15,11 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"aldente/ipc"
 	"aldente/worker/tcp/tcptest"
 )
 
 // TestAbort resets connections in each state in which a translator may. What
-// the lane sends before is lost on its way: only where both ends were told
+// we send before is lost on its way: only where both ends were told
 // already is the kernel to send it again.
 func TestAbort(t *testing.T) {
 	probe, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -51,8 +49,8 @@ func TestAbort(t *testing.T) {
 		{name: "both at a time", after: true, guest: true, state: unix.BPF_TCP_CLOSING, whole: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, false)
-			fd, host := w.connected()
+			var s Sockets
+			fd, host := connected(t)
 			if tt.before {
 				hostEnds(t, host)
 				arrived(t, fd)
@@ -62,19 +60,20 @@ func TestAbort(t *testing.T) {
 				t.Fatal(n, err)
 			}
 			if tt.guest {
-				w.l.ShutdownWrite(int32(fd))
+				s.ShutdownWrite(int32(fd))
 			}
 			if tt.after {
 				hostEnds(t, host)
 				arrived(t, fd)
 			}
-			if info, e := w.l.info(int32(fd)); e != 0 || info.State != tt.state {
+			if info, e := s.info(int32(fd)); e != 0 || info.State != tt.state {
 				t.Fatalf("state %d, want %d, %v", info.State, tt.state, e)
 			}
 			if !tt.whole { // RST is sent once
 				hears(t, host)
 			}
-			w.l.Abort(int32(fd))
+			s.ResetOnClose(int32(fd))
+			Close(int32(fd))
 			if tt.whole {
 				hears(t, host)
 			}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lane
+package kernel
 
 import (
 	"syscall"
@@ -17,9 +17,9 @@ const (
 	pipeLeast   = 4 << 10
 )
 
-// Pipe implements bypass.Env. Its capacity counts pages, of which a piece of a
+// Pipe is pipe2(2), and F_SETPIPE_SZ. Its capacity counts pages, of which a piece of a
 // socket's data takes at least one, however small it is.
-func (s *sockets) Pipe() (r, w int32, size int, err syscall.Errno) {
+func (s *Sockets) Pipe() (r, w int32, size int, err syscall.Errno) {
 	_, e := raw(unix.SYS_PIPE2, uintptr(unsafe.Pointer(&s.pipe)), unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if e != 0 {
 		return -1, -1, 0, e
@@ -36,15 +36,13 @@ func (s *sockets) Pipe() (r, w int32, size int, err syscall.Errno) {
 	return s.pipe[0], s.pipe[1], size, 0
 }
 
-// Splice implements bypass.Env.
-func (s *sockets) Splice(from, to int32, n int) (int, syscall.Errno) {
-	n, e := raw6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-	s.moved += n
-	return n, e
+// Splice is splice(2).
+func (s *Sockets) Splice(from, to int32, n int) (int, syscall.Errno) {
+	return raw6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 }
 
-// LowWater implements bypass.Env.
-func (s *sockets) LowWater(fd int32, n int) syscall.Errno {
+// LowWater sets SO_RCVLOWAT.
+func (s *Sockets) LowWater(fd int32, n int) syscall.Errno {
 	s.value = int32(n)
 	_, e := raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, uintptr(unsafe.Pointer(&s.value)), 4, 0)
 	return e

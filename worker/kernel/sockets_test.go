@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lane
+package kernel
 
 import (
 	"bytes"
-	"math/rand/v2"
 	"runtime"
 	"syscall"
 	"testing"
@@ -12,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aldente/ipc"
 	"aldente/worker/tcp/tcptest"
 )
 
@@ -20,11 +18,11 @@ import (
 // and the stream's end may arrive between the system calls of which that
 // consists: the end must not be taken for that of what was seen.
 func TestRecvSkipToTheEnd(t *testing.T) {
-	w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, false)
+	var s Sockets
 	const total = 3000
 	buf := make([]byte, 4000)
 	for round := range 300 {
-		fd, host := w.connected()
+		fd, host := connected(t)
 		for n := range 2 {
 			unix.Write(host, tcptest.Stream(n*1000, 1000))
 		}
@@ -39,7 +37,7 @@ func TestRecvSkipToTheEnd(t *testing.T) {
 		}()
 		seen := 0
 		for end := time.Now().Add(5 * time.Second); ; {
-			n, e := w.l.RecvSkip(int32(fd), seen, buf)
+			n, e := s.RecvSkip(int32(fd), seen, buf)
 			if e == syscall.EAGAIN && time.Now().Before(end) {
 				continue
 			}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+	"aldente/worker/flow"
+)
+
+// config is what a lane without a link is told first.
+func config(flags uint64) []byte {
+	return (&ipc.Config{Flags: ipc.FlagIPv4 | ipc.FlagTCP | flags, OurMAC: ourMAC, GuestMAC: guestMAC, MTU: 1500, LinkKind: ipc.LinkTap,
+		SYNRetry: 6, Addr4: guest4, Prefix4: 24, Our4: our4, MaxFlows: 200}).Encode()
+}
+
+// TestStartUp: a lane starts with a configuration, and with nothing else before it.
+func TestStartUp(t *testing.T) {
+	start := ipc.Empty(ipc.KindStart)
+	for _, tt := range []struct {
+		name string
+		recs [][]byte
+		want string // part of the error, "" for none
+	}{
+		{"as it should be", [][]byte{config(ipc.FlagTrace | ipc.FlagDebug), start}, ""},
+		{"nothing", nil, "EOF"},
+		{"no start", [][]byte{config(0)}, "EOF"},
+		{"start first", [][]byte{start}, "before the configuration"},
+		{"two configurations", [][]byte{config(0), config(0), start}, "record of kind"},
+		{"half a configuration", [][]byte{config(0)[:40]}, "malformed"},
+		{"no record", [][]byte{{1, 2, 3}}, "malformed"},
+		{"a link without its descriptor", [][]byte{config(0), (&ipc.Link{Kind: ipc.LinkTap}).Encode(), start}, "link record"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ours, theirs, err := ipc.Pair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(theirs)
+			for _, rec := range tt.recs {
+				send(t, ours, rec, -1)
+			}
+			unix.Close(ours)
+			_, err = New(theirs)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+		})
+	}
+	if _, err := New(-1); err == nil {
+		t.Error("a lane without a channel")
+	}
+}
+
+// TestBrokerRecords: a record that the broker never sends ends the lane, and the
+// broker's end does so quietly.
+func TestBrokerRecords(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	dup := func() int {
+		fd, err := unix.Dup(int(null.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	listener := ipc.Listener{ID: 1, Proto: ipc.ProtoUDP, HostPort: 1, GuestPort: 1}
+	withdrawn := listener.Encode(ipc.KindUnlisten)
+	answer := func(token uint64) []byte {
+		b := make([]byte, ipc.OpenedSize)
+		(&ipc.Opened{Token: token, Errno: 111}).Encode(b)
+		return b
+	}
+	revoke := func(proto uint8, port uint16) []byte {
+		b := make([]byte, ipc.RevokeSize)
+		(&ipc.Revoke{Proto: proto, Addr: our4, Port: port}).Encode(b)
+		return b
+	}
+	for _, tt := range []struct {
+		name string
+		rec  []byte
+		fd   bool
+		want string
+	}{
+		{"the end", nil, false, ""},
+		{"a listener", listener.Encode(ipc.KindListener), true, ""},
+		{"a listener that goes", withdrawn, false, ""},
+		{"UDP flows that may not go on", revoke(ipc.ProtoUDP, 1), false, ""},
+		{"echo that may not go on", revoke(ipc.ProtoICMP, 0), false, ""},
+		{"a capture's mark", (&ipc.Capture{Flags: ipc.CaptureMark}).Encode(), true, ""},
+		{"an answer to a flow that is gone", answer(flow.Token(flow.OwnerTCP, 1, 1)), false, ""},
+		{"no record", []byte{1, 2, 3}, false, "malformed"},
+		{"a listener without its socket", listener.Encode(ipc.KindListener), false, "listener record"},
+		{"half a listener that goes", withdrawn[:12], false, "malformed"},
+		{"half a refusal", revoke(ipc.ProtoUDP, 1)[:12], false, "malformed"},
+		{"a capture without its file", (&ipc.Capture{}).Encode(), false, "capture record"},
+		{"half an answer", answer(0)[:12], false, "malformed"},
+		{"an answer to the lane itself", answer(flow.Token(flow.OwnerLane, 0, 1)), false, "for nobody"},
+		{"an answer to nobody", answer(flow.Token(flow.Owners, 0, 1)), false, "for nobody"},
+		{"a request", ipc.Empty(ipc.KindReady), false, "record of kind"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ours, theirs, err := ipc.Pair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(theirs)
+			send(t, ours, config(0), -1)
+			send(t, ours, ipc.Empty(ipc.KindStart), -1)
+			l, err := New(theirs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.rec != nil {
+				fd := -1
+				if tt.fd {
+					fd = dup()
+				}
+				send(t, ours, tt.rec, fd)
+			}
+			if tt.want == "" {
+				unix.Shutdown(ours, unix.SHUT_WR)
+			}
+			err = l.Run()
+			ready := make([]byte, ipc.MaxRecord)
+			n, _ := unix.Read(ours, ready)
+			if h, err := ipc.ParseHeader(ready[:max(n, 0)]); err != nil || h.Kind != ipc.KindReady {
+				t.Errorf("it never said that it is ready: %+v, %v", h, err)
+			}
+			unix.Close(ours)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+		})
+	}
+}
