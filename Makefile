@@ -123,9 +123,10 @@ chaos: all
 mutate:
 	GO='$(GO)' RUN='$(RUN)' sh test/mutate.sh
 
+## install: below PREFIX. Nobody may read the program but its owner, root: a guest then cannot trace the agent (SECURITY.md)
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1
-	install -m 755 bin/aldente $(DESTDIR)$(BINDIR)/aldente
+	install -m 711 bin/aldente $(DESTDIR)$(BINDIR)/aldente
 	ln -sf aldente $(DESTDIR)$(BINDIR)/pasta
 	ln -sf aldente $(DESTDIR)$(BINDIR)/passt
 	install -m 755 bin/aldente-worker $(DESTDIR)$(LIBEXECDIR)/aldente-worker

@@ -3,9 +3,7 @@
 package policy
 
 import (
-	"encoding/binary"
 	"errors"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,36 +18,23 @@ const atBase = 7
 
 // CheckExecutable returns ErrNotStatic if the running program was started by an
 // interpreter (ld.so): such a program cannot be executed once more where no file
-// is left, which broker, worker and agent all do. Where it cannot be told, without
-// /proc, it returns nil.
+// is left, which broker, worker and agent all do. The runtime has kept what the kernel
+// told it at the start: /proc/self/auxv is root's where the user may not read the
+// program. Where it cannot be told, it returns nil.
 func CheckExecutable() error {
-	fd, err := unix.Open("/proc/self/auxv", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	v, err := unix.Auxv()
 	if err != nil {
 		return nil
 	}
-	defer unix.Close(fd)
-	var b [1024]byte // some 20 pairs of words
-	n, err := unix.Read(fd, b[:])
-	if err != nil {
-		return nil
-	}
-	return checkVector(b[:n])
+	return checkVector(v)
 }
 
-// checkVector looks at pairs of words, type and value.
-func checkVector(v []byte) error {
-	const word = int(unsafe.Sizeof(uintptr(0)))
-	for ; len(v) >= 2*word; v = v[2*word:] {
-		if nativeWord(v) == atBase && nativeWord(v[word:]) != 0 {
+// checkVector looks at pairs of type and value.
+func checkVector(v [][2]uintptr) error {
+	for _, pair := range v {
+		if pair[0] == atBase && pair[1] != 0 {
 			return ErrNotStatic
 		}
 	}
 	return nil
-}
-
-func nativeWord(b []byte) uint64 {
-	if unsafe.Sizeof(uintptr(0)) == 4 {
-		return uint64(binary.NativeEndian.Uint32(b))
-	}
-	return binary.NativeEndian.Uint64(b)
 }

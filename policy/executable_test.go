@@ -3,7 +3,6 @@
 package policy
 
 import (
-	"encoding/binary"
 	"go/build"
 	"io/fs"
 	"os"
@@ -14,22 +13,15 @@ import (
 )
 
 func TestCheckVector(t *testing.T) {
-	vector := func(words ...uint64) (b []byte) {
-		for _, w := range words {
-			b = binary.NativeEndian.AppendUint64(b, w)
-		}
-		return b
-	}
 	for name, tt := range map[string]struct {
-		v    []byte
+		v    [][2]uintptr
 		want error
 	}{
-		"static":           {vector(3, 0x400040, 7, 0, 9, 0x401000, 0, 0), nil},
-		"with interpreter": {vector(3, 0x400040, 7, 0x7f0000000000, 9, 0x401000, 0, 0), ErrNotStatic},
-		"the last pair":    {vector(0, 0, 7, 1), ErrNotStatic},
-		"a value of 7":     {vector(3, 7, 9, 7), nil},
+		"static":           {[][2]uintptr{{3, 0x400040}, {7, 0}, {9, 0x401000}, {0, 0}}, nil},
+		"with interpreter": {[][2]uintptr{{3, 0x400040}, {7, 0x7f000000}, {9, 0x401000}, {0, 0}}, ErrNotStatic},
+		"the last pair":    {[][2]uintptr{{0, 0}, {7, 1}}, ErrNotStatic},
+		"a value of 7":     {[][2]uintptr{{3, 7}, {9, 7}}, nil},
 		"empty":            {nil, nil},
-		"cut":              {vector(7, 1)[:15], nil},
 	} {
 		if got := checkVector(tt.v); got != tt.want {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)

@@ -215,9 +215,10 @@ func traced(pid int) string {
 }
 
 // look goes through the targets until it is killed. In slot it counts, to out
-// it writes what it has seen. A guest may see an agent that is bare, and may signal
-// what belongs to the user that it is outside, if it is the same.
-func look(path, out string, slot int, guest, mayKill bool) int {
+// it writes what it has seen. A guest may see an agent that is bare, where the program
+// is one that its user may read, and may signal what belongs to the user that it is
+// outside, if it is the same.
+func look(path, out string, slot int, guest, bare, mayKill bool) int {
 	c, err := openControl(path)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -239,7 +240,7 @@ func look(path, out string, slot int, guest, mayKill bool) int {
 			}
 			// User 0 of a user namespace may signal what is in it: the agent.
 			spare := mayKill || target&noSignal != 0 || guest && i > 0 && nameOf(fmt.Sprintf("/proc/%d/", pid)) != "aldente-worker"
-			for _, line := range lookAt(pid, guest, spare) {
+			for _, line := range lookAt(pid, bare, spare) {
 				if what, _, _ := strings.Cut(line, ":"); !told[what] {
 					told[what] = true
 					fmt.Fprintf(file, "%s\n", line)
@@ -254,7 +255,7 @@ func look(path, out string, slot int, guest, mayKill bool) int {
 }
 
 // lookAt returns what is to be seen of one process and should not be.
-func lookAt(pid int, guest, mayKill bool) (found []string) {
+func lookAt(pid int, bare, mayKill bool) (found []string) {
 	dir := fmt.Sprintf("/proc/%d/", pid)
 	for _, a := range sights {
 		if a.name == "kill" && mayKill {
@@ -266,7 +267,7 @@ func lookAt(pid int, guest, mayKill bool) (found []string) {
 		}
 		// Only after that, so that an agent is none that was not one yet.
 		who := nameOf(dir)
-		if who == commandName || guest && (who == "aldente-agent" || who == noName) && a.bare(seen) {
+		if who == commandName || bare && (who == "aldente-agent" || who == noName) && a.bare(seen) {
 			continue
 		}
 		found = append(found, fmt.Sprintf("%s of %s: %.100q", a.name, who, seen))
@@ -292,7 +293,8 @@ func lookMain(args []string) int {
 		return lookOnce(args[0])
 	}
 	slot, _ := strconv.Atoi(args[2])
-	return look(args[0], args[1], slot, strings.Contains(args[3], "guest"), strings.Contains(args[3], "kills"))
+	has := func(flag string) bool { return strings.Contains(args[3], flag) }
+	return look(args[0], args[1], slot, has("guest"), has("bare"), has("kills"))
 }
 
 // lookOnce looks a few times at all that belongs to a broker and says so.

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -36,6 +37,7 @@ var (
 type looker struct {
 	user  *netlab.User
 	guest bool // as user 0 of the user namespace of the guest, in our PID namespace
+	bare  bool // and the agent's program is one that its user may read, so that it may trace the agent
 	kills bool // it may signal: it is the same user
 }
 
@@ -47,6 +49,7 @@ type window struct {
 	target  string // "": a command, "PID", "path"
 	args    []string
 	lookers []looker
+	program string // where the programs are, empty: as they are installed
 }
 
 // TestWindows starts an instance in every way there is, stops each of its processes
@@ -58,17 +61,23 @@ func TestWindows(t *testing.T) {
 	others := []looker{{user: realNobody}, {user: stranger}}
 	guest := looker{user: netlab.Nobody, guest: true, kills: true}
 	ofRoots := looker{user: netlab.Nobody, guest: true}
+	of := func(l looker) []looker { return append([]looker{l}, others...) }
+	readable := guest
+	readable.bare = true
+	usersOwn := programs(t, 0o755, netlab.Nobody)
 	for _, w := range []window{
-		{"command", netlab.Nobody, false, "", nil, others},
-		{"PID", netlab.Nobody, false, "PID", nil, append([]looker{guest}, others...)},
-		{"path", netlab.Nobody, false, "path", nil, append([]looker{guest}, others...)},
-		{"passt", netlab.Nobody, true, "", nil, others},
-		{"root's command", netlab.Root, false, "", nil, others},
-		{"root's PID", netlab.Root, false, "PID", nil, append([]looker{ofRoots}, others...)},
-		{"root's path", netlab.Root, false, "path", nil, append([]looker{ofRoots}, others...)},
-		{"root's passt", netlab.Root, true, "", nil, others},
-		{"command as another", netlab.Root, false, "", []string{"--runas", "61236:61236"}, others},
-		{"passt as another", netlab.Root, true, "", []string{"--runas", "61236:61236"}, others},
+		{"command", netlab.Nobody, false, "", nil, others, ""},
+		{"PID", netlab.Nobody, false, "PID", nil, of(guest), ""},
+		{"path", netlab.Nobody, false, "path", nil, of(guest), ""},
+		{"passt", netlab.Nobody, true, "", nil, others, ""},
+		{"root's command", netlab.Root, false, "", nil, others, ""},
+		{"root's PID", netlab.Root, false, "PID", nil, of(ofRoots), ""},
+		{"root's path", netlab.Root, false, "path", nil, of(ofRoots), ""},
+		{"root's passt", netlab.Root, true, "", nil, others, ""},
+		{"command as another", netlab.Root, false, "", []string{"--runas", "61236:61236"}, others, ""},
+		{"passt as another", netlab.Root, true, "", []string{"--runas", "61236:61236"}, others, ""},
+		{"command, one's own program", netlab.Nobody, false, "", nil, others, usersOwn},
+		{"PID, one's own program", netlab.Nobody, false, "PID", nil, of(readable), usersOwn},
 	} {
 		t.Run(w.name, func(t *testing.T) { w.run(t, netlab.New(t, netlab.Options{NoRemote: true})) })
 	}
@@ -76,10 +85,11 @@ func TestWindows(t *testing.T) {
 
 // argv is the command line, for the process or namespace given.
 func (w *window) argv(t *testing.T, holder int) []string {
+	dir := cmp.Or(w.program, filepath.Dir(netlab.Pasta()))
 	if w.passt {
-		return append([]string{filepath.Join(filepath.Dir(netlab.Pasta()), "passt"), "-f", "-s", filepath.Join(openDir(t), "s")}, w.args...)
+		return append([]string{filepath.Join(dir, "passt"), "-f", "-s", filepath.Join(openDir(t), "s")}, w.args...)
 	}
-	argv := append([]string{netlab.Pasta(), "-f", "--config-net"}, netlab.NoForward()...)
+	argv := append([]string{filepath.Join(dir, "pasta"), "-f", "--config-net"}, netlab.NoForward()...)
 	argv = append(argv, w.args...)
 	switch w.target {
 	case "PID":
@@ -112,7 +122,9 @@ func (w *window) run(t *testing.T, lab *netlab.Lab) {
 			argv[5] += "kills"
 		}
 		if l.guest {
-			argv[5] += "guest"
+			if argv[5] += "guest"; l.bare {
+				argv[5] += "bare"
+			}
 			argv = append([]string{"nsenter", "-t", strconv.Itoa(guest), "-U", "--preserve-credentials", "--"}, argv...)
 		}
 		p := lab.Host.Start(netlab.Spec{Args: argv, User: l.user, Timeout: 5 * time.Minute})
@@ -442,6 +454,50 @@ func TestCommandSeesNothing(t *testing.T) {
 	}
 }
 
+// programs makes copies of the programs, for an instance to be started with that are
+// not as they are installed.
+func programs(t *testing.T, mode os.FileMode, owner *netlab.User) (dir string) {
+	t.Helper()
+	dir = openDir(t)
+	for name, mode := range map[string]os.FileMode{"aldente": mode, "aldente-worker": 0o755} {
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(netlab.Pasta()), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, name)
+		err = os.WriteFile(path, b, 0o700)
+		if err == nil && owner != netlab.Root {
+			err = os.Chown(path, int(owner.UID), int(owner.GID))
+		}
+		if err == nil {
+			err = os.Chmod(path, mode)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"pasta", "passt"} {
+		if err := os.Symlink("aldente", filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// agentOf waits for a broker's agent.
+func agentOf(t *testing.T, broker int) int {
+	t.Helper()
+	for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(5 * time.Millisecond) {
+		for _, p := range childrenOf(broker) {
+			if nameOf(fmt.Sprintf("/proc/%d/", p)) == "aldente-agent" {
+				return p
+			}
+		}
+	}
+	t.Fatal("no agent")
+	return 0
+}
+
 // TestProgramStaysAsItIs: user 0 of a guest that is the same user as the caller opens
 // the agent's program, which is the caller's own file, and writes to it once nothing
 // runs it any more.
@@ -449,36 +505,12 @@ func TestProgramStaysAsItIs(t *testing.T) {
 	needRoot(t)
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
-	dir := openDir(t)
-	for _, name := range []string{"aldente", "aldente-worker"} {
-		b, err := os.ReadFile(filepath.Join(filepath.Dir(netlab.Pasta()), name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, b, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(path, int(netlab.Nobody.UID), int(netlab.Nobody.GID)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	program := filepath.Join(dir, "pasta")
-	if err := os.Rename(filepath.Join(dir, "aldente"), program); err != nil {
-		t.Fatal(err)
-	}
+	program := filepath.Join(programs(t, 0o755, netlab.Nobody), "pasta")
 	before, _ := os.ReadFile(program)
 	guest := holder(t, lab)
 	argv := append([]string{program, "-f", "--config-net"}, netlab.NoForward()...)
 	broker := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: append(argv, strconv.Itoa(guest))})
-	agent := 0
-	for begin := time.Now(); agent == 0 && time.Since(begin) < 10*time.Second; time.Sleep(5 * time.Millisecond) {
-		for _, p := range childrenOf(broker.PID) {
-			if nameOf(fmt.Sprintf("/proc/%d/", p)) == "aldente-agent" {
-				agent = p
-			}
-		}
-	}
+	agent := agentOf(t, broker.PID)
 	script := fmt.Sprintf(`exec 9</proc/%d/exe && echo opened; kill -9 %d; sleep 0.5; echo overwritten >/proc/self/fd/9`, agent, broker.PID)
 	p := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{"nsenter", "-t", strconv.Itoa(guest), "-U", "--preserve-credentials", "--",
 		"bash", "-c", script}})

@@ -95,8 +95,9 @@ func forkAgent(s *agentSpec) (int, syscall.Errno) {
 // Inside, user 0 of the namespace may look into every process whose memory belongs
 // to it. Until execve this one's is a copy of the broker's, which belongs to the
 // broker's user namespace: there it is enough not to be dumpable. With execve it
-// becomes the guest's; so by then nothing of the broker's is left, neither files nor
-// descriptors nor memory.
+// becomes the guest's, unless the program is installed so that our user may not read
+// it; so by then nothing of the broker's is left, neither files nor descriptors nor
+// memory.
 //
 //go:nosplit
 //go:norace

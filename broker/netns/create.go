@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/fork"
 	"aldente/broker/netns/nofile"
 )
 
@@ -79,7 +80,7 @@ func Create(c Command) (*Child, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, errno := forkCommand(spec)
+	pid, errno := c.fork(spec)
 	unix.Close(spec.sync)
 	unix.Close(spec.status)
 	if errno != 0 {
@@ -95,6 +96,14 @@ func Create(c Command) (*Child, error) {
 		return nil, err
 	}
 	return child, nil
+}
+
+// fork starts the child. Root need not be its owner for what begin does.
+func (c *Command) fork(s *commandSpec) (int, syscall.Errno) {
+	if ownIDs(c.UID, c.GID) {
+		defer fork.Dumpable()()
+	}
+	return forkCommand(s)
 }
 
 // begin gives the child its identity and takes hold of its namespaces.

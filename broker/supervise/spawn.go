@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/fork"
 	"aldente/ipc"
 	"aldente/policy"
 )
@@ -129,8 +130,7 @@ func (s *Supervisor) clone(control, log int) (pid, pidfd int, spaces uintptr, er
 	}
 	files := []uintptr{uintptr(s.null), uintptr(s.null), uintptr(log), uintptr(control), uintptr(s.exe)}
 	if s.opts.Identity == nil {
-		restore := dumpable()
-		defer restore()
+		defer fork.Dumpable()()
 	}
 	for _, spaces = range attempts(s.spaces) {
 		if s.opts.Identity != nil {
@@ -219,16 +219,4 @@ func (s *Supervisor) cloneWith(flags uintptr, files []uintptr) (pid, pidfd int, 
 		Sys:   sys,
 	})
 	return pid, pidfd, err
-}
-
-// dumpable lets the parent write the maps of users of a new namespace: they
-// belong to root as long as the process is not dumpable, which the child
-// inherits until its exec. The function returned restores what was.
-func dumpable() (restore func()) {
-	was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
-	if err != nil || was == 1 {
-		return func() {}
-	}
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
-	return func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
 }

@@ -89,6 +89,9 @@ func prepare() error {
 			return fmt.Errorf("%w (run make first)", err)
 		}
 	}
+	if err := os.Chmod(filepath.Join(stage, "aldente"), 0o711); err != nil { // as make install has it
+		return err
+	}
 	for _, name := range []string{"pasta", "passt"} {
 		if err := os.Symlink("aldente", filepath.Join(stage, name)); err != nil {
 			return err

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fork
+
+import "golang.org/x/sys/unix"
+
+// Dumpable has children made from now on be such that their parent may write the
+// maps of their user namespaces, and open their namespaces: what a process that
+// cannot be dumped has in /proc is root's, and a child inherits that until it
+// executes something. This process cannot where it was told so, and where its program
+// is one that its user may not read. The function returned restores what was.
+func Dumpable() (restore func()) {
+	was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil || was == 1 {
+		return func() {}
+	}
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
+	return func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
+}
