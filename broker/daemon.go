@@ -196,7 +196,7 @@ func (in *instance) openPID() error {
 	// One that says something is another instance's until this one is ready.
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) == nil && output.Regular(fd) && st.Size == 0 {
-		in.undo.add(path)
+		in.undo.add(path, &st)
 	}
 	return nil
 }

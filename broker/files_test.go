@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -74,22 +75,65 @@ func TestCaptureCut(t *testing.T) {
 	}
 }
 
-// TestUndo removes what was left, unless that is forgotten.
+// TestUndo removes what was left, unless that is forgotten, and nothing else: not what
+// has taken its place, in the directory or by another way to the same path.
 func TestUndo(t *testing.T) {
 	dir := t.TempDir()
-	var u undo
-	for _, name := range []string{"kept", "gone"} {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, nil, 0o600); err != nil {
+	t.Chdir(dir)
+	made := func(name string) (st unix.Stat_t) {
+		t.Helper()
+		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			err = unix.Fstat(fd, &st)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		u.add(path)
-		if name == "kept" {
+		t.Cleanup(func() { unix.Close(fd) }) // as long as it is open its number is its own
+		return st
+	}
+	for _, d := range []string{"ours", "theirs", "elsewhere"} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var u undo
+	for _, name := range []string{"ours/kept", "ours/gone", "gone", "ours/moved", "ours/replaced"} {
+		st := made(name)
+		if u.add(name, &st); name == "ours/kept" {
 			u.forget()
 		}
 	}
+	st := made("ours/other")
+	u.add("ours/kept", &st) // another file's path by then
+	for _, err := range []error{
+		os.Rename("ours/moved", "ours/away"),
+		os.Remove("ours/replaced"),
+		os.WriteFile("ours/replaced", nil, 0o600),
+		os.WriteFile("theirs/gone", nil, 0o600),
+		os.WriteFile("elsewhere/gone", nil, 0o600),
+		os.Rename("ours", "hidden"),
+		os.Symlink("theirs", "ours"),
+		os.Chdir("elsewhere"), // in the background there is another directory
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	u.all()
-	if left, _ := filepath.Glob(dir + "/*"); len(left) != 1 || filepath.Base(left[0]) != "kept" {
-		t.Errorf("left are %q", left)
+	var left []string
+	for _, glob := range []string{"*", "*/*"} {
+		names, _ := filepath.Glob(filepath.Join(dir, glob))
+		for _, n := range names {
+			if st, err := os.Lstat(n); err == nil && st.Mode().IsRegular() {
+				n, _ = filepath.Rel(dir, n)
+				left = append(left, n)
+			}
+		}
+	}
+	slices.Sort(left)
+	want := []string{"elsewhere/gone", "hidden/away", "hidden/kept", "hidden/other", "hidden/replaced", "ours/gone", "theirs/gone"}
+	if !slices.Equal(left, want) {
+		t.Errorf("left are %q, want %q", left, want)
 	}
 }

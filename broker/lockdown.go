@@ -15,6 +15,7 @@ func (in *instance) lockDown(notify int) error {
 		in.ns.Close()
 	}
 	_, _ = time.Now().Zone() // the log's: read from a file, once
+	in.undo.forget()
 	if notify >= 0 {
 		in.out.Prepare(in.cfg.Personality.String())
 		var err error
@@ -22,7 +23,6 @@ func (in *instance) lockDown(notify int) error {
 			return err
 		}
 	}
-	in.undo.forget()
 	err := in.tell("broker", in.confine())
 	if err == nil {
 		close(in.locked)

@@ -308,7 +308,10 @@ func (in *instance) prepare() error {
 		in.stream = guestsock.Given(in.log)
 	default:
 		if in.stream, err = guestsock.Listen(in.cfg.SocketPath, in.cfg.OneOff, in.log); err == nil {
-			in.undo.add(in.stream.Path())
+			var st unix.Stat_t
+			if unix.Lstat(in.stream.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+				in.undo.add(in.stream.Path(), &st)
+			}
 		}
 	}
 	if err == nil {

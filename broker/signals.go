@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/netns"
+	"aldente/broker/output"
 )
 
 // catchSignals takes over the signals that end us. That a file may not become
@@ -66,28 +67,31 @@ func earlyStatus(s syscall.Signal, awaited bool) int {
 // not come to its end. Once confined, the process could not, and need not.
 type undo struct {
 	mu    sync.Mutex
-	paths []string
+	files []*output.Place
 }
 
-func (u *undo) add(path string) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.paths = append(u.paths, path)
-}
-
-// all removes it.
-func (u *undo) all() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, p := range u.paths {
-		_ = unix.Unlink(p)
+// add notes the file that st is about, which is at path. It has to stay in use.
+func (u *undo) add(path string, st *unix.Stat_t) {
+	p, err := output.PlaceOf(path, st)
+	if err != nil {
+		return // somebody has moved it already
 	}
-	u.paths = nil
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.files = append(u.files, p)
 }
+
+// all removes it, as far as this process still may.
+func (u *undo) all() { u.each((*output.Place).Remove) }
 
 // forget leaves everything where it is, from now on.
-func (u *undo) forget() {
+func (u *undo) forget() { u.each((*output.Place).Close) }
+
+func (u *undo) each(do func(*output.Place)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.paths = nil
+	for _, p := range u.files {
+		do(p)
+	}
+	u.files = nil
 }
