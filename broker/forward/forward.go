@@ -63,9 +63,11 @@ type Forwarder struct {
 	log       *slog.Logger
 	firstOpen uint16 // the first port that everybody may bind on the host
 
-	mu     sync.Mutex // guards the factory's listeners against those who tell the worker of them
-	up     bool       // the worker has what the factory has, and hears of changes
-	worker Worker
+	mu        sync.Mutex // guards the factory's listeners against those who tell the worker of them
+	up        bool       // the worker has what the factory has, and hears of changes
+	worker    Worker
+	lost      map[uint32]bool // listeners that could not be revived, by identifier
+	regaining bool            // somebody goes on trying
 
 	ns     Namespace
 	auto   *autoForward  // nil: no rule asks for it
@@ -75,7 +77,7 @@ type Forwarder struct {
 // New makes a forwarder that listens nowhere yet. firstOpen is the first port that
 // everybody may bind on the host.
 func New(p *plan.Plan, f Factory, firstOpen uint16, log *slog.Logger) *Forwarder {
-	return &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log, period: scanPeriod}
+	return &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log, period: scanPeriod, lost: map[uint32]bool{}}
 }
 
 // SetWorker says who is told of changes. It must be called before the worker starts.
@@ -273,9 +275,8 @@ func (f *Forwarder) SendListeners(control int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, l := range f.factory.Listeners() {
-		l, err := f.factory.Revive(l)
-		if err != nil {
-			f.log.Warn("a port is not forwarded any more", "port", l.Port, "error", err)
+		l, ok := f.revive(l)
+		if !ok {
 			continue
 		}
 		rec := l.Record()
@@ -284,7 +285,58 @@ func (f *Forwarder) SendListeners(control int) error {
 		}
 	}
 	f.up = true
+	if len(f.lost) > 0 && !f.regaining {
+		f.regaining = true
+		go func() {
+			for range time.Tick(f.period) {
+				if f.regain() {
+					return
+				}
+			}
+		}()
+	}
 	return nil
+}
+
+// revive has a listener hear again. The log is told once of one that cannot.
+func (f *Forwarder) revive(l sockets.Listener) (sockets.Listener, bool) {
+	l, err := f.factory.Revive(l)
+	if err == nil {
+		if f.lost[l.ID] {
+			f.log.Warn("a port is forwarded again", "port", l.Port)
+			delete(f.lost, l.ID)
+		}
+		return l, true
+	}
+	if !f.lost[l.ID] {
+		f.log.Warn("a port is not forwarded any more, until it can be had again", "port", l.Port, "error", err)
+		f.lost[l.ID] = true
+	}
+	return l, false
+}
+
+// regain tries to have listeners hear again that could not. It reports true when there
+// is none left.
+func (f *Forwarder) regain() (all bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost := f.lost
+	f.lost = make(map[uint32]bool) // some may have been dropped
+	for _, l := range f.factory.Listeners() {
+		if !lost[l.ID] {
+			continue
+		}
+		f.lost[l.ID] = true
+		if !f.up {
+			continue // the next worker is told anyway
+		}
+		if l, ok := f.revive(l); ok {
+			rec := l.Record()
+			_ = f.worker.Send(rec.Encode(ipc.KindListener), l.FD)
+		}
+	}
+	f.regaining = len(f.lost) > 0
+	return !f.regaining
 }
 
 // WorkerGone notes that nobody is there to be told of changes.
@@ -297,6 +349,9 @@ func (f *Forwarder) WorkerGone() {
 // Release lets go of all ports, so that the next instance can have them at once.
 // A UDP socket hears as long as anybody holds it: these end with the worker.
 func (f *Forwarder) Release() {
+	f.mu.Lock()
+	f.up = false // nothing is regained any more
+	f.mu.Unlock()
 	f.factory.Shut()
 	if slices.ContainsFunc(f.factory.Listeners(), func(l sockets.Listener) bool { return l.Proto == ipc.ProtoUDP }) {
 		f.worker.Stop()

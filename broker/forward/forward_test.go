@@ -299,6 +299,85 @@ func TestAutoLeavesOwn(t *testing.T) {
 	}
 }
 
+// TestRegain: a port that a worker has shut down and that cannot be had again for now is
+// tried again, whichever rule it is of, and told of once.
+func TestRegain(t *testing.T) {
+	for _, command := range []string{"passt -t 7000 -u 7000", "pasta -t none -u 7000,auto -T none -U none", "pasta -t 7000,auto -u none -T none -U none"} {
+		t.Run(command, func(t *testing.T) {
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(pair[0])
+			defer unix.Close(pair[1])
+			h := &host{bound: map[uint8][]uint16{ipc.ProtoTCP: {7000}, ipc.ProtoUDP: {7000}}}
+			f := forwarder(t, h, command)
+			var log strings.Builder
+			f.log = slog.New(slog.NewTextHandler(&log, nil))
+			if err := f.Listen(); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(command, "passt") {
+				if err := f.Enter(h); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range h.listeners {
+				h.listeners[i].FD = pair[1]
+			}
+			ports := len(h.listeners)
+			want := func(what string, told int, all bool) {
+				t.Helper()
+				h.told = nil
+				if done := f.regain(); done != all || len(h.told) != told {
+					t.Errorf("%s: all %v, want %v; the worker is told %q, want %d", what, done, all, h.told, told)
+				}
+			}
+			h.busy = map[uint16]error{7000: unix.EADDRNOTAVAIL}
+			for range 2 { // two workers, one after the other
+				if err := f.SendListeners(pair[0]); err != nil {
+					t.Fatal(err)
+				}
+				want("taken", 0, false)
+				f.WorkerGone()
+			}
+			if f.auto != nil {
+				f.auto.sync()
+			}
+			if n := strings.Count(log.String(), "not forwarded any more"); n != ports || len(h.listeners) != ports {
+				t.Errorf("%d listeners of %d, and the log has\n%s", len(h.listeners), ports, log.String())
+			}
+			h.busy = nil
+			want("no worker", 0, false)
+			h.busy = map[uint16]error{7000: unix.EADDRNOTAVAIL}
+			if err := f.SendListeners(pair[0]); err != nil {
+				t.Fatal(err)
+			}
+			h.busy = nil
+			want("free", ports, true)
+			want("nothing to do", 0, true)
+			if n := strings.Count(log.String(), "forwarded again"); n != ports {
+				t.Errorf("%d of %d ports are forwarded again: %s", n, ports, log.String())
+			}
+		})
+	}
+	// One that is dropped meanwhile is not waited for.
+	h := &host{bound: map[uint8][]uint16{ipc.ProtoUDP: {7000}}}
+	f := forwarder(t, h, "pasta -t none -u auto -T none -U none")
+	if err := f.Enter(h); err != nil {
+		t.Fatal(err)
+	}
+	h.busy = map[uint16]error{7000: unix.EADDRNOTAVAIL}
+	if err := f.SendListeners(-1); err != nil {
+		t.Fatal(err)
+	}
+	h.bound = nil
+	f.auto.sync()
+	if h.open() != "" || !f.regain() {
+		t.Errorf("listens on %q, and has lost %v", h.open(), f.lost)
+	}
+}
+
 // TestRelease: the worker ends only where a UDP port would live on with it.
 func TestRelease(t *testing.T) {
 	for command, stops := range map[string]bool{"passt -t 80": false, "passt -u 80": true} {

@@ -358,6 +358,27 @@ func TestRevive(t *testing.T) {
 	}
 }
 
+// TestReviveLater: a port that cannot be had again is not given up for that.
+func TestReviveLater(t *testing.T) {
+	w := work(t)
+	const addr = "127.0.0.3"
+	l, err := w.Listen(Listener{Proto: ipc.ProtoUDP, Addr: netip.MustParseAddr(addr), Port: freePort(t, addr)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Unlisten(l.ID)
+	_ = unix.Shutdown(l.FD, unix.SHUT_RDWR)
+	for _, shares := range []int{0, 1} { // with another socket of ours
+		if err := unix.SetsockoptInt(l.FD, unix.SOL_SOCKET, unix.SO_REUSEPORT, shares); err != nil {
+			t.Fatal(err)
+		}
+		again, err := w.Revive(l)
+		if got, ok := w.listener(l.ID); !ok || got.FD != again.FD || again.ID != l.ID || (err == nil) != (shares == 1) || (again.FD == l.FD) != (shares == 0) {
+			t.Errorf("shares %d: %+v, %v; %+v in the table", shares, again, err, got)
+		}
+	}
+}
+
 // TestRefusalsArePaced: a worker that goes on asking for what it does not get is
 // answered less often than one that is served, and its broker sleeps meanwhile.
 func TestRefusalsArePaced(t *testing.T) {

@@ -105,7 +105,8 @@ func (f *Factory) Shut() {
 // Revive has a listener hear again that a worker has shut down: that counts for
 // everybody who holds the socket, and for the next worker too. One that hears
 // stays as it is. The identifier stays in any case, the descriptor may not. What
-// the agent has bound for UDP cannot be had again.
+// the agent has bound for UDP cannot be had again. After an error the listener is as
+// it was, for another try: its interface or address may come back, or descriptors.
 func (f *Factory) Revive(l Listener) (Listener, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -116,13 +117,11 @@ func (f *Factory) Revive(l Listener) (Listener, error) {
 	if n, err := unix.Poll(p, 0); n != 1 || err != nil || l.Namespace {
 		return l, nil
 	}
-	old := l.FD
 	fd, err := f.bindListener(&l, true) // beside the old one: the port is never anybody's
-	unix.Close(old)
 	if err != nil {
-		delete(f.listeners, l.ID)
 		return l, err
 	}
+	unix.Close(l.FD)
 	l.FD = fd
 	f.listeners[l.ID] = l
 	return l, nil
