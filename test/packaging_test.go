@@ -3,14 +3,17 @@
 package test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
-// TestPackagingSyntax compiles the AppArmor profiles and the SELinux module where
-// the tools are installed (Debian: apparmor, selinux-policy-dev).
+// TestPackagingSyntax compiles the AppArmor profiles and the SELinux module, and makes
+// the system user in a tree of its own, where the tools are installed (Debian:
+// apparmor, selinux-policy-dev, systemd).
 func TestPackagingSyntax(t *testing.T) {
 	t.Run("AppArmor", func(t *testing.T) {
 		parser, err := exec.LookPath("apparmor_parser")
@@ -24,6 +27,26 @@ func TestPackagingSyntax(t *testing.T) {
 			if out, err := exec.Command(parser, "-Q", "-K", filepath.Join("..", "packaging", "apparmor", name)).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", name, err, out)
 			}
+		}
+	})
+	t.Run("system user", func(t *testing.T) {
+		if _, err := exec.LookPath("systemd-sysusers"); err != nil {
+			t.Skip("needs systemd-sysusers")
+		}
+		b, err := os.ReadFile("../packaging/systemd/aldente.conf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		root := t.TempDir()
+		rules := filepath.Join(root, "usr/lib/sysusers.d")
+		if err := errors.Join(os.MkdirAll(rules, 0o755), os.Mkdir(filepath.Join(root, "etc"), 0o755),
+			os.WriteFile(filepath.Join(rules, "aldente.conf"), b, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("systemd-sysusers", "--root="+root, "aldente.conf").CombinedOutput()
+		users, _ := os.ReadFile(filepath.Join(root, "etc/passwd"))
+		if err != nil || !strings.HasPrefix(string(users), "aldente:x:") || !strings.Contains(string(users), "nologin") {
+			t.Errorf("%v\n%s%s", err, out, users)
 		}
 	})
 	t.Run("SELinux", func(t *testing.T) {
