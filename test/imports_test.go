@@ -31,6 +31,7 @@ var floors = [][]string{
 // other. The plan stands high, since it says in their own terms what the others are
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
+	{"limiter"},
 	{"egress", "budget", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile"},
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging"},
 	{"hostnet", "follow", "ports"},

@@ -2,7 +2,11 @@
 
 package budget
 
-import "time"
+import (
+	"time"
+
+	"aldente/broker/limiter"
+)
 
 // Kind is what a socket is counted as.
 type Kind uint8
@@ -13,8 +17,8 @@ const (
 	TCP   Kind = iota // under way
 	UDP               // of a port of its own
 	Reply             // of a UDP listener's port
-	Echo
-	Kinds
+	Echo              // of ICMP and ICMPv6
+	Kinds             // how many there are
 )
 
 func (k Kind) String() string {
@@ -66,7 +70,7 @@ type Budget struct {
 	looked   time.Time  // at the host's ports
 	crowded  bool
 
-	rates [Kinds]bucket
+	rates [Kinds]limiter.Bucket
 	usage [Kinds]Usage
 }
 
@@ -83,8 +87,8 @@ type Usage struct {
 // New makes a budget.
 func New(l Limits, h Host, k Kernel) *Budget {
 	b := &Budget{limits: l, ephemeral: h.Ephemeral, kernel: k}
-	none := Rate{Unlimited, Unlimited}
-	b.rates = [Kinds]bucket{TCP: {rate: l.NewTCP}, UDP: {rate: l.NewUDP}, Reply: {rate: none}, Echo: {rate: l.NewUDP}}
+	none := limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
+	b.rates = [Kinds]limiter.Bucket{TCP: {Rate: l.NewTCP}, UDP: {Rate: l.NewUDP}, Reply: {Rate: none}, Echo: {Rate: l.NewUDP}}
 	b.usage[TCP].Limit = l.HalfOpen
 	b.usage[UDP].Limit = l.UDP
 	b.usage[Reply].Limit = l.Replies
@@ -114,7 +118,7 @@ func (b *Budget) May(k Kind, now time.Time) Reason {
 }
 
 func (b *Budget) may(k Kind, now time.Time) Reason {
-	if !b.rates[k].ready(now) {
+	if !b.rates[k].Ready(now) {
 		return TooFast
 	}
 	if k == TCP {
@@ -168,14 +172,14 @@ func (b *Budget) Opened(k Kind) {
 	if k == TCP {
 		return // see Waits
 	}
-	b.rates[k].take()
+	b.rates[k].Spend()
 	b.add(k)
 }
 
 // Waits notes a connection that is under way: not yet there, and not refused.
 // It reports whether the oldest one has to end first.
 func (b *Budget) Waits() (endOldest bool) {
-	b.rates[TCP].take()
+	b.rates[TCP].Spend()
 	b.add(TCP)
 	return b.held[TCP] > b.limits.HalfOpen
 }
@@ -189,7 +193,7 @@ func (b *Budget) add(k Kind) {
 // or the other: it takes nobody's room any more.
 func (b *Budget) Answered() {
 	b.held[TCP]--
-	b.rates[TCP].giveBack()
+	b.rates[TCP].Refund()
 }
 
 // Ended notes that a connection under way ended without answer.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"aldente/broker/limiter"
 )
 
 // kernel is a scripted kernel.
@@ -159,8 +161,8 @@ func TestFourGuests(t *testing.T) {
 
 func TestRates(t *testing.T) {
 	l := Defaults(host)
-	l.NewUDP = Rate{PerSecond: 100, Burst: 50}
-	l.NewTCP = Rate{PerSecond: 10, Burst: 20}
+	l.NewUDP = limiter.Rate{PerSecond: 100, Burst: 50}
+	l.NewTCP = limiter.Rate{PerSecond: 10, Burst: 20}
 	k := &kernel{}
 	b := New(l, host, k)
 	if got, why := open(b, k, UDP, 80, at(0)); got != 50 || why != TooFast {
@@ -249,7 +251,7 @@ func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := Defaults(host)
 		l.UDP = rapid.IntRange(1, 64).Draw(t, "limit")
-		l.NewUDP = Rate{Unlimited, Unlimited}
+		l.NewUDP = limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
 		k := &kernel{}
 		b := New(l, host, k)
 		ms := 0

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"aldente/broker/limiter"
 )
 
 // Unlimited is the value of a limit that was lifted.
@@ -22,13 +24,13 @@ const Unlimited = -1
 
 // Limits are those of one instance. Each is above zero, or Unlimited.
 type Limits struct {
-	Sockets  int  // descriptors that the worker may hold, listeners included
-	UDP      int  // ports of the host for the guest's UDP flows
-	Echo     int  // ping sockets
-	Replies  int  // sockets that answer from a port of -u
-	HalfOpen int  // TCP connections under way at a time
-	NewTCP   Rate // TCP connections that are not there at once; those that succeed do not count
-	NewUDP   Rate // UDP flows
+	Sockets  int          // descriptors that the worker may hold, listeners included
+	UDP      int          // ports of the host for the guest's UDP flows
+	Echo     int          // ping sockets
+	Replies  int          // sockets that answer from a port of -u
+	HalfOpen int          // TCP connections under way at a time
+	NewTCP   limiter.Rate // TCP connections that are not there at once; those that succeed do not count
+	NewUDP   limiter.Rate // UDP flows
 }
 
 // Host is what the defaults depend on.
@@ -70,8 +72,8 @@ func Defaults(h Host) Limits {
 		Echo:     mostEcho,
 		Replies:  mostReplies,
 		HalfOpen: max(min(mostHalfOpen, h.Descriptors/4), 16),
-		NewTCP:   Rate{1000, burstTCP},
-		NewUDP:   Rate{4000, burstUDP},
+		NewTCP:   limiter.Rate{PerSecond: 1000, Burst: burstTCP},
+		NewUDP:   limiter.Rate{PerSecond: 4000, Burst: burstUDP},
 	}
 	if h.Conntrack > 0 {
 		l.NewTCP.PerSecond = min(max(h.Conntrack/shareTCP, 100), l.NewTCP.PerSecond)
@@ -99,11 +101,11 @@ var rates = []string{"new", "new-udp"}
 
 // rate allows at once what comes in some seconds, but no more than by default
 // and no less than comes in one.
-func rate(n, burst int) Rate {
+func rate(n, burst int) limiter.Rate {
 	if n == Unlimited {
-		return Rate{Unlimited, Unlimited}
+		return limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
 	}
-	return Rate{n, max(min(8*n, burst), n)}
+	return limiter.Rate{PerSecond: n, Burst: max(min(8*n, burst), n)}
 }
 
 // Names returns the names of all limits, in order.

@@ -5,6 +5,8 @@ package budget
 import (
 	"strings"
 	"testing"
+
+	"aldente/broker/limiter"
 )
 
 func TestParse(t *testing.T) {
@@ -15,18 +17,18 @@ func TestParse(t *testing.T) {
 		{[]string{"udp=100"}, func(l *Limits) { l.UDP = 100 }},
 		{[]string{"udp=100,udp=7"}, func(l *Limits) { l.UDP = 7 }},
 		{[]string{"udp=100", "icmp=3,half-open=4"}, func(l *Limits) { l.UDP, l.Echo, l.HalfOpen = 100, 3, 4 }},
-		{[]string{"new=50/s"}, func(l *Limits) { l.NewTCP = Rate{50, 400} }},
-		{[]string{"new=50"}, func(l *Limits) { l.NewTCP = Rate{50, 400} }},
-		{[]string{"new=5000"}, func(l *Limits) { l.NewTCP = Rate{5000, 5000} }},
-		{[]string{"new-udp=none"}, func(l *Limits) { l.NewUDP = Rate{Unlimited, Unlimited} }},
+		{[]string{"new=50/s"}, func(l *Limits) { l.NewTCP = limiter.Rate{PerSecond: 50, Burst: 400} }},
+		{[]string{"new=50"}, func(l *Limits) { l.NewTCP = limiter.Rate{PerSecond: 50, Burst: 400} }},
+		{[]string{"new=5000"}, func(l *Limits) { l.NewTCP = limiter.Rate{PerSecond: 5000, Burst: 5000} }},
+		{[]string{"new-udp=none"}, func(l *Limits) { l.NewUDP = limiter.Rate{PerSecond: Unlimited, Burst: Unlimited} }},
 		{[]string{"sockets=1000"}, func(l *Limits) { l.Sockets = 1000 }},
 		{[]string{"sockets=1000000"}, func(l *Limits) { l.Sockets = host.Descriptors }},
 		{[]string{"none"}, func(l *Limits) {
-			none := Rate{Unlimited, Unlimited}
+			none := limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
 			*l = Limits{host.Descriptors, Unlimited, Unlimited, Unlimited, host.Descriptors / 2, none, none}
 		}},
 		{[]string{"none", "udp=9"}, func(l *Limits) {
-			none := Rate{Unlimited, Unlimited}
+			none := limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
 			*l = Limits{host.Descriptors, 9, Unlimited, mostReplies, host.Descriptors / 2, none, none}
 		}},
 	} {

@@ -16,6 +16,7 @@ import (
 
 	"aldente/broker/budget"
 	"aldente/broker/inet"
+	"aldente/broker/limiter"
 	"aldente/ipc"
 )
 
@@ -322,7 +323,7 @@ func TestBudgetOfNewConnects(t *testing.T) {
 	defer ln.Close()
 	near := uint16(ln.Addr().(*net.TCPAddr).Port)
 	start := time.Now()
-	w, log := workWithin(t, func(l *budget.Limits) { l.NewTCP = budget.Rate{PerSecond: 1, Burst: 20} })
+	w, log := workWithin(t, func(l *budget.Limits) { l.NewTCP = limiter.Rate{PerSecond: 1, Burst: 20} })
 	for range 200 {
 		fd, a := w.request(t, toLoopback(ipc.ProtoTCP, false, near))
 		if fd < 0 || a.Flags&ipc.OpenedInProgress != 0 {

@@ -19,6 +19,7 @@ import (
 
 	"aldente/broker/egress"
 	"aldente/broker/inet"
+	"aldente/broker/limiter"
 	"aldente/ipc"
 )
 
@@ -83,7 +84,10 @@ type Factory struct {
 
 // New makes a factory.
 func New(cfg Config) *Factory {
-	return &Factory{cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners)}
+	return &Factory{
+		cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners),
+		refusals: refusals{lines: limiter.Bucket{Rate: refusalLines}},
+	}
 }
 
 // KnowPorts lets the factory find out whose ports are, for those that flows of the

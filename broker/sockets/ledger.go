@@ -13,6 +13,7 @@ import (
 
 	"aldente/broker/budget"
 	"aldente/broker/egress"
+	"aldente/broker/limiter"
 )
 
 // ledger is the budget of one instance, and what the kernel knows about it.
@@ -35,7 +36,7 @@ type ledger struct {
 	standing *standing // nil: what was opened need not be remembered
 	judge    func(*egress.Flow) (refused bool)
 
-	refused [budget.Kinds]limiter
+	refused [budget.Kinds]limiter.Bucket // lines of the log on what was over budget
 }
 
 // Open files that show the host's UDP sockets, one for each family.
@@ -45,6 +46,9 @@ var inUsePaths = [2]string{"/proc/net/sockstat", "/proc/net/sockstat6"}
 // be opened leaves the part unwatched that it is for, and is returned.
 func newLedger(l budget.Limits, h budget.Host) (*ledger, error) {
 	g := &ledger{limits: l, alive: -1, info: -1, inUse: [2]int{-1, -1}}
+	for k := range g.refused {
+		g.refused[k].Rate = limiter.Rate{PerSecond: 1, Burst: 1}
+	}
 	g.budget = budget.New(l, h, g)
 	g.waiting.init()
 	var err error

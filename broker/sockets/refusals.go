@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"aldente/broker/limiter"
 )
 
 // maxNamed bounds the destinations of which the log says that they are refused.
@@ -19,7 +21,7 @@ type refusals struct {
 	mu    sync.Mutex
 	named map[refusal]struct{}
 	total int
-	lines bucket
+	lines limiter.Bucket // of refusalLines
 }
 
 // refusal is what counts as the same.
@@ -46,7 +48,7 @@ func (r *refusals) note(log *slog.Logger, proto uint8, to netip.AddrPort, rule s
 		}
 		return
 	}
-	if r.lines.take(time.Now()) {
+	if r.lines.Take(time.Now()) {
 		log.Debug(text, "proto", protoName(proto), "to", to.String(), "rule", rule, "refusals", r.total)
 	}
 }
@@ -59,27 +61,6 @@ func (f *Factory) Refused() (total, named int) {
 	return f.refusals.total, len(f.refusals.named)
 }
 
-// bucket lets burst events through at once, and perSecond in a second after that.
-type bucket struct {
-	tokens float64
-	last   time.Time
-}
-
-const (
-	burst     = 50
-	perSecond = 10
-)
-
-func (b *bucket) take(now time.Time) bool {
-	if b.last.IsZero() {
-		b.tokens = burst
-	} else {
-		b.tokens = min(b.tokens+now.Sub(b.last).Seconds()*perSecond, burst)
-	}
-	b.last = now
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
-}
+// refusalLines is how many lines refusals may be in the log, beyond those that name a
+// destination for the first time.
+var refusalLines = limiter.Rate{PerSecond: 10, Burst: 50}

@@ -27,7 +27,7 @@ func TestRefusals(t *testing.T) {
 		}
 		warnings := strings.Count(b.String(), "level=WARN")
 		lines := strings.Count(b.String(), "\n")
-		if warnings != maxNamed+1 || level == slog.LevelWarn && lines != warnings || lines > warnings+2*burst || strings.Count(b.String(), "to=192.0.2.9:7 ") > 3 {
+		if warnings != maxNamed+1 || level == slog.LevelWarn && lines != warnings || lines > warnings+2*refusalLines.Burst || strings.Count(b.String(), "to=192.0.2.9:7 ") > 3 {
 			t.Errorf("%v: %d lines, %d of them warnings", level, lines, warnings)
 		}
 		if !strings.Contains(b.String(), `proto=tcp to=192.0.2.9:7 rule="--deny any"`) {

@@ -4,6 +4,7 @@ package sockets
 
 import (
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,7 +73,7 @@ func overBudgetErrno(r budget.Reason) unix.Errno {
 // overBudget tells the log, at most once a second for each kind.
 func (f *Factory) overBudget(k budget.Kind, r budget.Reason) {
 	l := &f.ledger.refused[k]
-	if !l.allow() {
+	if !l.Take(time.Now()) {
 		return
 	}
 	text, limit := "", ""
@@ -94,7 +95,7 @@ func (f *Factory) overBudget(k budget.Kind, r budget.Reason) {
 	if limit != "" {
 		log = log.With("change_by", "--limit "+limit+"=N")
 	}
-	log.Warn(text, "refusals", l.count())
+	log.Warn(text, "refusals", l.Missed()+1)
 }
 
 // await returns when the worker's next message may be read, which can block. While

@@ -37,7 +37,7 @@ func FuzzWorkerLog(f *testing.F) {
 		r := newLogReader(slog.New(slog.NewTextHandler(&out, &level)), up())
 		r.read(io.NopCloser(bytes.NewReader(b)))
 		lines := bytes.Count(out.Bytes(), []byte("\n"))
-		if most := bytes.Count(b, []byte("\n")) + 2; lines > most || lines > burst+perSecond+2 {
+		if most := bytes.Count(b, []byte("\n")) + 2; lines > most || lines > logRate.Burst+logRate.PerSecond+2 {
 			t.Fatalf("%d lines of log for %d", lines, most)
 		}
 		text := r.panicText()

@@ -13,22 +13,24 @@ import (
 	"time"
 
 	"aldente/broker/foreign"
+	"aldente/broker/limiter"
 )
 
 // Bounds on what a worker can put into the broker's log.
 const (
 	maxLine       = 1024 // bytes of a line, the rest is dropped
 	maxPanicLines = 64   // lines of a dying runtime that are kept
-	burst         = 100  // lines at once
-	perSecond     = 20   // lines a second after that
 )
+
+// logRate is how many lines a worker may log.
+var logRate = limiter.Rate{PerSecond: 20, Burst: 100}
 
 // logReader turns what a worker writes to its standard error into log records.
 // A line "<N>text" has syslog level N; any other line comes from the runtime
 // of a dying process and is kept for its obituary.
 type logReader struct {
 	logger *slog.Logger
-	limit  limiter
+	limit  limiter.Bucket
 	ready  *atomic.Bool // the worker has come up; before that its last words are for its obituary alone
 
 	mu    sync.Mutex
@@ -37,7 +39,7 @@ type logReader struct {
 }
 
 func newLogReader(logger *slog.Logger, ready *atomic.Bool) *logReader {
-	return &logReader{logger: logger, ready: ready, limit: limiter{tokens: burst}}
+	return &logReader{logger: logger, ready: ready, limit: limiter.Bucket{Rate: logRate}}
 }
 
 // panicText returns the lines that had no level: the reason and the goroutine
@@ -80,7 +82,7 @@ func (r *logReader) read(pipe io.ReadCloser) {
 			break
 		}
 	}
-	if n := r.limit.suppressed; n > 0 {
+	if n := r.limit.Missed(); n > 0 {
 		r.logger.Warn("log lines suppressed", "count", n)
 	}
 }
@@ -104,13 +106,13 @@ func (r *logReader) line(raw string, now time.Time) {
 			level = slog.LevelDebug
 		}
 	}
-	allowed, suppressed := r.limit.allow(now)
-	if suppressed > 0 {
-		r.logger.Warn("log lines suppressed", "count", suppressed)
+	if !r.limit.Take(now) {
+		return
 	}
-	if allowed {
-		r.logger.Log(context.Background(), level, text)
+	if n := r.limit.Missed(); n > 0 {
+		r.logger.Warn("log lines suppressed", "count", n)
 	}
+	r.logger.Log(context.Background(), level, text)
 }
 
 // parseLevel cuts the level off a line, RFC 5424 section 6.2.1 without facility.
@@ -129,31 +131,4 @@ func parseLevel(line string) (level slog.Level, text string, ok bool) {
 		level = slog.LevelError
 	}
 	return level, line[3:], true
-}
-
-// limiter is a token bucket over lines.
-type limiter struct {
-	off        bool
-	tokens     float64
-	last       time.Time
-	suppressed int
-}
-
-// allow says whether a line may pass, and how many did not since the last that
-// did.
-func (l *limiter) allow(now time.Time) (ok bool, suppressed int) {
-	if l.off {
-		return true, 0
-	}
-	if !l.last.IsZero() {
-		l.tokens = min(l.tokens+now.Sub(l.last).Seconds()*perSecond, burst)
-	}
-	l.last = now
-	if l.tokens < 1 {
-		l.suppressed++
-		return false, 0
-	}
-	l.tokens--
-	suppressed, l.suppressed = l.suppressed, 0
-	return true, suppressed
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -83,7 +82,7 @@ func TestLogFloodIsBounded(t *testing.T) {
 	var b bytes.Buffer
 	r := newLogReader(bare(&b), up())
 	r.read(io.NopCloser(strings.NewReader(strings.Repeat("<4>flood\n", 100000) + strings.Repeat("dying\n", 100000))))
-	if n := strings.Count(b.String(), "flood"); n < burst || n > burst+10*perSecond {
+	if n := strings.Count(b.String(), "flood"); n < logRate.Burst || n > logRate.Burst+10*logRate.PerSecond {
 		t.Errorf("%d lines logged", n)
 	}
 	if !strings.Contains(b.String(), "suppressed") {
@@ -91,27 +90,6 @@ func TestLogFloodIsBounded(t *testing.T) {
 	}
 	if n := len(r.panicText()); n != maxPanicLines {
 		t.Errorf("%d lines kept, want %d", n, maxPanicLines)
-	}
-}
-
-func TestLimiter(t *testing.T) {
-	l := limiter{tokens: burst}
-	now := time.Unix(0, 0)
-	for i := range burst {
-		if ok, _ := l.allow(now); !ok {
-			t.Fatalf("line %d refused", i)
-		}
-	}
-	for range 7 {
-		if ok, _ := l.allow(now); ok {
-			t.Fatal("allowed beyond the burst")
-		}
-	}
-	if ok, n := l.allow(now.Add(time.Second / perSecond)); !ok || n != 7 {
-		t.Errorf("after a pause: %v, %d suppressed; want 7", ok, n)
-	}
-	if ok, _ := l.allow(now.Add(time.Second / perSecond)); ok {
-		t.Error("two lines for one token")
 	}
 }
 

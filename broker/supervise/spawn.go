@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/fork"
+	"aldente/broker/limiter"
 	"aldente/ipc"
 	"aldente/policy"
 )
@@ -116,7 +117,9 @@ func (s *Supervisor) spawn() (*life, error) {
 		logPipe: logRead,
 	}
 	l.log = newLogReader(s.opts.Logger.With("component", "worker", "pid", pid), &l.ready)
-	l.log.limit.off = s.opts.Trace
+	if s.opts.Trace {
+		l.log.limit.Rate = limiter.Rate{PerSecond: -1} // whoever asks for each packet gets it
+	}
 	return l, nil
 }
 

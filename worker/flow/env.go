@@ -74,7 +74,7 @@ type Sockets interface {
 	RecvError(fd int32, e *SocketError) syscall.Errno
 	// Write is write(2) or writev(2).
 	Write(fd int32, b []byte) (int, syscall.Errno)
-	Writev(fd int32, bufs [][]byte) (int, syscall.Errno) // of at most 64 buffers
+	Writev(fd int32, bufs [][]byte) (int, syscall.Errno) // of at most 1,024 buffers
 	// Accept takes one connection, non-blocking and close-on-exec.
 	Accept(fd int32) (conn int32, peer packet.Addr, port uint16, err syscall.Errno)
 	// LocalAddr is getsockname(2).
