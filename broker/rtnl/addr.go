@@ -37,7 +37,7 @@ func AddrOf(body []byte) (Addr, bool) {
 
 // AddrHeader is struct ifaddrmsg, to make a body of.
 type AddrHeader struct {
-	Family, Scope uint8
+	Family, Scope uint8  // AF_*, RT_SCOPE_*
 	PrefixLen     int    // bits
 	Flags         uint32 // IFA_F_*; those that the header has no room for are for IFA_FLAGS
 	Index         int    // of the interface

@@ -37,7 +37,7 @@ func LinkOf(body []byte) (Link, bool) {
 
 // LinkHeader is struct ifinfomsg, to make a body of.
 type LinkHeader struct {
-	Index  int
+	Index  int    // of the interface, zero: a new one
 	Flags  uint32 // IFF_*
 	Change uint32 // which of the flags count
 }

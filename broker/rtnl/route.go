@@ -41,10 +41,10 @@ func RouteOf(body []byte) (Route, bool) {
 
 // RouteHeader is struct rtmsg, to make a body of.
 type RouteHeader struct {
-	Family                       uint8
-	DstLen, SrcLen               int   // bits
-	Table, Protocol, Scope, Type uint8 // RT_TABLE_*, RTPROT_*, RT_SCOPE_*, RTN_*
-	Flags                        uint32
+	Family                       uint8  // AF_*
+	DstLen, SrcLen               int    // bits
+	Table, Protocol, Scope, Type uint8  // RT_TABLE_*, RTPROT_*, RT_SCOPE_*, RTN_*
+	Flags                        uint32 // RTNH_F_*, RTM_F_*
 }
 
 // Body returns a body without attributes.
