@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -58,18 +59,28 @@ func TestInstalled(t *testing.T) {
 					p := lab.Host.Start(netlab.Spec{User: user, Timeout: time.Minute, Args: w.argv(t, guest)})
 					defer p.Kill()
 					agentOf(t, p.PID)
-					g := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Timeout: time.Minute, Args: []string{"nsenter", "-t", strconv.Itoa(guest), "-U",
-						"--preserve-credentials", "--", filepath.Join(netlab.Stage(), "hold"), lookArg, strconv.Itoa(p.PID)}})
-					status := g.Wait()
+					look := func() (status int, said string) {
+						g := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Timeout: time.Minute, Args: []string{"nsenter", "-t", strconv.Itoa(guest), "-U",
+							"--preserve-credentials", "--", filepath.Join(netlab.Stage(), "hold"), lookArg, strconv.Itoa(p.PID)}})
+						return g.Wait(), g.Output()
+					}
 					if !tt.seen {
-						if status != 0 || !strings.Contains(g.Output(), "looked around") {
-							t.Errorf("status %d\n%s", status, g.Output())
+						status, said := look()
+						if status != 0 || !strings.Contains(said, "looked around") || p.Exited() {
+							t.Errorf("status %d, ended: %v\n%s%s", status, p.Exited(), said, p.Output())
 						}
 						return
 					}
-					for _, what := range []string{"mem of ", "process_vm_readv of ", "pidfd_getfd of ", "traced "} {
-						if !strings.Contains(g.Output(), what+"aldente-agent") {
-							t.Errorf("no %q\n%s", what, g.Output())
+					// Before it has come up it is less easy to see.
+					for begin := time.Now(); ; {
+						_, said := look()
+						if !slices.ContainsFunc([]string{"mem of ", "process_vm_readv of ", "pidfd_getfd of ", "traced "}, func(what string) bool {
+							return !strings.Contains(said, what+"aldente-agent")
+						}) {
+							break
+						}
+						if time.Since(begin) > 20*time.Second {
+							t.Fatalf("not all is seen\n%s", said)
 						}
 					}
 				})
