@@ -14,16 +14,20 @@ import (
 	"aldente/broker/rtnl"
 )
 
-const (
-	// pause is how long changes are gathered after one was told, at least, and
-	// rest is how many times as long as it took those who were told: however
-	// often routes change, and however much there is to look at, it takes a
-	// twentieth of a processor.
-	pause = 100 * time.Millisecond
-	rest  = 20
+// pace is how often a Watcher tells.
+type pace struct {
+	// pause is how long changes are gathered after one was told, at least.
+	pause time.Duration
 	// retry is when those who were told want to be told again.
-	retry = 500 * time.Millisecond
-)
+	retry time.Duration
+}
+
+var usual = pace{pause: 100 * time.Millisecond, retry: 500 * time.Millisecond}
+
+// rest is how many times as long changes are gathered as it took those who were
+// told: however often routes change, and however much there is to look at, it takes
+// a twentieth of a processor.
+const rest = 20
 
 // groups are what the kernel tells of. Every address has its local route, anycast
 // addresses have one too. Routes that end with their interface end in silence.
@@ -33,8 +37,9 @@ var groups = []int{
 
 // Watcher hears of routes.
 type Watcher struct {
-	s   *rtnl.Subscription
-	buf []byte
+	s    *rtnl.Subscription
+	buf  []byte
+	pace pace
 }
 
 // New begins to listen, in the network namespace of the calling thread. It must be
@@ -45,7 +50,7 @@ func New() (*Watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Watcher{s, make([]byte, 32<<10)}, nil
+	return &Watcher{s, make([]byte, 32<<10), usual}, nil
 }
 
 // Close ends Run.
@@ -66,10 +71,10 @@ func (w *Watcher) Run(changed func() (again bool)) error {
 		}
 		start := time.Now()
 		again := changed()
-		time.Sleep(max(pause, rest*time.Since(start)))
+		time.Sleep(max(w.pace.pause, rest*time.Since(start)))
 		var until time.Time
 		if again || news {
-			until = time.Now().Add(retry)
+			until = time.Now().Add(w.pace.retry)
 		}
 		if w.s.Deadline(until) != nil {
 			return os.ErrClosed

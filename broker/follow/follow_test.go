@@ -15,46 +15,43 @@ import (
 
 func TestMain(m *testing.M) { nettest.Main(m) }
 
-// watch counts the calls of a watcher in a namespace of the test's own.
-func watch(t *testing.T) *atomic.Int64 {
+// host has the test in a namespace with two interfaces, and listens there.
+func host(t *testing.T) *Watcher {
 	t.Helper()
 	nettest.Host(t)
-	nettest.IP(t, "link add d0 type veth peer name d1", "link set d1 up", "link set d0 up", "addr add 192.0.2.2/24 dev d0", "addr add 2001:db8::2/64 dev d0 nodad")
+	nettest.Veth(t, "d0")
+	nettest.IP(t, "addr add 192.0.2.2/24 dev d0", "addr add 2001:db8::2/64 dev d0 nodad")
 	w, err := New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var calls atomic.Int64
-	done := make(chan error, 1)
-	go func() { done <- w.Run(func() bool { calls.Add(1); return false }) }()
-	t.Cleanup(func() {
-		w.Close()
-		select {
-		case err := <-done:
-			if !errors.Is(err, os.ErrClosed) {
-				t.Error(err)
-			}
-		case <-time.After(10 * time.Second):
-			t.Error("still running")
-		}
-	})
-	return &calls
+	return w
 }
 
-// quiet waits until nothing is told any more.
-func quiet(calls *atomic.Int64) int64 {
-	for {
-		n := calls.Load()
-		if time.Sleep(2 * retry); calls.Load() == n {
-			return n
-		}
+// news tells whether there is some within a time that a watcher would tell. The
+// kernel has put it into the socket by the time that the change is made, or, of
+// some addresses, a little later.
+func news(t *testing.T, w *Watcher, within time.Duration) bool {
+	t.Helper()
+	if err := w.s.Deadline(time.Now().Add(within)); err != nil {
+		t.Fatal(err)
 	}
+	news, ok := w.await()
+	if !ok {
+		t.Fatal("closed")
+	}
+	return news
 }
 
-// TestChanges: whatever may make an address the host's is told, once and a second
-// time; what cannot is not.
+const (
+	soon = 20 * time.Millisecond
+	long = 10 * time.Second
+)
+
+// TestChanges: whatever may make an address the host's is told; what cannot is not.
 func TestChanges(t *testing.T) {
-	calls := watch(t)
+	w := host(t)
+	defer w.Close()
 	for _, tt := range []struct {
 		line string
 		told bool
@@ -74,28 +71,103 @@ func TestChanges(t *testing.T) {
 		{"-6 rule add to 2001:db8:9::/64 lookup 77", true},
 		{"link set d0 down", true},
 	} {
-		before := quiet(calls)
+		for news(t, w, soon) { // of what was before
+		}
 		nettest.IP(t, tt.line)
-		if n := quiet(calls) - before; (n > 0) != tt.told || n == 1 {
-			t.Errorf("%s: told %d times", tt.line, n)
+		within := soon
+		if tt.told {
+			within = long
+		}
+		if got := news(t, w, within); got != tt.told {
+			t.Errorf("%s: told %t", tt.line, got)
 		}
 	}
 }
 
 // TestAnycast: what becomes the host's when it begins to forward.
 func TestAnycast(t *testing.T) {
-	calls := watch(t)
-	before := quiet(calls)
+	w := host(t)
+	defer w.Close()
+	for news(t, w, soon) {
+	}
 	nettest.Run(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
-	if quiet(calls) == before {
+	if !news(t, w, long) {
 		t.Error("not told")
+	}
+}
+
+// quick is the pace of tests that wait for it.
+var quick = pace{pause: 10 * time.Millisecond, retry: 50 * time.Millisecond}
+
+// watch counts the calls of a watcher, which are told to call again when again says
+// so.
+func watch(t *testing.T, again func(call int64) bool) *atomic.Int64 {
+	t.Helper()
+	w := host(t)
+	w.pace = quick
+	var calls atomic.Int64
+	done := make(chan error, 1)
+	go func() { done <- w.Run(func() bool { return again(calls.Add(1)) }) }()
+	t.Cleanup(func() {
+		w.Close()
+		select {
+		case err := <-done:
+			if !errors.Is(err, os.ErrClosed) {
+				t.Error(err)
+			}
+		case <-time.After(long):
+			t.Error("still running")
+		}
+	})
+	return &calls
+}
+
+func never(int64) bool { return false }
+
+// quiet waits until nothing is told any more.
+func quiet(calls *atomic.Int64) int64 {
+	for {
+		n := calls.Load()
+		if time.Sleep(4 * quick.retry); calls.Load() == n {
+			return n
+		}
+	}
+}
+
+// reaches waits until there were so many calls.
+func reaches(calls *atomic.Int64, n int64) bool {
+	for end := time.Now().Add(long); calls.Load() < n; time.Sleep(quick.pause) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestTold: once at once, a second time, and as often as is asked for.
+func TestTold(t *testing.T) {
+	var asked atomic.Int64
+	calls := watch(t, func(call int64) bool { return call <= asked.Load() })
+	before := quiet(calls)
+	nettest.IP(t, "addr add 198.51.100.7/32 dev lo")
+	if !reaches(calls, before+2) {
+		t.Fatal("not told a second time")
+	}
+	before = quiet(calls)
+	asked.Store(before + 4) // by these calls and those between
+	nettest.IP(t, "addr add 198.51.100.8/32 dev lo")
+	if !reaches(calls, before+5) {
+		t.Errorf("told %d times, asked for 4 more", calls.Load()-before)
+	}
+	if n := quiet(calls) - before; n > 8 {
+		t.Errorf("told %d times", n)
 	}
 }
 
 // TestBurst: however many routes change, those who are told are called a few times
 // a second, and hear of what comes after.
 func TestBurst(t *testing.T) {
-	calls := watch(t)
+	calls := watch(t, never)
 	before, start := quiet(calls), time.Now()
 	f, err := os.CreateTemp(t.TempDir(), "")
 	if err != nil {
@@ -107,12 +179,12 @@ func TestBurst(t *testing.T) {
 	f.Close()
 	nettest.IP(t, "-batch "+f.Name())
 	n := quiet(calls) - before
-	if most := int64(time.Since(start)/pause) + 2; n == 0 || n > most {
+	if most := int64(time.Since(start)/quick.pause) + 2; n == 0 || n > most {
 		t.Errorf("told %d times, at most %d were due", n, most)
 	}
 	before = quiet(calls)
 	nettest.IP(t, "addr add 198.51.100.7/32 dev lo")
-	if quiet(calls) == before {
+	if !reaches(calls, before+1) {
 		t.Error("deaf after a burst")
 	}
 }
