@@ -223,6 +223,39 @@ func TestAcceptOverGuest(t *testing.T) {
 	e.empty()
 }
 
+// A port that a connection has towards the guest in place of its own may be that of
+// another connection of the same remote: that one gets another in turn, and its own as
+// soon as it is free.
+func TestAcceptAliasTaken(t *testing.T) {
+	e := newEnv(t)
+	l := e.listen(1, guestPort)
+	comes := func(port uint16) uint16 {
+		t.Helper()
+		l.arrive(e.newSock(), remote4, port)
+		e.settle()
+		f := e.take()
+		if len(f) != 1 || f[0].tcp.Flags != packet.SYN || f[0].src != remote4 {
+			t.Fatalf("to the guest: %+v", f)
+		}
+		return f[0].tcp.SrcPort
+	}
+	comes(40000)
+	alias := comes(40000)
+	real := comes(alias)
+	if alias == 40000 || real == alias || real == 40000 || e.tr.Len() != 3 {
+		t.Fatalf("source ports %d and %d, %d connections", alias, real, e.tr.Len())
+	}
+	e.input(guest4, remote4, packet.TCP{SrcPort: guestPort, DstPort: alias, Flags: packet.RST | packet.ACK,
+		Ack: e.issOf(guestPort, alias) + 1, WScale: -1})
+	e.flush()
+	if got := comes(alias); got != alias || e.tr.Len() != 3 {
+		t.Errorf("source port %d for %d, %d connections", got, alias, e.tr.Len())
+	}
+	e.tr.Close()
+	e.tr.RemoveListener(1)
+	e.empty()
+}
+
 func TestAcceptWatchFails(t *testing.T) {
 	e := newEnv(t)
 	l := e.listen(1, 80)

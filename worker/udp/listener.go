@@ -3,6 +3,7 @@
 package udp
 
 import (
+	"hash/maphash"
 	"syscall"
 
 	"aldente/ipc"
@@ -173,11 +174,24 @@ func (t *Translator) stray(c *conn, d []flow.Datagram) {
 	}
 	for k := range d {
 		if d[k].To.IsZero() {
-			d[k].To = c.local
+			d[k].To = t.localOf(c)
 		}
 	}
 	t.Stats.Returned += uint64(len(d))
 	t.came(l, d)
+}
+
+// localOf is the address that a flow's socket was bound to, if to one: a socket that
+// is bound to any is told where each datagram was sent to.
+func (t *Translator) localOf(c *conn) packet.Addr {
+	if !c.local.IsZero() {
+		return c.local
+	}
+	a, _, e := t.env.LocalAddr(c.fd)
+	if e != 0 {
+		return packet.Addr{}
+	}
+	return a
 }
 
 // listenerOf is the listener that a flow came by, nil if none or if it is gone.
@@ -235,9 +249,9 @@ func (t *Translator) openIn(host *store.Key, l *listener, all []flow.Datagram, l
 		if t.sameEnds(c, l, d, &local) {
 			return i
 		}
-		if c.state == stateRefused && !c.inbound {
+		if c.state == stateRefused && !c.inbound || t.givesPortBack(c, d.FromPort) {
 			t.remove(i, c)
-		} else if !t.another(&k, &remote, &guest, l.guestPort) {
+		} else if !t.another(&k, host, d.FromPort) {
 			t.Stats.NoRoom++
 			return store.None
 		}
@@ -276,15 +290,34 @@ func (t *Translator) sameEnds(c *conn, l *listener, d *flow.Datagram, local *pac
 const (
 	firstAlias = 49152
 	aliasTries = 64
+	// aliasWait is how long the guest may take for its first answer to such a port
+	// before it may become that of a peer that really has it, in nanoseconds.
+	aliasWait = 5 * second
 )
+
+// givesPortBack tells whether a flow has a port in place of its own that it need
+// not keep from a peer that really has it: the guest has not answered, and is not
+// about to. An answer to one of them must not reach the other.
+func (t *Translator) givesPortBack(c *conn, port uint16) bool {
+	return c.state == stateHeard && c.peerPort != port && t.env.Now()-c.last >= aliasWait
+}
 
 // another finds a source port for a flow that would look like another to the
 // guest: a peer that speaks to two of the host's addresses or ports from one of
-// its own, or two peers of which the guest sees one address.
-func (t *Translator) another(k *store.Key, remote, guest *packet.Addr, guestPort uint16) bool {
-	for range aliasTries {
-		t.alias = max(t.alias+1, firstAlias)
-		if *k = store.MakeKey(remote, guest, t.alias, guestPort); t.flows.Find(k) == store.None {
+// its own, or two peers of which the guest sees one address. It is below 1024 if the
+// peer's is, and as a rule the same when a flow between these ends of the host comes
+// again.
+func (t *Translator) another(k, host *store.Key, port uint16) bool {
+	remote, _ := k.Remote()
+	guest, guestPort := k.Guest()
+	first, ports := uint64(firstAlias), uint64(1<<16-firstAlias)
+	if port < 1024 {
+		first, ports = 1, 1023
+	}
+	start := maphash.Bytes(t.seed, host[:]) % ports
+	for n := range uint64(aliasTries) {
+		*k = store.MakeKey(&remote, &guest, uint16(first+(start+n)%ports), guestPort)
+		if t.flows.Find(k) == store.None {
 			return true
 		}
 	}

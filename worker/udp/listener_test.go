@@ -174,6 +174,75 @@ func TestInboundAlike(t *testing.T) {
 	}
 }
 
+// A port that a flow has towards the guest in place of its own may be that of another
+// peer of the same address: neither is taken for the other, and the real one gets its
+// port as soon as nobody waits for an answer to it.
+func TestInboundAliasTaken(t *testing.T) {
+	a4, b4 := packet.AddrFrom4([4]byte{198, 51, 100, 7}), packet.AddrFrom4([4]byte{198, 51, 100, 8})
+	for _, port := range []uint16{2000, 200} {
+		r := newRig(t)
+		l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
+		hear := func(port uint16, to packet.Addr, data string) datagram {
+			t.Helper()
+			l.Datagrams = []flow.Datagram{from(remote4, port, to, data)}
+			r.ListenerReady(l.Token, flow.Readable)
+			got := r.received()
+			if len(got) != 1 || got[0].data != data || got[0].src != remote4 {
+				t.Fatalf("%+v for %s", got, data)
+			}
+			return got[0]
+		}
+		answer := func(heard datagram, local packet.Addr, port uint16) {
+			t.Helper()
+			r.input(r.frame(heard.src, 53, heard.srcPort, []byte("to "+heard.data)), 0)
+			r.Flush()
+			o := r.oneOpen()
+			if o.Src != local || o.DstPort != port {
+				t.Errorf("answer to %q: %+v", heard.data, o)
+			}
+			if got := sent(r.answer(o)); len(got) != 1 || got[0] != "to "+heard.data {
+				t.Errorf("sent %q", got)
+			}
+		}
+		hear(port, a4, "first")
+		alias := hear(port, b4, "second")
+		if (alias.srcPort < 1024) != (port < 1024) || alias.srcPort == port {
+			t.Errorf("port %d for %d", alias.srcPort, port)
+		}
+		// Not answered yet, but perhaps about to be.
+		r.advance(1)
+		hidden := hear(alias.srcPort, a4, "real")
+		if hidden.srcPort == alias.srcPort {
+			t.Fatal("two look the same")
+		}
+		answer(alias, b4, port)
+		answer(hidden, a4, alias.srcPort)
+		if got := hear(port, b4, "second again"); got.srcPort != alias.srcPort {
+			t.Errorf("port %d, then %d", alias.srcPort, got.srcPort)
+		}
+		// While it is answered it stays; forgotten, it gets the same port again.
+		r.advance(200)
+		if n := r.Len(); n != 0 {
+			t.Fatalf("%d flows", n)
+		}
+		hear(port, a4, "first")
+		if got := hear(port, b4, "second"); got.srcPort != alias.srcPort {
+			t.Errorf("port %d, then %d", alias.srcPort, got.srcPort)
+		}
+		// One that the guest does not answer gives way.
+		r.advance(float64(aliasWait) / 1e9)
+		real := hear(alias.srcPort, a4, "real")
+		if real.srcPort != alias.srcPort {
+			t.Errorf("port %d of %d", real.srcPort, alias.srcPort)
+		}
+		if got := hear(port, b4, "second"); got.srcPort == port || got.srcPort == alias.srcPort {
+			t.Errorf("port %d", got.srcPort)
+		}
+		answer(real, a4, alias.srcPort)
+		r.check()
+	}
+}
+
 // What strangers have sent to a socket before it was connected goes to the listener
 // on its port: by their source, past the link or to the guest, whoever the socket
 // answers.
@@ -234,6 +303,39 @@ func TestStrays(t *testing.T) {
 	r.Ready(o.Token, flow.Readable)
 	if r.Stats.Strangers != 1 || len(r.received()) != 0 {
 		t.Errorf("stats %+v", r.Stats)
+	}
+	r.check()
+}
+
+// A stranger whose datagram came to a flow's socket, which has an address of its own
+// (-o) and so is not told where datagrams were sent to, is the same as the one whose
+// next datagram comes by the listener.
+func TestStrayToSource(t *testing.T) {
+	host4 := packet.AddrFrom4([4]byte{198, 51, 100, 7})
+	other4 := packet.AddrFrom4([4]byte{192, 0, 2, 10})
+	r := newRig(t)
+	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 5000})
+	r.input(r.frame(router4, 5000, 7, []byte("out")), 0)
+	o := r.oneOpen()
+	s := r.host.Socket()
+	s.Local, s.LocalPort = host4, 5000
+	r.fds[o.Token] = s
+	r.Opened(o.Token, s.FD, &ipc.Opened{Token: o.Token, Addr: o.Dst, LocalPort: 5000, PeerPort: 7})
+	s.Datagrams = []flow.Datagram{from(other4, 1, packet.Addr{}, "stray")}
+	r.Ready(o.Token, flow.Readable)
+	l.Datagrams = []flow.Datagram{from(other4, 1, host4, "next")}
+	r.ListenerReady(l.Token, flow.Readable)
+	want := []datagram{
+		{src: other4, dst: guest4, srcPort: 1, dstPort: 5000, data: "stray"},
+		{src: other4, dst: guest4, srcPort: 1, dstPort: 5000, data: "next"},
+	}
+	if diff := cmp.Diff(want, r.received(), cmp.AllowUnexported(datagram{})); diff != "" || r.Len() != 2 {
+		t.Errorf("%d flows, received (-want +got):\n%s", r.Len(), diff)
+	}
+	// It is answered from the address that it has spoken to.
+	r.input(r.frame(other4, 5000, 1, []byte("answer")), 0)
+	if a := r.oneOpen(); a.Src != host4 || a.Listener != 3 {
+		t.Errorf("answered by %+v", a)
 	}
 	r.check()
 }

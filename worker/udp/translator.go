@@ -11,6 +11,8 @@
 package udp
 
 import (
+	"hash/maphash"
+
 	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
@@ -116,7 +118,7 @@ type Translator struct {
 	heard    store.Ages
 	numHeard int
 	maxHeard int
-	alias    uint16 // source port last given to a flow that looked like another
+	seed     maphash.Seed // of source ports for flows that look like others
 
 	queued int // chunks in queues
 
@@ -160,6 +162,7 @@ func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *st
 		ages:   store.NewAges(maxFlows),
 		heard:  store.NewAges(maxFlows),
 		maxOut: maxFlows,
+		seed:   maphash.MakeSeed(),
 
 		outbound: store.NewAges(maxFlows),
 		ready:    make([]uint32, 0, maxFlows),
