@@ -4,6 +4,7 @@ package sockets
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
+	"aldente/broker/egress"
 	"aldente/broker/inet"
 	"aldente/broker/limiter"
 	"aldente/ipc"
@@ -309,6 +311,52 @@ func TestBudgetOfConnects(t *testing.T) {
 			}
 			closeAll(fds)
 		})
+	}
+}
+
+// TestEndedIsReset: a connect that is ended just after its peer has answered is reset,
+// for the peer and for a worker that has a copy: nobody has taken it, and neither may
+// think so.
+func TestEndedIsReset(t *testing.T) {
+	for _, address := range []string{"127.0.0.1", "::1"} {
+		for name, end := range map[string]func(*underWay){
+			"the oldest":         func(u *underWay) { u.endOldest() },
+			"the worker is gone": func(u *underWay) { u.endAll() },
+		} {
+			ln, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+			if err != nil {
+				t.Skip(err) // no IPv6
+			}
+			o := (&inet.Connect{To: netip.MustParseAddrPort(ln.Addr().String())}).Dial()
+			if o.Err != nil {
+				t.Fatal(o.Err)
+			}
+			peer, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			workers, err := unix.Dup(o.FD)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var u underWay
+			u.init()
+			if !u.add(o.FD, egress.Flow{}) {
+				t.Fatal("not added")
+			}
+			end(&u)
+			_ = peer.SetDeadline(time.Now().Add(5 * time.Second))
+			if n, err := peer.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+				t.Errorf("%s, %s: the peer hears %d, %v", address, name, n, err)
+			}
+			if e, _ := unix.GetsockoptInt(workers, unix.SOL_SOCKET, unix.SO_ERROR); unix.Errno(e) != unix.ECONNRESET {
+				t.Errorf("%s, %s: the worker hears %v", address, name, unix.Errno(e))
+			}
+			u.endAll()
+			unix.Close(workers)
+			peer.Close()
+			ln.Close()
+		}
 	}
 }
 

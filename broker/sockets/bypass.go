@@ -48,16 +48,20 @@ func (s *served) answer(a *ipc.Opened, fd int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting--
+	taken := false
 	if s.fd >= 0 {
 		var rec [ipc.OpenedSize]byte
 		a.Encode(rec[:])
-		if ipc.Send(s.fd, rec[:], fd) != nil {
+		if taken = ipc.Send(s.fd, rec[:], fd) == nil; !taken {
 			// It is gone, or it does not read what it asked for: the next
 			// answer is not to wait for it as long again.
 			unix.Shutdown(s.fd, unix.SHUT_RDWR)
 		}
 	}
 	if fd >= 0 {
+		if !taken {
+			disconnect(fd)
+		}
 		unix.Close(fd)
 	}
 }

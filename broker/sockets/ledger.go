@@ -251,7 +251,7 @@ func (g *ledger) sweep() {
 	g.waiting.sweep(func(s *waitingSlot, answered bool) {
 		if answered && g.judge != nil && time.Since(s.since) > promptly && g.judge(&s.flow) {
 			// The peer that has answered is the host, since a moment ago.
-			_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+			disconnect(s.fd)
 		}
 		if answered {
 			g.budget.Answered()

@@ -6,8 +6,6 @@ import (
 	"maps"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"aldente/broker/budget"
 	"aldente/broker/egress"
 	"aldente/ipc"
@@ -58,7 +56,7 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 	g.mu.Lock()
 	g.waiting.each(func(s *waitingSlot) {
 		if f.refusedNow(&s.flow) {
-			_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // which ends its wait
+			disconnect(s.fd) // which ends its wait
 		}
 	})
 	live, ok := g.living()

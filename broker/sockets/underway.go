@@ -110,7 +110,7 @@ func (u *underWay) sweep(done func(s *waitingSlot, answered bool)) {
 // connection that was reset.
 func (u *underWay) endOldest() {
 	i := u.slots[0].next
-	_ = unix.Shutdown(u.slots[i].fd, unix.SHUT_RDWR)
+	disconnect(u.slots[i].fd)
 	u.drop(i)
 }
 

@@ -23,6 +23,14 @@ func connectState(fd int) int {
 	return int(state[0])
 }
 
+// disconnect ends a connection that nobody has taken over, whoever has copies of the
+// socket: connect(2) with AF_UNSPEC. A peer that has answered gets RST, which a
+// shutdown would not send; copies fail with ECONNRESET.
+func disconnect(fd int) {
+	none := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, _ = syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
+}
+
 // answered tells whether anything at all has come from a socket's peer: its
 // consent or its reset. Neither a connect that was given up nor an error that a
 // router or ourselves have made counts a segment.

@@ -88,6 +88,33 @@ func TestAbort(t *testing.T) {
 	}
 }
 
+// TestAbortAnswered: a connection that the guest gives up in the moment in which its
+// peer answers is reset, though the broker has a copy of the socket a little longer.
+func TestAbortAnswered(t *testing.T) {
+	var s Sockets
+	fd, host := connected(t)
+	brokers, err := unix.Dup(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.resetIn(int32(fd), unix.BPF_TCP_SYN_SENT)
+	Close(int32(fd))
+	unix.Close(brokers)
+	f := os.NewFile(uintptr(host), "")
+	defer f.Close()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if e, err := unix.GetsockoptInt(host, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || e != 0 {
+			if unix.Errno(e) != unix.ECONNRESET && unix.Errno(e) != unix.EPIPE {
+				t.Errorf("%v, %v", unix.Errno(e), err)
+			}
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("not reset")
+		}
+	}
+}
+
 // arrived waits for the peer's FIN.
 func arrived(t testing.TB, fd int) {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}

@@ -167,14 +167,19 @@ func (s *Sockets) ResetOnClose(fd int32) {
 	if e == 0 && (info.State == unix.BPF_TCP_LAST_ACK || info.State == unix.BPF_TCP_CLOSING) {
 		return
 	}
-	if info.State == unix.BPF_TCP_SYN_SENT {
-		// The broker has a copy until the connect has ended: this ends it.
-		raw(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_RDWR, 0)
-		return
-	}
+	s.resetIn(fd, info.State)
+}
+
+// resetIn is ResetOnClose for a socket that was in this state a moment ago.
+func (s *Sockets) resetIn(fd int32, state uint8) {
 	s.linger = unix.Linger{Onoff: 1}
 	raw6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER,
 		uintptr(unsafe.Pointer(&s.linger)), unsafe.Sizeof(s.linger), 0)
+	if state == unix.BPF_TCP_SYN_SENT {
+		// The broker has a copy until the connect has ended: this ends it. A peer
+		// that has answered meanwhile gets FIN, but then RST.
+		raw(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_RDWR, 0)
+	}
 }
 
 // TakeError reads SO_ERROR, and clears it so.

@@ -340,7 +340,8 @@ func (t *Translator) noRoomAwaited(i uint32, c *conn) {
 	}
 	c.clear(flagAwaitRoom)
 	if t.env.Rewatch(c.fd, t.token(i), flow.Readable) != 0 {
-		t.hostReset(i, c)
+		t.sendRST(i, c)
+		t.abort(i, c)
 	}
 }
 

@@ -188,6 +188,8 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		events |= flow.Writable
 	}
 	if e := t.env.Watch(fd, token, events); e != 0 {
+		t.env.Abort(fd) // it may have been answered
+		c.fd = -1
 		t.refuse(i, c, e, false)
 		return
 	}

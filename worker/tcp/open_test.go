@@ -381,8 +381,8 @@ func TestDialWatchFails(t *testing.T) {
 	e.noWatch = syscall.ENOSPC
 	e.answer(0, ipc.Opened{}, p.s)
 	e.settle()
-	if f := e.take(); len(f) != 1 || f[0].tcp.Flags&packet.RST == 0 {
-		t.Errorf("%d answers", len(f))
+	if f := e.take(); len(f) != 1 || f[0].tcp.Flags&packet.RST == 0 || !p.s.aborted {
+		t.Errorf("%d answers, to the host reset=%t", len(f), p.s.aborted)
 	}
 	p.gone()
 }

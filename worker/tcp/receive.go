@@ -287,7 +287,8 @@ func (t *Translator) awaitRoom(i uint32, c *conn) {
 	}
 	c.set(flagAwaitRoom)
 	if t.env.Rewatch(c.fd, t.token(i), flow.Readable|flow.Writable) != 0 {
-		t.hostReset(i, c)
+		t.sendRST(i, c)
+		t.abort(i, c)
 	}
 }
 
