@@ -31,8 +31,7 @@ const (
 	maxUDP  = 16 << 10
 	maxICMP = 1 << 10
 
-	// Flows of the bypass.
-	maxBypass    = 64 << 10
+	// Flows of the bypass; of TCP, as many as there may be descriptors for.
 	maxBypassUDP = 4 << 10
 
 	// spareFDs are the descriptors that are not flows: channel, link, epoll,
@@ -201,7 +200,7 @@ func (l *Lane) configure(rec []byte) error {
 	nUDP := min(maxUDP, max(fds/2, 32))
 	nICMP := min(maxICMP, max(fds/4, 16))
 	g.Shares = flow.NewShares(fds - fds/16) // but for pipes
-	nBypass, nBypassUDP := min(maxBypass, fds/2), min(maxBypassUDP, max(fds/4, 16))
+	nBypass, nBypassUDP := fds/2, min(maxBypassUDP, max(fds/4, 16))
 	pool, err := kernel.Reserve(poolBytes)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 
 	"aldente/worker/flow"
 	"aldente/worker/packet"
+	"aldente/worker/store"
 )
 
 // ask sends n bytes and has the host answer with one after d nanoseconds; the
@@ -24,7 +25,7 @@ func (p *peer) ask(n int, d int64) []frame {
 
 // A guest that is answered at once gets its acknowledgments with the answers.
 func TestDelayedACK(t *testing.T) {
-	for _, trust := range []uint8{0, New(nil, &flow.Guest{}, nil, 0, nil, 1).answers} {
+	for _, trust := range []uint8{0, New(nil, &flow.Guest{}, nil, 0, store.NewPool(nil), 1).answers} {
 		e := newEnv(t)
 		e.tr.answers = trust
 		p := dial(e)

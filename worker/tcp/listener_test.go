@@ -47,7 +47,7 @@ func TestAcceptBurst(t *testing.T) {
 
 // What does not fit waits in the backlog until a connection ends.
 func TestAcceptTableFull(t *testing.T) {
-	e := newEnv(t, withFlows(4))
+	e := newEnv(t, withFlows(5)) // of which one is for the guest's own connections
 	l := e.listen(1, 80)
 	for k := range 6 {
 		l.arrive(e.newSock(), remote4, uint16(1000+k))

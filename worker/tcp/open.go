@@ -24,9 +24,13 @@ const (
 // acceptBurst bounds the connections taken from a listener at a time.
 const acceptBurst = 64
 
-// hasRoom tells whether one more flow fits that holds a descriptor of this share.
+// hasRoom tells whether one more flow fits that holds a descriptor of this share. A
+// part of the table and of the chunks is kept for the other direction, as it is of
+// the descriptors.
 func (t *Translator) hasRoom(s flow.Share) bool {
-	return t.flows.Len() < t.flows.Cap() && t.chunksLeft() >= minReserve && t.g.Shares.May(s, 1)
+	other := flow.ShareIn + flow.ShareOut - s
+	kept := max(t.least[other]-t.made[other], 0)
+	return t.flows.Len()+kept < t.flows.Cap() && t.chunksLeft() >= minReserve*(1+kept) && t.g.Shares.May(s, 1)
 }
 
 // makeRoom makes room for a connection that the guest asks for: the oldest that it
@@ -67,6 +71,7 @@ func (t *Translator) giveBack(c *conn) {
 	if c.has(flagShare) {
 		c.clear(flagShare)
 		t.g.Shares.Take(c.share(), -1)
+		t.made[c.share()]--
 	}
 }
 
@@ -96,6 +101,7 @@ func (t *Translator) insert(k *store.Key, s state) (uint32, *conn) {
 	c.fd = -1
 	c.state, c.flags = s, flags
 	t.g.Shares.Take(share, 1)
+	t.made[share]++
 	if s == stateOpening {
 		t.halfOpen.Add(i)
 	}
@@ -188,8 +194,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		events |= flow.Writable
 	}
 	if e := t.env.Watch(fd, token, events); e != 0 {
-		t.env.Abort(fd) // it may have been answered
-		c.fd = -1
+		c.set(flagAbort) // it may have been answered
 		t.refuse(i, c, e, false)
 		return
 	}
@@ -270,9 +275,11 @@ func (t *Translator) ListenerReady(token uint64, events uint32) {
 	t.accept(&t.listeners[k])
 }
 
-// acceptAll goes on with the listeners that were left before they were empty.
+// acceptAll goes on with connections that wait for room, and with the listeners that
+// were left before they were empty.
 func (t *Translator) acceptAll() {
 	t.paused = false
+	t.unpark()
 	for k := range t.listeners {
 		if l := &t.listeners[k]; l.used() && l.waiting {
 			t.accept(l)
@@ -280,22 +287,19 @@ func (t *Translator) acceptAll() {
 	}
 }
 
-// accept takes connections until none waits; when the table is full or the
-// burst long, the rest waits in the kernel's backlog for another turn.
+// accept takes connections until none waits; when there is no room or the
+// burst is long, the rest waits in the kernel's backlog for another turn.
 func (t *Translator) accept(l *listener) {
 	l.waiting = true
 	for range acceptBurst {
-		if !t.hasRoom(flow.ShareIn) {
-			break
-		}
-		if t.BypassRoom != nil && l.flags != 0 && !t.BypassRoom(l.flags) {
-			t.starved = true // until a descriptor is closed
+		if !t.mayAccept(l) {
+			t.starved = true // until a flow ends
 			return
 		}
 		fd, peer, port, e := t.env.Accept(l.fd)
 		switch e {
 		case 0:
-			t.openIn(l, fd, peer, port)
+			t.place(&parked{*l, fd, peer, port})
 		case syscall.EAGAIN:
 			l.waiting = false
 			return
@@ -315,10 +319,6 @@ func (t *Translator) accept(l *listener) {
 
 // openIn starts a connection towards the guest for one accepted on the host.
 func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16) {
-	if flow.TakesBypass(l.flags, &peer) {
-		t.Bypass(l.id, l.flags, fd, peer, port)
-		return
-	}
 	remote := t.g.InboundSource(peer)
 	guest := l.target
 	if guest.IsZero() {

@@ -54,6 +54,7 @@ func (t *Translator) Sweep() {
 			t.wheel.Cancel(t.timer + i)
 			c.flags, c.state = 0, 0
 			t.flows.Free(i)
+			t.Freed()
 		}
 	}
 	t.marked = t.marked[:0]

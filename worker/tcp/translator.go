@@ -68,8 +68,13 @@ type Translator struct {
 
 	listeners []listener
 	unused    []uint32 // places in listeners
-	paused    bool     // listeners wait for another turn, or for room
-	starved   bool     // listeners wait for a descriptor to be closed
+	paused    bool     // listeners wait for another turn
+	starved   bool     // listeners, or connections from them, wait for a flow to end
+	lots      [ways]lot
+
+	// made are the flows of each direction, and least what of the table is kept for
+	// it, by ShareOut and ShareIn.
+	made, least [2]int
 
 	// halfOpen are the connections that the guest asks for and that are not made
 	// yet, in the order in which it did. The oldest makes room where there is none.
@@ -114,6 +119,12 @@ func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *st
 		buf:         make([]byte, bufferSize(g)),
 		freeSets:    make([]uint32, 0, min(maxFlows, 2048)),
 	}
+	for k := range t.lots {
+		t.lots[k].ring = make([]parked, mostParked)
+	}
+	// As in flow.NewShares; of the chunks, half.
+	all := min(maxFlows, pool.Len()/(2*minReserve))
+	t.least = [2]int{flow.ShareOut: all / 4, flow.ShareIn: all * 3 / 32}
 	for i := range t.sets {
 		t.freeSets = append(t.freeSets, uint32(len(t.sets)-i)) // index+1, lowest on top
 	}
@@ -194,14 +205,14 @@ func (t *Translator) settle(i uint32, c *conn) {
 
 // Pending tells whether Poll has work that no event will announce.
 func (t *Translator) Pending() bool {
-	return len(t.ready) > 0 && t.env.CanSend() || t.paused && t.hasRoom(flow.ShareIn)
+	return len(t.ready) > 0 && t.env.CanSend() || t.paused
 }
 
 // Poll goes on with flows that were ready before, in their order. What it sends
 // is bounded, as is what events of the same turn have: other traffic need not
 // wait for long, however many flows are ready.
 func (t *Translator) Poll() {
-	if t.paused && t.hasRoom(flow.ShareIn) {
+	if t.paused {
 		t.acceptAll()
 	}
 	n, k := len(t.ready), 0
@@ -242,7 +253,8 @@ func (t *Translator) putSet(ref *uint32) {
 // Evict reports that no connection gives way for want of descriptors.
 func (t *Translator) Evict() bool { return false }
 
-// Freed tells that a descriptor was closed elsewhere.
+// Freed tells that there may be room: a flow has ended, or a descriptor was closed
+// elsewhere.
 func (t *Translator) Freed() {
 	if t.starved {
 		t.starved, t.paused = false, true
@@ -251,6 +263,13 @@ func (t *Translator) Freed() {
 
 // Close ends all connections, resetting them on the host.
 func (t *Translator) Close() {
+	for k := range t.lots {
+		for q := &t.lots[k]; q.n > 0; {
+			p := q.get()
+			t.g.Shares.Take(flow.ShareIn, -1)
+			t.env.Abort(p.fd)
+		}
+	}
 	t.flows.Each(func(i uint32) { t.abort(i, t.flows.At(i)) })
 	t.Sweep()
 }

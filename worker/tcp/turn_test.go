@@ -9,7 +9,7 @@ import "testing"
 // what they have left goes on in the order in which they became ready.
 func TestTurnBytes(t *testing.T) {
 	const flows, each = 32, 900_000
-	e := newEnv(t, withFlows(flows), withChunks(flows*64))
+	e := newEnv(t, withFlows(2*flows), withChunks(flows*64))
 	var peers []*peer
 	for k := range uint16(flows) {
 		p := newPeer(e, guestPort+k)
