@@ -19,9 +19,19 @@ import (
 	"aldente/worker/store"
 )
 
-// Env is what the bypass asks of its lane besides what all translators do.
+// Env is what the bypass asks of its lane.
 type Env interface {
-	flow.Env
+	flow.Clock
+	flow.Broker
+	flow.Rewatcher
+	flow.Streams
+	flow.Datagrams
+	flow.GatherWriter
+	flow.Errors
+	flow.Options
+	flow.Names
+	// Read takes what a stream has.
+	Read(fd int32, b []byte) (int, syscall.Errno)
 	// Pipe makes a non-blocking pipe that holds size bytes, or what the kernel
 	// grants.
 	Pipe() (r, w int32, size int, err syscall.Errno)

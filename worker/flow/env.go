@@ -6,19 +6,24 @@ package flow
 
 import (
 	"syscall"
-	"time"
 
 	"aldente/ipc"
 	"aldente/worker/packet"
 )
 
-// Env is what a translator may ask of its lane. Lane implements it with raw
-// system calls; tests implement it with a scripted host and a clock of their
-// own. No call blocks.
-type Env interface {
+// What a translator may ask of its lane comes in pieces; a translator's own Env has
+// those that it uses. The lane makes them of system calls, tests of a scripted host
+// and a clock of their own (flowtest). No call blocks. Those on a descriptor
+// return zero or the error number, and what they count; EINTR is retried inside.
+
+// Clock tells the time.
+type Clock interface {
 	// Now is the monotonic time in nanoseconds, constant within a batch.
 	Now() int64
+}
 
+// Link leads to the guest.
+type Link interface {
 	// Send passes one frame to the guest: headers, then payload, which may
 	// be empty. Both are free for reuse when it returns. It reports false if
 	// the frame was dropped because the link is closed or full.
@@ -27,68 +32,102 @@ type Env interface {
 	// that holds data elsewhere asks before it reads them; when the link can
 	// be written again, the lane calls its Resume.
 	CanSend() bool
+}
 
+// Broker has the sockets.
+type Broker interface {
 	// Open asks the broker for a socket; the answer comes to the
 	// translator's Opened with the same token. It reports false if no more
 	// requests fit now: try again when Opened was called for another one.
 	Open(r *ipc.Open) bool
+}
 
+// Watcher reports what happens to sockets, until they are closed.
+type Watcher interface {
 	// Watch has the lane report to the translator, under token, when a socket
 	// becomes Readable, Writable or both, as events says, edge-triggered; its
-	// peer's end and errors always are, urgent data where Readable is. Who watches for Writable without need
-	// is woken for nothing: where it is watched, whatever else happens to the
-	// socket reports it too.
+	// peer's end and errors always are, urgent data where Readable is. Who
+	// watches for Writable without need is woken for nothing: where it is
+	// watched, whatever else happens to the socket reports it too.
 	Watch(fd int32, token uint64, events uint32) syscall.Errno
+	// Close closes a descriptor, which ends its watch.
+	Close(fd int32)
+}
+
+// Rewatcher is a Watcher whose mind can be changed.
+type Rewatcher interface {
+	Watcher
 	// Rewatch changes what is reported of a watched socket. What it is ready
 	// for now is reported again.
 	Rewatch(fd int32, token uint64, events uint32) syscall.Errno
-	// Close closes a descriptor, which ends its watch.
-	Close(fd int32)
-	// Abort closes a stream socket and has its peer told by RST (RFC 9293
-	// section 3.10.5), what is queued in both directions being forgotten. Where
-	// the peer is past taking one, it gets what was written to its end.
-	Abort(fd int32)
-
-	Sockets
 }
 
-// Sockets are the calls on a descriptor the worker holds. They return the
-// byte count and zero, or the error number; EINTR is retried inside.
-type Sockets interface {
-	// Read takes queued bytes or one datagram.
-	Read(fd int32, b []byte) (int, syscall.Errno)
+// Writer writes to sockets and pipes.
+type Writer interface {
+	// Write is write(2): of bytes, or of one datagram.
+	Write(fd int32, b []byte) (int, syscall.Errno)
+}
+
+// GatherWriter writes what lies in several places, too.
+type GatherWriter interface {
+	Writer
+	// Writev is writev(2), of at most 1,024 buffers: of bytes, or of one datagram.
+	Writev(fd int32, bufs [][]byte) (int, syscall.Errno)
+}
+
+// Receiver reads sockets.
+type Receiver interface {
 	// Recv is recv(2): flags as MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT. Of a stream,
-	// as Read, RecvSkip and Discard: what ends at an urgent byte is short with
+	// as other calls that read one: what ends at an urgent byte is short with
 	// more behind it, and what begins there may fail with EAGAIN, where a
 	// signal is about to be delivered. Urgent was reported then, or is about to
 	// be.
 	Recv(fd int32, b []byte, flags int) (int, syscall.Errno)
-	// RecvSkip is recv with MSG_PEEK behind the first skip bytes, for
-	// kernels without SO_PEEK_OFF on TCP.
-	RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno)
-	// Discard dequeues n bytes from a stream socket (MSG_TRUNC).
+}
+
+// Streams are stream sockets: what is read of them beside Recv, and their ends.
+type Streams interface {
+	Receiver
+	// Discard dequeues n bytes (MSG_TRUNC).
 	Discard(fd int32, n int) (int, syscall.Errno)
-	// RecvDatagrams takes up to len(d) datagrams (recvmmsg).
-	RecvDatagrams(fd int32, d []Datagram) (int, syscall.Errno)
-	// RecvError takes one entry of the error queue (MSG_ERRQUEUE).
-	RecvError(fd int32, e *SocketError) syscall.Errno
-	// Write is write(2) or writev(2).
-	Write(fd int32, b []byte) (int, syscall.Errno)
-	Writev(fd int32, bufs [][]byte) (int, syscall.Errno) // of at most 1,024 buffers
-	// Accept takes one connection, non-blocking and close-on-exec.
-	Accept(fd int32) (conn int32, peer packet.Addr, port uint16, err syscall.Errno)
-	// LocalAddr is getsockname(2).
-	LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno)
 	// ShutdownWrite sends FIN.
 	ShutdownWrite(fd int32) syscall.Errno
-	// Option sets an integer socket option; the lane's filter allows only
-	// those listed in Option* below.
-	Option(fd int32, o Option, v int) syscall.Errno
-	// RTT is the least round-trip time that TCP has seen of a connection,
-	// TCP_INFO; zero: none yet.
-	RTT(fd int32) (time.Duration, syscall.Errno)
+	// Abort closes a socket and has its peer told by RST (RFC 9293
+	// section 3.10.5), what is queued in both directions being forgotten. Where
+	// the peer is past taking one, it gets what was written to its end.
+	Abort(fd int32)
+}
+
+// Datagrams are sockets for datagrams.
+type Datagrams interface {
+	// RecvDatagrams takes up to len(d) datagrams (recvmmsg).
+	RecvDatagrams(fd int32, d []Datagram) (int, syscall.Errno)
+}
+
+// Failures are the errors that wait on sockets.
+type Failures interface {
 	// TakeError is SO_ERROR: the pending error, cleared.
 	TakeError(fd int32) syscall.Errno
+}
+
+// Errors are the failures of sockets with an error queue.
+type Errors interface {
+	Failures
+	// RecvError takes one entry of the error queue (MSG_ERRQUEUE).
+	RecvError(fd int32, e *SocketError) syscall.Errno
+}
+
+// Options are those of sockets.
+type Options interface {
+	// Option sets an integer socket option; the worker's filter allows only
+	// those listed in Option* below.
+	Option(fd int32, o Option, v int) syscall.Errno
+}
+
+// Names are the addresses of sockets.
+type Names interface {
+	// LocalAddr is getsockname(2).
+	LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno)
 }
 
 // Option names the socket options a translator may set.

@@ -185,7 +185,7 @@ type ErrorQueue struct{ SocketError }
 // which is peer on the host. tell is called for what the guest has to know, with
 // the payload that it is about, as much as came back. Drain reports false if the
 // queue cannot be emptied.
-func (q *ErrorQueue) Drain(env Sockets, fd int32, g *Guest, peer, remote packet.Addr, tell func(m ICMPError, quote []byte)) bool {
+func (q *ErrorQueue) Drain(env Errors, fd int32, g *Guest, peer, remote packet.Addr, tell func(m ICMPError, quote []byte)) bool {
 	for n := range MaxErrors {
 		switch errno := env.RecvError(fd, &q.SocketError); errno {
 		case 0:

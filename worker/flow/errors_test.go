@@ -116,7 +116,7 @@ func TestOffender(t *testing.T) {
 
 // queue plays a socket with an error queue.
 type queue struct {
-	Sockets
+	Errors
 	errors  []SocketError
 	end     syscall.Errno // when nothing is left
 	pending syscall.Errno // SO_ERROR

@@ -74,7 +74,7 @@ type Stats struct {
 
 // Translator holds all echo flows of a lane.
 type Translator struct {
-	env   flow.Env
+	env   Env
 	g     *flow.Guest
 	wheel *store.Wheel
 	timer uint32 // first timer id
@@ -99,7 +99,7 @@ type Translator struct {
 
 // New makes a translator for up to maxFlows flows, which uses as many timer ids
 // from timerBase on.
-func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, maxFlows int) *Translator {
+func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase,
 		flows: store.NewTable[conn](maxFlows),

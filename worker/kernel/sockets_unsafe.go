@@ -14,8 +14,8 @@ import (
 	"aldente/worker/packet"
 )
 
-// Sockets makes the system calls of flow.Sockets and of the bypass. What it holds is
-// memory for one call at a time.
+// Sockets makes the calls on sockets and pipes that translators ask for. What it
+// holds is memory for one call at a time.
 type Sockets struct {
 	iov    [flowVec]unix.Iovec
 	msg    unix.Msghdr

@@ -3,6 +3,7 @@
 package lane
 
 import (
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +14,15 @@ import (
 // BenchmarkCalls makes calls the way translators do, by an interface, on sockets
 // that nobody else touches: what the way to the kernel costs.
 func BenchmarkCalls(b *testing.B) {
-	var env flow.Env = &Lane{}
+	var env interface {
+		flow.Clock
+		flow.Streams
+		flow.Datagrams
+		flow.GatherWriter
+		flow.Failures
+		flow.Options
+		Read(fd int32, b []byte) (int, syscall.Errno)
+	} = &Lane{}
 	pair := func(typ int) (a, z int32) {
 		p, err := unix.Socketpair(unix.AF_UNIX, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		if err != nil {

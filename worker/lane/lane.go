@@ -249,10 +249,10 @@ func (l *Lane) Run() error {
 // tick reads the clock.
 func (l *Lane) tick() { l.now = int64(time.Since(l.start)) }
 
-// Now implements flow.Env.
+// Now implements flow.Clock.
 func (l *Lane) Now() int64 { return l.now }
 
-// Send implements flow.Env.
+// Send implements flow.Link.
 func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 	if l.link == nil {
 		return false
@@ -272,7 +272,7 @@ func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 	return true
 }
 
-// CanSend implements flow.Env.
+// CanSend implements flow.Link.
 func (l *Lane) CanSend() bool {
 	if l.link == nil {
 		return l.guest.Has(ipc.FlagSpliceOnly) // nothing is ever sent, and nothing waits
@@ -280,7 +280,7 @@ func (l *Lane) CanSend() bool {
 	return l.link.CanSend()
 }
 
-// Open implements flow.Env.
+// Open implements flow.Broker.
 func (l *Lane) Open(r *ipc.Open) bool {
 	if !l.channel.add(r) {
 		return false
@@ -291,7 +291,7 @@ func (l *Lane) Open(r *ipc.Open) bool {
 	return true
 }
 
-// Accept implements flow.Env.
+// Accept implements tcp.Env.
 func (l *Lane) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	conn, peer, port, e := l.Sockets.Accept(fd)
 	if l.flows != nil && e == 0 {
@@ -300,17 +300,17 @@ func (l *Lane) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	return conn, peer, port, e
 }
 
-// Watch implements flow.Env.
+// Watch implements flow.Watcher.
 func (l *Lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
 	return l.poll.Watch(fd, token, events)
 }
 
-// Rewatch implements flow.Env.
+// Rewatch implements flow.Rewatcher.
 func (l *Lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
 	return l.poll.Rewatch(fd, token, events)
 }
 
-// Close implements flow.Env.
+// Close implements flow.Watcher.
 func (l *Lane) Close(fd int32) {
 	if l.flows != nil {
 		l.flows.closed(l.now, fd)
@@ -319,7 +319,7 @@ func (l *Lane) Close(fd int32) {
 	l.freed = true
 }
 
-// Abort implements flow.Env.
+// Abort implements flow.Streams.
 func (l *Lane) Abort(fd int32) {
 	l.ResetOnClose(fd)
 	l.Close(fd)

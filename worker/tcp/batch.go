@@ -5,7 +5,6 @@ package tcp
 import (
 	"syscall"
 
-	"aldente/worker/flow"
 	"aldente/worker/store"
 )
 
@@ -37,7 +36,7 @@ func (b *batch) add(i uint32, data []byte) {
 func (b *batch) reset() { b.flow, b.bufs, b.size = store.None, b.bufs[:0], 0 }
 
 // write gives the batch to a socket, and returns how much of it that has taken.
-func (b *batch) write(env flow.Sockets, fd int32) (int, syscall.Errno) {
+func (b *batch) write(env Env, fd int32) (int, syscall.Errno) {
 	if len(b.bufs) == 1 {
 		return env.Write(fd, b.bufs[0])
 	}

@@ -88,11 +88,7 @@ func (s *sink) Option(_ int32, o flow.Option, v int) syscall.Errno {
 	return 0
 }
 
-func (s *sink) Read(int32, []byte) (int, syscall.Errno)                   { return 0, syscall.EAGAIN }
-func (s *sink) RecvSkip(int32, int, []byte) (int, syscall.Errno)          { return 0, syscall.EAGAIN }
-func (s *sink) RecvDatagrams(int32, []flow.Datagram) (int, syscall.Errno) { return 0, syscall.EAGAIN }
-func (s *sink) RecvError(int32, *flow.SocketError) syscall.Errno          { return syscall.EAGAIN }
-func (s *sink) LocalAddr(int32) (packet.Addr, uint16, syscall.Errno)      { return packet.Addr{}, 0, 0 }
+func (s *sink) RecvSkip(int32, int, []byte) (int, syscall.Errno) { return 0, syscall.EAGAIN }
 func (s *sink) Accept(int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	return -1, packet.Addr{}, 0, syscall.EAGAIN
 }

@@ -188,11 +188,6 @@ func (e *env) Abort(fd int32) {
 	s.closes++
 }
 
-func (e *env) Read(fd int32, b []byte) (int, syscall.Errno) {
-	e.t.Fatal("Read on a stream")
-	return 0, 0
-}
-
 func (e *env) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
 	s := e.sock(fd)
 	if flags != flow.MsgPeek|flow.MsgDontWait || s.peekOff < 0 {
@@ -341,7 +336,3 @@ func (e *env) TakeError(fd int32) syscall.Errno {
 	s.err = 0
 	return errno
 }
-
-func (e *env) RecvDatagrams(int32, []flow.Datagram) (int, syscall.Errno) { panic("not TCP") }
-func (e *env) RecvError(int32, *flow.SocketError) syscall.Errno          { panic("not TCP") }
-func (e *env) LocalAddr(int32) (packet.Addr, uint16, syscall.Errno)      { panic("not TCP") }

@@ -49,7 +49,7 @@ func (t *Translator) superPayload(c *conn) uint32 {
 
 // Translator holds all TCP connections of a lane.
 type Translator struct {
-	env   flow.Env
+	env   Env
 	g     *flow.Guest
 	wheel *store.Wheel
 	timer uint32 // first timer id
@@ -104,7 +104,7 @@ type Translator struct {
 
 // New makes a translator for up to maxFlows connections, which uses timer ids
 // from timerBase on.
-func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
+func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
 		flows:       store.NewTable[conn](maxFlows),

@@ -97,7 +97,7 @@ type Stats struct {
 
 // Translator holds all UDP flows of a lane.
 type Translator struct {
-	env   flow.Env
+	env   Env
 	g     *flow.Guest
 	wheel *store.Wheel
 	timer uint32 // first timer id
@@ -155,7 +155,7 @@ type Translator struct {
 
 // New makes a translator for up to maxFlows flows, which uses as many timer ids
 // from timerBase on. Queues take their memory from pool.
-func New(env flow.Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
+func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
 		flows:  store.NewTable[conn](maxFlows),

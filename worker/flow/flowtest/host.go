@@ -23,7 +23,8 @@ type Frame struct {
 	Data    []byte         // headers and payload
 }
 
-// Host implements flow.Env. The zero value is not usable; see New.
+// Host is what all translators ask of their lane. The zero value is not usable; see
+// New.
 type Host struct {
 	Time int64 // nanoseconds, what Now returns
 
@@ -44,7 +45,18 @@ type Host struct {
 	next    int32
 }
 
-var _ flow.Env = (*Host)(nil)
+var _ interface {
+	flow.Clock
+	flow.Link
+	flow.Broker
+	flow.Rewatcher
+	flow.Streams
+	flow.Datagrams
+	flow.GatherWriter
+	flow.Errors
+	flow.Options
+	flow.Names
+} = (*Host)(nil)
 
 // New returns a host without sockets, at one second, with all room there is.
 func New() *Host {
@@ -54,10 +66,10 @@ func New() *Host {
 	}
 }
 
-// Now implements flow.Env.
+// Now implements flow.Clock.
 func (h *Host) Now() int64 { return h.Time }
 
-// Send implements flow.Env: it keeps a copy.
+// Send implements flow.Link: it keeps a copy.
 func (h *Host) Send(o *packet.Offload, headers, payload []byte) bool {
 	if h.LinkRoom == 0 {
 		return false
@@ -76,10 +88,10 @@ func (h *Host) Send(o *packet.Offload, headers, payload []byte) bool {
 	return true
 }
 
-// CanSend implements flow.Env.
+// CanSend implements flow.Link.
 func (h *Host) CanSend() bool { return h.LinkRoom != 0 }
 
-// Open implements flow.Env.
+// Open implements flow.Broker.
 func (h *Host) Open(r *ipc.Open) bool {
 	if h.OpenRoom == 0 {
 		return false
@@ -94,7 +106,7 @@ func (h *Host) Open(r *ipc.Open) bool {
 	return true
 }
 
-// Watch implements flow.Env.
+// Watch implements flow.Watcher.
 func (h *Host) Watch(fd int32, token uint64, events uint32) syscall.Errno {
 	s := h.sockets[fd]
 	if s == nil {
@@ -106,12 +118,12 @@ func (h *Host) Watch(fd int32, token uint64, events uint32) syscall.Errno {
 	return h.WatchErr
 }
 
-// Rewatch implements flow.Env.
+// Rewatch implements flow.Rewatcher.
 func (h *Host) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
 	return h.Watch(fd, token, events)
 }
 
-// Close implements flow.Env. Closing twice is a fault that a test sees in
+// Close implements flow.Watcher. Closing twice is a fault that a test sees in
 // Socket.Closes.
 func (h *Host) Close(fd int32) {
 	if s := h.sockets[fd]; s != nil {
@@ -120,7 +132,7 @@ func (h *Host) Close(fd int32) {
 	}
 }
 
-// Abort implements flow.Env.
+// Abort implements flow.Streams.
 func (h *Host) Abort(fd int32) { h.Close(fd) }
 
 // TakeFrames returns the frames sent since the last call.

@@ -95,10 +95,7 @@ func (s *Socket) Receive(data []byte, segment int) {
 	s.Datagrams = append(s.Datagrams, flow.Datagram{Buf: data, N: len(data), Segment: segment})
 }
 
-// Read implements flow.Sockets.
-func (h *Host) Read(fd int32, b []byte) (int, syscall.Errno) { return h.Recv(fd, b, 0) }
-
-// Recv implements flow.Sockets, for streams, or for datagrams if there is one.
+// Recv implements flow.Receiver, for streams, or for datagrams if there is one.
 func (h *Host) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
 	s := h.at(fd)
 	switch {
@@ -141,7 +138,7 @@ func (s *Socket) dequeue(n int) {
 	}
 }
 
-// RecvSkip implements flow.Sockets.
+// RecvSkip implements tcp.Env.
 func (h *Host) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
 	s := h.at(fd)
 	switch {
@@ -157,7 +154,7 @@ func (h *Host) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
 	return 0, syscall.EAGAIN
 }
 
-// Discard implements flow.Sockets.
+// Discard implements flow.Streams.
 func (h *Host) Discard(fd int32, n int) (int, syscall.Errno) {
 	s := h.at(fd)
 	if s == nil {
@@ -171,7 +168,7 @@ func (h *Host) Discard(fd int32, n int) (int, syscall.Errno) {
 	return n, 0
 }
 
-// RecvDatagrams implements flow.Sockets.
+// RecvDatagrams implements flow.Datagrams.
 func (h *Host) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno) {
 	s := h.at(fd)
 	switch {
@@ -193,7 +190,7 @@ func (h *Host) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno) {
 	return n, 0
 }
 
-// RecvError implements flow.Sockets.
+// RecvError implements flow.Errors.
 func (h *Host) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
 	s := h.at(fd)
 	switch {
@@ -210,13 +207,13 @@ func (h *Host) RecvError(fd int32, e *flow.SocketError) syscall.Errno {
 	return 0
 }
 
-// Write implements flow.Sockets.
+// Write implements flow.Writer.
 func (h *Host) Write(fd int32, b []byte) (int, syscall.Errno) {
 	one := [1][]byte{b}
 	return h.write(fd, one[:])
 }
 
-// Writev implements flow.Sockets. Like the kernel's, it does nothing if there
+// Writev implements flow.GatherWriter. Like the kernel's, it does nothing if there
 // is not one byte.
 func (h *Host) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
 	if total(bufs) == 0 {
@@ -292,7 +289,7 @@ func total(bufs [][]byte) int {
 	return n
 }
 
-// Accept implements flow.Sockets.
+// Accept implements tcp.Env.
 func (h *Host) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	s := h.at(fd)
 	switch {
@@ -306,7 +303,7 @@ func (h *Host) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	return c.Socket.FD, c.Peer, c.Port, 0
 }
 
-// LocalAddr implements flow.Sockets.
+// LocalAddr implements flow.Names.
 func (h *Host) LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno) {
 	s := h.at(fd)
 	if s == nil {
@@ -315,7 +312,7 @@ func (h *Host) LocalAddr(fd int32) (packet.Addr, uint16, syscall.Errno) {
 	return s.Local, s.LocalPort, 0
 }
 
-// ShutdownWrite implements flow.Sockets.
+// ShutdownWrite implements flow.Streams.
 func (h *Host) ShutdownWrite(fd int32) syscall.Errno {
 	s := h.at(fd)
 	if s == nil {
@@ -325,7 +322,7 @@ func (h *Host) ShutdownWrite(fd int32) syscall.Errno {
 	return 0
 }
 
-// Option implements flow.Sockets.
+// Option implements flow.Options.
 func (h *Host) Option(fd int32, o flow.Option, v int) syscall.Errno {
 	s := h.at(fd)
 	if s == nil {
@@ -343,7 +340,7 @@ func (h *Host) Option(fd int32, o flow.Option, v int) syscall.Errno {
 	return 0
 }
 
-// RTT implements flow.Sockets.
+// RTT implements tcp.Env.
 func (h *Host) RTT(fd int32) (time.Duration, syscall.Errno) {
 	s := h.at(fd)
 	if s == nil {
@@ -352,7 +349,7 @@ func (h *Host) RTT(fd int32) (time.Duration, syscall.Errno) {
 	return s.RTT, 0
 }
 
-// TakeError implements flow.Sockets.
+// TakeError implements flow.Failures.
 func (h *Host) TakeError(fd int32) syscall.Errno {
 	s := h.at(fd)
 	if s == nil {
