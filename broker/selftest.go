@@ -73,9 +73,11 @@ func openRefused() error {
 
 // forbiddenKills has a child make a call that no list permits.
 func forbiddenKills() error {
-	pid := forkForbidden()
-	if pid < 0 {
-		return fmt.Errorf("no child can be made")
+	l := fork.New(-1, 0)
+	l.Try(unix.SYS_PTRACE, unix.PTRACE_TRACEME)
+	pid, errno := l.Start(unix.CLONE_FILES, nil)
+	if errno != 0 {
+		return fmt.Errorf("no child can be made: %w", errno)
 	}
 	var ws syscall.WaitStatus
 	if _, err := syscall.Wait4(pid, &ws, 0, nil); err != nil {
@@ -85,24 +87,6 @@ func forbiddenKills() error {
 		return fmt.Errorf("it returned")
 	}
 	return nil
-}
-
-//go:noinline
-//go:norace
-func forkForbidden() int {
-	fork.Before()
-	pid, errno := fork.Clone(unix.CLONE_FILES, 0)
-	if errno != 0 || pid != 0 {
-		fork.After()
-		if errno != 0 {
-			return -1
-		}
-		return int(pid)
-	}
-	fork.InChild()
-	fork.Call(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0, 0, 0)
-	fork.Exit(0)
-	return 0
 }
 
 // replaceWorker kills the worker and waits for the next.

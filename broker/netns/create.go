@@ -3,7 +3,6 @@
 package netns
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -49,6 +48,7 @@ type Child struct {
 	Namespace
 	PID int // as the broker sees it
 
+	steps  *fork.List
 	sync   int
 	status int
 	path   string
@@ -80,15 +80,22 @@ func Create(c Command) (*Child, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, errno := c.fork(spec)
+	steps, err := commandSteps(spec)
+	var pid int
+	if err == nil {
+		var errno syscall.Errno
+		if pid, errno = c.start(steps, spec.flags); errno != 0 {
+			err = fmt.Errorf("cannot create namespaces: %w%s", errno, hint(errno))
+		}
+	}
 	unix.Close(spec.sync)
 	unix.Close(spec.status)
-	if errno != 0 {
+	if err != nil {
 		unix.Close(sync)
 		unix.Close(status)
-		return nil, fmt.Errorf("cannot create namespaces: %w%s", errno, hint(errno))
+		return nil, err
 	}
-	child := &Child{PID: pid, sync: sync, status: status, path: c.Path}
+	child := &Child{PID: pid, steps: steps, sync: sync, status: status, path: c.Path}
 	child.Namespace = Namespace{User: -1, Net: -1, pid: pid, name: "of the command",
 		agentIDs: true, agentIDsInside: true}
 	if err := child.begin(&c); err != nil {
@@ -98,12 +105,12 @@ func Create(c Command) (*Child, error) {
 	return child, nil
 }
 
-// fork starts the child. Root need not be its owner for what begin does.
-func (c *Command) fork(s *commandSpec) (int, syscall.Errno) {
+// start starts the child. Root need not be its owner for what begin does.
+func (c *Command) start(steps *fork.List, flags uintptr) (int, syscall.Errno) {
 	if ownIDs(c.UID, c.GID) {
 		defer fork.Dumpable()()
 	}
-	return forkCommand(s)
+	return steps.Start(flags, nil)
 }
 
 // begin gives the child its identity and takes hold of its namespaces.
@@ -127,22 +134,21 @@ func (c *Child) begin(cmd *Command) error {
 // it could not do and the command may not need.
 func (c *Child) Ready() (warnings []string, err error) {
 	c.ready = true
-	var b [setupStatusSize]byte
-	if _, err := io.ReadFull(fdReader(c.status), b[:]); err != nil {
-		return nil, fmt.Errorf("the command's process died while starting%s", hint(unix.EPERM))
-	}
-	for i, what := range []string{
-		"mount /proc in the namespace", "set the host name in the namespace", "allow ping sockets in the namespace",
-		"give the command a resolv.conf of its own",
-	} {
-		if e := int32(binary.NativeEndian.Uint32(b[4*i:])); e != 0 {
-			warnings = append(warnings, fmt.Sprintf("cannot %s: %v", what, unix.Errno(e)))
+	for {
+		r, e := c.steps.Read(fdReader(c.status))
+		switch f := r.Failed; {
+		case e != nil:
+			return nil, fmt.Errorf("the command's process died while starting%s", hint(unix.EPERM))
+		case f == nil:
+			return warnings, err
+		case f.Phase == phaseIdentity:
+			return nil, fmt.Errorf("cannot %s: %w%s", f.Phase, f, hint(f.Errno))
+		case f.Phase == phaseHide:
+			err = fmt.Errorf("cannot %s: %w (--no-hide-sockets leaves them)", f.Phase, f)
+		default:
+			warnings = append(warnings, fmt.Sprintf("cannot %s: %v", f.Phase, f))
 		}
 	}
-	if e := int32(binary.NativeEndian.Uint32(b[4*4:])); e != 0 {
-		return warnings, fmt.Errorf("cannot hide the host's sockets from the command: %w (--no-hide-sockets leaves them)", unix.Errno(e))
-	}
-	return warnings, nil
 }
 
 // Release lets the command run.
@@ -160,9 +166,11 @@ func (c *Child) Wait() (int, error) {
 		_, _ = c.Ready() // a child that died says so below
 	}
 	var failed error
-	var b [4]byte
-	if _, err := io.ReadFull(fdReader(c.status), b[:]); err == nil {
-		failed = unix.Errno(binary.NativeEndian.Uint32(b[:]))
+	if r, err := c.steps.Read(fdReader(c.status)); err == nil && r.Failed != nil {
+		failed = r.Failed.Errno // of execve(2)
+		if r.Failed.Phase != phaseCommand {
+			failed = fmt.Errorf("cannot %s: %w", r.Failed.Phase, r.Failed)
+		}
 	}
 	unix.Close(c.status)
 	var ws unix.WaitStatus
@@ -275,20 +283,7 @@ func (c *Command) spec() (s *commandSpec, sync, status int, err error) {
 	if c.HideSockets {
 		env = hiddenEnvironment(env)
 	}
-	if s.argv, err = syscall.SlicePtrFromStrings(args); err != nil {
-		return nil, -1, -1, fmt.Errorf("argument with a NUL byte: %w", err)
-	}
-	if s.envv, err = syscall.SlicePtrFromStrings(env); err != nil {
-		return nil, -1, -1, fmt.Errorf("environment with a NUL byte: %w", err)
-	}
-	for _, path := range candidates(c.Path, env) {
-		script, err := syscall.SlicePtrFromStrings(append([]string{"/bin/sh", path}, args[1:]...))
-		if err != nil {
-			return nil, -1, -1, fmt.Errorf("command with a NUL byte: %w", err)
-		}
-		s.paths = append(s.paths, cstring(path))
-		s.scripts = append(s.scripts, script)
-	}
+	s.paths, s.args, s.env = candidates(c.Path, env), args, env
 	var a, b [2]int
 	if err := unix.Pipe2(a[:], unix.O_CLOEXEC); err != nil {
 		return nil, -1, -1, fmt.Errorf("pipe: %w", err)

@@ -248,7 +248,7 @@ func TestSpawnAgentRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Reap()
-	if err := a.Failure(); err == nil || !strings.Contains(err.Error(), "cannot join network namespace") {
+	if err := a.Failure(); err == nil || !strings.Contains(err.Error(), "cannot join network namespace") || !strings.Contains(err.Error(), "setns: ") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -3,14 +3,13 @@
 package netns
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/fork"
 )
 
 // AgentName is the argv[0] by which our own executable knows that it is the
@@ -30,6 +29,7 @@ const firstSpare = 10
 type Agent struct {
 	PID int // as the broker sees it
 
+	steps  *fork.List
 	status int
 	name   string
 	pidfd  int // -1: kernel without, or it was reaped
@@ -43,20 +43,12 @@ type Agent struct {
 // bare it has no files, but AgentTun, as far as the system permits.
 func SpawnAgent(n *Namespace, channel, stderr int, bare bool) (*Agent, error) {
 	s := &agentSpec{
-		user: n.User, net: n.Net,
+		user: n.User, net: n.Net, bare: bare,
 		setIDs: n.agentIDs, inside: n.agentIDsInside, uid: n.agentUID, gid: n.agentGID,
-		pidfd: -1, tun: -1, bare: bare,
-		mountAttr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV},
-		capHeader: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
+		argv: []string{AgentName},
+		env:  []string{"GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0,decoratemappings=0"},
 	}
-	if path, err := os.Readlink(selfPath); err == nil {
-		s.exePath = cstring(path)
-	}
-	number := []byte("000\x00")
-	s.tunText = (*[3]byte)(number)
-	s.argv = mustPointers(AgentName)
-	s.argvTun = append(mustPointers(AgentName, AgentHasTun)[:2], &number[0], nil)
-	s.envv = mustPointers("GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0,decoratemappings=0")
+	s.exePath, _ = os.Readlink(selfPath)
 
 	var status [2]int
 	var temporary []int
@@ -98,12 +90,19 @@ func SpawnAgent(n *Namespace, channel, stderr int, bare bool) (*Agent, error) {
 		}
 		temporary = append(temporary, *m.to)
 	}
-	pid, errno := forkAgent(s)
+	steps, err := agentSteps(s)
+	if err != nil {
+		unix.Close(status[0])
+		return nil, fmt.Errorf("cannot start the agent: %w", err)
+	}
+	pidfd := new(int32)
+	*pidfd = -1
+	pid, errno := steps.Start(unix.CLONE_PIDFD, pidfd)
 	if errno != 0 {
 		unix.Close(status[0])
 		return nil, fmt.Errorf("cannot start the agent: %w", errno)
 	}
-	return &Agent{PID: pid, status: status[0], name: n.name, pidfd: int(s.pidfd)}, nil
+	return &Agent{PID: pid, steps: steps, status: status[0], name: n.name, pidfd: int(*pidfd)}, nil
 }
 
 // Failure waits until the process has become the agent and returns why it could
@@ -112,29 +111,30 @@ func (a *Agent) Failure() error {
 	if a.status < 0 {
 		return nil
 	}
-	var b [8]byte
-	_, err := io.ReadFull(fdReader(a.status), b[:])
+	r, err := a.steps.Read(fdReader(a.status))
 	unix.Close(a.status)
 	a.status = -1
-	if err != nil {
+	if err != nil || r.Failed == nil {
 		return nil
 	}
-	errno := unix.Errno(binary.NativeEndian.Uint32(b[4:]))
-	switch binary.NativeEndian.Uint32(b[:]) {
-	case stepUser:
-		return fmt.Errorf("cannot join the user namespace of %s: %w%s", a.name, errno, hint(errno))
-	case stepNet:
-		if errors.Is(errno, unix.EPERM) {
+	return a.explain(r.Failed)
+}
+
+// explain is the error of a step that failed.
+func (a *Agent) explain(f *fork.Failure) error {
+	switch f.Phase {
+	case phaseUser:
+		return fmt.Errorf("cannot join the user namespace of %s: %w%s", a.name, f, hint(f.Errno))
+	case phaseNet:
+		if errors.Is(f, unix.EPERM) {
 			return fmt.Errorf("cannot join network namespace %s: %w"+
-				" (run as the owner of its user namespace and name that with --userns, or as root)", a.name, errno)
+				" (run as the owner of its user namespace and name that with --userns, or as root)", a.name, f)
 		}
-		return fmt.Errorf("cannot join network namespace %s: %w", a.name, errno)
-	case stepCaps:
-		return fmt.Errorf("cannot set the agent's identity and capabilities: %w", errno)
-	case stepFiles:
-		return fmt.Errorf("cannot arrange the agent's descriptors: %w", errno)
+		return fmt.Errorf("cannot join network namespace %s: %w", a.name, f)
+	case phaseExec:
+		return fmt.Errorf("cannot execute the agent, %s: %w", selfPath, f)
 	}
-	return fmt.Errorf("cannot execute the agent, %s: %w", selfPath, errno)
+	return fmt.Errorf("cannot %s: %w", f.Phase, f)
 }
 
 // Kill ends the process at once, by its descriptor, as the broker's filter
@@ -166,13 +166,4 @@ func (a *Agent) Reap() (unix.WaitStatus, error) {
 		}
 		return ws, err
 	}
-}
-
-// mustPointers is for constant strings, which hold no NUL.
-func mustPointers(s ...string) []*byte {
-	p, err := syscall.SlicePtrFromStrings(s)
-	if err != nil {
-		panic(err)
-	}
-	return p
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -45,20 +44,19 @@ func within(path string, dirs []string) bool {
 	return slices.ContainsFunc(dirs, func(d string) bool { return path == d || strings.HasPrefix(path, d+"/") })
 }
 
-// hideStep is a system call of which only the error counts.
+// hideStep is one of hiding's.
 type hideStep struct {
 	nr   uintptr
-	args [5]uintptr
+	args []any
 	may  syscall.Errno // an error that is none
 }
 
-// hiding is what the command's process has to do, in order, laid out beforehand.
+// hiding is what the command's process has to do, in order.
 type hiding struct {
-	dirs  []string // the hidden ones
-	root  string   // where the new tree is put together: the first of them
-	steps []hideStep
-	keep  [][]byte // what the steps point to
-	made  map[string]bool
+	dirs []string // the hidden ones
+	root string   // where the new tree is put together: the first of them
+	plan []hideStep
+	made map[string]bool
 }
 
 // isHidden tells whether a path lies in a hidden folder, or is one.
@@ -88,11 +86,11 @@ func planHiding(executable string) (*hiding, error) {
 		h.mount(".", root+cwd, "", unix.MS_BIND|unix.MS_REC, "")
 	}
 	h.mount("", root, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "")
-	h.step(unix.SYS_CHDIR, h.str(root))
-	h.step(unix.SYS_PIVOT_ROOT, h.str("."), h.str("."))
-	h.step(unix.SYS_UMOUNT2, h.str("."), unix.MNT_DETACH)
-	h.step(unix.SYS_CHDIR, h.str("/"))
-	h.steps = append(h.steps, hideStep{nr: unix.SYS_CHDIR, args: [5]uintptr{h.str(cwd)}, may: unix.EACCES})
+	h.step(0, unix.SYS_CHDIR, root)
+	h.step(0, unix.SYS_PIVOT_ROOT, ".", ".")
+	h.step(0, unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+	h.step(0, unix.SYS_CHDIR, "/")
+	h.step(unix.EACCES, unix.SYS_CHDIR, cwd)
 	return h, nil
 }
 
@@ -202,57 +200,47 @@ func (h *hiding) parents(path string) {
 	}
 }
 
-func (h *hiding) mkdir(path string, mode uintptr) {
+func (h *hiding) mkdir(path string, mode int) {
 	if h.made[path] {
 		return
 	}
 	h.made[path] = true
-	h.steps = append(h.steps, hideStep{nr: unix.SYS_MKDIRAT, args: [5]uintptr{fork.AtFDCWD, h.str(path), 0o700}, may: unix.EEXIST})
+	h.step(unix.EEXIST, unix.SYS_MKDIRAT, fork.AtFDCWD, path, 0o700)
 	// The umask is the command's.
-	h.step(unix.SYS_FCHMODAT, fork.AtFDCWD, h.str(path), mode)
+	h.step(0, unix.SYS_FCHMODAT, fork.AtFDCWD, path, mode)
 }
 
 func (h *hiding) file(path string) {
-	h.steps = append(h.steps, hideStep{nr: unix.SYS_MKNODAT, args: [5]uintptr{fork.AtFDCWD, h.str(path), unix.S_IFREG | 0o644}, may: unix.EEXIST})
+	h.step(unix.EEXIST, unix.SYS_MKNODAT, fork.AtFDCWD, path, unix.S_IFREG|0o644, 0)
 }
 
 func (h *hiding) symlink(target, path string) {
-	h.steps = append(h.steps, hideStep{nr: unix.SYS_SYMLINKAT, args: [5]uintptr{h.str(target), fork.AtFDCWD, h.str(path)}, may: unix.EEXIST})
+	h.step(unix.EEXIST, unix.SYS_SYMLINKAT, target, fork.AtFDCWD, path)
 }
 
-func (h *hiding) mount(source, target, kind string, flags uintptr, data string) {
-	h.step(unix.SYS_MOUNT, h.str(source), h.str(target), h.str(kind), flags, h.str(data))
+func (h *hiding) mount(source, target, kind string, flags int, data string) {
+	h.step(0, unix.SYS_MOUNT, orNil(source), target, orNil(kind), flags, orNil(data))
 }
 
-func (h *hiding) step(nr uintptr, args ...uintptr) {
-	s := hideStep{nr: nr}
-	copy(s.args[:], args)
-	h.steps = append(h.steps, s)
-}
-
-// str returns the address of a string for the child; zero for an empty one.
-func (h *hiding) str(s string) uintptr {
+func orNil(s string) any {
 	if s == "" {
-		return 0
+		return nil
 	}
-	b := cstring(s)
-	h.keep = append(h.keep, b)
-	return uintptr(unsafe.Pointer(&b[0]))
+	return s
 }
 
-// hideSockets does all steps in the command's process, up to the first that
-// fails.
-//
-//go:nosplit
-//go:norace
-func hideSockets(h *hiding) syscall.Errno {
-	for i := range h.steps {
-		s := &h.steps[i]
-		if errno := fork.Call(s.nr, s.args[0], s.args[1], s.args[2], s.args[3], s.args[4]); errno != 0 && errno != s.may {
-			return errno
-		}
+func (h *hiding) step(may syscall.Errno, nr uintptr, args ...any) {
+	h.plan = append(h.plan, hideStep{nr, args, may})
+}
+
+// steps adds what is planned to the command's list, up to the first that fails.
+func (h *hiding) steps(l *fork.List) {
+	l.Phase(phaseHide)
+	end := l.Label()
+	for _, s := range h.plan {
+		l.Note(s.nr, s.args...).Allow(s.may).Else(end)
 	}
-	return 0
+	l.At(end)
 }
 
 // hiddenEnvironment takes out of an environment what names a hidden socket, or a
