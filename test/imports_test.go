@@ -21,6 +21,7 @@ import (
 var floors = [][]string{
 	{"aldente/worker/packet", "aldente/ipc", "aldente/policy"},
 	{"aldente/worker/store", "aldente/worker/flow"}, // what the translators share; no protocol
+	{"aldente/worker/datagram"},                     // what the translators of datagrams share
 	{"aldente/worker/kernel", "aldente/worker/link", "aldente/worker/arp", "aldente/worker/ndp", "aldente/worker/dhcp", "aldente/worker/dhcpv6"},
 	{"aldente/worker/tcp", "aldente/worker/udp", "aldente/worker/icmp", "aldente/worker/bypass"},
 	{"aldente/worker/lane"},

@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -29,6 +30,9 @@ const (
 	// refusedLife is how long a flow without a far end is remembered, so that
 	// not every datagram asks for one.
 	refusedLife = second
+
+	// maxQueued is how many chunks may wait for sockets, of all flows.
+	maxQueued = 3072
 )
 
 // dflow is one flow of datagrams: a peer that spoke to a listener, and where
@@ -42,8 +46,8 @@ type dflow struct {
 	refused  bool // the broker had no socket
 	answered bool // there was traffic in both directions
 	busy     [2]bool
-	queue    queue
-	last     int64 // when it was used, in nanoseconds
+	queue    datagram.Queue // of the peer's first datagrams, while the far socket is on its way
+	last     int64          // when it was used, in nanoseconds
 
 	// Where the far socket is connected to. The near one's peer is in the key.
 	farAddr packet.Addr
@@ -69,13 +73,12 @@ type dside struct {
 type datagrams struct {
 	wheel  *store.Wheel
 	timer  uint32
-	pool   *store.Pool
 	flows  *store.Table[dflow]
 	ages   store.Ages // of flows that were answered
 	mute   store.Ages // of the others
 	muted  int        // their number
 	most   int        // of those
-	queued int
+	queues datagram.Queues
 
 	// Return takes what came to a socket that answers for a listener, and is not
 	// from its peer, to that listener. It must be set where UDP listeners are.
@@ -88,7 +91,8 @@ type datagrams struct {
 }
 
 func (d *datagrams) init(w *store.Wheel, timerBase uint32, pool *store.Pool, size int) {
-	d.wheel, d.timer, d.pool = w, timerBase, pool
+	d.wheel, d.timer = w, timerBase
+	d.queues = datagram.NewQueues(pool, maxQueued)
 	d.flows = store.NewTable[dflow](size)
 	d.ages, d.mute = store.NewAges(size), store.NewAges(size)
 	d.most = size / mutePart
@@ -125,12 +129,32 @@ func (t *Translator) Datagrams(listener uint32, flags uint8, port uint16, d []fl
 		return
 	case f.opening:
 		for k := range d {
-			t.enqueue(f, &d[k])
+			t.await(f, &d[k])
 		}
 		return
 	}
 	t.touch(i, f)
 	t.forward(f, far, d)
+}
+
+// await keeps a datagram until the far socket is there, or drops it if there is
+// no room.
+func (t *Translator) await(f *dflow, d *flow.Datagram) {
+	if d.Truncated || !t.queues.Add(&f.queue, d.Buf[:d.N], datagram.Mark{Segment: uint16(d.Segment)}) {
+		t.Stats.Dropped++
+	}
+}
+
+// sendQueue forwards what has waited. It must not be called from within forward,
+// whose buffers it uses.
+func (t *Translator) sendQueue(f *dflow) {
+	for f.queue.Len() > 0 {
+		d := &t.read[0]
+		n, m := t.queues.Next(&f.queue, d.Buf)
+		d.N, d.Segment, d.Truncated = n, int(m.Segment), false
+		t.forward(f, far, t.read[:1])
+	}
+	t.queues.Clear(&f.queue)
 }
 
 // openUDP makes a flow and asks for the socket that leads on.
@@ -157,7 +181,6 @@ func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 
 	t.g.Shares.Take(flow.ShareBypass, 2)
 	f := t.flows.At(i)
 	f.sides[near].fd, f.sides[far].fd = -1, -1
-	f.queue = queue{head: store.None, tail: store.None}
 	f.listener = listener
 	f.last = t.env.Now()
 	t.mute.Add(i)
@@ -225,8 +248,8 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 	}
 	switch {
 	case f.refused:
-		t.Stats.Dropped += uint64(f.queue.count)
-		t.dropQueue(&f.queue)
+		t.Stats.Dropped += uint64(f.queue.Len())
+		t.queues.Clear(&f.queue)
 		t.closeSides(f)
 		f.last = t.env.Now()
 		t.wheel.Set(t.timer+i, f.last+refusedLife)
@@ -430,7 +453,7 @@ func (t *Translator) closeSides(f *dflow) {
 }
 
 func (t *Translator) removeUDP(i uint32, f *dflow) {
-	t.dropQueue(&f.queue)
+	t.queues.Clear(&f.queue)
 	t.closeSides(f)
 	t.wheel.Cancel(t.timer + i)
 	t.unlist(i, f)

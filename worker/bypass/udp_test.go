@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -143,13 +144,13 @@ func TestFirstDatagrams(t *testing.T) {
 	if o := l.opens[0]; o.Flags != ipc.OpenBypass || o.Listener != 9 || o.Src != l.guest.Seen4 || o.Dst != from || o.DstPort != port {
 		t.Errorf("far end: %+v", o)
 	}
-	held := l.t.queued
+	held := l.t.queues.Used()
 	more := flow.Datagram{Buf: payload(60_000, 1), N: 60_000, From: from, FromPort: port, To: from}
 	for range 10 {
 		l.t.Datagrams(9, ipc.ListenerMayBypass, 53, []flow.Datagram{more})
 	}
-	if l.t.queued > maxQueue || l.t.queued <= held || l.t.Stats.Dropped == 0 {
-		t.Errorf("%d chunks for one flow, %d before, %d dropped", l.t.queued, held, l.t.Stats.Dropped)
+	if l.t.queues.Used() > datagram.MaxQueue || l.t.queues.Used() <= held || l.t.Stats.Dropped == 0 {
+		t.Errorf("%d chunks for one flow, %d before, %d dropped", l.t.queues.Used(), held, l.t.Stats.Dropped)
 	}
 	l.open = func(o *ipc.Open) (int, syscall.Errno) {
 		if o.Flags == 0 {
@@ -167,8 +168,22 @@ func TestFirstDatagrams(t *testing.T) {
 	for _, size := range []int{100, 100, 50} {
 		expect(t, server, payload(size, 77))
 	}
-	if l.t.queued != 0 || l.t.pool.Used() != 0 {
-		t.Errorf("%d chunks still held", l.t.queued)
+	if l.t.queues.Used() != 0 {
+		t.Errorf("%d chunks still held", l.t.queues.Used())
+	}
+}
+
+// TestWaitingEnds: what waits for a socket goes with its flow.
+func TestWaitingEnds(t *testing.T) {
+	l := newLane(t)
+	l.t.Datagrams(9, ipc.ListenerMayBypass, 53, []flow.Datagram{
+		{Buf: payload(40_000, 1), N: 40_000, From: l.guest.Seen4, FromPort: 1000, To: l.guest.Seen4}})
+	if l.t.queues.Used() == 0 {
+		t.Fatal("nothing waits")
+	}
+	l.t.Close()
+	if n := l.t.queues.Used(); n != 0 || l.t.LenUDP() != 0 {
+		t.Errorf("%d chunks, %d flows left", n, l.t.LenUDP())
 	}
 }
 

@@ -51,7 +51,7 @@ func newRig(t testing.TB) *rig {
 		MAC:    guestMAC, Seen4: guest4, Seen6: guest6,
 	}
 	r.wheel = store.NewWheel(timerBase+rigFlows, r.host.Time)
-	r.Translator = New(r.host, &r.guest, r.wheel, timerBase, rigFlows)
+	r.Translator = New(r.host, &r.guest, r.wheel, timerBase, store.NewPool(make([]byte, 64*store.ChunkSize)), rigFlows)
 	return r
 }
 

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
@@ -60,8 +61,8 @@ func TestEcho(t *testing.T) {
 		if diff := cmp.Diff(wants, r.received(), cmp.AllowUnexported(echo{})); diff != "" {
 			t.Errorf("received (-want +got):\n%s", diff)
 		}
-		if len(r.requests.free) != maxRequests {
-			t.Errorf("%d slots free", len(r.requests.free))
+		if n := r.queues.Used(); n != 0 {
+			t.Errorf("%d chunks in use", n)
 		}
 	}
 }
@@ -280,8 +281,8 @@ func TestRefused(t *testing.T) {
 			if diff := cmp.Diff(want, seqs); diff != "" {
 				t.Errorf("sequence numbers (-want +got):\n%s", diff)
 			}
-			if len(r.host.TakeOpens()) != 0 || len(r.requests.free) != maxRequests {
-				t.Error("asked again at once, or slots lost")
+			if len(r.host.TakeOpens()) != 0 || r.queues.Used() != 0 {
+				t.Error("asked again at once, or chunks lost")
 			}
 			r.advance(1.5)
 			r.ping(remote4, 4, "d")
@@ -306,23 +307,36 @@ func TestWaitingBounds(t *testing.T) {
 	if len(s.Writes) != maxWaiting || r.Stats.QueueFull != 10-maxWaiting {
 		t.Errorf("%d writes, stats %+v", len(s.Writes), r.Stats)
 	}
-	var q requests
-	q.init()
-	var w [maxRequests]waiting
-	n := 0
-	for i := range w {
-		for q.add(&w[i], []byte{byte(i)}, 1, 2) {
-			n++
+	r.Close()
+	r.queues = datagram.NewQueues(store.NewPool(make([]byte, 8*store.ChunkSize)), 3)
+	full := r.Stats.QueueFull
+	for id := range uint16(5) {
+		r.input(r.frame(remote4, id, 1, "x"))
+	}
+	if n := r.Stats.QueueFull - full; n != 2 || r.queues.Used() != 3 {
+		t.Errorf("%d requests dropped, %d chunks used", n, r.queues.Used())
+	}
+	r.Close()
+	if r.queues.Used() != 0 {
+		t.Errorf("%d chunks lost", r.queues.Used())
+	}
+}
+
+// As many of the longest requests as may wait do, whole.
+func TestLongestWait(t *testing.T) {
+	r := newRig(t)
+	long := string(bytes.Repeat([]byte("long"), (65535-20-8)/4))
+	for seq := range uint16(maxWaiting) {
+		r.ping(remote4, seq, long)
+	}
+	s := r.answer(r.oneOpen())
+	if len(s.Writes) != maxWaiting || r.Stats.QueueFull != 0 {
+		t.Fatalf("%d writes, stats %+v", len(s.Writes), r.Stats)
+	}
+	for k, w := range s.Writes {
+		if string(w.Data[headerLen:]) != long || w.Data[7] != byte(k) {
+			t.Errorf("request %d: %d bytes", k, len(w.Data))
 		}
-	}
-	if n != maxRequests {
-		t.Errorf("%d requests wait", n)
-	}
-	for i := range w {
-		q.clear(&w[i])
-	}
-	if len(q.free) != maxRequests {
-		t.Errorf("%d slots free", len(q.free))
 	}
 }
 
@@ -400,7 +414,7 @@ func TestFullAndClose(t *testing.T) {
 	r.answer(opens[1])
 	r.Close()
 	late := r.answer(opens[2])
-	if r.Len() != 0 || r.host.OpenSockets() != 0 || late.Closes != 1 || len(r.requests.free) != maxRequests {
+	if r.Len() != 0 || r.host.OpenSockets() != 0 || late.Closes != 1 || r.queues.Used() != 0 {
 		t.Errorf("%d flows, %d sockets", r.Len(), r.host.OpenSockets())
 	}
 	for id := range uint32(timerBase + rigFlows) {

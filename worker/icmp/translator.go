@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -31,6 +32,11 @@ const (
 	turnReplies = 64
 
 	headerLen = 8 // of an echo message
+
+	// Bounds on requests that wait for sockets: requests of one flow, chunks of
+	// all flows.
+	maxWaiting = 4
+	maxChunks  = 256
 )
 
 // state is where a flow is; zero is none.
@@ -50,10 +56,10 @@ type conn struct {
 	ttl, tos uint8
 	icmpType uint8 // stateRefused: what the guest is told, with code
 	icmpCode uint8
-	silent   bool        // stateRefused: the guest is told nothing
-	waiting  waiting     // requests, in state opening
-	last     int64       // when it was used, in nanoseconds
-	peer     packet.Addr // where the socket is really connected to
+	silent   bool           // stateRefused: the guest is told nothing
+	queue    datagram.Queue // of requests, in state opening
+	last     int64          // when it was used, in nanoseconds
+	peer     packet.Addr    // where the socket is really connected to
 }
 
 // Stats counts messages, where nothing else is said.
@@ -81,7 +87,7 @@ type Translator struct {
 	flows *store.Table[conn]
 	more  int // flows with more set
 
-	requests requests
+	queues   datagram.Queues
 	buf      []byte // one message from a socket
 	frame    []byte
 	errFrame [packet.EthernetLen + 1280]byte
@@ -98,15 +104,15 @@ type Translator struct {
 }
 
 // New makes a translator for up to maxFlows flows, which uses as many timer ids
-// from timerBase on.
-func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, maxFlows int) *Translator {
+// from timerBase on. What waits for sockets is in chunks of pool.
+func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase,
-		flows: store.NewTable[conn](maxFlows),
-		buf:   make([]byte, bufferSize),
-		frame: make([]byte, bufferSize+packet.MaxHeaders),
+		flows:  store.NewTable[conn](maxFlows),
+		buf:    make([]byte, bufferSize),
+		queues: datagram.NewQueues(pool, maxChunks),
+		frame:  make([]byte, bufferSize+packet.MaxHeaders),
 	}
-	t.requests.init()
 	t.errors.Buf = make([]byte, 2048)
 	t.emit = t.send
 	return t
@@ -143,7 +149,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, e *packet.Echo) 
 		t.write(i, c, p.Payload(), p.TTL, p.TrafficClass)
 	case stateOpening:
 		c.last = t.env.Now()
-		if !t.requests.add(&c.waiting, p.Payload(), p.TTL, p.TrafficClass) {
+		if c.queue.Len() == maxWaiting || !t.queues.Add(&c.queue, p.Payload(), datagram.Mark{TTL: p.TTL, Class: p.TrafficClass}) {
 			t.Stats.QueueFull++
 		}
 	case stateRefused:
@@ -204,16 +210,11 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	c.state = stateOpen
 	c.peer = o.Addr
 	t.Stats.Opened++
-	for c.state == stateOpen {
-		msg, ttl, tos, ok := t.requests.first(&c.waiting)
-		if !ok {
-			return
-		}
-		t.write(i, c, msg, ttl, tos)
-		if c.state == stateOpen {
-			t.requests.drop(&c.waiting)
-		}
+	for c.state == stateOpen && c.queue.Len() > 0 {
+		n, m := t.queues.Next(&c.queue, t.buf)
+		t.write(i, c, t.buf[:n], m.TTL, m.Class)
 	}
+	t.queues.Clear(&c.queue)
 }
 
 // refuse ends the wait for a socket. Without permission to open ping sockets
@@ -233,14 +234,11 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 	}
 	c.icmpType, c.icmpCode, c.silent = r.Type, r.Code, !r.Told || unpermitted
 	c.state = stateRefused
-	for {
-		msg, _, _, ok := t.requests.first(&c.waiting)
-		if !ok {
-			break
-		}
-		t.sendRefusal(i, c, msg)
-		t.requests.drop(&c.waiting)
+	for c.queue.Len() > 0 {
+		n, _ := t.queues.Next(&c.queue, t.buf)
+		t.sendRefusal(i, c, t.buf[:n])
 	}
+	t.queues.Clear(&c.queue)
 	c.last = t.env.Now()
 	t.wheel.Set(t.timer+i, c.last+refusedLife)
 }
@@ -312,7 +310,7 @@ func (t *Translator) Timer(id uint32) {
 
 // remove ends a flow and frees all it holds.
 func (t *Translator) remove(i uint32, c *conn) {
-	t.requests.clear(&c.waiting)
+	t.queues.Clear(&c.queue)
 	if c.fd >= 0 {
 		t.env.Close(c.fd)
 	}

@@ -216,7 +216,7 @@ func (l *Lane) configure(rec []byte) error {
 	t.add(flow.OwnerTCP, l.tcp)
 	l.udp = udp.New(l, g, l.wheel, t.timers(), l.datagrams, nUDP)
 	t.add(flow.OwnerUDP, l.udp)
-	l.icmp = icmp.New(l, g, l.wheel, t.timers(), nICMP)
+	l.icmp = icmp.New(l, g, l.wheel, t.timers(), l.datagrams, nICMP)
 	t.add(flow.OwnerICMP, l.icmp)
 	l.timer = t.timers()
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady

@@ -237,9 +237,6 @@ func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin
 		c.clear(flagEnd)
 		b = t.buf[:len(b)+t.peekTo(i, c, c.sndNxt+uint32(len(b)), t.buf[len(b):n])]
 	}
-	if c.over() {
-		return nil, false
-	}
 	if c.has(flagEnd) {
 		t.hostEOF(c, c.sndNxt+uint32(len(b)))
 		fin = true

@@ -175,8 +175,8 @@ func (t *Translator) writeOne(i uint32, c *conn, data []byte) {
 	if c.segment != 0 && len(data) > int(c.segment) {
 		t.setSegment(c, 0)
 	}
-	t.vec[0] = data
-	if e := t.write(i, c, t.vec[:1]); e == 0 {
+	t.one[0] = data
+	if e := t.write(i, c, t.one[:]); e == 0 {
 		t.Stats.ToHost++
 	} else {
 		t.failed(i, c, e, data)

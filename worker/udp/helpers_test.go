@@ -136,8 +136,8 @@ func (r *rig) advance(seconds float64) {
 	r.wheel.Advance(r.host.Time, r.Timer)
 }
 
-// datagram is one that the guest has received.
-type datagram struct {
+// received is one that the guest has received.
+type received struct {
 	src, dst         packet.Addr
 	srcPort, dstPort uint16
 	data             string
@@ -145,9 +145,9 @@ type datagram struct {
 
 // received takes the frames sent to the guest: cut up as the link does, put
 // together if they are fragments, checksums completed and verified.
-func (r *rig) received() []datagram {
+func (r *rig) received() []received {
 	r.Helper()
-	var all []datagram
+	var all []received
 	reasm := packet.NewReassembler()
 	for _, f := range r.host.TakeFrames() {
 		var p packet.Packet
@@ -184,7 +184,7 @@ func (r *rig) received() []datagram {
 }
 
 // cut makes the datagrams of a super-frame.
-func (r *rig) cut(p *packet.Packet, o *packet.Offload) []datagram {
+func (r *rig) cut(p *packet.Packet, o *packet.Offload) []received {
 	r.Helper()
 	var u packet.UDP
 	if p.Proto != packet.ProtoUDP {
@@ -193,7 +193,7 @@ func (r *rig) cut(p *packet.Packet, o *packet.Offload) []datagram {
 	if err := u.Decode(p.Payload()); err != nil {
 		r.Fatalf("datagram to the guest: %v", err)
 	}
-	d := datagram{src: p.Src, dst: p.Dst, srcPort: u.SrcPort, dstPort: u.DstPort}
+	d := received{src: p.Src, dst: p.Dst, srcPort: u.SrcPort, dstPort: u.DstPort}
 	data, size := u.Payload, len(u.Payload)
 	if o.GSOType == packet.GSOUDPL4 {
 		size = int(o.GSOSize)
@@ -204,7 +204,7 @@ func (r *rig) cut(p *packet.Packet, o *packet.Offload) []datagram {
 			r.Errorf("offload %+v", *o)
 		}
 	}
-	var all []datagram
+	var all []received
 	for {
 		one := data[:min(size, len(data))]
 		data = data[len(one):]
@@ -290,7 +290,7 @@ func (r *rig) check() {
 		if (c.state == stateOpen) != (c.fd >= 0) {
 			r.Fatalf("flow %d: state %d with descriptor %d", i, c.state, c.fd)
 		}
-		chunks += int(c.queue.chunks)
+		chunks += c.queue.Chunks()
 		n++
 	}
 	if n+heard != t.flows.Len() || heard != t.numHeard || heard > t.maxHeard {
@@ -302,8 +302,8 @@ func (r *rig) check() {
 	if inbound+heard != t.inboundFlows.Len() || replies != 0 {
 		r.Fatalf("%d inbound flows of %d, %d answered ones not counted", inbound+heard, t.inboundFlows.Len(), replies)
 	}
-	if chunks != r.pool.Used() || chunks != t.queued {
-		r.Fatalf("%d chunks in queues, %d counted, %d of the pool in use", chunks, t.queued, r.pool.Used())
+	if chunks != r.pool.Used() || chunks != t.queues.Used() {
+		r.Fatalf("%d chunks in queues, %d counted, %d of the pool in use", chunks, t.queues.Used(), r.pool.Used())
 	}
 	open := 0
 	for _, s := range r.fds {

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -98,7 +99,7 @@ func (t *Translator) await(c *conn, p *packet.Packet, data []byte, size int) {
 	for {
 		one := data[:min(size, len(data))]
 		data = data[len(one):]
-		if !t.enqueue(c, one, p.TTL, p.TrafficClass) {
+		if !t.queues.Add(&c.queue, one, datagram.Mark{TTL: p.TTL, Class: p.TrafficClass}) {
 			t.Stats.QueueFull++
 		}
 		if len(data) == 0 {
@@ -138,27 +139,12 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 
 // drain sends what has waited for the socket, in order.
 func (t *Translator) drain(i uint32, c *conn) {
-	for c.state == stateOpen && c.queue.count > 0 {
-		bufs, ttl, tos := t.next(&c.queue)
-		t.setHeader(i, c, ttl, tos)
-		if e := t.write(i, c, bufs); e != 0 {
-			t.failed(i, c, e, t.flat(bufs))
-		} else {
-			t.Stats.ToHost++
-		}
+	for c.state == stateOpen && c.queue.Len() > 0 {
+		n, m := t.queues.Next(&c.queue, t.joined)
+		t.setHeader(i, c, m.TTL, m.Class)
+		t.writeOne(i, c, t.joined[:n])
 	}
-	if c.state == stateOpen {
-		t.dropQueue(c)
-	}
-}
-
-// flat copies a datagram's pieces to one place.
-func (t *Translator) flat(bufs [][]byte) []byte {
-	n := 0
-	for _, b := range bufs {
-		n += copy(t.joined[n:], b)
-	}
-	return t.joined[:n]
+	t.queues.Clear(&c.queue)
 }
 
 // refuse ends the wait for a socket: the guest is told why for what it has
@@ -176,11 +162,11 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 	}
 	c.icmpType, c.icmpCode, c.silent = r.Type, r.Code, !r.Told
 	c.state = stateRefused
-	if c.queue.count > 0 {
-		bufs, _, _ := t.next(&c.queue)
-		t.sendRefusal(i, c, t.flat(bufs))
+	if c.queue.Len() > 0 {
+		n, _ := t.queues.Next(&c.queue, t.joined)
+		t.sendRefusal(i, c, t.joined[:n])
 	}
-	t.dropQueue(c)
+	t.queues.Clear(&c.queue)
 	c.last = t.env.Now()
 	t.wheel.Set(t.timer+i, c.last+refusedLife)
 }

@@ -53,11 +53,11 @@ func TestInbound(t *testing.T) {
 			l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53, Target: tt.target})
 			l.Datagrams = []flow.Datagram{from(tt.peer, 2000, tt.to, "one"), from(tt.peer, 2000, tt.to, "two")}
 			r.ListenerReady(l.Token, flow.Readable)
-			want := []datagram{
+			want := []received{
 				{src: tt.seen, dst: tt.dst, srcPort: 2000, dstPort: 53, data: "one"},
 				{src: tt.seen, dst: tt.dst, srcPort: 2000, dstPort: 53, data: "two"},
 			}
-			if diff := cmp.Diff(want, r.received(), cmp.AllowUnexported(datagram{})); diff != "" {
+			if diff := cmp.Diff(want, r.received(), cmp.AllowUnexported(received{})); diff != "" {
 				t.Errorf("received (-want +got):\n%s", diff)
 			}
 			if n := len(r.host.TakeOpens()); n != 0 {
@@ -137,7 +137,7 @@ func TestInboundAlike(t *testing.T) {
 				r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53}),
 				r.listen(ipc.Listener{ID: 4, Proto: ipc.ProtoUDP, HostPort: 5001, GuestPort: 53}),
 			}
-			var heard [2]datagram
+			var heard [2]received
 			for round := range 2 {
 				for k, o := range two {
 					l := ls[o.listener]
@@ -182,7 +182,7 @@ func TestInboundAliasTaken(t *testing.T) {
 	for _, port := range []uint16{2000, 200} {
 		r := newRig(t)
 		l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
-		hear := func(port uint16, to packet.Addr, data string) datagram {
+		hear := func(port uint16, to packet.Addr, data string) received {
 			t.Helper()
 			l.Datagrams = []flow.Datagram{from(remote4, port, to, data)}
 			r.ListenerReady(l.Token, flow.Readable)
@@ -192,7 +192,7 @@ func TestInboundAliasTaken(t *testing.T) {
 			}
 			return got[0]
 		}
-		answer := func(heard datagram, local packet.Addr, port uint16) {
+		answer := func(heard received, local packet.Addr, port uint16) {
 			t.Helper()
 			r.input(r.frame(heard.src, 53, heard.srcPort, []byte("to "+heard.data)), 0)
 			r.Flush()
@@ -325,11 +325,11 @@ func TestStrayToSource(t *testing.T) {
 	r.Ready(o.Token, flow.Readable)
 	l.Datagrams = []flow.Datagram{from(other4, 1, host4, "next")}
 	r.ListenerReady(l.Token, flow.Readable)
-	want := []datagram{
+	want := []received{
 		{src: other4, dst: guest4, srcPort: 1, dstPort: 5000, data: "stray"},
 		{src: other4, dst: guest4, srcPort: 1, dstPort: 5000, data: "next"},
 	}
-	if diff := cmp.Diff(want, r.received(), cmp.AllowUnexported(datagram{})); diff != "" || r.Len() != 2 {
+	if diff := cmp.Diff(want, r.received(), cmp.AllowUnexported(received{})); diff != "" || r.Len() != 2 {
 		t.Errorf("%d flows, received (-want +got):\n%s", r.Len(), diff)
 	}
 	// It is answered from the address that it has spoken to.

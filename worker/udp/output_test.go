@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
@@ -114,8 +115,8 @@ func TestQueueBounds(t *testing.T) {
 		for range 40 {
 			r.input(r.frame(remote4, 1+port, 2000, make([]byte, 16000)), 0)
 		}
-		if _, c := r.find(remote4, 1+port); int(c.queue.chunks) > maxQueue {
-			t.Fatalf("%d chunks in one queue", c.queue.chunks)
+		if _, c := r.find(remote4, 1+port); c.queue.Chunks() > datagram.MaxQueue {
+			t.Fatalf("%d chunks in one queue", c.queue.Chunks())
 		}
 	}
 	if used := r.pool.Used(); used != rigChunks/queuePoolPart {

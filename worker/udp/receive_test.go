@@ -17,7 +17,7 @@ import (
 	"aldente/worker/packet"
 )
 
-func texts(d []datagram) []string {
+func texts(d []received) []string {
 	var all []string
 	for _, x := range d {
 		all = append(all, x.data)

@@ -14,6 +14,7 @@ import (
 	"hash/maphash"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -31,6 +32,9 @@ const second = int64(1_000_000_000)
 // heardPart is which part of the table flows have that the guest has not answered:
 // one in so many.
 const heardPart = 4
+
+// queuePoolPart is which part of the pool may be in queues: one in so many.
+const queuePoolPart = 4
 
 // guestTTL is that of all packets to the guest.
 const guestTTL = 255
@@ -59,10 +63,10 @@ type conn struct {
 	single   uint16 // datagrams from this size on go alone; 0: none
 	icmpType uint8  // stateRefused: what the guest is told, with code
 	icmpCode uint8
-	silent   bool // stateRefused: the guest is told nothing
-	queue    queue
-	last     int64       // when it was used, in nanoseconds
-	peer     packet.Addr // where the socket is really connected to
+	silent   bool           // stateRefused: the guest is told nothing
+	queue    datagram.Queue // of the guest's datagrams, while the socket is on its way
+	last     int64          // when it was used, in nanoseconds
+	peer     packet.Addr    // where the socket is really connected to
 	peerPort uint16
 
 	// Of flows that came by a listener: which one, where it is in listeners, and
@@ -101,7 +105,6 @@ type Translator struct {
 	g     *flow.Guest
 	wheel *store.Wheel
 	timer uint32 // first timer id
-	pool  *store.Pool
 	flows *store.Table[conn]
 	// inboundFlows finds flows by what a listener's datagrams carry: which of its
 	// addresses was spoken to is not to be seen in what the guest is sent.
@@ -120,7 +123,7 @@ type Translator struct {
 	maxHeard int
 	seed     maphash.Seed // of source ports for flows that look like others
 
-	queued int // chunks in queues
+	queues datagram.Queues
 
 	batches   [numBatches]batch
 	nextBatch int
@@ -138,7 +141,7 @@ type Translator struct {
 	joined    []byte // several datagrams one after the other
 	frame     []byte // a frame to be cut, or the packet that an error quotes
 	errFrame  [packet.EthernetLen + 1280]byte
-	vec       [maxDatagram/store.ChunkSize + 2][]byte
+	one       [1][]byte
 	hdr       [packet.MaxHeaders]byte
 	offload   packet.Offload
 	ends      packet.Ends
@@ -157,12 +160,13 @@ type Translator struct {
 // from timerBase on. Queues take their memory from pool.
 func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
-		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
+		env: env, g: g, wheel: w, timer: timerBase,
 		flows:  store.NewTable[conn](maxFlows),
 		ages:   store.NewAges(maxFlows),
 		heard:  store.NewAges(maxFlows),
 		maxOut: maxFlows,
 		seed:   maphash.MakeSeed(),
+		queues: datagram.NewQueues(pool, pool.Len()/queuePoolPart),
 
 		outbound: store.NewAges(maxFlows),
 		ready:    make([]uint32, 0, maxFlows),
@@ -221,7 +225,6 @@ func (t *Translator) insert(k *store.Key, as state) (uint32, *conn) {
 	c.fd = -1
 	c.ttl = packet.DefaultTTL
 	_, c.peerPort = k.Remote()
-	c.queue.head, c.queue.tail = store.None, store.None
 	c.last = t.env.Now()
 	if as == stateHeard {
 		t.heard.Add(i)
@@ -273,7 +276,7 @@ func (t *Translator) remove(i uint32, c *conn) {
 	if c.batch != 0 {
 		t.batches[c.batch-1].reset()
 	}
-	t.dropQueue(c)
+	t.queues.Clear(&c.queue)
 	if c.fd >= 0 {
 		t.env.Close(c.fd)
 	}
