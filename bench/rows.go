@@ -118,7 +118,7 @@ func quietRows(idle []int) []row {
 	for _, n := range idle {
 		rows = append(rows, row{fmt.Sprintf("%d idle flows", n), 0, false,
 			func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
-				return crowd(e, lab, n, span)
+				return idleFlows(e, lab, n, span)
 			}})
 	}
 	return rows
@@ -139,8 +139,8 @@ func wakeUps(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float6
 	return map[string]float64{"wake-ups while idle|per second": float64(count()-before) / (2 * span).Seconds()}, nil
 }
 
-// crowd opens n connections that stay silent, and measures beside them.
-func crowd(e *entrant, lab *netlab.Lab, n int, span time.Duration) (map[string]float64, error) {
+// idleFlows opens n connections that stay silent, and measures beside them.
+func idleFlows(e *entrant, lab *netlab.Lab, n int, span time.Duration) (map[string]float64, error) {
 	w := outbound(e, lab)
 	ln := w.server.Listen("tcp4", w.listen)
 	defer ln.Close()

@@ -52,7 +52,7 @@ func (in *instance) attach() error {
 	return nil
 }
 
-// configure settles what workers are told, and tells the user. tap is the name of
+// configure decides what workers are told, and tells the user. tap is the name of
 // the guest's interface, where we have made it.
 func (in *instance) configure(mac [6]byte, tap string) {
 	config := in.plan.Worker

@@ -68,7 +68,7 @@ func main() {
 	notify := readyFD()
 	cfg, err := cli.Parse(os.Args)
 	if err == nil {
-		if text, ok := cfg.Answer(os.Args[0]); ok {
+		if text, ok := cfg.Text(os.Args[0]); ok {
 			fmt.Print(text)
 			return
 		}
@@ -315,7 +315,7 @@ func (in *instance) prepare() error {
 		}
 	}
 	if err == nil {
-		err = id.settle()
+		err = id.dropEffective()
 	}
 	return err
 }

@@ -86,7 +86,7 @@ func inInitialUserNamespace() bool {
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
 }
 
-// dropPrivileges becomes who unprivileged said, in all threads. Until settle the
+// dropPrivileges becomes who unprivileged said, in all threads. Until dropEffective the
 // effective user is the one that the guest's socket is to belong to.
 func (in *instance) dropPrivileges(id identity) error {
 	if in.cfg.RunAs == nil {
@@ -115,11 +115,11 @@ func (in *instance) dropPrivileges(id identity) error {
 	return nil
 }
 
-// settle makes the effective user the instance's own as well, in all threads, once
+// dropEffective makes the effective user the instance's own as well, in all threads, once
 // no file is made any more. What sockets are made from then on, and their ports,
 // are that user's alone. The effective group stays: ping sockets are permitted by
 // groups, and sysctl net.ipv4.ping_group_range may name that of nobody.
-func (id identity) settle() error {
+func (id identity) dropEffective() error {
 	if id.own.UID == id.UID {
 		return nil
 	}

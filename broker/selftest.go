@@ -165,5 +165,5 @@ func (h *selfHandler) Handle(_ context.Context, rec slog.Record) error {
 	return nil
 }
 
-// WithAttrs implements slog.Handler: the component is settled.
+// WithAttrs implements slog.Handler: the component is known.
 func (h *selfHandler) WithAttrs([]slog.Attr) slog.Handler { return h }

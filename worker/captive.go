@@ -18,7 +18,7 @@ import (
 	"aldente/policy/captive"
 )
 
-// The captive is the worker with its translator replaced by a prisoner: it goes
+// The captive is the worker with its translator replaced by a scripted one: it goes
 // through the real lock-down and then does what its script says, one word after
 // the other, and says how each ended, if it still can:
 //
@@ -30,7 +30,7 @@ import (
 //
 // The script is Arguments.Extra, or the host name of the configuration where the
 // real broker has started it.
-type prisoner struct {
+type scriptedWorker struct {
 	control int
 	held    captive.Held
 	script  []string
@@ -62,7 +62,7 @@ func prepare(control int) (translator, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &prisoner{control: control, held: captive.Nothing(), script: strings.Fields(args.Extra), ids: map[uint8]uint32{}}
+	c := &scriptedWorker{control: control, held: captive.Nothing(), script: strings.Fields(args.Extra), ids: map[uint8]uint32{}}
 	c.held.Channel, c.held.Log = control, policy.LogFD
 	// As the translators do for their secrets: the vDSO maps its state now.
 	var secret [16]byte
@@ -85,7 +85,7 @@ func prepare(control int) (translator, error) {
 }
 
 // take notes what a record brings.
-func (c *prisoner) take(kind ipc.Kind, rec []byte, fd int) {
+func (c *scriptedWorker) take(kind ipc.Kind, rec []byte, fd int) {
 	switch kind {
 	case ipc.KindConfig:
 		if c.config.Decode(rec) == nil && len(c.script) == 0 {
@@ -116,7 +116,7 @@ func (c *prisoner) take(kind ipc.Kind, rec []byte, fd int) {
 }
 
 // hold keeps a connected socket of a protocol.
-func (c *prisoner) hold(proto uint8, fd int) {
+func (c *scriptedWorker) hold(proto uint8, fd int) {
 	switch proto {
 	case ipc.ProtoTCP:
 		c.held.Stream = fd
@@ -127,7 +127,7 @@ func (c *prisoner) hold(proto uint8, fd int) {
 	}
 }
 
-func (c *prisoner) Run() error {
+func (c *scriptedWorker) Run() error {
 	if _, err := unix.Write(c.control, ipc.Empty(ipc.KindReady)); err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (c *prisoner) Run() error {
 }
 
 // do executes one word; the result is empty for those that have none.
-func (c *prisoner) do(word string) string {
+func (c *scriptedWorker) do(word string) string {
 	key, value, _ := strings.Cut(word, "=")
 	switch key {
 	case "attempt":
@@ -161,8 +161,8 @@ func (c *prisoner) do(word string) string {
 	return c.hostile(key, value)
 }
 
-// classes names what the prisoner holds.
-func (c *prisoner) classes() string {
+// classes names what the worker holds.
+func (c *scriptedWorker) classes() string {
 	var names []string
 	for _, h := range []struct {
 		name string
@@ -177,7 +177,7 @@ func (c *prisoner) classes() string {
 
 // say tells how a word ended: alone on the control channel, behind the word in
 // the log.
-func (c *prisoner) say(word, result string) {
+func (c *scriptedWorker) say(word, result string) {
 	switch {
 	case result == "":
 	case c.log:

@@ -16,7 +16,7 @@ func enter(policy.Arguments) error {
 	return nil
 }
 
-func settleRuntime() {}
+func tuneRuntime() {}
 
 func confine(policy.Arguments) policy.Report {
 	return policy.Report{{Name: "race detector build", State: policy.Missing, Detail: "no layer is in force"}}

@@ -35,7 +35,7 @@ var protocols = map[string]uint8{
 //	hoard=N,PROTO,DST,PORT           N flows, none closed
 //	events=N                         N events
 //	fd=                              a descriptor, which takes a forbidden call
-func (c *prisoner) hostile(key, value string) string {
+func (c *scriptedWorker) hostile(key, value string) string {
 	f := strings.Split(value, ",")
 	switch key {
 	case "open", "reply", "bypass":
@@ -52,7 +52,7 @@ func (c *prisoner) hostile(key, value string) string {
 		if err != nil {
 			return err.Error()
 		}
-		return c.hoard(n, &o)
+		return c.holdAll(n, &o)
 	case "burst", "deaf":
 		n, _ := strconv.Atoi(f[0])
 		o, err := c.request("open", f[1:])
@@ -75,7 +75,7 @@ func (c *prisoner) hostile(key, value string) string {
 }
 
 // request makes a request of a script's fields.
-func (c *prisoner) request(key string, f []string) (o ipc.Open, err error) {
+func (c *scriptedWorker) request(key string, f []string) (o ipc.Open, err error) {
 	if key == "reply" {
 		f = append([]string{"udp"}, f...)
 	}
@@ -124,7 +124,7 @@ func localPort(fd int) uint16 {
 }
 
 // ask sends one request and says how it was answered.
-func (c *prisoner) ask(o *ipc.Open) string {
+func (c *scriptedWorker) ask(o *ipc.Open) string {
 	var rec [ipc.OpenSize]byte
 	o.Encode(rec[:])
 	if _, err := unix.Write(c.control, rec[:]); err != nil {
@@ -147,7 +147,7 @@ func (c *prisoner) ask(o *ipc.Open) string {
 	return fmt.Sprintf("opened %s, written: %v", netip.AddrFrom16(a.Addr).Unmap(), err)
 }
 
-func (c *prisoner) answer() (a ipc.Opened, fd int, err error) {
+func (c *scriptedWorker) answer() (a ipc.Opened, fd int, err error) {
 	buf := make([]byte, ipc.MaxRecord)
 	n, fd, err := ipc.Receive(c.control, buf, 0)
 	if err == nil {
@@ -156,8 +156,8 @@ func (c *prisoner) answer() (a ipc.Opened, fd int, err error) {
 	return a, fd, err
 }
 
-// hoard opens flows and keeps them, as many as it gets.
-func (c *prisoner) hoard(n int, o *ipc.Open) string {
+// holdAll opens flows and keeps them, as many as it gets.
+func (c *scriptedWorker) holdAll(n int, o *ipc.Open) string {
 	var rec [ipc.OpenSize]byte
 	o.Encode(rec[:])
 	for held := range n {
@@ -172,7 +172,7 @@ func (c *prisoner) hoard(n int, o *ipc.Open) string {
 }
 
 // record sends bytes as one message.
-func (c *prisoner) record(hex string) string {
+func (c *scriptedWorker) record(hex string) string {
 	b := make([]byte, 0, len(hex)/2)
 	for ; len(hex) >= 2; hex = hex[2:] {
 		v, err := strconv.ParseUint(hex[:2], 16, 8)
@@ -188,7 +188,7 @@ func (c *prisoner) record(hex string) string {
 }
 
 // burst sends many requests, as many in a message as fit.
-func (c *prisoner) burst(n int, o *ipc.Open, listen bool) string {
+func (c *scriptedWorker) burst(n int, o *ipc.Open, listen bool) string {
 	rec := make([]byte, ipc.MaxBatch*ipc.OpenSize)
 	for i := range ipc.MaxBatch {
 		o.Encode(rec[i*ipc.OpenSize:])

@@ -45,7 +45,7 @@ func main() {
 	}
 
 	// 1. Lock down. From here on no file can be opened and no socket made.
-	settleRuntime()
+	tuneRuntime()
 	report := confine(args)
 	tell(args, report)
 

@@ -203,7 +203,7 @@ func TestActions(t *testing.T) {
 		if c.Action != want {
 			t.Errorf("%s: got %d, want %d", line, c.Action, want)
 		}
-		if text, ok := c.Answer("pasta"); ok != (want != ActionRun) || ok && !strings.HasSuffix(text, "\n") {
+		if text, ok := c.Text("pasta"); ok != (want != ActionRun) || ok && !strings.HasSuffix(text, "\n") {
 			t.Errorf("%s: answer %q, %v", line, text, ok)
 		}
 	}

@@ -78,10 +78,10 @@ func (p *parser) finish() error {
 	c.NoNDP = c.NoNDP || c.NoICMP
 	c.NoRA = c.NoRA || c.NoNDP
 	c.OneOff = c.OneOff || c.FD >= 0
-	c.DHCPDNS = settle(p.dhcpDNS, c.Personality == Passt)
-	c.DHCPSearch = settle(p.dhcpSearch, c.Personality == Passt)
+	c.DHCPDNS = orDefault(p.dhcpDNS, c.Personality == Passt)
+	c.DHCPSearch = orDefault(p.dhcpSearch, c.Personality == Passt)
 	spawn := c.Target.Kind == TargetSpawn
-	if c.HideSockets = settle(p.hide, c.Personality == Aldente && spawn); c.HideSockets && !spawn {
+	if c.HideSockets = orDefault(p.hide, c.Personality == Aldente && spawn); c.HideSockets && !spawn {
 		return usagef("--hide-sockets is for a command that is started here, not for PID or --netns")
 	}
 	p.addresses()
@@ -89,7 +89,7 @@ func (p *parser) finish() error {
 	return p.forwards()
 }
 
-func settle(given *bool, otherwise bool) bool {
+func orDefault(given *bool, otherwise bool) bool {
 	if given != nil {
 		return *given
 	}
@@ -118,7 +118,7 @@ func (c *Config) incompatible() error {
 	return nil
 }
 
-// addresses settles the guest's prefixes: -a with a length, -n, or the class
+// addresses decides the guest's prefixes: -a with a length, -n, or the class
 // of an IPv4 address; an IPv6 prefix is 64 bits unless given.
 func (p *parser) addresses() {
 	if p.addr4.addr.IsValid() {

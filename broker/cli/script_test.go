@@ -21,7 +21,7 @@ func program() {
 	if err != nil {
 		os.Exit(Report(os.Stderr, err))
 	}
-	if text, ok := c.Answer(os.Args[0]); ok {
+	if text, ok := c.Text(os.Args[0]); ok {
 		fmt.Print(text)
 		return
 	}

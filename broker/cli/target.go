@@ -32,7 +32,7 @@ func parsePID(s string) (pid int, known bool, err error) {
 	return int(n), true, nil
 }
 
-// operands settles the target and the command.
+// operands decides the target and the command.
 func (p *parser) operands(args []string) error {
 	c := p.c
 	if c.Personality == Passt {

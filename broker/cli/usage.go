@@ -134,9 +134,9 @@ func VersionText(p Personality) string {
 // vhost-user network back-end, as in QEMU's docs/interop/vhost-user.json.
 const Capabilities = "{\n  \"type\": \"net\"\n}\n"
 
-// Answer returns what an action that only prints has to print. False for those
+// Text returns what an action that only prints has to print. False for those
 // that do more.
-func (c *Config) Answer(name string) (string, bool) {
+func (c *Config) Text(name string) (string, bool) {
 	switch c.Action {
 	case ActionHelp:
 		return Usage(c.Personality, name), true

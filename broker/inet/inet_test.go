@@ -109,11 +109,11 @@ func families(t *testing.T, f func(t *testing.T, lo netip.Addr)) {
 }
 
 // readable tells whether something arrives.
-func readable(t *testing.T, fd int, patience time.Duration) bool {
+func readable(t *testing.T, fd int, timeout time.Duration) bool {
 	t.Helper()
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {
-		n, err := unix.Poll(p, int(patience.Milliseconds()))
+		n, err := unix.Poll(p, int(timeout.Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}

@@ -11,14 +11,14 @@ import (
 	"aldente/ipc"
 )
 
-// Sharing is how a UDP socket comes by its port, and whether it hears anybody
-// before it is connected.
+// Sharing is how a UDP socket comes by its port, and whether it receives from
+// anybody before it is connected.
 type Sharing int
 
 const (
-	Alone                Sharing = iota // nobody else has the port, now and later; hears nobody
-	AloneUntilBound                     // nobody else has it, but sockets of ours may from then on; hears nobody
-	SharedUntilConnected                // others of ours have it; hears nobody
+	Alone                Sharing = iota // nobody else has the port, now and later; receives nothing until connected
+	AloneUntilBound                     // nobody else has it, but sockets of ours may from then on; receives nothing until connected
+	SharedUntilConnected                // others of ours have it; receives nothing until connected
 	SharedAndOpen                       // a listener of ours has it: what comes is for that, and its reader passes it on
 )
 
@@ -43,7 +43,7 @@ func (f *Flow) DialBy(fd int) Result {
 }
 
 // Bind does the first half of Dial. Only a socket that is SharedAndOpen may be
-// left like that: the others would hear nobody for ever.
+// left like that: the others would receive nothing for ever.
 func (f *Flow) Bind() Result {
 	s := bare(ipc.ProtoUDP, f.From.Addr().Is4())
 	s.bindFlow(f)
@@ -69,7 +69,7 @@ func (s *socket) flow(f *Flow) Result {
 func (s *socket) bindFlow(f *Flow) {
 	v4 := f.From.Addr().Is4()
 	if f.Sharing != SharedAndOpen {
-		s.deafen()
+		s.dropInput()
 	}
 	if f.Sharing == SharedUntilConnected || f.Sharing == SharedAndOpen {
 		s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
@@ -98,7 +98,7 @@ func (s *socket) bindFlow(f *Flow) {
 func (s *socket) connectFlow(f *Flow) {
 	s.connect(f.To, f.Scope)
 	if f.Sharing != SharedAndOpen {
-		s.hear()
+		s.acceptInput()
 	}
 }
 
@@ -132,7 +132,7 @@ func Anchor(device string, v4 bool, port uint16) (int, error) {
 		a = netip.IPv4Unspecified()
 	}
 	s := bare(ipc.ProtoUDP, v4)
-	s.deafen()
+	s.dropInput()
 	if !v4 {
 		s.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
@@ -153,8 +153,8 @@ func (s *socket) destinations(v4, v6 bool) {
 	}
 }
 
-// deafen attaches a socket filter that accepts nothing; hear takes it away.
-func (s *socket) deafen() {
+// dropInput attaches a socket filter that accepts nothing; acceptInput takes it away.
+func (s *socket) dropInput() {
 	if s.err != nil {
 		return
 	}
@@ -163,4 +163,4 @@ func (s *socket) deafen() {
 	s.err = os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
 }
 
-func (s *socket) hear() { s.must(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) }
+func (s *socket) acceptInput() { s.must(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) }

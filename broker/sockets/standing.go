@@ -21,9 +21,9 @@ const (
 	promptly = 100 * time.Millisecond
 )
 
-// patience is how long a worker of ours may take to end what was revoked, an
+// revokeTimeout is how long a worker of ours may take to end what was revoked, an
 // answer on its way that it has not read included. A variable for tests.
-var patience = 5 * time.Second
+var revokeTimeout = 5 * time.Second
 
 // standing are the flows that the egress rules have allowed and that may outlive
 // its consent: what leads elsewhere today may be the host's own address tomorrow.
@@ -81,7 +81,7 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 		if !told[r] && (mute || len(told) == maxRevokes) {
 			if again { // told before: its time goes on
 				since[id] = at
-				defied = defied || now.Sub(at) > patience
+				defied = defied || now.Sub(at) > revokeTimeout
 			}
 			continue
 		}
@@ -89,7 +89,7 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 			at = now
 			f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, v.Rule)
 		}
-		defied = defied || again && now.Sub(at) > patience
+		defied = defied || again && now.Sub(at) > revokeTimeout
 		if !told[r] && send(&r) != nil {
 			mute = true // no worker, or one that does not read
 			if again {

@@ -87,8 +87,8 @@ func TestRecheck(t *testing.T) {
 // TestRecheckDefied: a worker that keeps what was revoked is found out, copies it
 // has made elsewhere included.
 func TestRecheckDefied(t *testing.T) {
-	defer func(d time.Duration) { patience = d }(patience)
-	patience = 50 * time.Millisecond
+	defer func(d time.Duration) { revokeTimeout = d }(revokeTimeout)
+	revokeTimeout = 50 * time.Millisecond
 	w, p := followed(t)
 	fd, answer := w.request(t, toLoopback(ipc.ProtoUDP, false, 9))
 	if fd < 0 {
@@ -103,7 +103,7 @@ func TestRecheckDefied(t *testing.T) {
 	if _, left, defied := w.recheck(); left != 1 || defied {
 		t.Errorf("%d left, %t, at once", left, defied)
 	}
-	time.Sleep(2 * patience)
+	time.Sleep(2 * revokeTimeout)
 	if _, left, defied := w.recheck(); left != 1 || !defied {
 		t.Errorf("%d left, %t, later", left, defied)
 	}
@@ -175,8 +175,8 @@ func TestRecheckUnderWay(t *testing.T) {
 // TestRecheckManyDefied: more flows than are told of at a time hide none that was
 // told of before, nor does a worker that does not read.
 func TestRecheckManyDefied(t *testing.T) {
-	defer func(d time.Duration) { patience = d }(patience)
-	patience = time.Hour
+	defer func(d time.Duration) { revokeTimeout = d }(revokeTimeout)
+	revokeTimeout = time.Hour
 	w, p := followed(t)
 	var ports []uint16
 	for port := uint16(2000); len(ports) < 4*maxRevokes; port++ {
@@ -202,7 +202,7 @@ func TestRecheckManyDefied(t *testing.T) {
 	if n := len(w.ledger.standing.refused); n != len(told) {
 		t.Errorf("%d are remembered once the worker does not read, %d were told of", n, len(told))
 	}
-	patience = 0
+	revokeTimeout = 0
 	if _, _, defied := w.recheck(); !defied {
 		t.Error("nothing is found out")
 	}

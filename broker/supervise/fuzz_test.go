@@ -14,7 +14,7 @@ import (
 )
 
 // FuzzWorkerLog has a worker write anything to its standard error, which a
-// captured one may. What reaches the log and the obituary is bounded in lines
+// captured one may. What reaches the log and the account of its end is bounded in lines
 // and bytes, holds no control characters, and no line that it did not write.
 func FuzzWorkerLog(f *testing.F) {
 	for _, s := range []string{

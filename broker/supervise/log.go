@@ -27,11 +27,11 @@ var logRate = limiter.Rate{PerSecond: 20, Burst: 100}
 
 // logReader turns what a worker writes to its standard error into log records.
 // A line "<N>text" has syslog level N; any other line comes from the runtime
-// of a dying process and is kept for its obituary.
+// of a dying process and is kept to tell how it ended.
 type logReader struct {
 	logger *slog.Logger
 	limit  limiter.Bucket
-	ready  *atomic.Bool // the worker has come up; before that its last words are for its obituary alone
+	ready  *atomic.Bool // the worker has come up; before that its last error only tells how it ended
 
 	mu    sync.Mutex
 	death []string

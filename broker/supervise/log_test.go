@@ -37,7 +37,7 @@ func up() *atomic.Bool {
 }
 
 // TestEarlyErrors: what ends a worker before it is up is told once, by its
-// obituary.
+// account of its end.
 func TestEarlyErrors(t *testing.T) {
 	var b bytes.Buffer
 	r := newLogReader(bare(&b), new(atomic.Bool))

@@ -61,7 +61,7 @@ type Translator struct {
 	pipes   pipes
 	busy    []uint32 // streams whose turn was over before their data
 	ended   []uint32 // streams that Sweep frees
-	patient []uint64 // tokens of sockets that wait for more than a byte
+	marked  []uint64 // tokens of sockets that wait for more than a byte
 	buf     []byte   // what is copied
 	open    ipc.Open
 
@@ -80,7 +80,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 		pipes:   newPipes(min(maxPipes, max(maxStreams/16, 4))),
 		busy:    make([]uint32, 0, maxStreams),
 		ended:   make([]uint32, 0, maxStreams),
-		patient: make([]uint64, 0, maxPatient),
+		marked:  make([]uint64, 0, maxMarked),
 		buf:     make([]byte, bufferSize),
 	}
 	t.datagrams.init(w, timerBase, pool, maxUDP)

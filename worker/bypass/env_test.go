@@ -66,8 +66,8 @@ func (l *lane) step() {
 		events, token := l.poll.At(i)
 		l.t.Ready(token, events)
 	}
-	if l.t.Patience() > 0 {
-		l.t.Impatient()
+	if l.t.MarkTimeout() > 0 {
+		l.t.ExpireMarks()
 	}
 	if l.t.Pending() {
 		l.t.Poll()

@@ -76,7 +76,7 @@ func (t *Translator) pump(from, to *side) (more, ok bool) {
 				return false, false
 			}
 			t.Stats.Spliced += uint64(n)
-			from.rush.moved = min(from.rush.moved+uint32(n), lastRush)
+			from.steady.moved = min(from.steady.moved+uint32(n), maxSteady)
 			moved += n
 			if from.held -= int32(n); from.held == 0 {
 				t.pipes.put(t.env, from.pipe)
@@ -108,7 +108,7 @@ func (t *Translator) pump(from, to *side) (more, ok bool) {
 func (t *Translator) take(from, to *side) (int, bool) {
 	k := t.pipes.get(t.env)
 	if k == 0 {
-		return t.takeCarefully(from, to)
+		return t.takeByPeek(from, to)
 	}
 	p := &t.pipes.all[k]
 	if from.has(bulky) {
@@ -164,9 +164,9 @@ func (t *Translator) take(from, to *side) (int, bool) {
 	return w, true
 }
 
-// takeCarefully is take without a pipe: bytes leave the one socket only when
+// takeByPeek is take without a pipe: bytes leave the one socket only when
 // the other has them.
-func (t *Translator) takeCarefully(from, to *side) (int, bool) {
+func (t *Translator) takeByPeek(from, to *side) (int, bool) {
 	n, e := t.env.Recv(from.fd, t.buf, flow.MsgPeek|flow.MsgDontWait)
 	for tries := 0; e == syscall.EAGAIN && from.has(urgent) && tries < urgentTries; tries++ {
 		n, e = t.env.Recv(from.fd, t.buf, flow.MsgPeek|flow.MsgDontWait)

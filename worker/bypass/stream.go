@@ -28,14 +28,14 @@ const (
 
 // Flags of a side.
 const (
-	readable = 1 << iota // may have more than was read
-	writable             // has not refused data since it was ready for them
-	finished             // its peer has closed: short reads are not the last
-	ended                // read up to the end
-	shut                 // told the end of the other side
-	bulky                // comes in large pieces
-	patient              // in Translator.patient, with a low-water mark set
-	urgent               // has had urgent data: reads may end before the data do, splice(2) does not pass them
+	readable    = 1 << iota // may have more than was read
+	writable                // has not refused data since it was ready for them
+	finished                // its peer has closed: short reads are not the last
+	ended                   // read up to the end
+	shut                    // told the end of the other side
+	bulky                   // comes in large pieces
+	lowWaterSet             // in Translator.marked: has a low-water mark
+	urgent                  // has had urgent data: reads may end before the data do, splice(2) does not pass them
 )
 
 // near is the side that came by a listener, far the other.
@@ -46,12 +46,12 @@ const (
 
 // side is one socket of a flow, and what of its data is on the way.
 type side struct {
-	fd    int32
-	held  int32  // bytes in pipe, which the other side has not taken
-	pipe  uint32 // number of the pipe that holds them
-	flags uint8
-	seen  uint8 // what the lane reports: flow.Readable, flow.Writable
-	rush  rush
+	fd     int32
+	held   int32  // bytes in pipe, which the other side has not taken
+	pipe   uint32 // number of the pipe that holds them
+	flags  uint8
+	seen   uint8 // what the lane reports: flow.Readable, flow.Writable
+	steady steadiness
 }
 
 func (s *side) has(f uint8) bool { return s.flags&f != 0 }

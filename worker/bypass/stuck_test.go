@@ -7,14 +7,14 @@ import (
 	"testing"
 )
 
-// TestPatience sends more than makes a stream patient, and then less than its
+// TestPatience sends more than gives a stream a low-water mark, and then less than its
 // mark: that must not be stuck.
 func TestPatience(t *testing.T) {
 	l := newLane(t)
 	c := l.connect("127.0.0.1")
 	defer c.close()
 	got := make(chan int, 1)
-	const total = 8*firstRush + 17
+	const total = 8*firstSteady + 17
 	go func() {
 		n, b := 0, make([]byte, 1<<20)
 		for n < total {
@@ -35,10 +35,10 @@ func TestPatience(t *testing.T) {
 			}
 		}
 	}()
-	patient := false
+	marked := false
 	n := 0
 	l.until("all", func() bool {
-		patient = patient || l.t.Patience() > 0
+		marked = marked || l.t.MarkTimeout() > 0
 		select {
 		case n = <-got:
 			return true
@@ -49,10 +49,10 @@ func TestPatience(t *testing.T) {
 	if n != total {
 		t.Errorf("%d of %d bytes", n, total)
 	}
-	if !patient {
+	if !marked {
 		t.Log("the sender was never ahead: no mark was set")
 	}
-	l.until("no mark left", func() bool { return l.t.Patience() == 0 })
+	l.until("no mark left", func() bool { return l.t.MarkTimeout() == 0 })
 }
 
 // plenty is more than sockets and pipe hold.
@@ -114,11 +114,11 @@ func TestStuckPatience(t *testing.T) {
 	defer c.close()
 	r := l.stall(c.client, 1<<40)
 	s := &l.t.streams.all[0]
-	s.sides[near].rush.moved = lastRush
-	if l.t.drained(0, s, near); l.t.Patience() == 0 {
+	s.sides[near].steady.moved = maxSteady
+	if l.t.drained(0, s, near); l.t.MarkTimeout() == 0 {
 		t.Fatal("no mark was set")
 	}
-	l.until("no mark left", func() bool { return l.t.Patience() == 0 })
+	l.until("no mark left", func() bool { return l.t.MarkTimeout() == 0 })
 	disconnect(t, c.client)
 	<-r
 }

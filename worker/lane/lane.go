@@ -46,7 +46,7 @@ const (
 // Timer ids of the lane itself follow those of the translators.
 const (
 	timerRA = iota
-	timerHello
+	timerSolicit
 	timerStats
 	laneTimers
 )
@@ -92,7 +92,7 @@ type Lane struct {
 	trace    *trace   // nil unless asked for
 	mark     int32    // eventfd of the capture, -1: none
 	freed    bool     // a descriptor was closed since tcp was told
-	crowd    crowd
+	shortage shortage
 	pkt      packet.Packet
 	again    packet.Packet // a datagram put together from fragments
 	seg      packet.TCP
@@ -110,7 +110,7 @@ type Lane struct {
 	bypass            *bypass.Translator
 	table             table
 	timer             uint32 // first of laneTimers
-	hello             int    // announcements made so far
+	solicited         int    // announcements made so far
 	fire              func(id uint32)
 	take              func(rec []byte, fd int32)
 	answer            ipc.Opened // the broker's, being handled

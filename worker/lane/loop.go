@@ -55,7 +55,7 @@ func (l *Lane) ready(token uint64, events uint32) {
 // wait waits for events and returns their number.
 func (l *Lane) wait() int {
 	timeout := l.timeout()
-	if p := l.bypass.Patience(); p > 0 && timeout != 0 {
+	if p := l.bypass.MarkTimeout(); p > 0 && timeout != 0 {
 		return l.poll.WaitShortly(p)
 	}
 	if l.conversing && timeout != 0 {
@@ -83,8 +83,8 @@ func (l *Lane) timeout() int {
 
 // goOn continues what the last turn left for the sake of fairness.
 func (l *Lane) goOn() {
-	if l.bypass.Patience() > 0 {
-		l.bypass.Impatient()
+	if l.bypass.MarkTimeout() > 0 {
+		l.bypass.ExpireMarks()
 	}
 	l.table.poll()
 	l.table.sweep()
@@ -92,7 +92,7 @@ func (l *Lane) goOn() {
 		l.freed = false
 		l.table.freed() // whoever waits for that has work in the next turn
 	}
-	l.watchCrowd()
+	l.watchShortage()
 }
 
 // finish sends what the turn has collected: requests to the broker, frames
@@ -266,8 +266,8 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 	}
 	l.link = link.New(&k, fd, l.guest.LinkMTU(), l.last)
 	l.check(l.poll.Add(l.link.FD(), tokenLink, l.linkEvents()))
-	l.hello = 0
-	l.greet()
+	l.solicited = 0
+	l.solicit()
 	return nil
 }
 
@@ -334,22 +334,22 @@ func (l *Lane) expire(id uint32) {
 		l.advertise()
 	case id == l.timer+timerStats:
 		l.tellStats()
-	case id == l.timer+timerHello:
-		l.greet()
+	case id == l.timer+timerSolicit:
+		l.solicit()
 	default:
 		l.table.timer(id)
 	}
 }
 
-// greet makes the guest known before it speaks: it is asked for its hardware
+// solicit makes the guest known before it speaks: it is asked for its hardware
 // address, so that connections from outside need not wait for it, and told of
 // the router. Three times within seconds, for a guest that is still starting.
-func (l *Lane) greet() {
+func (l *Lane) solicit() {
 	if l.link == nil {
 		return
 	}
 	g := &l.guest
-	if g.MAC.IsZero() || l.hello == 0 {
+	if g.MAC.IsZero() || l.solicited == 0 {
 		if g.Has(ipc.FlagIPv4) {
 			l.sendOwn(arp.Request(g, l.out))
 		}
@@ -357,14 +357,14 @@ func (l *Lane) greet() {
 			l.sendOwn(ndp.Solicit(g, l.out))
 		}
 	}
-	if l.hello == 0 {
+	if l.solicited == 0 {
 		if g.Clients {
 			l.sendOwn(arp.Announce(g, l.out))
 		}
 		l.advertise()
 	}
-	if l.hello++; l.hello < 4 && g.MAC.IsZero() {
-		l.wheel.Set(l.timer+timerHello, l.now+int64(l.hello)*1e9)
+	if l.solicited++; l.solicited < 4 && g.MAC.IsZero() {
+		l.wheel.Set(l.timer+timerSolicit, l.now+int64(l.solicited)*1e9)
 	}
 }
 

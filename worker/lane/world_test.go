@@ -176,7 +176,7 @@ func (w *world) sleep(d int64) {
 // awake tells whether the lane would wake up now.
 func (w *world) awake() bool {
 	w.l.tick()
-	if w.l.timeout() == 0 || w.l.bypass.Patience() > 0 {
+	if w.l.timeout() == 0 || w.l.bypass.MarkTimeout() > 0 {
 		return true
 	}
 	return ready(int(w.l.poll.FD()), unix.POLLIN, 0)
@@ -214,7 +214,7 @@ func (w *world) turn() {
 // why tells what keeps the lane awake.
 func (w *world) why() string {
 	l := w.l
-	s := fmt.Sprintf("time-out %d, patience %d, pending TCP %t, UDP %t, bypass %t", l.timeout(), l.bypass.Patience(), l.tcp.Pending(),
+	s := fmt.Sprintf("time-out %d, patience %d, pending TCP %t, UDP %t, bypass %t", l.timeout(), l.bypass.MarkTimeout(), l.tcp.Pending(),
 		l.udp.Pending(), l.bypass.Pending())
 	for k := range l.poll.Wait(0, false) {
 		events, token := l.poll.At(k)

@@ -25,7 +25,7 @@ type tap struct {
 	fd       int32
 	offload  uint32
 	closed   bool
-	lone     uint8 // calls of Receive in a row that found one frame, up to lookAgain
+	single   uint8 // calls of Receive in a row that found one frame, up to lookAgain
 	counters Counters
 	cut      cutter
 	none     packet.Offload
@@ -72,17 +72,17 @@ func (t *tap) Receive(b *Batch) (more bool, err error) {
 		return false, ErrBroken
 	}
 	most := MaxFrames
-	if t.lone > 1 && t.lone < lookAgain {
+	if t.single > 1 && t.single < lookAgain {
 		most = 1
 	}
 	more, err = t.fill(b, most)
 	switch {
 	case len(b.Frames) > 1:
-		t.lone = 0
-	case t.lone == lookAgain:
-		t.lone = 2
+		t.single = 0
+	case t.single == lookAgain:
+		t.single = 2
 	default:
-		t.lone++
+		t.single++
 	}
 	return more && most > 1, err
 }

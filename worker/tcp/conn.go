@@ -105,20 +105,20 @@ type conn struct {
 	dupAcks  uint8
 
 	// Timers. Times are nanoseconds, zero: off.
-	retries  uint8
-	probes   uint8  // keep-alive probes since the guest was heard
-	answers  uint8  // in a row that came quickly, up to quickEnough
-	late     uint8  // acknowledgments of bulk in a row that waited in vain, up to vainEnough
-	srtt     uint32 // microseconds, RFC 6298
-	rttvar   uint32
-	rttSeq   uint32
-	rttStart int64
-	rtoAt    int64
-	ackAt    int64 // a delayed ACK is due
-	askedAt  int64 // when the guest last sent a small segment, until it is answered
-	deqAt    int64 // acknowledged bytes leave the receive queue by then
-	heardAt  int64 // last segment from the guest
-	timerAt  int64 // what the wheel is set to
+	retries      uint8
+	probes       uint8  // keep-alive probes since the last segment of the guest
+	quickReplies uint8  // replies in a row that came quickly, up to maxQuickReplies
+	late         uint8  // acknowledgments of bulk in a row that waited for nothing, up to maxLate
+	srtt         uint32 // microseconds, RFC 6298
+	rttvar       uint32
+	rttSeq       uint32
+	rttStart     int64
+	rtoAt        int64
+	ackAt        int64 // a delayed ACK is due
+	queryAt      int64 // when the guest last sent a small segment, until it is answered
+	deqAt        int64 // acknowledged bytes leave the receive queue by then
+	seenAt       int64 // last segment from the guest
+	timerAt      int64 // what the wheel is set to
 }
 
 const noCwnd = ^uint32(0)

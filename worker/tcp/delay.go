@@ -11,15 +11,15 @@ import "time"
 // its question until it is acknowledged (RFC 896) hardly notices. A new
 // connection is trusted to be of that kind: many have one question.
 const (
-	ackDelay    = int64(time.Millisecond)
-	smallQuery  = 1024 // bytes of a segment that may be a whole question
-	quickEnough = 3    // quick answers in a row, after which one more is expected
+	ackDelay        = int64(time.Millisecond)
+	smallQuery      = 1024 // bytes of a segment that may be a whole question
+	maxQuickReplies = 3    // quick answers in a row, after which one more is expected
 )
 
 // mayDelay tells whether the acknowledgment of n bytes at rcvNxt may wait: that
 // of every second segment may not.
 func (c *conn) mayDelay(n int) bool {
-	return c.answers >= quickEnough && n <= smallQuery && c.held == 0 && !c.has(flagAckLater)
+	return c.quickReplies >= maxQuickReplies && n <= smallQuery && c.held == 0 && !c.has(flagAckLater)
 }
 
 // In bulk, acknowledgments wait for more to acknowledge: each costs whoever reads
@@ -28,15 +28,15 @@ func (c *conn) mayDelay(n int) bool {
 // one has waited in vain several times: such a guest sends less at a time, be it
 // for want of a larger send buffer.
 const (
-	bulkAck    = 512 << 10 // bytes acknowledged at a time
-	vainEnough = 3
+	bulkAck = 512 << 10 // bytes acknowledged at a time
+	maxLate = 3
 )
 
 // mayGather tells whether the acknowledgment of n bytes at rcvNxt may wait for
 // that of more.
 func (c *conn) mayGather(n int) bool {
 	room := c.rcvEdge - c.rcvNxt
-	if n <= smallQuery || uint32(n) > room || c.windowLimit() < 2*bulkAck || c.late == vainEnough || c.held != 0 {
+	if n <= smallQuery || uint32(n) > room || c.windowLimit() < 2*bulkAck || c.late == maxLate || c.held != 0 {
 		return false
 	}
 	if room-uint32(n) > c.windowLimit()-bulkAck {
@@ -46,24 +46,24 @@ func (c *conn) mayGather(n int) bool {
 	return false
 }
 
-// asked notes that the guest has sent something small.
-func (c *conn) asked(n int, now int64) {
-	c.askedAt = 0
+// noteQuery notes that the guest has sent something small.
+func (c *conn) noteQuery(n int, now int64) {
+	c.queryAt = 0
 	if n <= smallQuery {
-		c.askedAt = now
+		c.queryAt = now
 	}
 }
 
-// answered notes that something is sent to the guest.
-func (c *conn) answered(now int64) {
+// noteReply notes that something is sent to the guest.
+func (c *conn) noteReply(now int64) {
 	switch {
-	case c.askedAt == 0:
-	case now-c.askedAt > ackDelay:
-		c.answers = 0
-	case c.answers < quickEnough:
-		c.answers++
+	case c.queryAt == 0:
+	case now-c.queryAt > ackDelay:
+		c.quickReplies = 0
+	case c.quickReplies < maxQuickReplies:
+		c.quickReplies++
 	}
-	c.askedAt = 0
+	c.queryAt = 0
 }
 
 // acked notes that everything received is acknowledged.
@@ -75,9 +75,9 @@ func (c *conn) acked() {
 // ackLate sends an acknowledgment that has waited long enough, and has the next
 // ones not wait.
 func (t *Translator) ackLate(i uint32, c *conn) {
-	if c.askedAt == 0 { // the last segment was a large one
-		c.late = min(c.late+1, vainEnough)
+	if c.queryAt == 0 { // the last segment was a large one
+		c.late = min(c.late+1, maxLate)
 	}
-	c.answers, c.askedAt = 0, 0
+	c.quickReplies, c.queryAt = 0, 0
 	t.sendAck(i, c)
 }

@@ -25,11 +25,11 @@ func (p *peer) ask(n int, d int64) []frame {
 
 // A guest that is answered at once gets its acknowledgments with the answers.
 func TestDelayedACK(t *testing.T) {
-	for _, trust := range []uint8{0, New(nil, &flow.Guest{}, nil, 0, store.NewPool(nil), 1).answers} {
+	for _, trust := range []uint8{0, New(nil, &flow.Guest{}, nil, 0, store.NewPool(nil), 1).quickReplies} {
 		e := newEnv(t)
-		e.tr.answers = trust
+		e.tr.quickReplies = trust
 		p := dial(e)
-		for k := trust; k < quickEnough; k++ {
+		for k := trust; k < maxQuickReplies; k++ {
 			if n := len(p.ask(100, ackDelay/2)); n != 2 {
 				t.Fatalf("%d segments for a question and its answer", n)
 			}
@@ -54,7 +54,7 @@ func TestACKNotDelayed(t *testing.T) {
 	quick := func(t *testing.T) (*env, *peer) {
 		e := newEnv(t)
 		p := dial(e)
-		for range quickEnough {
+		for range maxQuickReplies {
 			p.ask(100, 0)
 		}
 		return e, p
@@ -65,7 +65,7 @@ func TestACKNotDelayed(t *testing.T) {
 		p.want()
 		e.advance(2 * ackDelay)
 		p.want("A 4 ack 401")
-		for range quickEnough { // has to be earned again
+		for range maxQuickReplies { // has to be earned again
 			p.send(0, 100)
 			if f := e.take(); len(f) != 1 || f[0].tcp.Ack != p.seq {
 				t.Fatalf("%d segments", len(f))
@@ -75,7 +75,7 @@ func TestACKNotDelayed(t *testing.T) {
 	t.Run("slow answers", func(t *testing.T) {
 		e := newEnv(t)
 		p := dial(e)
-		for range 3 * quickEnough {
+		for range 3 * maxQuickReplies {
 			if n := len(p.ask(100, 2*ackDelay)); n != 2 {
 				t.Fatalf("%d segments", n)
 			}
@@ -178,7 +178,7 @@ func (p *peer) vain(n int) {
 // not again and again.
 func TestBulkACKInVain(t *testing.T) {
 	e, p := inBulk(t, tapReserve)
-	p.vain(vainEnough)
+	p.vain(maxLate)
 	for range 100 {
 		p.send(0, 60_000)
 		if f := e.take(); len(f) != 1 || f[0].tcp.Ack != p.seq {
@@ -192,13 +192,13 @@ func TestBulkACKInVain(t *testing.T) {
 func TestBulkACKTrusted(t *testing.T) {
 	e, p := inBulk(t, tapReserve)
 	for range 3 {
-		p.vain(vainEnough - 1)
+		p.vain(maxLate - 1)
 		for len(e.take()) == 0 {
 			p.send(0, 60_000)
 		}
 	}
-	for range vainEnough {
-		for range quickEnough {
+	for range maxLate {
+		for range maxQuickReplies {
 			p.ask(100, 0)
 		}
 		p.send(0, 100)

@@ -109,7 +109,7 @@ func newEnv(t testing.TB, opts ...option) *env {
 	e.pool = store.NewPool(cfg.pool)
 	e.tr = New(e, &e.g, e.wheel, 0, e.pool, cfg.flows)
 	e.tr.isn0, e.tr.isn1 = 1, 2 // so that a failure can be repeated
-	e.tr.answers = 0            // so that every segment's acknowledgment is seen at once
+	e.tr.quickReplies = 0       // so that every segment's acknowledgment is seen at once
 	return e
 }
 

@@ -18,7 +18,7 @@ func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
 		return
 	}
 	c := t.flows.At(i)
-	c.heardAt = t.env.Now()
+	c.seenAt = t.env.Now()
 	switch c.state {
 	case stateOpen:
 		if s.Flags&packet.SYN != 0 && t.portAgain(i, c, s) {
@@ -85,7 +85,7 @@ func (t *Translator) detach(i uint32, c *conn) {
 	c.rtoAt, c.ackAt, c.deqAt = 0, 0, 0
 	c.clear(flagAckNow | flagAckLater | flagHostFirst)
 	c.set(flagDetached)
-	c.heardAt = t.env.Now() // from now on: when the host took something last
+	c.seenAt = t.env.Now() // from now on: when the host took something last
 	// A key that no frame has: there is no port zero.
 	k := store.Key{16: byte(i >> 24), 17: byte(i >> 16), 18: byte(i >> 8), 19: byte(i)}
 	t.flows.Rename(i, &k)

@@ -110,8 +110,8 @@ func (t *Translator) insert(k *store.Key, s state) (uint32, *conn) {
 	c.iss = t.isn(k)
 	c.sndUna, c.sndNxt, c.sndMax = c.iss, c.iss, c.iss
 	c.rcvScale = rcvScale
-	c.answers = t.answers
-	c.heardAt = t.env.Now()
+	c.quickReplies = t.quickReplies
+	c.seenAt = t.env.Now()
 	t.reserveFirst(c)
 	return i, c
 }

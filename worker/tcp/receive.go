@@ -103,7 +103,7 @@ func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 	} else {
 		c.set(flagAckNow)
 	}
-	c.asked(len(b), t.env.Now())
+	c.noteQuery(len(b), t.env.Now())
 	if c.has(flagGuestFIN) {
 		return // a FIN seen again; nothing may follow it
 	}
@@ -253,7 +253,7 @@ func (t *Translator) took(c *conn, n int) {
 	c.hostSeq += uint32(n)
 	c.taken += uint32(n)
 	if n > 0 && c.has(flagDetached) {
-		c.heardAt = t.env.Now()
+		c.seenAt = t.env.Now()
 	}
 	t.grow(c)
 }

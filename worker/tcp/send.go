@@ -336,7 +336,7 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 	if c.held == 0 && seq == c.sndMax {
 		c.acked() // carried, unless there is SACK to report or the segment may be old
 	}
-	c.answered(t.env.Now())
+	c.noteReply(t.env.Now())
 	t.pushed += len(b)
 	end := seq + uint32(len(b))
 	if fin {

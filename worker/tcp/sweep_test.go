@@ -31,7 +31,7 @@ func TestEndedUntilSweep(t *testing.T) {
 	e.tr.end(i, c)
 	e.tr.hostReset(i, c)
 	e.tr.detach(i, c)
-	e.tr.settle(i, c)
+	e.tr.finishBatch(i, c)
 	e.tr.push(i, c)
 	e.tr.drain(i, c)
 	e.tr.expire(i, c)

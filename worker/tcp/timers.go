@@ -72,9 +72,9 @@ func (t *Translator) arm(i uint32, c *conn) {
 
 func (t *Translator) keepAt(c *conn) int64 {
 	if c.has(flagDetached) {
-		return c.heardAt + detachedIdle
+		return c.seenAt + detachedIdle
 	}
-	if at := c.heardAt + keepIdle; at > t.env.Now() {
+	if at := c.seenAt + keepIdle; at > t.env.Now() {
 		return at
 	}
 	return t.env.Now() + keepInterval
@@ -83,14 +83,14 @@ func (t *Translator) keepAt(c *conn) int64 {
 // expire does what is due.
 func (t *Translator) expire(i uint32, c *conn) {
 	now := t.env.Now()
-	if c.has(flagDetached) && now >= c.heardAt+detachedIdle {
+	if c.has(flagDetached) && now >= c.seenAt+detachedIdle {
 		t.abort(i, c) // nobody is to be asked whether it lives
 		return
 	}
 	if c.rtoAt != 0 && now >= c.rtoAt {
 		c.rtoAt = 0
 		t.timedOut(i, c)
-	} else if c.state == stateOpen && now < c.heardAt+keepIdle {
+	} else if c.state == stateOpen && now < c.seenAt+keepIdle {
 		c.probes = 0
 	} else if c.state == stateOpen {
 		// Counted, not timed: the wheel may have been late.
@@ -134,7 +134,7 @@ func (t *Translator) timedOut(i uint32, c *conn) {
 	default:
 		return
 	}
-	if c.retries > maxRetries && t.env.Now()-c.heardAt > 2*maxRTO {
+	if c.retries > maxRetries && t.env.Now()-c.seenAt > 2*maxRTO {
 		t.sendRST(i, c)
 		t.abort(i, c)
 		return

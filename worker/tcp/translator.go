@@ -86,18 +86,18 @@ type Translator struct {
 	batch  batch
 	pushed int // bytes of data sent to the guest since Poll
 
-	reserved    int    // chunks set aside for windows
-	mostReserve uint16 // of them for one flow
-	answers     uint8  // quick ones that a new connection is taken to have had
-	isn0, isn1  uint64
-	buf         []byte // what was peeked at
-	hdr         [packet.MaxHeaders]byte
-	offload     packet.Offload
-	ends        packet.Ends
-	fields      packet.TCPFields
-	sackBuf     [4]packet.SACKBlock
-	vec         [64][]byte
-	open        ipc.Open
+	reserved     int    // chunks set aside for windows
+	mostReserve  uint16 // of them for one flow
+	quickReplies uint8  // quick ones that a new connection is taken to have had
+	isn0, isn1   uint64
+	buf          []byte // what was peeked at
+	hdr          [packet.MaxHeaders]byte
+	offload      packet.Offload
+	ends         packet.Ends
+	fields       packet.TCPFields
+	sackBuf      [4]packet.SACKBlock
+	vec          [64][]byte
+	open         ipc.Open
 
 	Stats Stats // since New
 }
@@ -107,17 +107,17 @@ type Translator struct {
 func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
-		flows:       store.NewTable[conn](maxFlows),
-		sets:        make([]ranges, min(maxFlows, 2048)),
-		halfOpen:    store.NewAges(maxFlows),
-		dirty:       make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
-		ready:       make([]uint32, 0, maxFlows),
-		marked:      make([]uint32, 0, maxFlows),
-		batch:       newBatch(),
-		answers:     quickEnough,
-		mostReserve: mostReserve(g),
-		buf:         make([]byte, bufferSize(g)),
-		freeSets:    make([]uint32, 0, min(maxFlows, 2048)),
+		flows:        store.NewTable[conn](maxFlows),
+		sets:         make([]ranges, min(maxFlows, 2048)),
+		halfOpen:     store.NewAges(maxFlows),
+		dirty:        make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
+		ready:        make([]uint32, 0, maxFlows),
+		marked:       make([]uint32, 0, maxFlows),
+		batch:        newBatch(),
+		quickReplies: maxQuickReplies,
+		mostReserve:  mostReserve(g),
+		buf:          make([]byte, bufferSize(g)),
+		freeSets:     make([]uint32, 0, min(maxFlows, 2048)),
 	}
 	for k := range t.lots {
 		t.lots[k].ring = make([]parked, mostParked)
@@ -177,13 +177,13 @@ func (t *Translator) Flush() {
 			continue // freed since
 		}
 		c.clear(flagDirty)
-		t.settle(i, c)
+		t.finishBatch(i, c)
 	}
 	t.dirty = t.dirty[:0]
 }
 
-// settle does what a batch left for one flow.
-func (t *Translator) settle(i uint32, c *conn) {
+// finishBatch does what a batch left for one flow.
+func (t *Translator) finishBatch(i uint32, c *conn) {
 	if c.state != stateOpen {
 		if c.state == stateTimeWait && c.has(flagAckNow) {
 			t.sendAck(i, c)
@@ -220,7 +220,7 @@ func (t *Translator) Poll() {
 		i := t.ready[k]
 		c := t.flows.At(i)
 		c.clear(flagReady)
-		t.settle(i, c)
+		t.finishBatch(i, c)
 	}
 	t.ready = t.ready[:copy(t.ready, t.ready[k:])]
 	t.pushed = 0

@@ -36,14 +36,14 @@ func fastUpward(tap, stream, mtu int) error {
 			f := &b.Frames[i]
 			n := headers(f)
 			to.Send(&f.Offload, f.Data[:n], f.Data[n:])
-			if err := settle(to); err != nil {
+			if err := drain(to); err != nil {
 				return err
 			}
 		}
 		if err := to.Flush(); err != nil {
 			return fmt.Errorf("stream: %w", err)
 		}
-		if err := settle(to); err != nil {
+		if err := drain(to); err != nil {
 			return err
 		}
 		if !more && len(b.Frames) == 0 {
@@ -63,8 +63,8 @@ func headers(f *link.Frame) int {
 	return min(int(o.CsumStart)+int(f.Data[at]>>4)*4, len(f.Data))
 }
 
-// settle waits until the stream has taken everything.
-func settle(to link.Link) error {
+// drain waits until the stream has taken everything.
+func drain(to link.Link) error {
 	for to.WantWrite() {
 		wait(int(to.FD()), unix.POLLOUT)
 		to.Writable()

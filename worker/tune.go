@@ -16,9 +16,9 @@ import (
 // the collector is off unless something leaks.
 const heapLimit = 1 << 30
 
-// settleRuntime makes the runtime do now what it would otherwise do when first
+// tuneRuntime makes the runtime do now what it would otherwise do when first
 // needed, and be killed for.
-func settleRuntime() {
+func tuneRuntime() {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapLimit)
 	// The first timer makes the runtime's own epoll and eventfd descriptors.

@@ -4,24 +4,24 @@ package lane
 
 import "time"
 
-// crowdPause is how long there has to be room for connections until another lack
+// shortagePause is how long there has to be room for connections until another lack
 // of it is worth a line in the log, in nanoseconds.
-const crowdPause = int64(30 * time.Second)
+const shortagePause = int64(30 * time.Second)
 
-// crowd is a lack of room for TCP connections, as the log has it.
-type crowd struct {
+// shortage is a lack of room for TCP connections, as the log has it.
+type shortage struct {
 	seen uint64 // connections without room, or that made some, so far
 	last int64  // when that number grew
 }
 
-// watchCrowd tells the log, once while it lasts, that connections find no room.
-func (l *Lane) watchCrowd() {
+// watchShortage tells the log, once while it lasts, that connections find no room.
+func (l *Lane) watchShortage() {
 	n := l.tcp.Stats.GaveWay + l.tcp.Stats.NoMemory
-	if n == l.crowd.seen {
+	if n == l.shortage.seen {
 		return
 	}
-	fresh := l.crowd.seen == 0 || l.now-l.crowd.last > crowdPause
-	l.crowd = crowd{n, l.now}
+	fresh := l.shortage.seen == 0 || l.now-l.shortage.last > shortagePause
+	l.shortage = shortage{n, l.now}
 	if fresh {
 		logf(levelWarning, "no room for more than %d TCP connections (--limit sockets=N, ulimit -n): the oldest that nobody has answered make some, others wait",
 			l.tcp.Len())
