@@ -46,7 +46,7 @@ type window struct {
 	name    string
 	user    *netlab.User // who starts it
 	passt   bool
-	target  string // "": a command, "PID", "path"
+	target  string // "": a command, "PID", "path", "netns" (a path of that namespace alone)
 	args    []string
 	lookers []looker
 	program string // where the programs are, empty: as they are installed
@@ -66,13 +66,14 @@ func TestWindows(t *testing.T) {
 	readable.bare = true
 	usersOwn := programs(t, 0o755, netlab.Nobody)
 	for _, w := range []window{
-		{"command", netlab.Nobody, false, "", nil, others, ""},
+		{"command, sockets hidden", netlab.Nobody, false, "", []string{"--hide-sockets"}, others, ""},
 		{"PID", netlab.Nobody, false, "PID", nil, of(guest), ""},
 		{"path", netlab.Nobody, false, "path", nil, of(guest), ""},
 		{"passt", netlab.Nobody, true, "", nil, others, ""},
-		{"root's command", netlab.Root, false, "", nil, others, ""},
+		{"root's command, sockets hidden", netlab.Root, false, "", []string{"--hide-sockets"}, others, ""},
 		{"root's PID", netlab.Root, false, "PID", nil, of(ofRoots), ""},
 		{"root's path", netlab.Root, false, "path", nil, of(ofRoots), ""},
+		{"root's path, without user namespace", netlab.Root, false, "netns", nil, of(ofRoots), ""},
 		{"root's passt", netlab.Root, true, "", nil, others, ""},
 		{"command as another", netlab.Root, false, "", []string{"--runas", "61236:61236"}, others, ""},
 		{"passt as another", netlab.Root, true, "", []string{"--runas", "61236:61236"}, others, ""},
@@ -97,6 +98,8 @@ func (w *window) argv(t *testing.T, holder int) []string {
 	case "path":
 		dir := fmt.Sprintf("/proc/%d/ns/", holder)
 		return append(argv, "--userns", dir+"user", "--netns", dir+"net")
+	case "netns":
+		return append(argv, "--netns-only", "--netns", fmt.Sprintf("/proc/%d/ns/net", holder))
 	}
 	return append(argv, "--", commandName, "100")
 }
