@@ -12,9 +12,9 @@ import (
 
 // Failure is a step of a child that failed. It wraps the error's number.
 type Failure struct {
-	Phase string // what it was for, as the list calls it
-	Call  string // the system call
-	Errno unix.Errno
+	Phase string     // what it was for, as the list calls it
+	Call  string     // the system call
+	Errno unix.Errno // what the kernel answered
 }
 
 // Error names the step, and not what it was for: that is for those to say who know
