@@ -87,9 +87,6 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	return t
 }
 
-// CapUDP is the number of datagram flows that fit, and of timer ids used.
-func (t *Translator) Timers() int { return t.flows.Cap() }
-
 // Len is the number of connections, LenUDP that of datagram flows.
 func (t *Translator) Len() int { return t.streams.count }
 

@@ -43,7 +43,7 @@ const (
 	udpPoolBytes = 128 << 20
 )
 
-// Timer ids of the lane itself follow those of the translators.
+// Timers of the lane itself.
 const (
 	timerRA = iota
 	timerSolicit
@@ -135,7 +135,7 @@ func New(control int) (*Lane, error) {
 	if e := l.poll.Add(int32(control), tokenControl, flow.Readable); e != 0 {
 		return nil, fmt.Errorf("channel: %w", e)
 	}
-	l.fire, l.take = l.expire, l.record
+	l.fire, l.take = l.table.timer, l.record
 	if err := l.startUp(control); err != nil {
 		return nil, err
 	}
@@ -207,20 +207,22 @@ func (l *Lane) configure(rec []byte) error {
 	}
 	// TCP's windows are promises on all of its pool; UDP has one of its own.
 	l.chunks, l.datagrams = store.NewPool(pool[udpPoolBytes:]), store.NewPool(pool[:udpPoolBytes])
-	l.wheel = store.NewWheel(nTCP+nUDP+nICMP+nBypassUDP+laneTimers, l.now)
 	l.reasm = packet.NewReassembler()
 	t := &l.table
-	l.bypass = bypass.New(l, g, l.wheel, t.timers(), l.datagrams, nBypass, nBypassUDP)
+	bypassTimers, tcpTimers := t.reserve(flow.OwnerBypass, nBypassUDP), t.reserve(flow.OwnerTCP, nTCP)
+	udpTimers, icmpTimers := t.reserve(flow.OwnerUDP, nUDP), t.reserve(flow.OwnerICMP, nICMP)
+	l.timer = t.reserve(flow.OwnerLane, laneTimers)
+	l.wheel = store.NewWheel(t.timers(), l.now)
+	l.bypass = bypass.New(l, g, l.wheel, bypassTimers, l.datagrams, nBypass, nBypassUDP)
 	t.add(flow.OwnerBypass, l.bypass)
-	l.tcp = tcp.New(l, g, l.wheel, t.timers(), l.chunks, nTCP)
+	l.tcp = tcp.New(l, g, l.wheel, tcpTimers, l.chunks, nTCP)
 	t.add(flow.OwnerTCP, l.tcp)
-	l.udp = udp.New(l, g, l.wheel, t.timers(), l.datagrams, nUDP)
+	l.udp = udp.New(l, g, l.wheel, udpTimers, l.datagrams, nUDP)
 	t.add(flow.OwnerUDP, l.udp)
-	l.icmp = icmp.New(l, g, l.wheel, t.timers(), l.datagrams, nICMP)
+	l.icmp = icmp.New(l, g, l.wheel, icmpTimers, l.datagrams, nICMP)
 	t.add(flow.OwnerICMP, l.icmp)
-	l.timer = t.timers()
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady
-	t.ready[flow.OwnerLane] = l.ready
+	t.ready[flow.OwnerLane], t.fire[flow.OwnerLane] = l.ready, l.expire
 	if g.Stats != 0 {
 		l.stats = newStatsLog(l, g.Stats)
 		l.wheel.Set(l.timer+timerStats, l.now+l.stats.period)

@@ -326,18 +326,15 @@ func (l *Lane) revoke(rec []byte) error {
 	return nil
 }
 
-// expire gives a timer that fired to its owner.
+// expire does what one of the lane's own timers is for.
 func (l *Lane) expire(id uint32) {
-	switch {
-	case id >= l.timer+laneTimers:
-	case id == l.timer+timerRA:
+	switch id - l.timer {
+	case timerRA:
 		l.advertise()
-	case id == l.timer+timerStats:
-		l.tellStats()
-	case id == l.timer+timerSolicit:
+	case timerSolicit:
 		l.solicit()
-	default:
-		l.table.timer(id)
+	case timerStats:
+		l.tellStats()
 	}
 }
 

@@ -15,9 +15,7 @@ type translator interface {
 	// Opened takes the broker's answer to a request that had this token.
 	Opened(token uint64, fd int32, o *ipc.Opened)
 
-	// Timers is the number of timer ids in use. Timer is called when the
-	// timer with that id fires.
-	Timers() int
+	// Timer is called when the timer with this id fires.
 	Timer(id uint32)
 
 	// Flush ends a batch of frames from the guest.
@@ -39,34 +37,47 @@ type translator interface {
 }
 
 // table is the translators in the order in which they go on with what is left
-// of earlier turns, and where each one's events and timers lead.
+// of earlier turns, and where answers, events and timers lead, by owner.
 type table struct {
-	all   []translator
-	ends  []uint32 // behind the last timer id of each
-	ready [flow.Owners]func(token uint64, events uint32)
-	owner [flow.Owners]translator
+	all    []translator
+	owner  [flow.Owners]translator // takes answers
+	ready  [flow.Owners]func(token uint64, events uint32)
+	fire   [flow.Owners]func(id uint32)
+	ranges []timers
 }
 
-// add gives a translator its place, and events under its owner.
+// timers are the timer ids of an owner: from the end of those before up to end.
+type timers struct {
+	end   uint32
+	owner flow.Owner
+}
+
+// add gives a translator its place, and what is its owner's.
 func (t *table) add(o flow.Owner, tr translator) {
 	t.all = append(t.all, tr)
-	t.ends = append(t.ends, t.timers()+uint32(tr.Timers()))
-	t.ready[o], t.owner[o] = tr.Ready, tr
+	t.owner[o], t.ready[o], t.fire[o] = tr, tr.Ready, tr.Timer
 }
 
-// timers is how many timer ids the translators use: the first of the next.
-func (t *table) timers() uint32 {
-	if len(t.ends) == 0 {
+// reserve sets n timer ids aside for an owner, and returns the first.
+func (t *table) reserve(o flow.Owner, n int) uint32 {
+	first := uint32(t.timers())
+	t.ranges = append(t.ranges, timers{first + uint32(n), o})
+	return first
+}
+
+// timers is how many timer ids are set aside.
+func (t *table) timers() int {
+	if len(t.ranges) == 0 {
 		return 0
 	}
-	return t.ends[len(t.ends)-1]
+	return int(t.ranges[len(t.ranges)-1].end)
 }
 
 // timer gives a timer that fired to its owner.
 func (t *table) timer(id uint32) {
-	for k, end := range t.ends {
-		if id < end {
-			t.all[k].Timer(id)
+	for _, r := range t.ranges {
+		if id < r.end {
+			t.fire[r.owner](id)
 			return
 		}
 	}

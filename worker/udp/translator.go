@@ -190,9 +190,6 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	return t
 }
 
-// Cap is the number of flows that fit, and of timer ids used.
-func (t *Translator) Timers() int { return t.flows.Cap() }
-
 // Len is the number of flows.
 func (t *Translator) Len() int { return t.flows.Len() }
 
