@@ -34,12 +34,13 @@ all:
 run: all
 	@bin/pasta --config-net -- sh -c "$$CMD"
 
-## test: everything; as root on Debian it installs the clients that it needs (SHORT=1: the light part)
+## test: everything; as root on Debian it installs the clients that it needs, and finds permissions that nothing uses (SHORT=1: the light part)
 test: all
 	sh test/setup.sh
 	$(GO) vet ./...
+	$(GO) build -o build/permissions ./test/permissions
 	{ $(GOTEST) -json $(TESTFLAGS) $$($(GO) list ./... | grep -v '^aldente/test'); \
-	  $(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 20m ./test/...; } | $(GO) run ./test/summary
+	  $(if $(SHORT),,build/permissions -json) env $(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 20m ./test/...; } | $(GO) run ./test/summary
 
 ## unit: without the end-to-end tests
 unit:
@@ -49,10 +50,10 @@ unit:
 e2e: all
 	$(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 20m -run '$(RUN)' ./test/... | $(GO) run ./test/summary
 
-## permissions: the end-to-end tests (RUN selects), recorded: a permission that no process uses is an error; root
+## permissions: the end-to-end tests alone (RUN selects), recorded: a permission that no process uses is an error; root
 permissions: all
 	$(GO) build -o build/permissions ./test/permissions
-	build/permissions $(MAKE) e2e
+	build/permissions $(if $(RUN),-counts) $(MAKE) e2e
 
 ## test-podman: rootless Podman and RootlessKit with these programs; root, debootstrap, 600 MB; RUN selects by name
 test-podman: all

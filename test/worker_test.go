@@ -111,11 +111,21 @@ func workerDescriptors(t *testing.T, dir string) {
 }
 
 // TestWorkerReplaced kills the worker: the namespace loses its flows and
-// nothing else.
+// nothing else. Where root has started the instance, the next worker is the same
+// user as the first.
 func TestWorkerReplaced(t *testing.T) {
 	needOurs(t)
+	t.Run("user", func(t *testing.T) { replaceWorker(t, netlab.Nobody) })
+	t.Run("root", func(t *testing.T) {
+		needRoot(t)
+		replaceWorker(t, netlab.Root)
+	})
+}
+
+func replaceWorker(t *testing.T, user *netlab.User) {
 	lab := netlab.New(t, netlab.Options{})
-	g := lab.Guest("-t", "10001")
+	g := lab.GuestWith(netlab.GuestSpec{User: user, Args: []string{"--config-net", "-t", "10001"}})
+	owner := userOf(t, mustWorker(t, g))
 	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
 	go netlab.Echo(g.Listen("tcp", ":10001"))
 	for round := range 2 {
@@ -126,6 +136,9 @@ func TestWorkerReplaced(t *testing.T) {
 		}
 		if !eventually(10*time.Second, func() bool { w := g.Worker(); return w != 0 && w != old }) {
 			t.Fatalf("round %d: no new worker\n%s", round, g.Proc.Output())
+		}
+		if got := userOf(t, g.Worker()); got != owner {
+			t.Errorf("round %d: the new worker is user %s, not %s", round, got, owner)
 		}
 		for _, from := range []struct {
 			ns   *netlab.NS
@@ -141,6 +154,21 @@ func TestWorkerReplaced(t *testing.T) {
 			t.Error("a flow of the old worker is still there")
 		}
 	}
+}
+
+// userOf is who a process is: its users and groups, real, effective and saved.
+func userOf(t *testing.T, pid int) (ids string) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "Uid:") || strings.HasPrefix(line, "Gid:") {
+			ids += strings.TrimSpace(line) + " "
+		}
+	}
+	return ids
 }
 
 func eventually(d time.Duration, f func() bool) bool {

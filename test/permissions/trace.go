@@ -14,7 +14,7 @@ import (
 )
 
 // tracefs is the kernel's tracing file system, Documentation/trace/ftrace.rst.
-const tracefs = "/sys/kernel/tracing"
+var tracefs = "/sys/kernel/tracing"
 
 // trace is a tracing instance of our own that reports system calls at their
 // entry, and new processes.
@@ -27,9 +27,19 @@ type trace struct {
 }
 
 // startTrace has u told of all calls of our programs from now on. It fails where
-// the kernel cannot trace.
+// the kernel cannot trace, or not for us.
 func startTrace(u *usage) (*trace, error) {
-	dir := filepath.Join(tracefs, "instances", fmt.Sprintf("aldente-%d", os.Getpid()))
+	if os.Geteuid() != 0 {
+		return nil, errors.New("tracing system calls needs root")
+	}
+	const prefix = "aldente-"
+	left, _ := filepath.Glob(filepath.Join(tracefs, "instances", prefix+"*"))
+	for _, dir := range left {
+		if _, pid, _ := strings.Cut(filepath.Base(dir), prefix); !alive(pid) {
+			os.Remove(dir)
+		}
+	}
+	dir := filepath.Join(tracefs, "instances", prefix+strconv.Itoa(os.Getpid()))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("no tracing instance: %w", err)
 	}
@@ -51,6 +61,11 @@ func startTrace(u *usage) (*trace, error) {
 	go t.read()
 	go t.narrow()
 	return t, nil
+}
+
+func alive(pid string) bool {
+	_, err := os.Stat("/proc/" + pid)
+	return err == nil
 }
 
 func (t *trace) write(name, value string) error {
@@ -84,10 +99,10 @@ func (t *trace) narrow() {
 }
 
 // stop ends the trace, lets the reader have what is left, and removes the
-// instance. Lost events are an error: one of them may have been a filter's.
-func (t *trace) stop() error {
+// instance. It returns how many events were lost.
+func (t *trace) stop() (lost int, err error) {
 	close(t.quit)
-	err := errors.Join(t.write("events/raw_syscalls/sys_enter/enable", "0"), t.write("events/sched/sched_process_fork/enable", "0"))
+	err = errors.Join(t.write("events/raw_syscalls/sys_enter/enable", "0"), t.write("events/sched/sched_process_fork/enable", "0"))
 	for range 100 {
 		time.Sleep(100 * time.Millisecond)
 		if t.left() == 0 {
@@ -100,10 +115,8 @@ func (t *trace) stop() error {
 	case <-t.done:
 	case <-time.After(5 * time.Second):
 	}
-	if n := t.stat("overrun"); n > 0 {
-		err = errors.Join(err, fmt.Errorf("%d events were lost", n))
-	}
-	return errors.Join(err, os.Remove(t.dir))
+	lost = t.stat("overrun")
+	return lost, errors.Join(err, os.Remove(t.dir))
 }
 
 // left is how many events wait to be read.

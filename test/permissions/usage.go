@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -28,15 +29,15 @@ var brokerComms = []string{"pasta", "passt", "aldente", "exe"}
 
 // process is one of ours, by its thread group.
 type process struct {
-	lists []string // names of the filters in force, in order of loading
-	comm  string
+	lists    []string // names of the filters in force, in order of loading
+	uid, gid uint64   // real ones, when it loaded the last
 }
 
-// rule is a permission and whether it was used.
+// rule is a permission and how often it was used, as far as that was reported.
 type rule struct {
 	calls.Rule
 	list string
-	seen bool
+	seen int
 }
 
 func (r *rule) String() string { return r.list + " " + calls.Describe(&r.Rule) }
@@ -46,6 +47,7 @@ type usage struct {
 	mu    sync.Mutex
 	procs map[int]*process // by thread group
 	rules []*rule
+	other []string                      // rules of another architecture
 	by    map[string]map[string][]*rule // list, call
 	names map[int]string
 }
@@ -55,10 +57,14 @@ func newUsage() *usage {
 	for _, l := range calls.All() {
 		m := map[string][]*rule{}
 		for _, r := range l.Rules {
-			if r.Arch != "" && r.Arch != runtime.GOARCH || strings.HasSuffix(r.Why, calls.ByReplacement) {
-				continue // the latter is a copy of one of the worker's
-			}
 			one := &rule{Rule: r, list: l.Name}
+			if r.Arch != "" && r.Arch != runtime.GOARCH {
+				u.other = append(u.other, calls.Describe(&r))
+				continue
+			}
+			if strings.HasSuffix(r.Why, calls.ByReplacement) {
+				continue // a copy of one of the worker's
+			}
 			u.rules = append(u.rules, one)
 			m[r.Call] = append(m[r.Call], one)
 		}
@@ -108,7 +114,7 @@ func (u *usage) forked(parent, child int) {
 	defer u.mu.Unlock()
 	delete(u.procs, child)
 	if p := u.procs[parent]; p != nil {
-		u.procs[child] = &process{slices.Clone(p.lists), p.comm}
+		u.procs[child] = &process{slices.Clone(p.lists), p.uid, p.gid}
 	}
 }
 
@@ -121,24 +127,39 @@ func (u *usage) called(comm string, tgid, nr int, args [6]uint64) {
 		p = &process{}
 		u.procs[tgid] = p
 	}
-	p.comm = comm
 	for _, list := range p.lists {
 		for _, r := range u.by[list][u.name(nr)] {
-			if !r.seen && permits(&r.Rule, tgid, args) {
-				r.seen = true
+			if p.permitted(&r.Rule, tgid, args) {
+				r.seen++
 			}
 		}
 	}
 	if nr == unix.SYS_SECCOMP && args[0] == unix.SECCOMP_SET_MODE_FILTER {
 		p.lists = append(p.lists, next(comm, p.lists))
+		p.uid, p.gid = realIDs(tgid)
 	}
 }
 
-// permits is Rule.Permits with the process's own number in place.
-func permits(r *calls.Rule, tgid int, args [6]uint64) bool {
+// realIDs are the real user and group of a process that has made a call just now.
+func realIDs(pid int) (uid, gid uint64) {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(b)) {
+		_, _ = fmt.Sscanf(line, "Uid: %d", &uid)
+		_, _ = fmt.Sscanf(line, "Gid: %d", &gid)
+	}
+	return uid, gid
+}
+
+// permitted is Rule.Permits with what the loader of the filter puts in place.
+func (p *process) permitted(r *calls.Rule, tgid int, args [6]uint64) bool {
 	for _, a := range r.Args {
-		if a.Value == calls.Self {
+		switch a.Value {
+		case calls.Self:
 			a.Value = uint64(tgid)
+		case calls.OwnUID:
+			a.Value = p.uid
+		case calls.OwnGID:
+			a.Value = p.gid
 		}
 		if !a.Holds(args[a.Index]) {
 			return false
@@ -170,12 +191,13 @@ func (u *usage) name(nr int) string {
 }
 
 // filter is what the kernel is to report: calls of our processes, without those
-// that no rule is left to be used by. The kernel takes a page at most.
+// that no rule is left to be used by. The kernel takes a page at most. A worker
+// that replaces another is subject to the broker's list, too.
 func (u *usage) filter() string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	parts := []string{
-		u.without(fmt.Sprintf("comm == %q", workerComm), policy.FilterWorkerStart, policy.FilterWorker),
+		u.without(fmt.Sprintf("comm == %q", workerComm), policy.FilterWorkerStart, policy.FilterWorker, policy.FilterBroker),
 		u.without(fmt.Sprintf("comm == %q", agentComm), policy.FilterAgent),
 	}
 	var brokers []string
@@ -200,7 +222,7 @@ func (u *usage) done(call string, lists []string) bool {
 	found := false
 	for _, list := range lists {
 		for _, r := range u.by[list][call] {
-			if !r.seen {
+			if r.seen == 0 {
 				return false
 			}
 			found = true
@@ -213,11 +235,20 @@ func (u *usage) total() int { return len(u.rules) }
 
 func (u *usage) used() (n int) {
 	for _, r := range u.rules {
-		if r.seen {
+		if r.seen > 0 {
 			n++
 		}
 	}
 	return n
+}
+
+// tell lists all rules with what was seen of them, the rarest first.
+func (u *usage) tell(to io.Writer) {
+	all := slices.Clone(u.rules)
+	slices.SortStableFunc(all, func(a, b *rule) int { return a.seen - b.seen })
+	for _, r := range all {
+		fmt.Fprintf(to, "%8d %v\n", r.seen, r)
+	}
 }
 
 // judge returns what is wrong, a line each.
@@ -231,12 +262,13 @@ func (u *usage) judge(excused map[string]string) (bad []string) {
 				meant[list+" "+what], ok = true, true
 			}
 		}
-		if !r.seen && !ok {
+		if r.seen == 0 && !ok {
 			bad = append(bad, "never used: "+r.String())
 		}
 	}
 	for e := range excused {
-		if !meant[e] {
+		_, what, _ := strings.Cut(e, " ")
+		if !meant[e] && !slices.Contains(u.other, what) {
 			bad = append(bad, "an exception for no rule: "+e)
 		}
 	}
