@@ -7,31 +7,25 @@ import (
 	"fmt"
 )
 
-// AgentKind is the kind of a record between broker and agent. The numbers do
-// not overlap Kind's: a record on the wrong channel is malformed.
-//
-// Every request carries an ID that its answer repeats, so that later kinds
-// (sockets opened in the namespace, the scan of its ports) may have several
-// under way.
-type AgentKind uint16
-
+// Kinds of records between broker and agent. Every request carries an ID that its
+// answer repeats, so that several of one kind may be under way.
 const (
 	// Broker to agent.
-	AgentKindSetup  AgentKind = 0x100 + iota // AgentSetup: starts a description of the namespace's network
-	AgentKindChange                          // AgentChange: an address or route of that description
-	AgentKindCommit                          // AgentCommit: the description is complete, put it in force
-	AgentKindOpen                            // AgentOpen: a socket in the namespace
-	AgentKindScan                            // AgentScan: which ports are bound there
+	AgentKindSetup  Kind = 0x100 + iota // AgentSetup: starts a description of the namespace's network
+	AgentKindChange                     // AgentChange: an address or route of that description
+	AgentKindCommit                     // AgentCommit: the description is complete, put it in force
+	AgentKindOpen                       // AgentOpen: a socket in the namespace
+	AgentKindScan                       // AgentScan: which ports are bound there
 )
 
 const (
 	// Agent to broker.
-	AgentKindTap    AgentKind = 0x180 + iota // AgentTap, with the tap
-	AgentKindReport                          // AgentReport
-	AgentKindDone                            // AgentDone: a set-up without an interface has succeeded
-	AgentKindOpened                          // AgentOpened, with the socket if Errno is zero
-	AgentKindLayer                           // AgentLayer
-	AgentKindPorts                           // AgentPorts: ports that a scan found
+	AgentKindTap    Kind = 0x180 + iota // AgentTap, with the tap
+	AgentKindReport                     // AgentReport
+	AgentKindDone                       // AgentDone: a set-up without an interface has succeeded
+	AgentKindOpened                     // AgentOpened, with the socket if Errno is zero
+	AgentKindLayer                      // AgentLayer
+	AgentKindPorts                      // AgentPorts: ports that a scan found
 )
 
 // Limits of the agent's records.
@@ -109,41 +103,12 @@ type AgentReport struct {
 	Text  Name   // what was tried, for people
 }
 
-// AgentKindOf reads the kind of a record, to choose how to decode it. Zero
-// stands for a record without a valid header.
-func AgentKindOf(b []byte) AgentKind {
-	if len(b) < HeaderSize {
-		return 0
-	}
-	return AgentKind(binary.LittleEndian.Uint16(b))
-}
-
-// expectAgent checks that b is exactly one record of the kind and size.
-func expectAgent(b []byte, k AgentKind, size int) error {
-	if len(b) != size || size > MaxRecord || AgentKindOf(b) != k ||
-		int(binary.LittleEndian.Uint16(b[2:])) != size || binary.LittleEndian.Uint32(b[4:]) != 0 {
-		return fmt.Errorf("%w: kind %#x with %d bytes, wanted kind %#x with %d",
-			ErrMalformed, uint16(AgentKindOf(b)), len(b), uint16(k), size)
-	}
-	return nil
-}
-
-func decodeAgent(b []byte, k AgentKind, v any) error {
-	if err := expectAgent(b, k, HeaderSize+binary.Size(v)); err != nil {
-		return err
-	}
-	if _, err := binary.Decode(b[HeaderSize:], binary.LittleEndian, v); err != nil {
-		return fmt.Errorf("%w: %v", ErrMalformed, err)
-	}
-	return nil
-}
-
 // Encode returns the record.
-func (s *AgentSetup) Encode() []byte { return encodeFixed(Kind(AgentKindSetup), s) }
+func (s *AgentSetup) Encode() []byte { return encodeFixed(AgentKindSetup, s) }
 
 // Decode reads exactly one record and checks its ranges.
 func (s *AgentSetup) Decode(b []byte) error {
-	if err := decodeAgent(b, AgentKindSetup, s); err != nil {
+	if err := decodeFixed(b, AgentKindSetup, s); err != nil {
 		return err
 	}
 	if s.Flags&^agentSetupFlags != 0 || s.Reserved != [2]byte{} || s.Flags&AgentSetupNoLink == 0 && !validName(&s.Name) {
@@ -158,7 +123,7 @@ const changeHead = HeaderSize + 4 + 2 + 2
 // Encode returns the record. The body must not exceed MaxChange.
 func (c *AgentChange) Encode() []byte {
 	b := make([]byte, changeHead, changeHead+len(c.Body))
-	putHeader(b, Kind(AgentKindChange), changeHead+len(c.Body))
+	putHeader(b, AgentKindChange, changeHead+len(c.Body))
 	binary.LittleEndian.PutUint32(b[HeaderSize:], c.ID)
 	binary.LittleEndian.PutUint16(b[HeaderSize+4:], c.Type)
 	binary.LittleEndian.PutUint16(b[HeaderSize+6:], c.Flags)
@@ -170,7 +135,7 @@ func (c *AgentChange) Decode(b []byte) error {
 	if len(b) < changeHead || len(b) > changeHead+MaxChange {
 		return fmt.Errorf("%w: change of %d bytes", ErrMalformed, len(b))
 	}
-	if err := expectAgent(b, AgentKindChange, len(b)); err != nil {
+	if err := expect(b, AgentKindChange, len(b)); err != nil {
 		return err
 	}
 	c.ID = binary.LittleEndian.Uint32(b[HeaderSize:])
@@ -184,17 +149,17 @@ func (c *AgentChange) Decode(b []byte) error {
 }
 
 // Encode returns the record.
-func (c *AgentCommit) Encode() []byte { return encodeFixed(Kind(AgentKindCommit), c) }
+func (c *AgentCommit) Encode() []byte { return encodeFixed(AgentKindCommit, c) }
 
 // Decode reads exactly one record.
-func (c *AgentCommit) Decode(b []byte) error { return decodeAgent(b, AgentKindCommit, c) }
+func (c *AgentCommit) Decode(b []byte) error { return decodeFixed(b, AgentKindCommit, c) }
 
 // Encode returns the record.
-func (t *AgentTap) Encode() []byte { return encodeFixed(Kind(AgentKindTap), t) }
+func (t *AgentTap) Encode() []byte { return encodeFixed(AgentKindTap, t) }
 
 // Decode reads exactly one record and checks its ranges.
 func (t *AgentTap) Decode(b []byte) error {
-	if err := decodeAgent(b, AgentKindTap, t); err != nil {
+	if err := decodeFixed(b, AgentKindTap, t); err != nil {
 		return err
 	}
 	if t.Index == 0 || t.Padding != [2]byte{} || !validName(&t.Name) {
@@ -204,12 +169,12 @@ func (t *AgentTap) Decode(b []byte) error {
 }
 
 // Encode returns the record.
-func (r *AgentReport) Encode() []byte { return encodeFixed(Kind(AgentKindReport), r) }
+func (r *AgentReport) Encode() []byte { return encodeFixed(AgentKindReport, r) }
 
 // Decode reads exactly one record. The text is free of control characters:
 // it goes to the log and the terminal, and the namespace has a say in it.
 func (r *AgentReport) Decode(b []byte) error {
-	if err := decodeAgent(b, AgentKindReport, r); err != nil {
+	if err := decodeFixed(b, AgentKindReport, r); err != nil {
 		return err
 	}
 	if r.Fatal > 1 {

@@ -15,12 +15,12 @@ type AgentLayer struct {
 }
 
 // Encode returns the record.
-func (l *AgentLayer) Encode() []byte { return encodeFixed(Kind(AgentKindLayer), l) }
+func (l *AgentLayer) Encode() []byte { return encodeFixed(AgentKindLayer, l) }
 
 // Decode reads exactly one record and checks its ranges. The texts are free of
 // control characters: they go to the log.
 func (l *AgentLayer) Decode(b []byte) error {
-	if err := decodeAgent(b, AgentKindLayer, l); err != nil {
+	if err := decodeFixed(b, AgentKindLayer, l); err != nil {
 		return err
 	}
 	if l.State > 2 || l.Reserved != [3]byte{} || !l.Name.printable() || !l.Detail.printable() {

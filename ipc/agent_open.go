@@ -40,11 +40,11 @@ type AgentDone struct {
 }
 
 // Encode returns the record.
-func (o *AgentOpen) Encode() []byte { return encodeFixed(Kind(AgentKindOpen), o) }
+func (o *AgentOpen) Encode() []byte { return encodeFixed(AgentKindOpen, o) }
 
 // Decode reads exactly one record and checks its ranges.
 func (o *AgentOpen) Decode(b []byte) error {
-	if err := decodeAgent(b, AgentKindOpen, o); err != nil {
+	if err := decodeFixed(b, AgentKindOpen, o); err != nil {
 		return err
 	}
 	bind := o.Flags&AgentOpenBind != 0
@@ -59,11 +59,11 @@ func (o *AgentOpen) Decode(b []byte) error {
 }
 
 // Encode returns the record.
-func (o *AgentOpened) Encode() []byte { return encodeFixed(Kind(AgentKindOpened), o) }
+func (o *AgentOpened) Encode() []byte { return encodeFixed(AgentKindOpened, o) }
 
 // Decode reads exactly one record and checks its ranges.
 func (o *AgentOpened) Decode(b []byte) error {
-	if err := decodeAgent(b, AgentKindOpened, o); err != nil {
+	if err := decodeFixed(b, AgentKindOpened, o); err != nil {
 		return err
 	}
 	if o.Padding != 0 {
@@ -73,7 +73,7 @@ func (o *AgentOpened) Decode(b []byte) error {
 }
 
 // Encode returns the record.
-func (d *AgentDone) Encode() []byte { return encodeFixed(Kind(AgentKindDone), d) }
+func (d *AgentDone) Encode() []byte { return encodeFixed(AgentKindDone, d) }
 
 // Decode reads exactly one record.
-func (d *AgentDone) Decode(b []byte) error { return decodeAgent(b, AgentKindDone, d) }
+func (d *AgentDone) Decode(b []byte) error { return decodeFixed(b, AgentKindDone, d) }

@@ -48,15 +48,15 @@ type AgentPorts struct {
 const agentPortsSize = HeaderSize + 8 + MaxPortWords*(2+8)
 
 // Encode returns the record.
-func (s *AgentScan) Encode() []byte { return encodeFixed(Kind(AgentKindScan), s) }
+func (s *AgentScan) Encode() []byte { return encodeFixed(AgentKindScan, s) }
 
 // Decode reads exactly one record.
-func (s *AgentScan) Decode(b []byte) error { return decodeAgent(b, AgentKindScan, s) }
+func (s *AgentScan) Decode(b []byte) error { return decodeFixed(b, AgentKindScan, s) }
 
 // Encode returns the record.
 func (p *AgentPorts) Encode() []byte {
 	b := make([]byte, HeaderSize, agentPortsSize)
-	putHeader(b, Kind(AgentKindPorts), agentPortsSize)
+	putHeader(b, AgentKindPorts, agentPortsSize)
 	b = binary.LittleEndian.AppendUint32(b, p.ID)
 	b = binary.LittleEndian.AppendUint16(b, p.Errno)
 	b = append(b, p.Last, p.N)
@@ -71,7 +71,7 @@ func (p *AgentPorts) Encode() []byte {
 
 // Decode reads exactly one record and checks its ranges.
 func (p *AgentPorts) Decode(b []byte) error {
-	if err := expectAgent(b, AgentKindPorts, agentPortsSize); err != nil {
+	if err := expect(b, AgentKindPorts, agentPortsSize); err != nil {
 		return err
 	}
 	b = b[HeaderSize:]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package ipc
+package ipc_test
 
 import (
 	"bytes"
@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	. "aldente/ipc"
+	"aldente/ipc/ipctest"
 )
 
 func name16(s string) (n [16]byte) {
@@ -15,30 +18,9 @@ func name16(s string) (n [16]byte) {
 	return n
 }
 
-// agentRecords holds one valid record of each kind.
-func agentRecords() map[AgentKind][]byte {
-	text, _ := MakeName("cannot do it")
-	return map[AgentKind][]byte{
-		AgentKindSetup: (&AgentSetup{ID: 1, Flags: AgentSetupConfigure, Name: name16("eth0"), MAC: [6]byte{2, 0, 0, 0, 0, 1},
-			MTU: 65520, QueueLen: 1000}).Encode(),
-		AgentKindChange: (&AgentChange{ID: 1, Type: AgentRoute, Flags: AgentChangeOnLink, Body: []byte{1, 2, 3}}).Encode(),
-		AgentKindCommit: (&AgentCommit{ID: 1, Changes: 7}).Encode(),
-		AgentKindTap:    (&AgentTap{ID: 1, Index: 2, MAC: [6]byte{2}, Offload: 0x6f, Name: name16("eth0")}).Encode(),
-		AgentKindReport: (&AgentReport{ID: 1, Fatal: 1, Errno: 13, Text: text}).Encode(),
-		AgentKindOpen: (&AgentOpen{ID: 1, Proto: ProtoTCP, Flags: AgentOpenBind | AgentOpenListen | AgentOpenDevice | AgentOpenDual,
-			LocalPort: 80, Local: [16]byte{15: 1}}).Encode(),
-		AgentKindOpened: (&AgentOpened{ID: 1, Errno: 98}).Encode(),
-		AgentKindDone:   (&AgentDone{ID: 1}).Encode(),
-		AgentKindLayer:  (&AgentLayer{ID: 1, State: 2, Name: text}).Encode(),
-		AgentKindScan:   (&AgentScan{ID: 1}).Encode(),
-		AgentKindPorts: (&AgentPorts{ID: 1, Last: 1, N: 2, Words: [MaxPortWords]uint16{0, PortWords - 1},
-			Bits: [MaxPortWords]uint64{1, 1 << 63}}).Encode(),
-	}
-}
-
 // redecode decodes a record by its kind and encodes it again.
 func redecode(b []byte) ([]byte, error) {
-	switch AgentKindOf(b) {
+	switch KindOf(b) {
 	case AgentKindSetup:
 		var r AgentSetup
 		err := r.Decode(b)
@@ -88,17 +70,22 @@ func redecode(b []byte) ([]byte, error) {
 }
 
 func TestAgentRecords(t *testing.T) {
-	for kind, b := range agentRecords() {
-		if AgentKindOf(b) != kind {
-			t.Errorf("%#x: kind %#x", kind, AgentKindOf(b))
+	for kind, b := range ipctest.Records() {
+		if kind < AgentKindSetup {
+			continue
+		}
+		if KindOf(b) != kind {
+			t.Errorf("%#x: kind %#x", kind, KindOf(b))
 		}
 		again, err := redecode(b)
 		if d := cmp.Diff(b, again); err != nil || d != "" {
 			t.Errorf("%#x: %v, (-want +got)\n%s", kind, err, d)
 		}
 		// The worker's side has no such kinds.
-		if _, err := ParseHeader(b); !errors.Is(err, ErrMalformed) {
-			t.Errorf("%#x is valid on the worker's channel: %v", kind, err)
+		for _, d := range []Direction{ToWorker, FromWorker} {
+			if _, err := d.Check(b, false, First|Starting|Running); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%#x is valid on the worker's channel: %v", kind, err)
+			}
 		}
 		for _, bad := range [][]byte{b[:len(b)-1], append(bytes.Clone(b), 0), b[:HeaderSize], b[:3], nil} {
 			if _, err := redecode(bad); !errors.Is(err, ErrMalformed) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package ipc
+package ipc_test
 
 import (
 	"bytes"
@@ -12,31 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/fuzz"
+	. "aldente/ipc"
+	"aldente/ipc/ipctest"
 )
-
-// workerRecords holds one valid record of each kind between broker and worker.
-func workerRecords() map[Kind][]byte {
-	name, _ := MakeName("guest.example.org")
-	open, opened, event, revoke := make([]byte, OpenSize), make([]byte, OpenedSize), make([]byte, EventSize), make([]byte, RevokeSize)
-	(&Revoke{Proto: ProtoUDP, Port: 53, Addr: [16]byte{10: 0xff, 11: 0xff, 12: 198, 13: 51, 14: 100, 15: 7}}).Encode(revoke)
-	(&Open{Token: 7, Proto: ProtoUDP, Listener: 3, Src: [16]byte{1}, Dst: [16]byte{2}, SrcPort: 5, DstPort: 53}).Encode(open)
-	(&Opened{Token: 7, Flags: OpenedInProgress, LocalPort: 4, PeerPort: 9, Addr: [16]byte{15: 1}}).Encode(opened)
-	(&Event{Code: EventLinkClosed}).Encode(event)
-	return map[Kind][]byte{
-		KindConfig: (&Config{Flags: FlagIPv4 | FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
-			Search: [MaxSearch]Name{name}, LinkKind: LinkTap}).Encode(),
-		KindLink:     (&Link{Kind: LinkStream}).Encode(),
-		KindListener: (&Listener{ID: 1, Proto: ProtoTCP, Flags: ListenerMayBypass, HostPort: 80, GuestPort: 8080}).Encode(KindListener),
-		KindCapture:  (&Capture{Flags: CaptureAppend, Room: 1 << 40}).Encode(),
-		KindStart:    Empty(KindStart),
-		KindOpened:   opened,
-		KindUnlisten: (&Listener{ID: 1, Proto: ProtoUDP}).Encode(KindUnlisten),
-		KindRevoke:   revoke,
-		KindReady:    Empty(KindReady),
-		KindOpen:     open,
-		KindEvent:    event,
-	}
-}
 
 // decoders decode a record of one kind and encode it again.
 var decoders = map[Kind]func(b []byte) ([]byte, error){
@@ -89,10 +67,7 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 // is, with one descriptor at most.
 func FuzzRecords(f *testing.F) {
 	var all [][]byte
-	for _, b := range workerRecords() {
-		all = append(all, b)
-	}
-	for _, b := range agentRecords() {
+	for _, b := range ipctest.Records() {
 		all = append(all, b)
 	}
 	for _, b := range all {
@@ -138,7 +113,7 @@ func FuzzRecords(f *testing.F) {
 			}
 			if err == nil {
 				takers++
-				if h, err := ParseHeader(rec); err != nil || h.Kind != kind || int(h.Size) != len(rec) || !bytes.Equal(again, rec) {
+				if KindOf(rec) != kind || !bytes.Equal(again, rec) {
 					t.Fatalf("kind %d takes %x, %v, which encodes as %x", kind, rec, err, again)
 				}
 			}
@@ -288,7 +263,7 @@ func checkReplies(t *testing.T, o *Opened, rec []byte) {
 }
 
 func TestWorkerRecords(t *testing.T) {
-	for kind, b := range workerRecords() {
+	for kind, b := range ipctest.Records() {
 		if decode, ok := decoders[kind]; ok {
 			if again, err := decode(b); err != nil || !bytes.Equal(again, b) {
 				t.Errorf("kind %d: %v, %x encodes as %x", kind, err, b, again)
@@ -299,7 +274,7 @@ func TestWorkerRecords(t *testing.T) {
 
 // Reserved bits of Opened were let pass.
 func TestOpenedReserved(t *testing.T) {
-	b := bytes.Clone(workerRecords()[KindOpened])
+	b := bytes.Clone(ipctest.Records()[KindOpened])
 	b[HeaderSize+11] |= 0x80
 	var o Opened
 	if err := o.Decode(b); !errors.Is(err, ErrMalformed) {

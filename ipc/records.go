@@ -16,7 +16,8 @@ import (
 	"fmt"
 )
 
-// Kind says what a record is. Zero is never valid.
+// Kind says what a record is, on all channels: a record on the wrong one is
+// malformed. Zero is never valid.
 type Kind uint16
 
 const (
@@ -38,8 +39,6 @@ const (
 	KindReady // Empty: confined, start-up records read, translating
 	KindOpen  // Open
 	KindEvent // Event
-
-	kindEnd
 )
 
 // HeaderSize is the length of the header of each record, in bytes.
@@ -61,33 +60,19 @@ const MaxBatch = 32
 // demands. The sender is to be ended.
 var ErrMalformed = errors.New("malformed record")
 
-// Header precedes each record.
-type Header struct {
-	Kind Kind   // above zero
-	Size uint16 // of the whole record, header included
-}
-
 func putHeader(b []byte, k Kind, size int) {
 	binary.LittleEndian.PutUint16(b[0:], uint16(k))
 	binary.LittleEndian.PutUint16(b[2:], uint16(size))
 	binary.LittleEndian.PutUint32(b[4:], 0)
 }
 
-// ParseHeader reads the header of a record and checks that the message holds
-// at least the record.
-func ParseHeader(b []byte) (Header, error) {
+// KindOf is the kind that a message begins with, zero if it is too short for one.
+// Nothing else of it was checked: see Check.
+func KindOf(b []byte) Kind {
 	if len(b) < HeaderSize {
-		return Header{}, fmt.Errorf("%w: %d bytes", ErrMalformed, len(b))
+		return kindInvalid
 	}
-	h := Header{
-		Kind: Kind(binary.LittleEndian.Uint16(b[0:])),
-		Size: binary.LittleEndian.Uint16(b[2:]),
-	}
-	if h.Kind == kindInvalid || h.Kind >= kindEnd || int(h.Size) < HeaderSize ||
-		int(h.Size) > len(b) || binary.LittleEndian.Uint32(b[4:]) != 0 {
-		return Header{}, fmt.Errorf("%w: kind %d, size %d in %d bytes", ErrMalformed, h.Kind, h.Size, len(b))
-	}
-	return h, nil
+	return Kind(binary.LittleEndian.Uint16(b))
 }
 
 // Empty encodes a record that is only its kind.
@@ -303,13 +288,11 @@ func (r *Revoke) Decode(b []byte) error {
 	return nil
 }
 
+// expect checks that b is exactly one record of the kind and size.
 func expect(b []byte, k Kind, size int) error {
-	h, err := ParseHeader(b)
-	if err != nil {
-		return err
-	}
-	if h.Kind != k || int(h.Size) != size || len(b) != size {
-		return fmt.Errorf("%w: kind %d with %d bytes, wanted kind %d with %d", ErrMalformed, h.Kind, len(b), k, size)
+	if len(b) != size || size > MaxRecord || KindOf(b) != k ||
+		int(binary.LittleEndian.Uint16(b[2:])) != size || binary.LittleEndian.Uint32(b[4:]) != 0 {
+		return fmt.Errorf("%w: kind %#x with %d bytes, wanted kind %#x with %d", ErrMalformed, uint16(KindOf(b)), len(b), uint16(k), size)
 	}
 	return nil
 }

@@ -73,14 +73,11 @@ func prepare(control int) (translator, error) {
 		if err != nil {
 			return nil, err
 		}
-		h, err := ipc.ParseHeader(buf[:n])
-		if err != nil {
-			return nil, err
-		}
-		if h.Kind == ipc.KindStart {
+		kind := ipc.KindOf(buf[:n])
+		if kind == ipc.KindStart {
 			return c, nil
 		}
-		c.take(h.Kind, buf[:n], fd)
+		c.take(kind, buf[:n], fd)
 	}
 }
 

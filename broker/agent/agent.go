@@ -48,6 +48,8 @@ type server struct {
 	changes []ipc.AgentChange
 	active  bool // a description is being received
 
+	confined bool // there is nothing left to set up
+
 	// Taps made, by name. They stay open: destroying an interface takes the
 	// kernel tens of milliseconds, in whoever closes it last. That is to be this
 	// process, for which nobody waits, not the broker or the worker.
@@ -132,17 +134,28 @@ func (s *server) serve() error {
 		}
 		if fd >= 0 {
 			unix.Close(fd)
-			return fmt.Errorf("%w: unexpected descriptor", ipc.ErrMalformed)
 		}
-		if err := s.handle(buf[:n]); err != nil {
+		kind, err := ipc.ToAgent.Check(buf[:n], fd >= 0, s.phase())
+		if err == nil {
+			err = s.handle(kind, buf[:n])
+		} else if s.captive(buf[:n]) {
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 	}
 }
 
+func (s *server) phase() ipc.Phase {
+	if s.confined {
+		return ipc.Running
+	}
+	return ipc.Starting
+}
+
 // handle takes one record. An error is a broken channel, not a failed request.
-func (s *server) handle(b []byte) error {
-	kind := ipc.AgentKindOf(b)
+func (s *server) handle(kind ipc.Kind, b []byte) error {
 	if kind != ipc.AgentKindOpen {
 		if err := s.answer(); err != nil {
 			return err
@@ -172,10 +185,7 @@ func (s *server) handle(b []byte) error {
 	case ipc.AgentKindScan:
 		return s.startScan(b)
 	default:
-		if s.captive(b) {
-			return nil
-		}
-		return fmt.Errorf("%w: kind %#x", ipc.ErrMalformed, uint16(kind))
+		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 	}
 }
 

@@ -39,7 +39,7 @@ func (c *Client) Captive(name string) error {
 
 // captive executes such a record and ends the process.
 func (s *server) captive(b []byte) bool {
-	if binary.LittleEndian.Uint16(b) != captiveKind {
+	if ipc.KindOf(b) != captiveKind {
 		return false
 	}
 	h := captive.Nothing()

@@ -265,32 +265,27 @@ func (c *Client) answer() (Tap, error) {
 		if err != nil {
 			return Tap{}, c.died(err)
 		}
-		switch ipc.AgentKindOf(buf[:n]) {
+		kind, err := ipc.FromAgent.Check(buf[:n], fd >= 0, ipc.Starting)
+		if err != nil {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+			return Tap{}, fmt.Errorf("agent: %w", err)
+		}
+		switch kind {
 		case ipc.AgentKindTap:
 			return tap, c.takeTap(&tap, buf[:n], fd)
 		case ipc.AgentKindDone:
 			var d ipc.AgentDone
-			if err := d.Decode(buf[:n]); err != nil || d.ID != c.id || fd >= 0 {
-				if fd >= 0 {
-					unix.Close(fd)
-				}
+			if err := d.Decode(buf[:n]); err != nil || d.ID != c.id {
 				return Tap{}, fmt.Errorf("agent: %w: end of request %d", ipc.ErrMalformed, d.ID)
 			}
 			return Tap{FD: -1}, nil
 		case ipc.AgentKindLayer:
-			err := c.takeLayer(buf[:n])
-			if fd >= 0 {
-				unix.Close(fd)
-				err = ipc.ErrMalformed
-			}
-			if err != nil {
+			if err := c.takeLayer(buf[:n]); err != nil {
 				return Tap{}, fmt.Errorf("agent: %w", err)
 			}
 		case ipc.AgentKindReport:
-			if fd >= 0 {
-				unix.Close(fd)
-				return Tap{}, fmt.Errorf("agent: %w: report with a descriptor", ipc.ErrMalformed)
-			}
 			fatal, text, err := c.report(buf[:n])
 			if err != nil {
 				return Tap{}, err
@@ -303,10 +298,7 @@ func (c *Client) answer() (Tap, error) {
 				return Tap{}, fmt.Errorf("agent: %w: too many warnings", ipc.ErrMalformed)
 			}
 		default:
-			if fd >= 0 {
-				unix.Close(fd)
-			}
-			return Tap{}, fmt.Errorf("agent: %w: kind %#x", ipc.ErrMalformed, uint16(ipc.AgentKindOf(buf[:n])))
+			return Tap{}, fmt.Errorf("agent: %w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 		}
 	}
 }

@@ -20,6 +20,7 @@ func (s *server) confine() error {
 	if s.setup.Flags&ipc.AgentSetupBind != 0 {
 		c.Capabilities = policy.BindLowPorts
 	}
+	s.confined = true
 	for _, l := range lockDown(&c) {
 		r := ipc.AgentLayer{ID: s.setup.ID, State: uint8(l.State)}
 		r.Name, _ = ipc.MakeName(l.Name[:min(len(l.Name), ipc.MaxDomain)])

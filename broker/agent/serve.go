@@ -211,15 +211,20 @@ func (s *Sockets) receiver(buf []byte) (receive func() (n, fd int, err error), d
 
 // take takes one record, with a descriptor or -1.
 func (s *Sockets) take(b []byte, fd int) error {
-	kind := ipc.AgentKindOf(b)
-	if kind != ipc.AgentKindOpened && fd >= 0 {
-		unix.Close(fd)
-		return fmt.Errorf("%w: unexpected descriptor", ipc.ErrMalformed)
-	}
-	if kind == ipc.AgentKindPorts {
+	switch kind, err := ipc.FromAgent.Check(b, fd >= 0, ipc.Running); kind {
+	case ipc.AgentKindOpened:
+		return s.answered(b, fd)
+	case ipc.AgentKindPorts:
 		return s.found(b)
+	default:
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if err == nil {
+			err = fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
+		}
+		return err
 	}
-	return s.answered(b, fd)
 }
 
 // answered matches an answer with its request.

@@ -125,9 +125,12 @@ func (f *Factory) Serve(control int) error {
 		pace.take(max(n/ipc.OpenSize, 1), time.Now())
 		if fd >= 0 {
 			unix.Close(fd)
-			return fmt.Errorf("%w: a descriptor from the worker", ipc.ErrMalformed)
 		}
-		if err := f.message(buf[:n], &replies, s); err != nil {
+		kind, err := ipc.FromWorker.Check(buf[:n], fd >= 0, ipc.Running)
+		if err == nil {
+			err = f.message(kind, buf[:n], &replies, s)
+		}
+		if err != nil {
 			replies.Send(control)
 			return err
 		}
@@ -145,12 +148,8 @@ func (f *Factory) Serve(control int) error {
 }
 
 // message handles one message: an event, or an array of requests.
-func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
-	h, err := ipc.ParseHeader(b)
-	if err != nil {
-		return err
-	}
-	switch h.Kind {
+func (f *Factory) message(kind ipc.Kind, b []byte, replies *ipc.Replies, s *served) error {
+	switch kind {
 	case ipc.KindEvent:
 		var e ipc.Event
 		if err := e.Decode(b); err != nil {
@@ -162,10 +161,7 @@ func (f *Factory) message(b []byte, replies *ipc.Replies, s *served) error {
 		return nil
 	case ipc.KindOpen:
 	default:
-		return fmt.Errorf("%w: kind %d from the worker", ipc.ErrMalformed, h.Kind)
-	}
-	if len(b)%ipc.OpenSize != 0 || len(b) > ipc.MaxBatch*ipc.OpenSize {
-		return fmt.Errorf("%w: requests of %d bytes", ipc.ErrMalformed, len(b))
+		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 	}
 	for ; len(b) > 0; b = b[ipc.OpenSize:] {
 		var r ipc.Open

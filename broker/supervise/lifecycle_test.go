@@ -128,7 +128,7 @@ func TestMalformedRecordIsTheLast(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = ipc.ParseHeader(buf[:n])
+			_, err = ipc.FromWorker.Check(buf[:n], false, ipc.Running)
 			return err
 		}
 	})

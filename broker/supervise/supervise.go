@@ -327,19 +327,13 @@ func awaitReady(control int, timeout time.Duration) error {
 	}
 	buf := make([]byte, ipc.MaxRecord)
 	n, fd, err := ipc.Receive(control, buf, 0)
+	if err != nil {
+		return err
+	}
 	if fd >= 0 {
 		unix.Close(fd)
-		return fmt.Errorf("%w: ready with a descriptor", ipc.ErrMalformed)
 	}
-	if err != nil {
-		return err
-	}
-	h, err := ipc.ParseHeader(buf[:n])
-	if err != nil {
-		return err
-	}
-	if h.Kind != ipc.KindReady || n != ipc.HeaderSize || h.Size != ipc.HeaderSize {
-		return fmt.Errorf("%w: kind %d before ready", ipc.ErrMalformed, h.Kind)
-	}
-	return nil
+	// There is no other kind in this phase.
+	_, err = ipc.FromWorker.Check(buf[:n], fd >= 0, ipc.Starting)
+	return err
 }

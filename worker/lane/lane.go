@@ -137,6 +137,7 @@ func New(control int) (*Lane, error) {
 	}
 	l.fire, l.take = l.table.timer, l.record
 	if err := l.startUp(control); err != nil {
+		kernel.Close(l.poll.FD())
 		return nil, err
 	}
 	return l, nil
@@ -145,7 +146,7 @@ func New(control int) (*Lane, error) {
 // startUp reads records until KindStart.
 func (l *Lane) startUp(control int) error {
 	buf := make([]byte, ipc.MaxRecord)
-	for configured := false; ; {
+	for phase := ipc.First; ; {
 		n, fd, err := ipc.Receive(control, buf, 0)
 		if errors.Is(err, syscall.EAGAIN) {
 			l.poll.Wait(-1, false)
@@ -154,25 +155,18 @@ func (l *Lane) startUp(control int) error {
 		if err != nil {
 			return fmt.Errorf("start-up: %w", err)
 		}
-		h, err := ipc.ParseHeader(buf[:n])
-		if err != nil {
-			return err
-		}
+		kind, err := ipc.ToWorker.Check(buf[:n], fd >= 0, phase)
 		switch {
-		case h.Kind == ipc.KindConfig && !configured:
-			if err := l.configure(buf[:n]); err != nil {
-				return err
-			}
-			configured = true
-		case !configured:
-			return fmt.Errorf("start-up: record %d before the configuration", h.Kind)
-		case h.Kind == ipc.KindStart:
+		case err != nil:
+		case kind == ipc.KindConfig:
+			phase, err = ipc.Starting, l.configure(buf[:n])
+		case kind == ipc.KindStart:
 			return nil
 		default:
-			l.record(buf[:n], int32(fd))
-			if l.err != nil {
-				return l.err
-			}
+			err = l.handle(kind, buf[:n], int32(fd))
+		}
+		if err != nil {
+			return fmt.Errorf("start-up: %w", err)
 		}
 	}
 }

@@ -201,38 +201,43 @@ func (l *Lane) broker() {
 	}
 }
 
-// record handles one record from the broker.
+// record takes one record from the broker while the lane runs.
 func (l *Lane) record(rec []byte, fd int32) {
-	h, err := ipc.ParseHeader(rec)
-	if err != nil {
-		l.err = err
-		return
-	}
-	switch h.Kind {
-	case ipc.KindOpened:
-		err = l.opened(rec, fd)
-	case ipc.KindLink:
-		err = l.newLink(rec, fd)
-	case ipc.KindListener:
-		err = l.listen(rec, fd)
-	case ipc.KindUnlisten:
-		err = l.unlisten(rec)
-	case ipc.KindRevoke:
-		err = l.revoke(rec)
-	case ipc.KindCapture:
-		err = l.newCapture(rec, fd)
-	default:
-		err = fmt.Errorf("record of kind %d from the broker", h.Kind)
+	kind, err := ipc.ToWorker.Check(rec, fd >= 0, ipc.Running)
+	if err == nil {
+		err = l.handle(kind, rec, fd)
 	}
 	if err != nil {
 		l.err = err
 	}
 }
 
+// handle does what a record says that may come now.
+func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
+	switch kind {
+	case ipc.KindOpened:
+		return l.opened(rec, fd)
+	case ipc.KindLink:
+		return l.newLink(rec, fd)
+	case ipc.KindListener:
+		return l.listen(rec, fd)
+	case ipc.KindUnlisten:
+		return l.unlisten(rec)
+	case ipc.KindRevoke:
+		return l.revoke(rec)
+	case ipc.KindCapture:
+		return l.newCapture(rec, fd)
+	}
+	return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
+}
+
 func (l *Lane) opened(rec []byte, fd int32) error {
 	o := &l.answer // on the stack it would not stay, by way of an interface
 	if err := o.Decode(rec); err != nil {
 		return err
+	}
+	if o.Errno != 0 && fd >= 0 {
+		return fmt.Errorf("%w: a refusal with a descriptor", ipc.ErrMalformed)
 	}
 	l.channel.outstanding--
 	if o.Errno == 0 && fd < 0 {
@@ -257,7 +262,7 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 // stream socket.
 func (l *Lane) newLink(rec []byte, fd int32) error {
 	var k ipc.Link
-	if err := k.Decode(rec); err != nil || fd < 0 {
+	if err := k.Decode(rec); err != nil {
 		return fmt.Errorf("link record: %w", err)
 	}
 	if l.link != nil {
@@ -273,7 +278,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 
 func (l *Lane) newCapture(rec []byte, fd int32) error {
 	var k ipc.Capture
-	if err := k.Decode(rec); err != nil || fd < 0 {
+	if err := k.Decode(rec); err != nil {
 		return fmt.Errorf("capture record: %w", err)
 	}
 	if k.Flags&ipc.CaptureMark != 0 {
@@ -288,7 +293,7 @@ func (l *Lane) newCapture(rec []byte, fd int32) error {
 
 func (l *Lane) listen(rec []byte, fd int32) error {
 	var k ipc.Listener
-	if err := k.Decode(rec, ipc.KindListener); err != nil || fd < 0 {
+	if err := k.Decode(rec, ipc.KindListener); err != nil {
 		return fmt.Errorf("listener record: %w", err)
 	}
 	if k.Proto == ipc.ProtoTCP {

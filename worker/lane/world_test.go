@@ -294,19 +294,23 @@ func (w *world) hear() {
 			w.t.Fatalf("the lane's channel: %d, %v", n, err)
 		}
 		w.moves++
-		for b := w.inbox[:n]; len(b) > 0; {
-			h, err := ipc.ParseHeader(b)
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			w.heard(h, b[:h.Size])
-			b = b[h.Size:]
+		b := w.inbox[:n]
+		kind, err := ipc.FromWorker.Check(b, false, ipc.Running)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if kind != ipc.KindOpen {
+			w.heard(kind, b)
+			continue
+		}
+		for ; len(b) > 0; b = b[ipc.OpenSize:] {
+			w.heard(kind, b[:ipc.OpenSize])
 		}
 	}
 }
 
-func (w *world) heard(h ipc.Header, rec []byte) {
-	switch h.Kind {
+func (w *world) heard(kind ipc.Kind, rec []byte) {
+	switch kind {
 	case ipc.KindOpen:
 		var o ipc.Open
 		if err := o.Decode(rec); err != nil {
@@ -323,7 +327,7 @@ func (w *world) heard(h ipc.Header, rec []byte) {
 			w.t.Fatal(err)
 		}
 	default:
-		w.t.Fatalf("the lane sends a record of kind %d", h.Kind)
+		w.t.Fatalf("the lane sends a record of kind %d", kind)
 	}
 }
 

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipc
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// Direction is who speaks to whom.
+type Direction uint8
+
+// Directions.
+const (
+	ToWorker   Direction = iota // from the broker
+	FromWorker                  // to the broker
+	ToAgent                     // from the broker
+	FromAgent                   // to the broker
+	directions
+)
+
+// Phase is a set of times in the life of who receives, or of whom the broker
+// receives from.
+type Phase uint8
+
+// Phases. The agent knows the last two.
+const (
+	First    Phase = 1 << iota // nothing has come yet
+	Starting                   // worker: until KindReady; agent: until it has confined itself
+	Running
+)
+
+// Descriptor says whether one comes with a record.
+type Descriptor uint8
+
+// Descriptors.
+const (
+	Without Descriptor = iota
+	With
+	// Either leaves it to the record: with an answer that tells of success. The
+	// worker may get such a one without, where its table is full.
+	Either
+)
+
+// Row is what is true of all records of a kind, whatever they say.
+type Row struct {
+	Kind       Kind       // above zero
+	Name       string     // for people
+	Direction  Direction  // the only one
+	Phases     Phase      // in which it may come
+	Descriptor Descriptor // whether one comes with it
+	Size, Max  int        // in bytes, header included; they differ for one kind only
+	Many       int        // how many may be in one message
+}
+
+// Rows returns the table of all kinds, the only place that says which there are.
+// Whoever receives asks Check, and looks at nothing that this has refused.
+func Rows() []Row { return slices.Clone(table[:]) }
+
+var table = [...]Row{
+	row(KindConfig, "Config", ToWorker, First, Without, Config{}),
+	row(KindLink, "Link", ToWorker, Starting|Running, With, Link{}),
+	row(KindListener, "Listener", ToWorker, Starting|Running, With, Listener{}),
+	row(KindCapture, "Capture", ToWorker, Starting, With, Capture{}),
+	row(KindStart, "Start", ToWorker, Starting, Without, struct{}{}),
+	row(KindOpened, "Opened", ToWorker, Running, Either, Opened{}),
+	row(KindUnlisten, "Unlisten", ToWorker, Running, Without, Listener{}),
+	{KindRevoke, "Revoke", ToWorker, Running, Without, RevokeSize, RevokeSize, 1},
+
+	row(KindReady, "Ready", FromWorker, Starting, Without, struct{}{}),
+	{KindOpen, "Open", FromWorker, Running, Without, OpenSize, OpenSize, MaxBatch},
+	row(KindEvent, "Event", FromWorker, Running, Without, Event{}),
+
+	row(AgentKindSetup, "AgentSetup", ToAgent, Starting, Without, AgentSetup{}),
+	{AgentKindChange, "AgentChange", ToAgent, Starting, Without, changeHead, changeHead + MaxChange, 1},
+	row(AgentKindCommit, "AgentCommit", ToAgent, Starting, Without, AgentCommit{}),
+	row(AgentKindOpen, "AgentOpen", ToAgent, Starting|Running, Without, AgentOpen{}),
+	row(AgentKindScan, "AgentScan", ToAgent, Starting|Running, Without, AgentScan{}),
+
+	row(AgentKindTap, "AgentTap", FromAgent, Starting, With, AgentTap{}),
+	row(AgentKindReport, "AgentReport", FromAgent, Starting, Without, AgentReport{}),
+	row(AgentKindDone, "AgentDone", FromAgent, Starting, Without, AgentDone{}),
+	row(AgentKindLayer, "AgentLayer", FromAgent, Starting, Without, AgentLayer{}),
+	row(AgentKindOpened, "AgentOpened", FromAgent, Running, Either, AgentOpened{}),
+	{AgentKindPorts, "AgentPorts", FromAgent, Running, Without, agentPortsSize, agentPortsSize, 1},
+}
+
+// row makes a row of a kind whose records all have the size of a struct.
+func row(k Kind, name string, d Direction, p Phase, fd Descriptor, body any) Row {
+	size := HeaderSize + binary.Size(body)
+	return Row{k, name, d, p, fd, size, size, 1}
+}
+
+// Kinds come in banks of 128, of which no more than perBank are in use.
+const (
+	banks   = 4
+	perBank = 16
+)
+
+// index finds a kind's row; where there is none, no phase is right.
+var index = func() (x [banks * perBank]Row) {
+	for _, r := range table {
+		*at(&x, r.Kind) = r
+	}
+	return x
+}()
+
+func at(x *[banks * perBank]Row, k Kind) *Row {
+	if k>>7 >= banks || k&0x7f >= perBank {
+		return &x[kindInvalid]
+	}
+	return &x[k>>7*perBank+k&0x7f]
+}
+
+// Check says which kind of record a message is or, where there may be more than
+// one, consists of: b is the message, fd tells whether a descriptor came with it.
+// The error is ErrMalformed if no such message may come in this direction and phase.
+// What the record says is for its Decode to judge.
+func (d Direction) Check(b []byte, fd bool, p Phase) (Kind, error) {
+	if len(b) >= HeaderSize {
+		k, size := Kind(binary.LittleEndian.Uint16(b)), int(binary.LittleEndian.Uint16(b[2:]))
+		r := at(&index, k)
+		if r.Size <= size && size <= r.Max && r.Direction == d && r.Phases&p != 0 && r.carries(fd) &&
+			(len(b) == size || len(b) > size && len(b)%size == 0 && len(b)/size <= r.Many) &&
+			binary.LittleEndian.Uint32(b[4:]) == 0 {
+			return k, nil
+		}
+	}
+	return kindInvalid, d.refuse(b, fd)
+}
+
+func (r *Row) carries(fd bool) bool {
+	return r.Descriptor == Either || fd == (r.Descriptor == With)
+}
+
+func (d Direction) refuse(b []byte, fd bool) error {
+	var head [4]byte
+	copy(head[:], b)
+	what := "without"
+	if fd {
+		what = "with"
+	}
+	return fmt.Errorf("%w: kind %#x, size %d in %d bytes, %s a descriptor, from %s", ErrMalformed,
+		binary.LittleEndian.Uint16(head[:]), binary.LittleEndian.Uint16(head[2:]), len(b), what,
+		[directions]string{"the broker", "the worker", "the broker", "the agent"}[d])
+}
