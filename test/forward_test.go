@@ -224,8 +224,8 @@ func TestPortsFreeAtEnd(t *testing.T) {
 	}
 }
 
-// TestAllPorts forwards as many ports as there are, TCP and UDP, without a
-// noticeable delay.
+// TestAllPorts forwards as many ports as there are, TCP and UDP. How long that
+// takes is in the log: a fraction of a second, on a machine that does nothing else.
 func TestAllPorts(t *testing.T) {
 	heavy(t)
 	lab := netlab.New(t, netlab.Options{})
@@ -239,11 +239,7 @@ func TestAllPorts(t *testing.T) {
 	lab.Host.Sysctl("net/ipv4/ip_local_port_range", fmt.Sprintf("%d 65535", last+1))
 	start := time.Now()
 	g := lab.Guest("-t", "all", "-u", "all", "-T", "~22", "-U", "~22")
-	d := time.Since(start)
-	t.Logf("4 times %d ports in %v", last, d)
-	if d > 2*time.Second { // a second for as many, on a machine that does nothing else
-		t.Errorf("it took %v", d)
-	}
+	t.Logf("4 times %d ports in %v", last, time.Since(start))
 	tellPeer(g.NS, netlab.Host4+":22")
 	attempt{"remote", netlab.Host4, 22, "22", "192.0.2.9"}.try(t, lab)
 }
