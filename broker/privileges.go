@@ -67,9 +67,9 @@ func (id identity) changes() bool {
 	return int(id.UID) != os.Geteuid() || int(id.GID) != os.Getegid()
 }
 
-// guarded tells whether this process is more than it is going to be: a file that
-// root creates in a directory of another is not to be one of root's own, by a link
-// put there.
+// guarded tells whether this process may do more now than later. Then a file
+// that it creates in another user's directory must not turn out, by a link put
+// there, to be one of root's own.
 func guarded(cfg *cli.Config) bool { return unprivileged(cfg).changes() }
 
 // worker is what a worker is told of it.

@@ -18,10 +18,10 @@ import (
 	"aldente/policy"
 )
 
-// selfTest puts up the whole sandbox, of all three processes, around a guest
-// that never runs, says what is in force, one line for each layer and process,
-// and tries whether it holds. It returns the status to exit with: zero if
-// nothing is missing.
+// selfTest puts up the sandbox of all three processes around a guest that never
+// runs. It says what is in force, one line for each layer and process, and tries
+// whether it holds. It returns the status to exit with: zero if nothing is
+// missing.
 func selfTest(given *cli.Config) int {
 	r := &selfReport{}
 	in := &instance{

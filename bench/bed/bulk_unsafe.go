@@ -18,10 +18,10 @@ import (
 const chunk = 256 << 10
 
 // Bulk moves data over TCP connections, as fast as it goes. Both ends of each
-// are threads with blocking sockets, as in most programs, and the Go runtime is
-// kept out of their way: its own way to wait looks for other work first, and
-// taking a thread's place away while it waits, to give it back when it returns,
-// cost a tenth of the processors that the translator needs.
+// are threads with blocking sockets, as in most programs. The Go runtime is kept
+// out of their way: before it waits it looks for other work, and it takes a
+// waiting thread's place away and gives it back. That cost a tenth of the
+// processor time that the translator needs.
 type Bulk struct {
 	Received atomic.Int64 // bytes, by all receivers
 

@@ -52,9 +52,9 @@ type Family struct {
 	Gateway   netip.Addr   // of one more default route, if valid
 }
 
-// Copy describes a family for --config-net: the template's addresses and
-// routes, or those defaults that stand in for them in local mode, except that a
-// valid address (-a) replaces all addresses and a valid gateway (-g) all routes.
+// Copy describes a family for --config-net: the template's addresses and routes,
+// or in local mode the defaults that stand for them. A valid address (-a)
+// replaces all addresses, and a valid gateway (-g) all routes.
 func Copy(f *hostnet.Family, address netip.Prefix, gateway netip.Addr) Family {
 	var c Family
 	switch {
@@ -107,9 +107,9 @@ func (f *Family) Reach(a netip.Addr) {
 }
 
 // Tap is the namespace's interface. The descriptor is the caller's. The agent
-// keeps one as well, so that the interface, whose end takes the kernel tens of
-// milliseconds, ends with the agent: close FD first, and do not wait for the
-// agent on the way out.
+// keeps one as well, so that the interface ends with the agent: that takes the
+// kernel tens of milliseconds. So close FD first, and do not wait for the agent
+// on the way out.
 type Tap struct {
 	FD       int      // non-blocking, close-on-exec; frames follow a 10-byte virtio_net_hdr
 	MAC      [6]byte  // the hardware address that the kernel gave it, or the one asked for

@@ -13,9 +13,9 @@ import (
 	"aldente/ipc"
 )
 
-// The agent lists the ports that are bound in its namespace, so that the broker
-// reads no netlink there, which others than the kernel might have sent: it reads
-// records, from which no more follows than that some ports are bound.
+// The agent lists the ports that are bound in its namespace. So the broker reads
+// no netlink messages there, which others than the kernel might have sent. It
+// reads records, from which no more follows than that some ports are bound.
 
 // scan is the one under way in the agent, if there is one.
 type scan struct {

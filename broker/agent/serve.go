@@ -181,9 +181,9 @@ func (s *Sockets) read() error {
 	}
 }
 
-// receiver returns what receives from the channel by way of the runtime's poller: a
-// thread of its own that waits in a system call has the runtime's monitor look
-// after it for ten milliseconds, each time that it waits.
+// receiver returns what receives from the channel by way of the runtime's
+// poller. A thread that waits in a system call would have the runtime's monitor
+// look after it for ten milliseconds, each time that it waits.
 func (s *Sockets) receiver(buf []byte) (receive func() (n, fd int, err error), done func()) {
 	channel := s.client.channel
 	plain := func() (n, fd int, err error) { return ipc.Receive(channel, buf, 0) }

@@ -210,9 +210,9 @@ func (b *Budget) Gone() {
 	b.counted, b.fruitful = time.Time{}, false
 }
 
-// WorkerUDP is how many UDP flows an honest worker is to keep, so that it lets
-// go of the least recently used by itself, and what it has let go is not counted
-// anew for each. Zero: as many as fit into its table.
+// WorkerUDP is how many UDP flows an honest worker is to keep. It then lets go
+// of the least recently used by itself, and the broker need not count the
+// sockets anew for each. Zero: as many as fit into its table.
 func (l *Limits) WorkerUDP() int {
 	if l.UDP == Unlimited {
 		return 0

@@ -24,9 +24,9 @@ type pace struct {
 
 var usual = pace{pause: 100 * time.Millisecond, retry: 500 * time.Millisecond}
 
-// rest is how many times as long changes are gathered as it took those who were
-// told: however often routes change, and however much there is to look at, it takes
-// a twentieth of a processor.
+// rest is for how many times as long changes are gathered as those who were told
+// of the last took. So however often routes change, and however much there is to
+// look at, it takes a twentieth of a processor.
 const rest = 20
 
 // groups are what the kernel tells of. Every address has its local route, anycast

@@ -4,11 +4,11 @@ package fork
 
 import "golang.org/x/sys/unix"
 
-// Dumpable has children made from now on be such that their parent may write the
-// maps of their user namespaces, and open their namespaces: what a process that
-// cannot be dumped has in /proc is root's, and a child inherits that until it
-// executes something. This process cannot where it was told so, and where its program
-// is one that its user may not read. The function returned restores what was.
+// Dumpable lets this process write the user namespace maps of children that it
+// makes from now on, and open their namespaces. The files in /proc of a process
+// that cannot be dumped are root's, and a child inherits that until it executes
+// something. This process cannot where it was told so, and where its program is
+// one that its user may not read. The function returned restores what was.
 func Dumpable() (restore func()) {
 	was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	if err != nil || was == 1 {

@@ -8,15 +8,16 @@
 // failure means. The parent lays the list out (List), one runner works it off in the
 // child (run), and which step failed the parent reads from a pipe, by name (Report).
 //
-// The child has only the thread that made it: a lock that another thread held is held
-// for ever, and the scheduler, the collector and the stack's growth are not there. So
-// between clone(2) and execve(2) nothing may allocate, grow the stack or lock. That is
-// held by the runner, and by nobody else: run and all that it calls are nosplit, so
-// that they neither ask for more stack nor are pre-empted, and norace, since the race
-// detector is a runtime too; they write numbers only, never pointers, which would tell
-// the collector. Everything else happens before, in the parent, where it may allocate
-// as it likes. Memory that steps point to is kept by the list, and is the heap's, which
-// does not move.
+// The child has only the thread that made it: a lock that another thread held is
+// held for ever, and the scheduler, the collector and the stack's growth are not
+// there. So between clone(2) and execve(2) nothing may allocate, grow the stack
+// or lock. That is held by the runner, and by nobody else. Run and all that it
+// calls are nosplit, so that they neither ask for more stack nor are pre-empted.
+// They are norace, since the race detector is a runtime too. They write numbers
+// only, never pointers, of which the collector would have to know. Everything
+// else happens before, in the parent, where it may allocate as it likes. Memory
+// that steps point to is kept by the list, and is the heap's, which does not
+// move.
 package fork
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package forward keeps what listens for the rules of -t, -u, -T and -U: on the host
-// for the guest, and in the namespace for the host, which the worker hears of.
+// Package forward keeps the listeners for the rules of -t, -u, -T and -U, on the
+// host for the guest and in the namespace for the host, and tells the worker of
+// them.
 package forward
 
 import (
@@ -87,9 +88,10 @@ func (f *Forwarder) SetWorker(w Worker) {
 	f.worker = w
 }
 
-// Whoever starts an instance in place of one that was killed, or whose namespace
-// was removed as "podman restart" does, may be faster than the old one's end: its
-// ports are free a moment later, on a busy machine some tenths of a second.
+// An instance may be started in place of one that was killed, or whose namespace
+// was removed, as "podman restart" does. The new one may be faster than the old
+// one's end. Ports are free a moment later then, on a busy machine some tenths
+// of a second.
 const (
 	handOverTries = 50
 	handOverPause = 10 * time.Millisecond

@@ -123,9 +123,10 @@ func (l *Listener) ListenUDP() (int, error) {
 	return r.FD, r.Err
 }
 
-// Anchor makes a socket that keeps a port of ours while flows on it come and go: on
-// one interface only, so that whoever lists the host's services does not take it for
-// one and nothing from elsewhere is lost in it, not connected, and hearing nobody.
+// Anchor makes a socket that keeps a port of ours while flows on it come and go.
+// It is not connected and receives nothing. It is bound to one interface, so
+// that whoever lists the host's services does not take it for one, and nothing
+// from elsewhere is lost in it.
 func Anchor(device string, v4 bool, port uint16) (int, error) {
 	a := netip.IPv6Unspecified()
 	if v4 {

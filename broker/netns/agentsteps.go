@@ -167,11 +167,11 @@ func agentUser(l *fork.List, s *agentSpec) {
 	}
 }
 
-// agentCapabilities leaves the process with agentCaps only, in a form that survives
-// execve whatever user identifier it has in the namespace: our own need not be
-// mapped to 0 there, or at all, and then only ambient capabilities are kept. The
-// bounding set is emptied altogether: nothing that is given up comes back. Without
-// CAP_NET_BIND_SERVICE the tap still works.
+// agentCapabilities leaves the process with agentCaps only, in a form that
+// survives execve. Our user need not be mapped to 0 in the namespace, or at all;
+// then only ambient capabilities are kept. The bounding set is emptied
+// altogether: nothing that is given up comes back. Without CAP_NET_BIND_SERVICE
+// the tap still works.
 func agentCapabilities(l *fork.List) {
 	l.Phase(phaseCaps)
 	l.PassCapabilities(agentCaps)

@@ -52,11 +52,11 @@ func emptyRoot(l *fork.List, s *agentSpec) {
 }
 
 // readOnlyExe puts our program by a mount of its own, which is read-only, in the
-// place of childExe. Who looks into the agent may open its program, and keep it open
-// until nothing runs it any more: with the caller's mount, and the caller's files
-// being the guest's to write, it would then be the guest's program that the caller
-// starts next. Where it cannot be done, on kernels before 5.12 or if the file has
-// another path by now, childExe stays.
+// place of childExe. Who looks into the agent may open its program, and keep it
+// open until nothing runs it any more. By the caller's mount, a guest that may
+// write the caller's files could then write to it: the caller would start the
+// guest's program next. Where it cannot be done, on kernels before 5.12 or if
+// the file has another path by now, childExe stays.
 func readOnlyExe(l *fork.List, s *agentSpec) {
 	if s.exePath == "" {
 		return

@@ -24,10 +24,10 @@ var (
 // names settles which resolvers the guest is told of, and where forwarded
 // queries go.
 //
-// Where the host's resolver is one that the guest cannot ask by its address, the
-// mapped gateway stands for it: ports 53 and 853 of that lead to the resolver,
-// the others to the host's loopback as always. What the user says about names
-// comes first, and aldente has addresses of its own for that.
+// Where the guest cannot ask the host's resolver by its address, the mapped
+// gateway stands for it. Ports 53 and 853 of the gateway then lead to the
+// resolver, the others to the host's loopback as always. What the user says
+// about names comes first, and aldente has addresses of its own for that.
 func (g *guestNet) names(cfg *cli.Config, r hostnet.Resolvers) {
 	byGateway := !cfg.DNSNone && cfg.Personality != cli.Aldente
 	given4, given6 := split(cfg.DNS)

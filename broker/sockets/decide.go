@@ -147,9 +147,9 @@ func (c *Config) decideHostReply(r *request, d decision) decision {
 	return d
 }
 
-// strangeLoopback tells whether a peer is on loopback, where a guest may reach only
-// what is mapped for it, and has a port as services have: clients that do not
-// choose get theirs from a range of the kernel's.
+// strangeLoopback tells whether a peer is on loopback and has a port as services
+// have. A guest may reach only what is mapped for it there. Clients that do not
+// choose a port get one of a range of the kernel's.
 func (c *Config) strangeLoopback(peer netip.AddrPort) bool {
 	a := peer.Addr()
 	if !a.IsLoopback() {
@@ -163,9 +163,10 @@ func (c *Config) strangeLoopback(peer netip.AddrPort) bool {
 		(peer.Port() < c.ClientPorts.First || peer.Port() > c.ClientPorts.Last)
 }
 
-// decideBypass is for the far end of a flow that came by a listener: the rule
-// decides on the port, and on the address as far as it can; the worker only knows
-// which address the guest has, or which of loopback's was spoken to.
+// decideBypass is for the far end of a flow that came by a listener. The rule
+// decides on the port, and on the address as far as it can. What it cannot know
+// the worker says: which address the guest has, or which of loopback's was
+// spoken to.
 func (c *Config) decideBypass(r *request) decision {
 	l, addr, peer := &r.listener, r.src.Addr(), r.dst.Addr()
 	switch {

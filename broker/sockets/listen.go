@@ -201,9 +201,9 @@ func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
 	return at.ListenTCP()
 }
 
-// Give makes the listeners a user's that this process is about to become: the kernel
-// lets sockets of UDP have a port together only if all are of one, and whoever looks
-// for the owner of a port finds the same one for all.
+// Give makes the listeners those of the user that this process is about to
+// become. The kernel lets UDP sockets share a port only if all are one user's,
+// and whoever looks for the owner of a port finds the same one for all.
 func (f *Factory) Give(uid, gid int) error {
 	for _, l := range f.Listeners() {
 		if l.Namespace {

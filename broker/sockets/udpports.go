@@ -18,9 +18,9 @@ import (
 	"aldente/ipc"
 )
 
-// Bounds on ports that flows share: how many there are at a time, how long one
-// is kept after the last flow that was opened on it, and of how many of its peers
-// we know without asking the kernel.
+// Bounds on ports that flows share: how many there are at a time; how long one
+// is kept after the last flow was opened on it; how many of its peers are known
+// without asking the kernel.
 const (
 	maxShared    = 256
 	sharedLife   = 10 * time.Minute
@@ -255,9 +255,9 @@ func (p *udpPorts) secure(m *path, k portKey, listens []Listener) *sharedPort {
 	return s
 }
 
-// allOurs tells whether all sockets on a port that matter to the family are the
-// one that had it first, the anchor, or on the address of a listener of ours,
-// which nobody else can have.
+// allOurs tells whether all sockets on a port, as far as they matter to the
+// family, are ours: the one that had it first, the anchor, or one on the address
+// of a listener of ours, which nobody else can have.
 func (p *udpPorts) allOurs(all []holder, k portKey, anchor uint64, listens []Listener) bool {
 	first := *p.firstOf(k)
 	for i := range all {

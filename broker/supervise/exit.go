@@ -26,8 +26,8 @@ type Exit struct {
 func (e *Exit) Err() error { return errors.New("worker: " + e.Cause) }
 
 // trappedCall finds the name of the call in what the runtime says when a filter
-// of a debugfilter build raised SIGSYS: the number is the first argument of the
-// innermost function that shows its arguments for certain.
+// of a debugfilter build raised SIGSYS. The call's number is the first argument
+// of the innermost function that is sure to show its arguments.
 func trappedCall(death []string) string {
 	if len(death) == 0 || !strings.HasPrefix(death[0], "SIGSYS") {
 		return ""

@@ -14,11 +14,11 @@ import (
 	"aldente/policy"
 )
 
-// kernelLog finds out which system call a filter refused. The status of the
-// dead process does not say, and /proc/PID/syscall is empty by then; the kernel
-// writes an audit record, which ends up in its log where no audit daemon takes
-// it, and can be read where kernel.dmesg_restrict is 0 or by CAP_SYSLOG.
-// Elsewhere a build with the debugfilter tag names the call.
+// kernelLog finds out which system call a filter refused. The status of the dead
+// process does not say, and /proc/PID/syscall is empty by then. But the kernel
+// writes an audit record. Where no audit daemon takes it, it ends up in the
+// kernel's log, which can be read where kernel.dmesg_restrict is 0, or with
+// CAP_SYSLOG. Elsewhere a build with the debugfilter tag names the call.
 type kernelLog struct {
 	mu sync.Mutex
 	fd int // -1: may not be read

@@ -13,18 +13,18 @@ import (
 	"aldente/policy"
 )
 
-// The broker that starts the first worker is not yet confined, the one that
-// replaces it is: it may open no file, so it cannot write the maps of a new user
-// namespace, and a Landlock domain, which children inherit, forbids them to mount
-// or pivot_root. A replacement therefore moves into the user and mount namespaces
-// of the first worker, which the broker holds: the first made them, and nothing
-// in them can be changed, since the file system is empty and read-only. All other
-// namespaces are its own.
+// The broker that starts the first worker is not yet confined; the one that
+// replaces it is. It may open no file, so it cannot write the maps of a new user
+// namespace. Its Landlock domain, which children inherit, forbids them to mount
+// or pivot_root. A replacement therefore moves into the user and mount
+// namespaces of the first worker, of which the broker holds descriptors. Nothing
+// in them can be changed, since the file system is empty and read-only. All
+// other namespaces are its own.
 
 // So does a broker that is going to be another user than it is. Its first worker
-// is made by the same helper, which takes the other identity first: the owner of
-// the worker's user namespace is then the other, and no process of the broker has
-// to be dumpable for that.
+// is made by the same helper, which takes the other identity first. So the other
+// user owns the worker's user namespace, and no process of the broker has to be
+// dumpable for that.
 
 // home is what the first worker leaves to those after it.
 type home struct{ user, mnt int }

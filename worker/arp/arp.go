@@ -18,10 +18,10 @@ const FrameSize = 60
 // its length, or 0 if there is nothing to say.
 //
 // Every neighbour of the guest is behind us, so any address is claimed but
-// these: the one assigned to the guest, the one it uses, and what is no
-// unicast address. A probe (RFC 5227 section 2.1.1: sender address zero) asks
-// whether an address is free for the guest to take; it is refused only for
-// addresses that are ours, or no guest could ever choose one for itself.
+// these: the one assigned to the guest, the one it uses, and what is no unicast
+// address. A probe (RFC 5227 section 2.1.1: sender address zero) asks whether an
+// address is free for the guest to take. It is answered only for addresses that
+// are ours; otherwise no guest could choose one for itself.
 func Handle(g *flow.Guest, p *packet.Packet, out []byte) int {
 	if len(out) < FrameSize || !g.Has(ipc.FlagIPv4) || p.EtherType != packet.EtherTypeARP {
 		return 0

@@ -176,10 +176,11 @@ func (t *Translator) Poll() {
 	t.pollUDP()
 }
 
-// farAddress is where a flow leads that came by a listener: for one on the host
-// the guest's own address, so that services of its loopback stay private, or
-// its loopback where that was asked for; for one in the namespace the
-// loopback address that was spoken to. A zero result refuses the flow.
+// farAddress is where a flow leads that came by a listener. From the host it
+// leads to the guest's own address, so that services of the guest's loopback
+// stay private, or to its loopback where that was asked for. From the namespace
+// it leads to the loopback address that was spoken to. A zero result refuses the
+// flow.
 func (t *Translator) farAddress(flags uint8, peer, local *packet.Addr) packet.Addr {
 	if flags&ipc.ListenerNamespace != 0 {
 		if peer.IsLoopback() && local.IsLoopback() {

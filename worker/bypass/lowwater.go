@@ -6,9 +6,9 @@ import "aldente/worker/flow"
 
 // A stream in full flow would wake this process for every packet, since it is
 // faster than whoever fills the socket. So the socket of such a stream gets a
-// low-water mark. Bytes below the mark would wait for ever; therefore a socket
-// that is silent for markTimeout loses its mark, and if it turns out to have
-// had something, it has to flow for twice as long until it gets one again.
+// low-water mark. Bytes below the mark would wait for ever. Therefore a socket
+// that is silent for markTimeout loses its mark, and has to flow for twice as
+// long until it gets one again.
 const (
 	lowWater    = 512 << 10
 	markTimeout = 200_000   // nanoseconds

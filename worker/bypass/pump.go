@@ -16,8 +16,8 @@ const (
 	// their turn.
 	turnBytes = 4 << 20
 	// urgentTries is how often a read is tried again that finds nothing where
-	// there was an urgent byte: a signal that is about to be delivered makes it
-	// fail at that byte, and is delivered between two calls.
+	// there was an urgent byte. A signal that is about to be delivered makes the
+	// read fail at that byte; it is delivered between two calls.
 	urgentTries = 2
 )
 

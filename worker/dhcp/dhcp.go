@@ -35,11 +35,11 @@ const (
 	typeInform   = 8
 )
 
-// Handle answers the BOOTP or DHCP request in u, a datagram that came in p
-// and whose checksum the caller has verified. It writes the reply to out and
-// returns its length, or 0 if there is nothing to say: DECLINE and RELEASE
-// change nothing here, what a relay agent passes on is for another network
-// than ours (RFC 2131 section 4.3.1), and malformed requests are dropped.
+// Handle answers the BOOTP or DHCP request in u, a datagram that came in p and
+// whose checksum the caller has verified. It writes the reply to out and returns
+// its length, or 0 if there is none. There is none to DECLINE and RELEASE, which
+// change nothing here; to what a relay agent passes on, which is for another
+// network (RFC 2131 section 4.3.1); and to malformed requests.
 func Handle(g *flow.Guest, p *packet.Packet, u *packet.UDP, out []byte) int {
 	if len(out) < MaxFrame || !g.Has(ipc.FlagIPv4|ipc.FlagDHCP) || p.IPVersion != 4 || u.DstPort != serverPort {
 		return 0
@@ -157,10 +157,10 @@ func (r *reply) frame(g *flow.Guest, q *request, dst packet.Addr, out []byte) in
 	return packet.PutUDPFull(out, &e, serverPort, clientPort, r.end())
 }
 
-// payloadSize is how long the reply's BOOTP message may be: what the client
-// can take (RFC 2131 section 2: at least an IP packet of 576 bytes; it is
-// told otherwise by option 57), no more than the link carries in one frame,
-// and never less than a whole BOOTP message.
+// payloadSize is how long the reply's BOOTP message may be. The client takes an
+// IP packet of 576 bytes, or as many as option 57 says (RFC 2131 section 2). It
+// is no more than the link carries in one frame, and never less than a whole
+// BOOTP message.
 func payloadSize(g *flow.Guest, q *request) int {
 	if q.kind == typeNone {
 		return minMessage

@@ -28,11 +28,11 @@ const minMTU = 1280
 // allServers is All_DHCP_Relay_Agents_and_Servers, RFC 8415 section 7.1.
 var allServers = packet.Addr{0: 0xff, 1: 0x02, 13: 0x01, 15: 0x02}
 
-// Handle answers the client's message in u, a datagram that came in p and
-// whose checksum the caller has verified. It writes the reply to out and
-// returns its length, or 0 if there is nothing to say: messages of other kinds
-// (those of relay agents and servers among them), those for another server,
-// and those that section 16 of RFC 8415 wants discarded.
+// Handle answers the client's message in u, a datagram that came in p and whose
+// checksum the caller has verified. It writes the reply to out and returns its
+// length, or 0 if there is none. There is none to messages of other kinds (those
+// of relay agents and servers among them), to those for another server, and to
+// those that section 16 of RFC 8415 wants discarded.
 func Handle(g *flow.Guest, p *packet.Packet, u *packet.UDP, out []byte) int {
 	if len(out) < MaxFrame || !g.Has(ipc.FlagIPv6|ipc.FlagDHCPv6) || p.IPVersion != 6 || u.DstPort != serverPort {
 		return 0

@@ -45,9 +45,9 @@ type Broker interface {
 // Watcher reports what happens to sockets, until they are closed.
 type Watcher interface {
 	// Watch has the lane report to the translator, under token, when a socket
-	// becomes Readable, Writable or both, as events says, edge-triggered; its
-	// peer's end and errors always are, urgent data where Readable is. Who
-	// watches for Writable without need is woken for nothing: where it is
+	// becomes Readable, Writable or both, as events says, edge-triggered. Its
+	// peer's end and errors are always reported, urgent data where Readable is.
+	// Who watches for Writable without need is woken for nothing: where it is
 	// watched, whatever else happens to the socket reports it too.
 	Watch(fd int32, token uint64, events uint32) syscall.Errno
 	// Close closes a descriptor, which ends its watch.
@@ -78,10 +78,10 @@ type GatherWriter interface {
 // Receiver reads sockets.
 type Receiver interface {
 	// Recv is recv(2): flags as MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT. Of a stream,
-	// as other calls that read one: what ends at an urgent byte is short with
-	// more behind it, and what begins there may fail with EAGAIN, where a
-	// signal is about to be delivered. Urgent was reported then, or is about to
-	// be.
+	// as other calls that read one: a read that ends at an urgent byte is short
+	// although more is behind it. One that begins there may fail with EAGAIN
+	// where a signal is about to be delivered. Urgent was reported then, or is
+	// about to be.
 	Recv(fd int32, b []byte, flags int) (int, syscall.Errno)
 }
 

@@ -181,10 +181,10 @@ const MaxErrors = 4096
 // datagram.
 type ErrorQueue struct{ SocketError }
 
-// Drain empties the error queue of a socket by which the guest sends to remote,
-// which is peer on the host. tell is called for what the guest has to know, with
-// the payload that it is about, as much as came back. Drain reports false if the
-// queue cannot be emptied.
+// Drain empties the error queue of a socket. The guest calls the socket's peer
+// remote; on the host it is peer. tell is called for what the guest has to know,
+// with as much as came back of the payload that it is about. Drain reports false
+// if the queue cannot be emptied.
 func (q *ErrorQueue) Drain(env Errors, fd int32, g *Guest, peer, remote packet.Addr, tell func(m ICMPError, quote []byte)) bool {
 	for n := range MaxErrors {
 		switch errno := env.RecvError(fd, &q.SocketError); errno {

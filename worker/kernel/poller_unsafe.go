@@ -40,8 +40,9 @@ func (p *Poller) FD() int32 { return p.fd }
 const RawWait = 10
 
 // Wait fills events and returns their number. timeout is in milliseconds; -1:
-// until something happens. soon says that events are likely within RawWait;
-// if they are not, the monitor is woken for a wait that it need not know of.
+// until something happens. soon says that events are likely within RawWait.
+// Where they are not, a wait that long is not told to the scheduler's monitor,
+// which then looks after this thread for nothing.
 func (p *Poller) Wait(timeout int, soon bool) int {
 	first := 0
 	if soon {

@@ -159,9 +159,9 @@ func (s *Sockets) ShutdownWrite(fd int32) syscall.Errno {
 }
 
 // ResetOnClose has a close send RST (SO_LINGER with zero seconds), except where
-// the ends of both directions are on their way: in LAST_ACK and CLOSING the
-// kernel would send none, and forget what the peer has not acknowledged
-// (tcp_disconnect in net/ipv4/tcp.c), so that the peer would wait for ever.
+// the ends of both directions are on their way. In LAST_ACK and CLOSING the
+// kernel would send no RST and forget what the peer has not acknowledged
+// (tcp_disconnect in net/ipv4/tcp.c): the peer would wait for ever.
 func (s *Sockets) ResetOnClose(fd int32) {
 	info, e := s.info(fd)
 	if e == 0 && (info.State == unix.BPF_TCP_LAST_ACK || info.State == unix.BPF_TCP_CLOSING) {

@@ -41,10 +41,10 @@ type CaptureTo struct {
 
 // Capture writes frames to a pcap file or a pipe. They look as on the wire:
 // super-frames are cut and checksums completed. Frames are gathered in a bounded
-// buffer. What cannot be written at the moment, because the disk is full or
-// nobody reads the pipe, is tried again once each turn; frames that come
-// meanwhile and do not fit into the buffer are left out whole. So what is written
-// never holds half a record followed by another.
+// buffer. What cannot be written now, because the disk is full or nobody reads
+// the pipe, is tried again once each turn. Frames that come meanwhile and do not
+// fit into the buffer are left out whole. So what is written never holds half a
+// record followed by another.
 type Capture struct {
 	to     CaptureTo
 	header bool // the file's header is what is gathered first

@@ -42,9 +42,9 @@ var (
 )
 
 // Handle answers the neighbour or router solicitation in p. It writes the
-// advertisement to out and returns its length, or 0 if there is nothing to
-// say: other messages, and those that fail the checks of RFC 4861 sections
-// 6.1.1 and 7.1.1 or come in fragments (RFC 6980).
+// advertisement to out and returns its length, or 0 if there is none. There is
+// none to other messages, to those that fail the checks of RFC 4861 sections
+// 6.1.1 and 7.1.1, and to those in fragments (RFC 6980).
 func Handle(g *flow.Guest, p *packet.Packet, out []byte) int {
 	if len(out) < MaxFrame || !g.Has(ipc.FlagIPv6) || p.IPVersion != 6 || p.Proto != packet.ProtoICMPv6 {
 		return 0

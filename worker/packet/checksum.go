@@ -157,11 +157,11 @@ func PseudoSum(src, dst *Addr, proto uint8, length int) uint64 {
 	return s + c
 }
 
-// ChecksumOK tells whether the upper-layer checksum is right, or need not be
-// looked at: the link vouches for it or it is still to be filled in (o, which
-// may be nil), the packet is a fragment, or the protocol is none of TCP, UDP,
-// ICMP and ICMPv6. UDP over IPv4 may come without checksum, over IPv6 it may
-// not (RFC 8200 section 8.1). A header cut short is not right.
+// ChecksumOK tells whether the upper-layer checksum is right or need not be
+// looked at. It need not where o (which may be nil) says that the link vouches
+// for it or that it is still to be filled in, in a fragment, and with a protocol
+// other than TCP, UDP, ICMP and ICMPv6. UDP over IPv4 may come without checksum,
+// over IPv6 it may not (RFC 8200 section 8.1). A header cut short is not right.
 func (p *Packet) ChecksumOK(o *Offload) bool {
 	if o != nil && o.Flags&(OffloadNeedsChecksum|OffloadDataValid) != 0 || p.Fragment {
 		return true

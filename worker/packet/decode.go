@@ -20,21 +20,20 @@ type Packet struct {
 	// IP length, which cuts Ethernet padding off. L3 <= L4 <= End.
 	L3, L4, End int
 
-	// Fragment tells that the packet is a part of one: its offset is not
-	// zero, or more fragments follow. Then Payload is this part of what
-	// reassembly puts together (IPv4: the data; IPv6: everything behind the
-	// fragment header), Proto is the protocol or the extension header that it
-	// starts with in the first fragment, and the reassembled packet is to be
-	// decoded again. An IPv6 fragment header on a whole packet (RFC 6946) does
-	// not count.
+	// Fragment tells that the packet is a part of one: its offset is not zero,
+	// or more fragments follow. Then Payload is this part of what reassembly
+	// puts together (IPv4: the data; IPv6: everything behind the fragment
+	// header). Proto is the protocol or the extension header that it starts with
+	// in the first fragment. The reassembled packet is to be decoded again. An
+	// IPv6 fragment header on a whole packet (RFC 6946) does not count.
 	Fragment      bool
 	MoreFragments bool   // of a fragment: it is not the last
 	FragOffset    int    // in bytes
 	FragID        uint32 // identification: 16 bits in any IPv4 packet, 32 in a fragment header
-	// IPv6 with a fragment header only: the length of the headers that repeat
-	// in each fragment, from L3 to the fragment header, and the offset into
-	// Frame of the Next Header byte that names the fragment header and is
-	// Proto after reassembly.
+	// IPv6 with a fragment header only. FragUnfragLen is the length of the
+	// headers that repeat in each fragment, from L3 to the fragment header.
+	// FragNext is the offset into Frame of the Next Header byte that names the
+	// fragment header; after reassembly it is Proto.
 	FragUnfragLen int
 	FragNext      int // see above
 }
@@ -127,11 +126,11 @@ func (p *Packet) decode4(b []byte) error {
 	return nil
 }
 
-// setFragment notes a fragment whose data is Payload, and refuses what cannot
-// be part of a packet: an empty part, one in the middle that does not end on
-// eight bytes, and one that ends where no length field reaches (RFC 791
-// section 3.2, RFC 8200 section 4.5). headers is how much of the length field
-// the headers of the whole packet take.
+// setFragment notes a fragment whose data is Payload. It refuses what cannot be
+// part of a packet (RFC 791 section 3.2, RFC 8200 section 4.5): an empty part,
+// one in the middle that does not end on eight bytes, and one that ends where no
+// length field reaches. headers is how much of the length field the headers of
+// the whole packet take.
 func (p *Packet) setFragment(offset int, more bool, headers int) error {
 	n := p.End - p.L4
 	if n == 0 || more && n%8 != 0 || headers+offset+n > maxIPLen {

@@ -12,11 +12,11 @@ type Fragmenter struct {
 	headers [MaxHeaders]byte
 }
 
-// Fragment cuts the IP packet in frame, which is one that this package built
-// (no IPv4 options, no IPv6 extension headers) with its checksum complete and
-// without padding, into fragments of at most mtu bytes, IP header included,
-// and calls emit with the headers and the part of the payload of each, in
-// order. Both are valid only until emit returns; emit may not change the
+// Fragment cuts the IP packet in frame into fragments of at most mtu bytes, IP
+// header included. It calls emit with the headers and the part of the payload of
+// each, in order. Preconditions: this package has built the packet (no IPv4
+// options, no IPv6 extension headers), its checksum is complete, and it has no
+// padding. Both are valid only until emit returns; emit may not change the
 // payload. id is the identification, of which IPv4 takes the low 16 bits.
 //
 // A packet that fits is emitted as it is. An mtu that leaves no room for eight

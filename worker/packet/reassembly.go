@@ -245,9 +245,9 @@ func (s *reassembly) place(off int, data []byte, more bool, buf []byte) placemen
 	return placeNew
 }
 
-// isDuplicate tells whether a fragment of exactly this range has come: all of
-// it is covered, a fragment begins where it begins and none within it, and
-// what is behind it belongs to another fragment or to none.
+// isDuplicate tells whether a fragment of exactly this range has come. Then all
+// of the range is covered, a fragment begins where it begins and none within it,
+// and what is behind it belongs to another fragment or to none.
 func (s *reassembly) isDuplicate(off, end int, more bool, covered, begun int) bool {
 	first, last := off/8, (end-1)/8
 	if covered != last-first+1 || begun != 1 || !s.starts.has(first) {

@@ -132,8 +132,8 @@ func (w *Wheel) Next() int64 {
 	return best * Tick
 }
 
-// Advance moves the wheel to now and calls fire for each timer that is due,
-// in no particular order, which is no longer set then. fire may set and cancel
+// Advance moves the wheel to now and calls fire for each timer that is due, in
+// no particular order. Such a timer is no longer set. fire may set and cancel
 // any timer; one that it sets is not due before the next Advance.
 func (w *Wheel) Advance(now int64, fire func(id uint32)) {
 	target := now / Tick

@@ -22,11 +22,11 @@ func (c *conn) mayDelay(n int) bool {
 	return c.quickReplies >= maxQuickReplies && n <= smallQuery && c.held == 0 && !c.has(flagAckLater)
 }
 
-// In bulk, acknowledgments wait for more to acknowledge: each costs whoever reads
-// the link a wake-up, and the guest as much work as a segment. Only while the
-// window is far larger, so that a guest that fills it never waits, and not where
-// one has waited in vain several times: such a guest sends less at a time, be it
-// for want of a larger send buffer.
+// In bulk, acknowledgments wait for more to acknowledge: each costs whoever
+// reads the link a wake-up, and the guest as much work as a segment. Only while
+// the window is far larger, so that a guest that fills it never waits. Not where
+// one has waited for nothing several times: such a guest sends less at a time,
+// maybe because its send buffer is small.
 const (
 	bulkAck = 512 << 10 // bytes acknowledged at a time
 	maxLate = 3

@@ -171,9 +171,9 @@ func (t *Translator) inputSynSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
 	}
 }
 
-// synAgain repeats our SYN at once, not after a second, where the guest had not
-// forgotten an earlier connection between the same ports until it got our reset: in
-// TIME-WAIT, where our new numbers do not lie beyond the old.
+// synAgain repeats our SYN at once, not after a second, where our reset has just
+// ended an earlier connection between the same ports at the guest: one in
+// TIME-WAIT, if our new sequence numbers do not lie beyond the old.
 func (t *Translator) synAgain(i uint32, c *conn, s *packet.TCP) {
 	if s.Flags&packet.SYN == 0 && !c.has(flagSYNAgain) {
 		c.set(flagSYNAgain)

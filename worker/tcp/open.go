@@ -363,10 +363,11 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 const sourceTries = 256
 
 // vacant makes sure that no flow has key k. Two connections of the host may look
-// the same to the guest: a peer that reuses its port while the guest still has the
-// last bytes of the connection before to take, or that speaks to two addresses or
-// two ports of the host from one port. The later one gets another source port
-// towards the guest, below 1024 if its own is. It reports false if there is none.
+// the same to the guest. A peer may use its port again while the guest has still
+// to take the last bytes of the connection before, or may speak to two addresses
+// or two ports of the host from one port. The later one gets another source port
+// towards the guest, below 1024 if its own is. It reports false if there is
+// none.
 func (t *Translator) vacant(k *store.Key) bool {
 	old := t.flows.Find(k)
 	if old == store.None {

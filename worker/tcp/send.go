@@ -21,8 +21,8 @@ const (
 	dequeueLazily = 16 << 10  // bytes acknowledged before a call to dequeue pays
 
 	// urgentTries is how often a read is tried again that finds nothing where
-	// there was an urgent byte: a signal that is about to be delivered makes it
-	// fail at that byte, and is delivered between two calls.
+	// there was an urgent byte. A signal that is about to be delivered makes the
+	// read fail at that byte; it is delivered between two calls.
 	urgentTries = 2
 
 	// dequeueWithin bounds how long fewer bytes than that stay: a small
@@ -169,9 +169,9 @@ func (t *Translator) owesFIN(c *conn) bool {
 // a window that is as good as any over its path, and no more: nearWindow holds
 // what 80 Gbit/s have in flight for nearRTT.
 //
-// The kernel raises the window with its buffer, so that has to be fixed too, at
-// several times the window: packets that carry little take more room than was
-// promised for them, and what a full buffer cannot take is lost.
+// The kernel raises the window with its buffer, so the buffer has to be fixed
+// too. It is several times the window: packets that carry little take more room
+// than was promised for them, and what a full buffer cannot take is lost.
 const (
 	nearRTT    = 100 * time.Microsecond
 	nearWindow = 1 << 20 // TCP_WINDOW_CLAMP, tcp(7)
@@ -228,10 +228,10 @@ func (t *Translator) push(i uint32, c *conn) {
 	}
 }
 
-// lastOf looks behind a peek that brought less than was asked for: what comes
-// later makes a new event, so that the socket is left alone until then; but if
-// the host's FIN is there, it rides on the last segment. The end has to be
-// seen, since a short read may also end at urgent data.
+// lastOf looks behind a peek that brought less than was asked for. What comes
+// later makes a new event, so the socket is left alone until then. But if the
+// host's FIN is there, it goes with the last segment. The end has to be seen,
+// since a short read may also end at urgent data.
 func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin bool) {
 	if len(b) > 0 && c.has(flagHostClosed) {
 		c.clear(flagEnd)
@@ -293,10 +293,10 @@ func (t *Translator) peekOnce(c *conn, seq uint32, b []byte) (int, syscall.Errno
 }
 
 // behindUrgent tells whether a peek at seq that skipped all may have ended at an
-// urgent byte instead of the stream's end: a read that has begun before such a
-// byte does not pass it, however much there is to skip. It is passed once what is
-// before it was dequeued. That there is one is known no later than that the host
-// has closed.
+// urgent byte, and not at the stream's end. A read that has begun before such a
+// byte does not pass it, however much there is to skip. It is passed once what
+// is before it was dequeued. That there is one is known no later than that the
+// host has closed.
 func (t *Translator) behindUrgent(c *conn, seq uint32) bool {
 	return !c.has(flagPeekOff) && (!c.has(flagHostClosed) || c.has(flagUrgent) && seq != c.deqSeq)
 }

@@ -145,9 +145,9 @@ func (t *Translator) came(l *listener, d []flow.Datagram) {
 	}
 }
 
-// Return takes datagrams of one peer that were on their way to a listener when a
-// socket came to be on the same port, and got them: until it was connected, the
-// kernel took it for one that hears all.
+// Return takes datagrams of one peer that were meant for a listener and reached
+// a flow's socket on the same port. Until that was connected, the kernel gave it
+// whatever came to the port.
 func (t *Translator) Return(id uint32, d []flow.Datagram) {
 	for k := range t.listeners {
 		if l := &t.listeners[k]; l.id == id && id != 0 {
@@ -303,10 +303,10 @@ func (t *Translator) givesPortBack(c *conn, port uint16) bool {
 }
 
 // another finds a source port for a flow that would look like another to the
-// guest: a peer that speaks to two of the host's addresses or ports from one of
-// its own, or two peers of which the guest sees one address. It is below 1024 if the
-// peer's is, and as a rule the same when a flow between these ends of the host comes
-// again.
+// guest. That is so where a peer speaks to two of the host's addresses or ports
+// from one of its own, and where two peers have the same address for the guest.
+// It is below 1024 if the peer's is, and as a rule the same when a flow between
+// these ends of the host comes again.
 func (t *Translator) another(k, host *store.Key, port uint16) bool {
 	remote, _ := k.Remote()
 	guest, guestPort := k.Guest()

@@ -105,8 +105,8 @@ func (c *conn) most() int {
 }
 
 // bulkBuffer is the room, in bytes, that the sockets of a flow get once
-// datagrams come in numbers, as far as net.core.rmem_max and wmem_max allow: what
-// comes while the lane does something else has to wait there.
+// datagrams come in numbers, as far as net.core.rmem_max and wmem_max allow.
+// What comes while the lane does something else waits there.
 const bulkBuffer = 4 << 20
 
 // isBulk notes that datagrams come in numbers.
