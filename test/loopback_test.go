@@ -4,8 +4,12 @@ package test
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"aldente/test/netlab"
 )
@@ -58,6 +62,65 @@ func TestLoopbackWithoutFamily(t *testing.T) {
 					t.Errorf("out of the guest: %s %s", network, bad)
 				}
 			}
+		})
+	}
+}
+
+// TestGuestWithoutFamily speaks to forwarded ports by both of the host's loopback
+// addresses where the guest lacks one family, from the start or later: "localhost" is
+// the guest's service all the same.
+func TestGuestWithoutFamily(t *testing.T) {
+	needOurs(t)
+	netlab.Have(t, "ip")
+	lab := netlab.New(t, netlab.Options{})
+	no6 := "for i in all default lo; do echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done"
+	for _, tt := range []struct {
+		name          string
+		before, later string // what is done in the guest's namespace
+		lacks         string
+		args          []string
+	}{
+		{"IPv6 disabled", no6, "", "6", nil},
+		{"IPv6 disabled, by the link", no6, "", "6", []string{"--no-splice"}},
+		{"IPv6 disabled, by the link, not mapped", no6, "", "6", []string{"--no-splice", "--no-map-gw"}},
+		{"IPv6 disabled later", "", no6, "6", nil},
+		{"no address of IPv6 any more", "", "ip -6 addr flush scope global; ip -6 addr flush scope link", "6", nil},
+		{"no address of IPv4 any more", "", "ip -4 addr flush scope global", "4", nil},
+		{"IPv6 disabled, loopback to loopback", no6, "", "6", []string{"--host-lo-to-ns-lo"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			lab := lab.For(t)
+			pid := holderWith(t, lab, tt.before)
+			p := lab.StartPasta(netlab.GuestSpec{User: netlab.Nobody, Timeout: time.Minute}, slices.Concat(
+				[]string{"-f", "--config-net", "-t", "8001", "-u", "8001", "-T", "none", "-U", "none"}, tt.args, []string{strconv.Itoa(pid)})...)
+			g := netlab.OpenNS(t, "guest", fmt.Sprintf("/proc/%d/ns/net", pid))
+			if !eventually(10*time.Second, func() bool {
+				c, err := lab.Host.DialError("tcp", "127.0.0.1:8001", time.Second)
+				if err == nil {
+					c.Close()
+				}
+				return err == nil
+			}) {
+				t.Fatalf("not up:\n%s", p.Output())
+			}
+			if tt.later != "" {
+				g.Must("sh", "-c", tt.later)
+			}
+			if tt.lacks != "4" {
+				go netlab.Echo(g.Listen("tcp4", "0.0.0.0:8001"))
+				go netlab.EchoUDP(g.ListenUDP("udp4", "0.0.0.0:8001"))
+			}
+			if tt.lacks != "6" {
+				go netlab.Echo(g.Listen("tcp6", "[::]:8001"))
+				go netlab.EchoUDP(g.ListenUDP("udp6", "[::]:8001"))
+			}
+			for _, network := range []string{"tcp", "udp"} {
+				for _, bad := range unanswered(lab.Host, network, "8001", "46") {
+					t.Errorf("%s %s", network, bad)
+				}
+			}
+			_ = p.Signal(syscall.SIGTERM)
+			p.WaitFor(5 * time.Second)
 		})
 	}
 }

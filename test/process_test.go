@@ -89,7 +89,13 @@ func TestCommandKilled(t *testing.T) {
 // pasta to join, and returns its process id.
 func holder(t *testing.T, lab *netlab.Lab) int {
 	t.Helper()
-	p := lab.Host.Start(netlab.Spec{Args: []string{"unshare", "-Urn", "sleep", "300"}, User: netlab.Nobody, Timeout: 5 * time.Minute})
+	return holderWith(t, lab, "")
+}
+
+// holderWith is holder with commands of a shell that are run there before.
+func holderWith(t *testing.T, lab *netlab.Lab, before string) int {
+	t.Helper()
+	p := lab.Host.Start(netlab.Spec{Args: []string{"unshare", "-Urn", "sh", "-ec", before + "\nexec sleep 300"}, User: netlab.Nobody, Timeout: 5 * time.Minute})
 	host := fmt.Sprintf("net:[%d]", lab.Host.Inode())
 	for range 200 {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID))

@@ -93,14 +93,25 @@ type farEnd struct {
 
 // by connects the socket. Of UDP it gets the peer's port where nobody has that: some
 // protocols know their peers by it.
+//
+// It leads to the namespace itself. Where that does not have the address, or not any
+// more, the kernel would send packets out to where the address may be, and nobody
+// answers.
 func (e *farEnd) by(fd int) outcome {
 	path := inet.Path{Scope: e.scope}
+	var r inet.Result
 	if e.proto == ipc.ProtoTCP {
 		c := inet.Connect{Path: path, To: e.to}
-		return made(c.DialBy(fd), 0)
+		r = c.DialBy(fd)
+	} else {
+		flow := inet.Flow{Path: path, From: e.from, To: e.to, Sharing: inet.Alone, AnyPort: true}
+		r = flow.DialBy(fd)
 	}
-	flow := inet.Flow{Path: path, From: e.from, To: e.to, Sharing: inet.Alone, AnyPort: true}
-	return made(flow.DialBy(fd), 0)
+	if r.Err == nil && !e.to.Addr().IsLoopback() && !reachesItself(r.FD, e.to.Addr()) {
+		unix.Close(r.FD)
+		return nothing(unix.EADDRNOTAVAIL)
+	}
+	return made(r, 0)
 }
 
 // openNamespace opens the far end of the bypass in the namespace, with a socket

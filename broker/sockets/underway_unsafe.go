@@ -3,6 +3,7 @@
 package sockets
 
 import (
+	"net/netip"
 	"syscall"
 	"unsafe"
 
@@ -21,6 +22,22 @@ func connectState(fd int) int {
 		return 0
 	}
 	return int(state[0])
+}
+
+// reachesItself tells whether a socket that is connected, or being connected, to an
+// address is at that address too, as it is where the address is local. What cannot be
+// known is taken for true.
+func reachesItself(fd int, to netip.Addr) bool {
+	var sa unix.RawSockaddrInet6
+	n := uint32(unsafe.Sizeof(sa))
+	_, _, e := syscall.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&n)))
+	switch {
+	case e != 0:
+		return true
+	case sa.Family == unix.AF_INET:
+		return to.Is4() && to.As4() == (*unix.RawSockaddrInet4)(unsafe.Pointer(&sa)).Addr
+	}
+	return to.As16() == sa.Addr
 }
 
 // disconnect ends a connection that nobody has taken over, whoever has copies of the

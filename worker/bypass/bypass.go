@@ -200,6 +200,23 @@ func (t *Translator) farAddress(flags uint8, peer, local *packet.Addr) packet.Ad
 	return t.g.InboundTarget(peer)
 }
 
+// far is where a flow leads that came by a listener, and as whose it is asked for: a
+// peer of the same family. ok is false if it is refused.
+func (t *Translator) far(flags uint8, peer, local *packet.Addr) (to, as packet.Addr, ok bool) {
+	to, as = t.farAddress(flags, peer, local), *peer
+	if to.IsUnspecified() && flags&ipc.ListenerNamespace == 0 {
+		to, as = t.otherFar(peer.Is4())
+	}
+	return to, as, !to.IsUnspecified() && to.Is4() == as.Is4()
+}
+
+// otherFar is far for a flow into a guest that lacks the peer's family, IPv4 or IPv6:
+// it goes by the other one.
+func (t *Translator) otherFar(v4 bool) (to, as packet.Addr) {
+	as = flow.OtherLoopback(v4)
+	return t.farAddress(0, &as, &as), as
+}
+
 // asksLocal tells whether farAddress goes by the local address.
 func (t *Translator) asksLocal(flags uint8) bool {
 	return flags&ipc.ListenerNamespace != 0 || t.g.Has(ipc.FlagSpliceOnly) || t.g.Has(ipc.FlagLoToLo)

@@ -24,6 +24,8 @@ const (
 	flagBusy  = 1 << iota // in Translator.busy
 	flagOut               // from the namespace
 	flagAbort             // both peers are to be told by RST
+	flagPeer4             // the peer is one of IPv4
+	flagOther             // the far end was asked for by the family that the peer is not of
 )
 
 // Flags of a side.
@@ -62,6 +64,10 @@ type stream struct {
 	gen   uint32
 	state state
 	flags uint8
+
+	// Who asks for the far end: for the second attempt.
+	port     uint16
+	listener uint32
 }
 
 func (s *stream) has(f uint8) bool { return s.flags&f != 0 }
@@ -130,8 +136,8 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 			return
 		}
 	}
-	to := t.farAddress(flags, &peer, &local)
-	if to.IsUnspecified() || to.Is4() != peer.Is4() {
+	to, as, ok := t.far(flags, &peer, &local)
+	if !ok {
 		t.refuse(fd)
 		return
 	}
@@ -146,17 +152,40 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 		s.flags |= flagOut
 	}
 	t.g.Shares.Take(s.share(), 2)
-	t.open = ipc.Open{
-		Token: token(s.gen, i, far, 0), Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: listener,
-		Src: to, Dst: peer, SrcPort: 0, DstPort: port,
+	s.port, s.listener = port, listener
+	if peer.Is4() {
+		s.flags |= flagPeer4
 	}
-	if !t.env.Open(&t.open) {
+	if as != peer {
+		s.flags |= flagOther
+	}
+	if !t.openFar(i, s, to, as) {
 		t.Stats.NoRoom++
 		t.abort(i, s)
 		return
 	}
 	// What is said in small pieces is not to wait for acknowledgments.
 	t.env.Option(fd, flow.OptionNoDelay, 1)
+}
+
+// openFar asks for the far end. It reports false if that is not possible now.
+func (t *Translator) openFar(i uint32, s *stream, to, as packet.Addr) bool {
+	t.open = ipc.Open{
+		Token: token(s.gen, i, far, 0), Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: s.listener,
+		Src: to, Dst: as, SrcPort: 0, DstPort: s.port,
+	}
+	return t.env.Open(&t.open)
+}
+
+// openOther asks for a far end of the other family, once, where the guest lacks the
+// one that the peer has used. It reports false if there is nothing to ask for.
+func (t *Translator) openOther(i uint32, s *stream, o *ipc.Opened) bool {
+	if s.state != stateOpening || s.has(flagOther|flagOut) || !flow.LacksFamily(syscall.Errno(o.Errno)) {
+		return false
+	}
+	s.flags |= flagOther
+	to, as := t.otherFar(s.has(flagPeer4))
+	return !to.IsUnspecified() && to.Is4() == as.Is4() && t.openFar(i, s, to, as)
 }
 
 func (t *Translator) refuse(fd int32) {
@@ -166,6 +195,9 @@ func (t *Translator) refuse(fd int32) {
 
 // opened takes the far end.
 func (t *Translator) opened(i uint32, s *stream, fd int32, o *ipc.Opened) {
+	if t.openOther(i, s, o) {
+		return
+	}
 	if o.Errno != 0 || fd < 0 || s.state != stateOpening {
 		if fd >= 0 {
 			t.env.Close(fd)

@@ -45,6 +45,7 @@ type dflow struct {
 	asked    bool // the near socket was asked for
 	refused  bool // the broker had no socket
 	answered bool // there was traffic in both directions
+	other    bool // the far socket was asked for by the family that the peer is not of
 	busy     [2]bool
 	queue    datagram.Queue // of the peer's first datagrams, while the far socket is on its way
 	last     int64          // when it was used, in nanoseconds
@@ -161,8 +162,8 @@ func (t *Translator) sendQueue(f *dflow) {
 func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 {
 	peer, from := k.Remote()
 	local := nearAddr(k)
-	to := t.farAddress(flags, &peer, &local)
-	if from == 0 || to.IsUnspecified() || to.Is4() != peer.Is4() {
+	to, as, ok := t.far(flags, &peer, &local)
+	if from == 0 || !ok {
 		return store.None
 	}
 	if t.muted == t.most {
@@ -186,18 +187,37 @@ func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 
 	t.mute.Add(i)
 	t.muted++
 	t.wheel.Set(t.timer+i, f.last+t.lifetime(f))
-	t.open = ipc.Open{
-		Token: token(t.flows.Gen(i), i, far, indexUDP), Proto: ipc.ProtoUDP, Listener: listener,
-		Flags: ipc.OpenBypass, Src: to, Dst: peer, DstPort: from,
-	}
-	if !t.env.Open(&t.open) {
+	f.other = as != peer
+	if !t.openFarUDP(i, f, to, as, from) {
 		t.Stats.NoRoom++
 		t.removeUDP(i, f)
 		return store.None
 	}
-	f.opening = true
 	t.Stats.FlowsUDP++
 	return i
+}
+
+// openFarUDP asks for the socket that leads on. It reports false if that is not
+// possible now.
+func (t *Translator) openFarUDP(i uint32, f *dflow, to, as packet.Addr, from uint16) bool {
+	t.open = ipc.Open{
+		Token: token(t.flows.Gen(i), i, far, indexUDP), Proto: ipc.ProtoUDP, Listener: f.listener,
+		Flags: ipc.OpenBypass, Src: to, Dst: as, DstPort: from,
+	}
+	f.opening = t.env.Open(&t.open)
+	return f.opening
+}
+
+// openOtherUDP is openOther for datagrams.
+func (t *Translator) openOtherUDP(i uint32, f *dflow, o *ipc.Opened) bool {
+	k := t.flows.Key(i)
+	if f.other || k[16]&ipc.ListenerNamespace != 0 && k[17] == 0 || !flow.LacksFamily(syscall.Errno(o.Errno)) {
+		return false
+	}
+	f.other = true
+	peer, from := k.Remote()
+	to, as := t.otherFar(peer.Is4())
+	return !to.IsUnspecified() && to.Is4() == as.Is4() && t.openFarUDP(i, f, to, as, from)
 }
 
 // nearAddr is the address that a flow's peer spoke to.
@@ -239,6 +259,9 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 	f := t.flows.At(i)
 	if side == far {
 		f.opening = false
+		if t.openOtherUDP(i, f, o) {
+			return
+		}
 	}
 	if o.Errno == 0 && fd >= 0 {
 		f.sides[side].fd = fd

@@ -20,6 +20,8 @@ type Guest struct {
 	// Last source addresses seen, or the assigned ones until then. They
 	// follow the guest only where the configuration did not fix them.
 	Seen4, Seen6, SeenLL6 packet.Addr
+
+	heard4, heard6 bool // it has sent packets of this family, or ARP
 }
 
 // Has tells whether all bits of flag are set.
@@ -42,12 +44,15 @@ func (g *Guest) Learn(p *packet.Packet) {
 	}
 	switch p.IPVersion {
 	case 0:
+		g.heard4 = true
 		g.learnARP(p)
 	case 4:
+		g.heard4 = true
 		if !g.Has(ipc.FlagAddr4Fixed) && usable(&p.Src) {
 			g.Seen4 = p.Src
 		}
 	case 6:
+		g.heard6 = true
 		if p.Src.IsLinkLocal() {
 			g.SeenLL6 = p.Src
 		} else if !g.Has(ipc.FlagAddr6Fixed) && usable(&p.Src) {

@@ -46,6 +46,7 @@ func TestLearn(t *testing.T) {
 			}
 			g.Learn(&p)
 			tt.want.Flags = tt.flags
+			tt.want.heard4, tt.want.heard6 = p.IPVersion == 4, p.IPVersion == 6
 			if g != tt.want {
 				t.Errorf("%+v, want %+v", g, tt.want)
 			}

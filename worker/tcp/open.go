@@ -319,10 +319,9 @@ func (t *Translator) accept(l *listener) {
 
 // openIn starts a connection towards the guest for one accepted on the host.
 func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16) {
-	remote := t.g.InboundSource(peer)
-	guest := l.target
-	if guest.IsZero() {
-		guest = t.g.InboundTarget(&remote)
+	remote, guest := t.g.Inbound(peer)
+	if !l.target.IsZero() {
+		remote, guest = t.g.InboundSource(peer), l.target
 	}
 	if guest.IsZero() || guest.Is4() != remote.Is4() {
 		t.resetSocket(fd)

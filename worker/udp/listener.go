@@ -234,10 +234,9 @@ func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 // the guest has begun from the same port.
 func (t *Translator) openIn(host *store.Key, l *listener, all []flow.Datagram, local packet.Addr) uint32 {
 	d := &all[0]
-	remote := t.g.InboundSource(d.From)
-	guest := l.target
-	if guest.IsZero() {
-		guest = t.g.InboundTarget(&remote)
+	remote, guest := t.g.Inbound(d.From)
+	if !l.target.IsZero() {
+		remote, guest = t.g.InboundSource(d.From), l.target
 	}
 	if guest.IsUnspecified() || guest.Is4() != remote.Is4() || !unicast(&remote) || d.FromPort == 0 {
 		t.Stats.NoTarget += uint64(len(all))
