@@ -121,7 +121,7 @@ func TestOtherFamilyDatagrams(t *testing.T) {
 	l.open = func(*ipc.Open) (int, syscall.Errno) { asked++; return -1, syscall.EADDRNOTAVAIL }
 	l.t.Datagrams(9, ipc.ListenerMayBypass, 53, []flow.Datagram{{Buf: payload(4, 1), N: 4, From: l.guest.Seen6, FromPort: 7, To: l.guest.Seen6}})
 	l.answer()
-	if asked != 2 || l.t.Stats.Dropped != 1 || l.t.queued != 0 {
+	if asked != 2 || l.t.Stats.Dropped != 1 {
 		t.Errorf("asked %d times, %+v", asked, l.t.Stats)
 	}
 }
