@@ -47,6 +47,9 @@ func TestLimits(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("more than one line: %v", err)
 		}
+		if testing.CoverMode() != "" && !t.Failed() {
+			unix.Exit(0) // a profile takes memory that the limit does not leave
+		}
 		return
 	}
 	for name, tt := range tests {
