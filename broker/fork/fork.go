@@ -11,13 +11,13 @@
 // The child has only the thread that made it: a lock that another thread held is
 // held for ever, and the scheduler, the collector and the stack's growth are not
 // there. So between clone(2) and execve(2) nothing may allocate, grow the stack
-// or lock. That is held by the runner, and by nobody else. Run and all that it
-// calls are nosplit, so that they neither ask for more stack nor are pre-empted.
-// They are norace, since the race detector is a runtime too. They write numbers
-// only, never pointers, of which the collector would have to know. Everything
-// else happens before, in the parent, where it may allocate as it likes. Memory
-// that steps point to is kept by the list, and is the heap's, which does not
-// move.
+// or lock. That is held by the runner, and by nobody else. The function run and
+// all that it calls are nosplit, so that they neither ask for more stack nor are
+// pre-empted. They are norace, since the race detector is a runtime too. They
+// write numbers only, never pointers, of which the collector would have to know.
+// Everything else happens before, in the parent, where it may allocate as it
+// likes. Memory that steps point to is kept by the list, and is the heap's,
+// which does not move.
 package fork
 
 import (

@@ -26,9 +26,9 @@ const mode = 0o600
 // Options says how to open a file.
 type Options struct {
 	Flags int // of open(2), besides O_CREAT and O_CLOEXEC
-	// Guarded is set while this process is root and going to be nobody. Then no
-	// link is followed that another user could have put there, and no file is
-	// taken that has another name as well.
+	// Guarded is set while this process may do more than later: as root that is
+	// going to be another user. Then no link is followed that another user could
+	// have put there, and no file is taken that has another name as well.
 	Guarded bool
 	// Waiting, if set, is called once if the file is a FIFO without a reader, for
 	// which Open then waits. Without it, that is an error (ENXIO) where Flags has

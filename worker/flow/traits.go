@@ -7,9 +7,9 @@ package flow
 type Traits struct {
 	// ReceiveBatches is how many batches of frames from the guest a turn takes.
 	ReceiveBatches int
-	// DearFrames: each frame to the guest costs the other end a wake-up. What
+	// CostlyFrames: each frame to the guest costs the other end a wake-up. What
 	// is owed for all batches of a turn goes at once.
-	DearFrames bool
+	CostlyFrames bool
 	// SoftwareGSO: the link cuts super-frames itself, and they may carry more
 	// than one IP packet can.
 	SoftwareGSO bool

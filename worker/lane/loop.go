@@ -37,7 +37,7 @@ func (l *Lane) turn() {
 	if l.readable || l.more {
 		l.receive()
 	}
-	l.goOn()
+	l.continueWork()
 	l.finish()
 	l.conversing = soon && l.small()
 }
@@ -81,8 +81,8 @@ func (l *Lane) timeout() int {
 	return int(min((next-l.now+store.Tick-1)/store.Tick, 1<<30))
 }
 
-// goOn continues what the last turn left for the sake of fairness.
-func (l *Lane) goOn() {
+// continueWork continues what the last turn left for the sake of fairness.
+func (l *Lane) continueWork() {
 	if l.bypass.MarkTimeout() > 0 {
 		l.bypass.ExpireMarks()
 	}
@@ -103,7 +103,7 @@ func (l *Lane) finish() {
 	}
 	if l.capture != nil {
 		l.capture.Flush()
-		if news := l.capture.News(); news != "" {
+		if news := l.capture.Warning(); news != "" {
 			logf(levelWarning, "%s", news)
 		}
 	}
@@ -162,7 +162,7 @@ func (l *Lane) receive() {
 		for k := range l.batch.Frames {
 			l.frame(&l.batch.Frames[k])
 		}
-		if l.guest.DearFrames {
+		if l.guest.CostlyFrames {
 			l.tcp.Write()
 			l.udp.Flush()
 		} else {

@@ -16,7 +16,7 @@ type shortage struct {
 
 // watchShortage tells the log, once while it lasts, that connections find no room.
 func (l *Lane) watchShortage() {
-	n := l.tcp.Stats.GaveWay + l.tcp.Stats.NoMemory
+	n := l.tcp.Stats.Evicted + l.tcp.Stats.NoMemory
 	if n == l.shortage.seen {
 		return
 	}

@@ -57,10 +57,10 @@ type Capture struct {
 
 	stalled unix.Errno // why nothing can be written at the moment
 	left    uint64     // records left out since the last news of that
-	said    bool       // there was news of this stall
+	warned  bool       // there was news of this stall
 	seen    int64      // when the last frame came, in seconds
 	next    int64      // no news of a stall before
-	news    string
+	warning string
 }
 
 // NewCapture starts a capture.
@@ -198,7 +198,7 @@ func (c *Capture) stop(e unix.Errno) {
 	case unix.EAGAIN: // news only if frames have to be left out for it
 	case unix.ENOSPC, unix.EDQUOT:
 		if c.stalled == 0 {
-			c.said = c.tell(e.Error() + ": goes on when there is room")
+			c.warned = c.tell(e.Error() + ": goes on when there is room")
 		}
 	default:
 		c.end(e.Error())
@@ -210,16 +210,16 @@ func (c *Capture) stop(e unix.Errno) {
 // leaveOut counts a frame that is not recorded.
 func (c *Capture) leaveOut() {
 	c.left++
-	if c.stalled == unix.EAGAIN && !c.said {
-		c.said = c.tell("frames are left out, since they are not read as fast as they come")
+	if c.stalled == unix.EAGAIN && !c.warned {
+		c.warned = c.tell("frames are left out, since they are not read as fast as they come")
 	}
 }
 
 // goOn tells that all frames are recorded again.
 func (c *Capture) goOn() {
-	if c.said {
-		c.news = fmt.Sprintf("packet capture: goes on, %d frames were left out", c.left)
-		c.left, c.said = 0, false
+	if c.warned {
+		c.warning = fmt.Sprintf("packet capture: goes on, %d frames were left out", c.left)
+		c.left, c.warned = 0, false
 	}
 }
 
@@ -228,14 +228,14 @@ func (c *Capture) tell(text string) bool {
 	if c.seen < c.next {
 		return false
 	}
-	c.news, c.next = "packet capture: "+text, c.seen+quiet
+	c.warning, c.next = "packet capture: "+text, c.seen+quiet
 	return true
 }
 
 // end ends the capture for good.
 func (c *Capture) end(why string) {
 	c.full, c.ended, c.n, c.done = true, true, 0, 0
-	c.news = "packet capture ended: " + why
+	c.warning = "packet capture ended: " + why
 	closeFD(c.to.FD)
 }
 
@@ -248,9 +248,9 @@ func (c *Capture) Close() {
 	}
 }
 
-// News returns what there is to tell about the capture, and forgets it.
-func (c *Capture) News() string {
-	n := c.news
-	c.news = ""
+// Warning returns what there is to tell about the capture, and forgets it.
+func (c *Capture) Warning() string {
+	n := c.warning
+	c.warning = ""
 	return n
 }

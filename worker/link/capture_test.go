@@ -50,7 +50,7 @@ func TestCapture(t *testing.T) {
 	odd.Flags = 0 // cannot be cut
 	c.Frame(now, &odd, super.headers, super.payload)
 	want = append(want, append(super.headers, super.payload...))
-	if c.Close(); c.News() != "" {
+	if c.Close(); c.Warning() != "" {
 		t.Fatal("news")
 	}
 	f, err := os.Open(path)
@@ -138,7 +138,7 @@ func TestCaptureStalls(t *testing.T) {
 		frame[0], frame[1] = byte(i), byte(i>>8)
 		c.Frame(now.Add(time.Duration(i)*time.Millisecond), nil, frame[:54], frame[54:])
 		c.Flush()
-		if n := c.News(); n != "" {
+		if n := c.Warning(); n != "" {
 			news = append(news, n)
 		}
 		if i > 1000 {
@@ -148,7 +148,7 @@ func TestCaptureStalls(t *testing.T) {
 	for range 300 {
 		c.Flush()
 		got = append(got, drain(r)...)
-		if n := c.News(); n != "" {
+		if n := c.Warning(); n != "" {
 			news = append(news, n)
 		}
 	}
@@ -183,7 +183,7 @@ func TestCaptureNobodyReads(t *testing.T) {
 		c.Flush()
 	}
 	c.Close()
-	if n := c.News(); n != "packet capture ended: broken pipe" {
+	if n := c.Warning(); n != "packet capture ended: broken pipe" {
 		t.Errorf("news %q", n)
 	}
 	if _, err := unix.FcntlInt(uintptr(w), unix.F_GETFD, 0); err != unix.EBADF {
@@ -201,7 +201,7 @@ func TestCaptureFullDisk(t *testing.T) {
 	for range 1000 {
 		c.Frame(time.Now(), nil, make([]byte, 1000), nil)
 		c.Flush()
-		if n := c.News(); strings.Contains(n, "no space left") {
+		if n := c.Warning(); strings.Contains(n, "no space left") {
 			news++
 		} else if n != "" {
 			t.Error(n)
@@ -261,7 +261,7 @@ func TestCaptureRoomAgain(t *testing.T) {
 	for i := range 120 {
 		c.Frame(time.Unix(1700000000+int64(i), 0), nil, make([]byte, 997), nil)
 		c.Flush()
-		if n := c.News(); n != "" {
+		if n := c.Warning(); n != "" {
 			news = append(news, n)
 		}
 		check()
@@ -299,7 +299,7 @@ func TestCaptureSize(t *testing.T) {
 			}
 		}
 		c.Flush()
-		if n := c.News(); n != "packet capture ended: its size is reached (--pcap-size)" || !c.ended {
+		if n := c.Warning(); n != "packet capture ended: its size is reached (--pcap-size)" || !c.ended {
 			t.Errorf("room for %d bytes: news %q", room, n)
 		}
 		all, err := os.ReadFile(path)

@@ -181,7 +181,7 @@ func FuzzCapture(f *testing.F) {
 			now = now.Add(time.Microsecond)
 		}
 		if c.Flush(); c.ended {
-			t.Fatal(c.News())
+			t.Fatal(c.Warning())
 		}
 		checkRecords(t, file, want)
 		if mode&2 != 0 { // one file that cannot be written ends its capture
@@ -197,7 +197,7 @@ func FuzzCapture(f *testing.F) {
 			}
 			c.Frame(now, nil, random(60), nil)
 		}
-		if c.Close(); (c.News() != "") != (mode&2 != 0) {
+		if c.Close(); (c.Warning() != "") != (mode&2 != 0) {
 			t.Fatal("no news of the end, or too many")
 		}
 	})

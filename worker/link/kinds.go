@@ -25,7 +25,7 @@ var kinds = [...]kind{
 	// A stream's batches are short: its sender's buffer, which is not ours to
 	// enlarge, holds about 200 KiB. Much is under way, in QEMU too.
 	ipc.LinkStream: {
-		flow.Traits{ReceiveBatches: 8, DearFrames: true, SoftwareGSO: true, Window: 4 << 20, Clients: true},
+		flow.Traits{ReceiveBatches: 8, CostlyFrames: true, SoftwareGSO: true, Window: 4 << 20, Clients: true},
 		func(_ *ipc.Link, fd int32, mtu int, last Link) Link { return NextStream(last, fd, mtu) },
 	},
 }

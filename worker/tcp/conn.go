@@ -31,35 +31,35 @@ const (
 type flag uint32
 
 const (
-	flagReadable   flag = 1 << iota // the socket may have more to peek at
-	flagWritable                    // the socket has not refused data since EPOLLOUT
-	flagDirty                       // in Translator.dirty
-	flagReady                       // in Translator.ready
-	flagAckNow                      // an ACK is owed
-	flagAckLater                    // one is owed at ackAt
-	flagGuestFIN                    // FIN from the guest taken, in order
-	flagShutdown                    // FIN passed on to the host
-	flagHostEOF                     // the host's FIN was read: finSeq is known
-	flagFINSent                     // FIN sent to the guest at least once
-	flagSACK                        // both sides may use SACK
-	flagRecovery                    // fast recovery until recover is acknowledged
-	flagKeepAlive                   // SO_KEEPALIVE set because the guest probes
-	flagTimedRTT                    // rttSeq is being timed
-	flagHostFirst                   // the host closed first: we owe TIME-WAIT
-	flagHostClosed                  // the host's FIN has arrived, maybe behind data
-	flagEnd                         // the last peek was at the end of the host's stream
-	flagPeekOff                     // the socket has SO_PEEK_OFF
-	flagEarlyFIN                    // a FIN at earlyFIN waits for what comes before it
-	flagAwaitRoom                   // the lane reports when the socket is writable
-	flagBounded                     // bound was called
-	flagOut                         // the guest has asked for it
-	flagShare                       // holds a part of the lane's descriptors
-	flagHalfOpen                    // in Translator.halfOpen
-	flagUrgent                      // urgent data were reported: reads may end before the data do
-	flagDetached                    // the guest is done with it, and its ports may be another flow's
-	flagSYNAgain                    // our SYN was sent again at once
-	flagMarked                      // in Translator.marked
-	flagAbort                       // the host's side is to be reset
+	flagReadable    flag = 1 << iota // the socket may have more to peek at
+	flagWritable                     // the socket has not refused data since EPOLLOUT
+	flagDirty                        // in Translator.dirty
+	flagReady                        // in Translator.ready
+	flagAckNow                       // an ACK is owed
+	flagAckLater                     // one is owed at ackAt
+	flagGuestFIN                     // FIN from the guest taken, in order
+	flagShutdown                     // FIN passed on to the host
+	flagHostEOF                      // the host's FIN was read: finSeq is known
+	flagFINSent                      // FIN sent to the guest at least once
+	flagSACK                         // both sides may use SACK
+	flagRecovery                     // fast recovery until recover is acknowledged
+	flagKeepAlive                    // SO_KEEPALIVE set because the guest probes
+	flagTimedRTT                     // rttSeq is being timed
+	flagHostFirst                    // the host closed first: we owe TIME-WAIT
+	flagHostClosed                   // the host's FIN has arrived, maybe behind data
+	flagEnd                          // the last peek was at the end of the host's stream
+	flagPeekOff                      // the socket has SO_PEEK_OFF
+	flagEarlyFIN                     // a FIN at earlyFIN waits for what comes before it
+	flagAwaitRoom                    // the lane reports when the socket is writable
+	flagBounded                      // bound was called
+	flagOut                          // the guest has asked for it
+	flagShare                        // holds a part of the lane's descriptors
+	flagHalfOpen                     // in Translator.halfOpen
+	flagUrgent                       // urgent data were reported: reads may end before the data do
+	flagDetached                     // the guest is done with it, and its ports may be another flow's
+	flagSYNRepeated                  // our SYN was sent again at once
+	flagMarked                       // in Translator.marked
+	flagAbort                        // the host's side is to be reset
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices
@@ -159,7 +159,7 @@ type Stats struct {
 	OutOfWindow uint64 // segments that lie beyond the window, or end there
 	Dropped     uint64 // segments before their turn that found no place
 	Challenges  uint64 // ACKs that question a segment, RFC 5961
-	GaveWay     uint64 // half-open connections, for others
+	Evicted     uint64 // half-open connections, for others
 }
 
 // guestDone tells whether the guest has said all and has got all: it may forget

@@ -21,7 +21,7 @@ func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
 	c.seenAt = t.env.Now()
 	switch c.state {
 	case stateOpen:
-		if s.Flags&packet.SYN != 0 && t.portAgain(i, c, s) {
+		if s.Flags&packet.SYN != 0 && t.reusePort(i, c, s) {
 			t.noFlow(&k, p, s)
 			return
 		}
@@ -38,7 +38,7 @@ func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
 		if s.Flags&packet.RST != 0 && (s.Seq == c.rcvNxt || s.Seq == c.rcvNxt-1) {
 			t.abort(i, c)
 		} else if isSYN(s) {
-			t.asksAgain(c, s, p.IPVersion == 4)
+			t.repeatedSYN(c, s, p.IPVersion == 4)
 		}
 	}
 }
@@ -47,10 +47,10 @@ func isSYN(s *packet.TCP) bool {
 	return s.Flags&(packet.SYN|packet.ACK|packet.FIN|packet.RST) == packet.SYN
 }
 
-// asksAgain takes a SYN for a connection that the guest does not have yet. It may
+// repeatedSYN takes a SYN for a connection that the guest does not have yet. It may
 // have given up its first attempt without a word, and ask anew from the same
 // port: the connection that is made for the one serves the other.
-func (t *Translator) asksAgain(c *conn, s *packet.TCP, v4 bool) {
+func (t *Translator) repeatedSYN(c *conn, s *packet.TCP, v4 bool) {
 	if s.Seq == c.rcvNxt-1 {
 		return // the same
 	}
@@ -59,9 +59,9 @@ func (t *Translator) asksAgain(c *conn, s *packet.TCP, v4 bool) {
 	t.options(c, s, v4)
 }
 
-// portAgain makes room for a connection between the ports of one that is over for
+// reusePort makes room for a connection between the ports of one that is over for
 // the guest, RFC 9293 section 3.6.1. It reports whether there is room.
-func (t *Translator) portAgain(i uint32, c *conn, s *packet.TCP) bool {
+func (t *Translator) reusePort(i uint32, c *conn, s *packet.TCP) bool {
 	if !isSYN(s) || !c.guestDone() || !after(s.Seq, c.rcvNxt) {
 		return false
 	}
@@ -138,7 +138,7 @@ func (t *Translator) inputSynAckSent(i uint32, c *conn, s *packet.TCP, v4 bool) 
 		}
 	case s.Flags&packet.SYN != 0:
 		if isSYN(s) {
-			t.asksAgain(c, s, v4)
+			t.repeatedSYN(c, s, v4)
 			t.sendSYN(i, c) // our SYN-ACK was lost, or has crossed this
 		}
 	case s.Flags&packet.ACK == 0:
@@ -157,7 +157,7 @@ func (t *Translator) inputSynSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
 	case s.Flags&packet.ACK != 0 && !ackOK:
 		if s.Flags&packet.RST == 0 {
 			t.sendRSTSeq(i, s.Ack)
-			t.synAgain(i, c, s)
+			t.repeatSYN(i, c, s)
 		}
 	case s.Flags&packet.RST != 0:
 		if ackOK {
@@ -171,12 +171,12 @@ func (t *Translator) inputSynSent(i uint32, c *conn, s *packet.TCP, v4 bool) {
 	}
 }
 
-// synAgain repeats our SYN at once, not after a second, where our reset has just
+// repeatSYN repeats our SYN at once, not after a second, where our reset has just
 // ended an earlier connection between the same ports at the guest: one in
 // TIME-WAIT, if our new sequence numbers do not lie beyond the old.
-func (t *Translator) synAgain(i uint32, c *conn, s *packet.TCP) {
-	if s.Flags&packet.SYN == 0 && !c.has(flagSYNAgain) {
-		c.set(flagSYNAgain)
+func (t *Translator) repeatSYN(i uint32, c *conn, s *packet.TCP) {
+	if s.Flags&packet.SYN == 0 && !c.has(flagSYNRepeated) {
+		c.set(flagSYNRepeated)
 		t.sendSYN(i, c)
 	}
 }
@@ -184,7 +184,7 @@ func (t *Translator) synAgain(i uint32, c *conn, s *packet.TCP) {
 // established ends the handshake on the guest's side.
 func (t *Translator) established(i uint32, c *conn, s *packet.TCP) {
 	c.state = stateOpen
-	t.madeOrGone(i, c)
+	t.leaveHalfOpen(i, c)
 	c.sndUna = c.iss + 1
 	c.rtoAt, c.retries = 0, 0
 	if s.Flags&packet.SYN == 0 {

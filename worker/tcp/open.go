@@ -42,7 +42,7 @@ func (t *Translator) makeRoom() {
 		if i == store.None {
 			return
 		}
-		t.Stats.GaveWay++
+		t.Stats.Evicted++
 		c := t.flows.At(i)
 		t.sendRST(i, c)
 		t.abort(i, c)
@@ -50,8 +50,8 @@ func (t *Translator) makeRoom() {
 	}
 }
 
-// madeOrGone takes a flow off the list of those that are not made yet.
-func (t *Translator) madeOrGone(i uint32, c *conn) {
+// leaveHalfOpen takes a flow off the list of those that are not made yet.
+func (t *Translator) leaveHalfOpen(i uint32, c *conn) {
 	if c.has(flagHalfOpen) {
 		c.clear(flagHalfOpen)
 		t.halfOpen.Remove(i)

@@ -420,8 +420,8 @@ func TestDialTableFull(t *testing.T) {
 	}
 	// The oldest that nobody has answered make room, and the guest hears of it.
 	frames := e.take()
-	if len(e.opens) != 6 || e.tr.Len() != 4 || e.tr.Stats.GaveWay != 2 || len(frames) != 2 {
-		t.Fatalf("%d requests, %d connections, %d gave way, %d frames", len(e.opens), e.tr.Len(), e.tr.Stats.GaveWay, len(frames))
+	if len(e.opens) != 6 || e.tr.Len() != 4 || e.tr.Stats.Evicted != 2 || len(frames) != 2 {
+		t.Fatalf("%d requests, %d connections, %d evicted, %d frames", len(e.opens), e.tr.Len(), e.tr.Stats.Evicted, len(frames))
 	}
 	for k, f := range frames {
 		if f.tcp.Flags&packet.RST == 0 || f.tcp.DstPort != uint16(1000+k) {
@@ -454,8 +454,8 @@ func TestStormOfSYN(t *testing.T) {
 	if _, got := p.got(); len(got) == 0 || got[len(got)-1][:2] != "SA" {
 		t.Errorf("not opened: %q", got)
 	}
-	if first.s.closes != 0 || e.tr.Stats.GaveWay < 490 {
-		t.Errorf("the first connection closed %d times, %d others gave way", first.s.closes, e.tr.Stats.GaveWay)
+	if first.s.closes != 0 || e.tr.Stats.Evicted < 490 {
+		t.Errorf("the first connection closed %d times, %d others evicted", first.s.closes, e.tr.Stats.Evicted)
 	}
 	e.tr.Close()
 	e.empty()

@@ -80,7 +80,7 @@ func (t *Translator) release(i uint32, c *conn) {
 	t.putSet(&c.sacked)
 	t.reserved -= int(c.reserved)
 	c.reserved = 0
-	t.madeOrGone(i, c)
+	t.leaveHalfOpen(i, c)
 	t.giveBack(c)
 	c.flags &= flagDirty | flagReady | flagAckNow | flagGuestFIN
 }

@@ -137,7 +137,7 @@ func TestSweepMakesRoom(t *testing.T) {
 	r := newPeer(e, guestPort+2)
 	r.input(r.syn())
 	p.end()
-	if len(e.opens) != 3 || e.tr.Stats.GaveWay != 0 || q.conn() == nil || r.conn() == nil {
+	if len(e.opens) != 3 || e.tr.Stats.Evicted != 0 || q.conn() == nil || r.conn() == nil {
 		t.Errorf("%d requests, %+v", len(e.opens), e.tr.Stats)
 	}
 	e.tr.Close()
