@@ -96,9 +96,9 @@ func (l *lane) answer() {
 // until steps until the condition holds.
 func (l *lane) until(what string, done func() bool) {
 	l.tb.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); {
+	for deadline := time.Now().Add(time.Minute); !done(); {
 		if time.Now().After(deadline) {
-			l.tb.Fatalf("%s: not after 20 s", what)
+			l.tb.Fatalf("%s: not after a minute", what)
 		}
 		l.step()
 	}
