@@ -21,14 +21,16 @@ TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance fuzz fuzz-coverage generate debug-filter soak chaos windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance fuzz fuzz-coverage generate debug-filter soak chaos changes windows mutate install clean
 
-## all: both programs, static, and the names by which pasta and passt are called
+## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente ./broker
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente-worker ./worker
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldentectl ./ctl
 	ln -sf aldente bin/pasta
 	ln -sf aldente bin/passt
+	ln -sf aldentectl bin/pesto
 
 ## run: a command in a connected namespace: make run CMD='ip address; ip route'
 run: all
@@ -112,6 +114,10 @@ debug-filter:
 soak: all
 	ALDENTE_SOAK=$(SOAK) $(GOTEST) -count=1 -v -timeout 0 -run 'TestSoak$$' ./test
 
+## changes: ten thousand changes of port rules while the instance runs; nothing may grow
+changes: all
+	ALDENTE_CHANGES=10000 $(GOTEST) -count=1 -v -timeout 0 -run 'TestPestoOften$$' ./test
+
 ## windows: every start-up, stopped before every system call, with processes that try to look in; minutes; root; RUN selects
 windows: all
 	ALDENTE_WINDOWS=every $(GOTEST) -count=1 -v -timeout 0 -run 'TestWindows$$/$(RUN)' ./test
@@ -130,6 +136,8 @@ install: all
 	install -m 711 bin/aldente $(DESTDIR)$(BINDIR)/aldente
 	ln -sf aldente $(DESTDIR)$(BINDIR)/pasta
 	ln -sf aldente $(DESTDIR)$(BINDIR)/passt
+	install -m 755 bin/aldentectl $(DESTDIR)$(BINDIR)/aldentectl
+	ln -sf aldentectl $(DESTDIR)$(BINDIR)/pesto
 	install -m 755 bin/aldente-worker $(DESTDIR)$(LIBEXECDIR)/aldente-worker
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
 

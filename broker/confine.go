@@ -30,8 +30,11 @@ func checkExecutable() error { return policy.CheckExecutable() }
 
 // kept are the capabilities that forwarding needs later: automatic forwarding
 // binds ports as they come, low ones where a rule names them, and answers to datagrams leave from the port that
-// they came to.
+// they came to. Which ports rules will name that come later, nobody knows.
 func (in *instance) kept() policy.Capabilities {
+	if in.plan.Live() {
+		return policy.BindLowPorts
+	}
 	first := firstOpen()
 	for _, r := range in.plan.Inbound {
 		if r.Auto && !r.Weak && r.First < first {

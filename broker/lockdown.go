@@ -23,6 +23,7 @@ func (in *instance) lockDown(notify int) error {
 			return err
 		}
 	}
+	in.factory.Confined()
 	err := in.tell("broker", in.confine())
 	if err == nil {
 		close(in.locked)

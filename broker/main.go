@@ -23,6 +23,7 @@ import (
 
 	"aldente/broker/agent"
 	"aldente/broker/cli"
+	"aldente/broker/control"
 	"aldente/broker/follow"
 	"aldente/broker/forward"
 	"aldente/broker/guestsock"
@@ -117,6 +118,7 @@ type instance struct {
 	undo    undo   // what start-up leaves behind if it does not come to its end
 
 	forward *forward.Forwarder
+	control *control.Server // -c, nil: none
 
 	locked chan struct{} // closed when this process is confined
 
@@ -167,6 +169,9 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 		if err != nil {
 			in.undo.all()
 		}
+		if in.control != nil {
+			in.control.Close()
+		}
 	}()
 	if id := unprivileged(cfg); id.changes() {
 		policy.NonDumpable() // before there is somebody else to look in
@@ -184,6 +189,7 @@ func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err e
 		return 1, err
 	}
 	in.followRoutes()
+	in.serveControl()
 	in.captive()
 
 	// Until the guest is gone, or we are told to go. The tap ends with its
@@ -269,6 +275,13 @@ func (in *instance) prepare() error {
 	if err := in.openPID(); err != nil {
 		return err
 	}
+	// Where the caller may make files, or, with --runas, that user.
+	user := os.Geteuid()
+	if in.cfg.RunAs == nil {
+		if err := in.listenControl(user); err != nil {
+			return err
+		}
+	}
 	mode := "tap"
 	if in.cfg.Personality == cli.Passt {
 		mode = "stream"
@@ -299,6 +312,11 @@ func (in *instance) prepare() error {
 	if id.changes() {
 		<-in.worker.Spawned()
 		if err := in.dropPrivileges(id); err != nil {
+			return err
+		}
+	}
+	if in.cfg.RunAs != nil {
+		if err := in.listenControl(user); err != nil {
 			return err
 		}
 	}

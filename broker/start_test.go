@@ -328,7 +328,7 @@ func TestDiscover(t *testing.T) {
 			t.Fatal(err)
 		}
 		in.makeFactory()
-		if total, named := in.factory.Refused(); in.factory.Room() != nil || total != 0 || named != 0 {
+		if total, named := in.factory.Refused(); in.factory.Room(0) != nil || total != 0 || named != 0 {
 			t.Errorf("%s: a factory with %d refusals", line, total)
 		}
 		if in.routes != nil {

@@ -23,6 +23,7 @@ const (
 	AgentOpenListen             // TCP: listen; UDP: report where each datagram was sent to
 	AgentOpenDevice             // on the namespace's lo only, SO_BINDTODEVICE
 	AgentOpenDual               // with AgentOpenBind and family AF_INET6: IPv4 too
+	AgentOpenBeside             // with AgentOpenListen, UDP: sockets of ours may be on the port
 
 	agentOpenFlags = 1<<iota - 1
 )
@@ -52,6 +53,7 @@ func (o *AgentOpen) Decode(b []byte) error {
 	case o.Flags&^agentOpenFlags != 0,
 		o.Proto != ProtoTCP && o.Proto != ProtoUDP,
 		!bind && (o.Flags&(AgentOpenListen|AgentOpenDual) != 0 || o.LocalPort != 0 || o.Local != [16]byte{}),
+		o.Flags&AgentOpenBeside != 0 && (o.Flags&AgentOpenListen == 0 || o.Proto != ProtoUDP),
 		o.Flags&AgentOpenIPv4 != 0 && o.Flags&AgentOpenDual != 0:
 		return fmt.Errorf("%w: socket of protocol %d, flags %#x, port %d", ErrMalformed, o.Proto, o.Flags, o.LocalPort)
 	}

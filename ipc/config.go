@@ -229,7 +229,7 @@ func (l *Link) Decode(b []byte) error {
 	return nil
 }
 
-// Encode returns the record, of kind KindListener or KindUnlisten.
+// Encode returns the record, of kind KindListener, KindUnlisten or KindRetarget.
 func (l *Listener) Encode(k Kind) []byte { return encodeFixed(k, l) }
 
 // Decode reads exactly one record of the kind given.

@@ -30,6 +30,11 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		err := r.Decode(b, KindUnlisten)
 		return r.Encode(KindUnlisten), err
 	},
+	KindRetarget: func(b []byte) ([]byte, error) {
+		var r Listener
+		err := r.Decode(b, KindRetarget)
+		return r.Encode(KindRetarget), err
+	},
 	KindCapture: func(b []byte) ([]byte, error) { var r Capture; err := r.Decode(b); return r.Encode(), err },
 	KindRevoke: func(b []byte) ([]byte, error) {
 		var r Revoke

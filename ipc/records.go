@@ -34,6 +34,7 @@ const (
 	KindOpened   // Opened, with the socket if Errno is zero
 	KindUnlisten // Listener: stop using and close this listener
 	KindRevoke   // Revoke: end the flows that it names
+	KindRetarget // Listener: what comes by it from now on is for another port or address
 
 	// Worker to broker.
 	KindReady // Empty: confined, start-up records read, translating

@@ -66,6 +66,7 @@ var table = [...]Row{
 	row(KindStart, "Start", ToWorker, Starting, Without, struct{}{}),
 	row(KindOpened, "Opened", ToWorker, Running, Either, Opened{}),
 	row(KindUnlisten, "Unlisten", ToWorker, Running, Without, Listener{}),
+	row(KindRetarget, "Retarget", ToWorker, Running, Without, Listener{}),
 	{KindRevoke, "Revoke", ToWorker, Running, Without, RevokeSize, RevokeSize, 1},
 
 	row(KindReady, "Ready", FromWorker, Starting, Without, struct{}{}),

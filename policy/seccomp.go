@@ -19,6 +19,7 @@ const (
 	FilterWorker      = "worker"
 	FilterAgent       = "agent"
 	FilterBroker      = "broker"
+	FilterRemover     = "remover"
 )
 
 // selfPlaceholder is calls.Self: the constant that stands for the process
@@ -73,6 +74,10 @@ func Seccomp(name string) Layer {
 	}
 	return l
 }
+
+// Program returns a filter for a process that loads it by itself, which names neither
+// process, user nor group.
+func Program(name string) ([]unix.SockFilter, error) { return program(name) }
 
 // program returns the compiled filter for the running architecture.
 func program(name string) ([]unix.SockFilter, error) {

@@ -67,7 +67,7 @@ func openSocket(o *ipc.AgentOpen) (int, error) {
 		r := answers.Bind()
 		return r.FD, r.Err
 	}
-	listener := inet.Listener{Path: path, At: at, Dual: o.Flags&ipc.AgentOpenDual != 0}
+	listener := inet.Listener{Path: path, At: at, Dual: o.Flags&ipc.AgentOpenDual != 0, Beside: o.Flags&ipc.AgentOpenBeside != 0}
 	if o.Proto == ipc.ProtoUDP {
 		return listener.ListenUDP()
 	}

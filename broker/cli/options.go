@@ -211,7 +211,7 @@ var options = []option{
 		help: "print what was counted, once in SECONDS"},
 	{long: "conf-path", short: 'c', arg: "PATH", in: both, group: general,
 		set:  socketPath("configuration", func(c *Config) *string { return &c.ConfPath }),
-		help: "control socket, to change forwarding while running"},
+		help: "socket by which pesto(1) changes port rules while\nrunning"},
 	{long: "chroot-fallback", in: both, group: general, set: func(*parser, string) error { return nil },
 		help: "accepted for passt's sake, without effect"},
 	{long: "no-pidns", in: pastaOnly, group: namespace, set: flag(func(c *Config) *bool { return &c.NoPidns }),

@@ -310,7 +310,8 @@ func TestUnsupported(t *testing.T) {
 		"pasta -U 22":                     "",
 		"pasta --splice-only":             "",
 		"pasta --host-lo-to-ns-lo":        "",
-		"pasta -c x":                      "-c",
+		"pasta -c x":                      "",
+		"passt -c /dev/null --version":    "",
 		"passt --vhost-user -s x --fd 3":  "--vhost-user",
 		"aldente -t 8000,auto -u none -6": "",
 	} {

@@ -165,10 +165,8 @@ func addrsOverlap(a, b netip.Addr) bool {
 func AddRules(rules, fresh []Rule) ([]Rule, error) {
 	for i := range fresh {
 		f := &fresh[i]
-		for j := range rules {
-			if f.conflicts(&rules[j]) {
-				return nil, usagef("Forwarding configuration conflict: %v versus %v", f, &rules[j])
-			}
+		if err := overlaps(f, rules); err != nil {
+			return nil, err
 		}
 		if len(rules) == MaxRules {
 			return nil, usagef("Too many rules (maximum %d): %v", MaxRules, f)
@@ -176,6 +174,64 @@ func AddRules(rules, fresh []Rule) ([]Rule, error) {
 		rules = append(rules, *f)
 	}
 	return rules, nil
+}
+
+// overlaps returns an error that names the first of the rules that conflicts with r.
+func overlaps(r *Rule, rules []Rule) error {
+	for j := range rules {
+		if r.conflicts(&rules[j]) {
+			return usagef("Forwarding configuration conflict: %v versus %v", r, &rules[j])
+		}
+	}
+	return nil
+}
+
+// Admit looks at rules that came by another way than a command line and returns them
+// as ParseSpec would have made them, given the same SpecOptions, and without
+// overlaps. Proto and Ephemeral of the options count for nothing.
+func Admit(rules []Rule, o SpecOptions) ([]Rule, error) {
+	admitted := make([]Rule, 0, len(rules))
+	for _, r := range rules {
+		if err := r.admit(o); err != nil {
+			return nil, err
+		}
+		admitted = append(admitted, r)
+	}
+	for i := range admitted {
+		if err := overlaps(&admitted[i], admitted[:i]); err != nil {
+			return nil, err
+		}
+	}
+	for _, proto := range []uint8{ipc.ProtoTCP, ipc.ProtoUDP} {
+		if n := count(admitted, proto); n > MaxRules {
+			return nil, usagef("Too many rules (maximum %d)", MaxRules)
+		}
+	}
+	return admitted, nil
+}
+
+func count(rules []Rule, proto uint8) (n int) {
+	for i := range rules {
+		if rules[i].Proto == proto {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *Rule) admit(o SpecOptions) error {
+	switch {
+	case r.Interface != "" && !validIfName(r.Interface):
+		return usagef("Invalid interface name: %q", r.Interface)
+	case o.Outbound && r.Addr.IsValid() && !r.Addr.IsUnspecified(), o.Outbound && r.Interface != "" && r.Interface != "lo":
+		return usagef("Listening address not allowed for outbound rule: %v", r)
+	case r.Auto && !o.Auto:
+		return usagef("'auto' port forwarding is only allowed for pasta: %v", r)
+	}
+	if err := narrow(r, o); err != nil {
+		return err
+	}
+	return r.check()
 }
 
 func familyName(a netip.Addr) string {

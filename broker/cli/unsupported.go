@@ -8,7 +8,6 @@ var unsupported = []struct {
 	asked  func(*Config) bool
 }{
 	{"--vhost-user", func(c *Config) bool { return c.VhostUser }},
-	{"-c", func(c *Config) bool { return c.ConfPath != "" }},
 	{"--repair-path", func(c *Config) bool { return c.RepairPath != "" && c.RepairPath != "none" }},
 }
 

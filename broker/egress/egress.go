@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 )
 
 // Protocol numbers that an egress rule may name, IANA's registry.
@@ -23,7 +24,8 @@ const (
 // matches wins, and what none matches is allowed. It is asked about the
 // address that a socket would really be connected to.
 type RuleSet struct {
-	rules []rule
+	rules atomic.Pointer[[]rule]
+	own   []netip.Addr   // the host's addresses, for the set "host"
 	pins  []netip.Addr   // resolvers, see Pin
 	nat64 []netip.Prefix // translators, see SetNAT64
 	local func(Flow) bool
@@ -90,7 +92,17 @@ type Rule struct {
 
 // New parses rules. own are the host's addresses, for the set "host".
 func New(rules []Rule, own []netip.Addr) (*RuleSet, error) {
-	e := &RuleSet{}
+	e := &RuleSet{own: own}
+	if err := e.Replace(rules); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Replace puts other rules in the place of the set's, or none of them if one
+// cannot be parsed. It may be called while others ask.
+func (e *RuleSet) Replace(rules []Rule) error {
+	var parsed []rule
 	for _, r := range rules {
 		p, err := parse(r.Dest)
 		option := "--deny"
@@ -98,20 +110,21 @@ func New(rules []Rule, own []netip.Addr) (*RuleSet, error) {
 			option = "--allow"
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s %s: %w", option, r.Dest, err)
+			return fmt.Errorf("%s %s: %w", option, r.Dest, err)
 		}
 		p.allow = r.Allow
 		p.text = option + " " + r.Dest
 		if p.host {
 			p.prefixes = append(p.prefixes, sets["host"]...)
-			for _, a := range own {
+			for _, a := range e.own {
 				a = a.Unmap().WithZone("")
 				p.prefixes = append(p.prefixes, netip.PrefixFrom(a, a.BitLen()))
 			}
 		}
-		e.rules = append(e.rules, p)
+		parsed = append(parsed, p)
 	}
-	return e, nil
+	e.rules.Store(&parsed)
+	return nil
 }
 
 // SetLocal says how to find out whether what a flow sends would stay on the host
@@ -122,7 +135,7 @@ func (e *RuleSet) SetLocal(local func(Flow) bool) { e.local = local }
 // Varies tells whether what the rules say depends on which addresses the host has
 // at the time.
 func (e *RuleSet) Varies() bool {
-	return slices.ContainsFunc(e.rules, func(r rule) bool { return r.host })
+	return slices.ContainsFunc(*e.rules.Load(), func(r rule) bool { return r.host })
 }
 
 // SetNAT64 says by which prefixes translators of the network reach IPv4, besides
@@ -257,8 +270,9 @@ func (e *RuleSet) Judge(f Flow) Verdict {
 // decide is Judge for one bare address.
 func (e *RuleSet) decide(f *Flow) Verdict {
 	pinned := e.pinned(f)
-	for i := range e.rules {
-		if r := &e.rules[i]; (!pinned || r.exact || r.ports) && r.matches(e, f) {
+	rules := *e.rules.Load()
+	for i := range rules {
+		if r := &rules[i]; (!pinned || r.exact || r.ports) && r.matches(e, f) {
 			return Verdict{r.allow, r.text}
 		}
 	}
@@ -280,9 +294,10 @@ func (r *rule) matches(e *RuleSet, f *Flow) bool {
 
 // Rules returns the rules as they were given, in order.
 func (e *RuleSet) Rules() []string {
-	all := make([]string, len(e.rules))
-	for i := range e.rules {
-		all[i] = e.rules[i].text
+	rules := *e.rules.Load()
+	all := make([]string, len(rules))
+	for i := range rules {
+		all[i] = rules[i].text
 	}
 	return all
 }

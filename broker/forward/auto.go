@@ -5,7 +5,6 @@ package forward
 import (
 	"time"
 
-	"aldente/broker/cli"
 	"aldente/broker/ports"
 	"aldente/broker/sockets"
 	"aldente/ipc"
@@ -18,53 +17,82 @@ const scanPeriod = time.Second
 // autoForward keeps listeners for what is bound on the other side.
 type autoForward struct {
 	*Forwarder
-	rules []autoRule
-	bound [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule wants to know
-	warn  [2]bool                            // the last such list has failed
+	bound   [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule can want to know
+	warn    [2]bool                            // the last such list has failed
+	running bool                               // a goroutine scans
 }
 
-// autoRule is a rule with "auto" and the ports that it forwards now.
-type autoRule struct {
-	*cli.Rule
-	dir  direction
-	open map[uint16][]sockets.Listener
-}
-
-// startAuto forwards what is bound now, and goes on in the background. Without
-// a rule that asks for it, nothing is ever scanned.
-func (f *Forwarder) startAuto() error {
-	a := &autoForward{Forwarder: f}
-	for d, rules := range [...][]*cli.Rule{inbound: f.plan.Inbound, outbound: f.plan.Outbound} {
+// autoRules are the rules in force that have "auto".
+func (f *Forwarder) autoRules() (all []*rule) {
+	for _, rules := range f.rules {
 		for _, r := range rules {
 			if r.Auto {
-				a.rules = append(a.rules, autoRule{r, direction(d), make(map[uint16][]sockets.Listener)})
+				all = append(all, r)
 			}
 		}
 	}
-	if len(a.rules) == 0 {
-		return nil
+	return all
+}
+
+// prepareAuto opens what lists the ports that are bound, as far as a rule wants to
+// know, now or later: once this process is confined, it could not.
+func (f *Forwarder) prepareAuto() error {
+	a := &autoForward{Forwarder: f}
+	live := f.plan.Live()
+	wanted := [2]bool{live, live}
+	for _, r := range f.autoRules() {
+		wanted[r.dir] = true
 	}
-	for i := range a.rules {
-		switch d := a.rules[i].dir; {
-		case a.bound[d] != nil:
-		case d == inbound:
-			a.bound[d] = f.ns.Bound
-		default:
-			s, err := ports.Open()
-			if err != nil {
-				return err
-			}
-			a.bound[d] = s.Scan
+	if wanted[inbound] {
+		a.bound[inbound] = f.ns.Bound
+	}
+	if wanted[outbound] {
+		s, err := ports.Open()
+		if err != nil {
+			return err
 		}
+		a.bound[outbound] = s.Scan
 	}
-	f.auto = a
+	if wanted[inbound] || wanted[outbound] {
+		f.auto = a
+	}
+	return nil
+}
+
+// follow forwards what is bound now, and goes on in the background for as long as
+// a rule asks for it. Without, nothing is ever scanned.
+func (f *Forwarder) follow() {
+	a := f.auto
+	if a == nil || len(f.autoRules()) == 0 {
+		return
+	}
 	a.sync()
+	if a.running {
+		return
+	}
+	a.running = true
 	go func() {
-		for range time.Tick(f.period) {
-			a.sync()
+		t := time.NewTicker(f.period)
+		defer t.Stop()
+		for range t.C {
+			if !a.again() {
+				return
+			}
 		}
 	}()
-	return nil
+}
+
+// again is one scan in the background. It reports false if no rule asks for one
+// any more.
+func (a *autoForward) again() bool {
+	a.change.Lock()
+	defer a.change.Unlock()
+	if len(a.autoRules()) == 0 {
+		a.running = false
+		return false
+	}
+	a.sync()
+	return true
 }
 
 // targets holds what may be forwarded in one direction, by protocol.
@@ -77,17 +105,20 @@ func (t *targets) of(proto uint8) *ports.Set {
 	return &t.tcp
 }
 
-// sync brings the listeners in line with what is bound. It is called by one
-// goroutine at a time.
+// sync brings the listeners in line with what is bound. Whoever calls it holds
+// change.
 func (a *autoForward) sync() {
 	var t [2]targets
-	var known [2]bool
-	if a.bound[inbound] != nil {
+	var asked, known [2]bool
+	rules := a.autoRules()
+	for _, r := range rules {
+		asked[r.dir] = true
+	}
+	if asked[inbound] {
 		a.ns.StartScan() // the agent works while we do
 	}
 	for _, d := range []direction{outbound, inbound} {
-		list := a.bound[d]
-		known[d] = list != nil && !a.failed(d, list(&t[d].tcp, &t[d].udp))
+		known[d] = asked[d] && !a.failed(d, a.bound[d](&t[d].tcp, &t[d].udp))
 	}
 	// What we listen on ourselves leads to the other side: it is no target.
 	for _, l := range a.factory.Listeners() {
@@ -102,13 +133,13 @@ func (a *autoForward) sync() {
 	for d := range t {
 		t[d].udp.Merge(&t[d].tcp)
 	}
-	for i := range a.rules {
-		if r := &a.rules[i]; known[r.dir] {
+	for _, r := range rules {
+		if known[r.dir] {
 			a.close(r, t[r.dir].of(r.Proto))
 		}
 	}
-	for i := range a.rules {
-		if r := &a.rules[i]; known[r.dir] {
+	for _, r := range rules {
+		if known[r.dir] {
 			a.open(r, t[r.dir].of(r.Proto))
 		}
 	}
@@ -129,13 +160,13 @@ func (a *autoForward) failed(d direction, err error) bool {
 }
 
 // close drops the listeners of a rule whose targets are not bound any more.
-func (a *autoForward) close(r *autoRule, bound *ports.Set) {
-	for port, ls := range r.open {
+func (a *autoForward) close(r *rule, bound *ports.Set) {
+	for port, ids := range r.open {
 		if bound.Has(r.TargetPort + (port - r.First)) {
 			continue
 		}
-		for i := range ls {
-			a.drop(&ls[i])
+		for _, id := range ids {
+			a.drop(id)
 		}
 		delete(r.open, port)
 		a.log.Debug("port not forwarded any more", "rule", r.String(), "port", port)
@@ -146,7 +177,7 @@ func (a *autoForward) close(r *autoRule, bound *ports.Set) {
 // tried again with the next scan: whoever has the port may let it go. Ports of the
 // host that need privileges are the guest's to have only where the rule names
 // them: one that listens on 443 in the guest is not to get the host's by that.
-func (a *autoForward) open(r *autoRule, bound *ports.Set) {
+func (a *autoForward) open(r *rule, bound *ports.Set) {
 	var missing []uint16
 	target := r.Target()
 	for port := range bound.All() {
@@ -158,20 +189,22 @@ func (a *autoForward) open(r *autoRule, bound *ports.Set) {
 			missing = append(missing, p)
 		}
 	}
-	opened := func(port uint16, l sockets.Listener) {
-		r.open[port] = append(r.open[port], l)
+	opened := func(port uint16, ls []sockets.Listener) {
+		for _, l := range ls {
+			r.open[port] = append(r.open[port], a.add(l).ID)
+		}
 		a.log.Debug("port forwarded", "rule", r.String(), "port", port)
 	}
 	if r.dir == outbound {
-		a.listenNamespace(r.Rule, missing, opened)
+		a.listenNamespace(&r.Rule, missing, 0, opened)
 		return
 	}
 	for _, p := range missing {
 		if r.Weak && p < a.firstOpen {
 			continue
 		}
-		if l, err := a.factory.Bind(a.plan.HostListener(r.Rule, p)); err == nil {
-			opened(p, a.add(l))
+		if l, err := a.factory.Bind(a.plan.HostListener(&r.Rule, p)); err == nil {
+			opened(p, []sockets.Listener{l})
 		}
 	}
 }

@@ -36,11 +36,15 @@ type Factory interface {
 	Bind(sockets.Listener) (sockets.Listener, error)   // opens one that Adopt is to keep
 	Adopt(sockets.Listener) sockets.Listener           // keeps one, and gives it an identifier
 	Revive(sockets.Listener) (sockets.Listener, error) // has one listen again that a worker has shut down
-	Unlisten(id uint32)                                // closes one
-	Listeners() []sockets.Listener                     // all that are kept
-	Room() error                                       // why no further one may be opened, nil: it may
-	Explain(l *sockets.Listener, err error) error      // says in the error who has the port
-	Shut()                                             // ends all of TCP, whoever else holds them
+
+	Beside(l sockets.Listener, going []sockets.Listener) (sockets.Listener, error) // is Bind on a port of listeners that are to go
+	Retarget(id uint32, l sockets.Listener) sockets.Listener                       // gives one the guest's side of another
+	Unlisten(id uint32) (sockets.Listener, bool)                                   // closes one
+
+	Listeners() []sockets.Listener                // all that are kept
+	Room(more int) error                          // why there may not be as many and one besides, nil: there may
+	Explain(l *sockets.Listener, err error) error // says in the error who has the port
+	Shut()                                        // ends all of TCP, whoever else holds them
 }
 
 // Namespace opens sockets in the guest's namespace and lists what is bound there,
@@ -64,21 +68,56 @@ type Forwarder struct {
 	log       *slog.Logger
 	firstOpen uint16 // the first port that everybody may bind on the host
 
+	change sync.Mutex    // held while rules or their listeners change
+	rules  [2][]*rule    // in force, by direction, in the order in which they are shown
+	auto   *autoForward  // nil: no rule can ask for it
+	period time.Duration // see scanPeriod
+
 	mu        sync.Mutex // guards the factory's listeners against those who tell the worker of them
 	up        bool       // the worker has what the factory has, and hears of changes
 	worker    Worker
 	lost      map[uint32]bool // listeners that could not be revived, by identifier
 	regaining bool            // somebody goes on trying
 
-	ns     Namespace
-	auto   *autoForward  // nil: no rule asks for it
-	period time.Duration // see scanPeriod
+	ns   Namespace
+	left ports.Set // UDP ports of the namespace that a listener has left, perhaps not its flows
+}
+
+// rule is one in force.
+type rule struct {
+	cli.Rule
+	dir  direction
+	ids  []uint32            // its listeners; none with "auto"
+	open map[uint16][]uint32 // with "auto": its listeners by port
+}
+
+func newRule(r *cli.Rule, d direction) *rule {
+	n := &rule{Rule: *r, dir: d}
+	if r.Auto {
+		n.open = make(map[uint16][]uint32)
+	}
+	return n
+}
+
+// listeners are the identifiers of all that the rule has.
+func (r *rule) listeners() []uint32 {
+	all := slices.Clone(r.ids)
+	for _, ids := range r.open {
+		all = append(all, ids...)
+	}
+	return all
 }
 
 // New makes a forwarder that listens nowhere yet. firstOpen is the first port that
 // everybody may bind on the host.
 func New(p *plan.Plan, f Factory, firstOpen uint16, log *slog.Logger) *Forwarder {
-	return &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log, period: scanPeriod, lost: map[uint32]bool{}}
+	n := &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log, period: scanPeriod, lost: map[uint32]bool{}}
+	for d, rules := range [...][]*cli.Rule{inbound: p.Inbound, outbound: p.Outbound} {
+		for _, r := range rules {
+			n.rules[d] = append(n.rules[d], newRule(r, direction(d)))
+		}
+	}
+	return n
 }
 
 // SetWorker says who is told of changes. It must be called before the worker starts.
@@ -99,30 +138,41 @@ const (
 
 // Listen opens the listening sockets that -t and -u ask for.
 func (f *Forwarder) Listen() error {
-	for _, r := range f.plan.Inbound {
-		if r.Auto {
-			continue
-		}
-		var o outcome
-		for p := range r.Len() {
-			l := f.plan.HostListener(r, r.First+uint16(p))
-			_, err := f.factory.Listen(l)
-			for tries := 0; !r.Weak && errors.Is(err, unix.EADDRINUSE) && tries < handOverTries; tries++ {
-				time.Sleep(handOverPause)
-				_, err = f.factory.Listen(l)
-			}
-			if !r.Weak {
-				err = f.factory.Explain(&l, err)
-			}
-			if o.note(err); err != nil && (!r.Weak || errors.Is(err, unix.EMFILE)) {
-				break
-			}
-		}
-		if err := o.judge(r, f.log); err != nil {
+	f.change.Lock()
+	defer f.change.Unlock()
+	for _, r := range f.rules[inbound] {
+		err := f.listenHost(r, f.factory.Listen, func(l sockets.Listener) { r.ids = append(r.ids, l.ID) })
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// listenHost opens the listeners of an inbound rule, of those with "auto" none.
+func (f *Forwarder) listenHost(r *rule, listen func(sockets.Listener) (sockets.Listener, error), opened func(sockets.Listener)) error {
+	if r.Auto {
+		return nil
+	}
+	var o outcome
+	for p := range r.Len() {
+		want := f.plan.HostListener(&r.Rule, r.First+uint16(p))
+		l, err := listen(want)
+		for tries := 0; !r.Weak && errors.Is(err, unix.EADDRINUSE) && tries < handOverTries; tries++ {
+			time.Sleep(handOverPause)
+			l, err = listen(want)
+		}
+		if !r.Weak {
+			err = f.factory.Explain(&want, err)
+		}
+		if err == nil {
+			opened(l)
+		}
+		if o.note(err); err != nil && (!r.Weak || errors.Is(err, unix.EMFILE)) {
+			break
+		}
+	}
+	return o.judge(&r.Rule, f.log)
 }
 
 // outcome counts how many of a rule's ports could be bound.
@@ -163,33 +213,48 @@ func (o *outcome) judge(r *cli.Rule, log *slog.Logger) error {
 // up: listeners of -T and -U, and the automatic ones as far as there is something
 // to forward already.
 func (f *Forwarder) Enter(ns Namespace) error {
+	f.change.Lock()
+	defer f.change.Unlock()
 	f.ns = ns
-	for _, r := range f.plan.Outbound {
+	for _, r := range f.rules[outbound] {
 		if r.Auto {
 			continue
 		}
-		ports := make([]uint16, r.Len())
-		for p := range ports {
-			ports[p] = r.First + uint16(p)
-		}
-		o := f.listenNamespace(r, ports, func(uint16, sockets.Listener) {})
-		if err := o.judge(r, f.log); err != nil {
+		o := f.listenNamespace(&r.Rule, portsOf(&r.Rule), 0, func(_ uint16, ls []sockets.Listener) {
+			for _, l := range ls {
+				r.ids = append(r.ids, f.add(l).ID)
+			}
+		})
+		if err := o.judge(&r.Rule, f.log); err != nil {
 			return err
 		}
 	}
-	return f.startAuto()
+	if err := f.prepareAuto(); err != nil {
+		return err
+	}
+	f.follow()
+	return nil
+}
+
+// portsOf lists the ports that a rule listens on.
+func portsOf(r *cli.Rule) []uint16 {
+	ports := make([]uint16, r.Len())
+	for p := range ports {
+		ports[p] = r.First + uint16(p)
+	}
+	return ports
 }
 
 // askAhead is how many listeners are asked of the agent at a time.
 const askAhead = 256
 
-// listenNamespace opens listeners for ports of a rule in the namespace, and
-// passes each on.
-func (f *Forwarder) listenNamespace(r *cli.Rule, ports []uint16, opened func(port uint16, l sockets.Listener)) outcome {
+// listenNamespace opens listeners for ports of a rule in the namespace, and passes
+// on those of each port. More are open and not adopted yet.
+func (f *Forwarder) listenNamespace(r *cli.Rule, ports []uint16, more int, opened func(port uint16, ls []sockets.Listener)) outcome {
 	var o outcome
 	var mu sync.Mutex
 	for some := range slices.Chunk(ports, askAhead) {
-		if err := f.factory.Room(); err != nil {
+		if err := f.factory.Room(more); err != nil {
 			o.note(err)
 			break
 		}
@@ -204,8 +269,12 @@ func (f *Forwarder) listenNamespace(r *cli.Rule, ports []uint16, opened func(por
 					err = fmt.Errorf("cannot listen in the namespace on port %d: %w", port, err)
 				}
 				o.note(err)
+				var ls []sockets.Listener
 				for _, fd := range fds {
-					opened(port, f.add(f.plan.NamespaceListener(r, port, fd)))
+					ls = append(ls, f.plan.NamespaceListener(r, port, fd))
+				}
+				if ls != nil {
+					opened(port, ls)
 				}
 			})
 		}
@@ -217,12 +286,22 @@ func (f *Forwarder) listenNamespace(r *cli.Rule, ports []uint16, opened func(por
 // openNamespace asks the agent for the listener of one port, and where the kernel
 // refuses that for those on the loopback addresses.
 func (f *Forwarder) openNamespace(r *cli.Rule, port uint16, done func(fds []int, err error)) {
-	f.ns.Open(f.plan.NamespaceSocket(r, port), func(fd int, err error) {
+	want := f.plan.NamespaceSocket(r, port)
+	beside := uint8(0)
+	if r.Proto == ipc.ProtoUDP && f.left.Has(port) {
+		beside = ipc.AgentOpenBeside
+	}
+	want.Flags |= beside
+	f.ns.Open(want, func(fd int, err error) {
 		switch {
 		case err == nil:
 			done([]int{fd}, nil)
 		case errors.Is(err, unix.EPERM):
-			f.openAll(f.plan.LoopbackSockets(r, port), nil, done)
+			all := f.plan.LoopbackSockets(r, port)
+			for i := range all {
+				all[i].Flags |= beside
+			}
+			f.openAll(all, nil, done)
 		default:
 			done(nil, err)
 		}
@@ -261,13 +340,27 @@ func (f *Forwarder) add(l sockets.Listener) sockets.Listener {
 }
 
 // drop closes a listener; connections that came by it stay.
-func (f *Forwarder) drop(l *sockets.Listener) {
+func (f *Forwarder) drop(id uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.factory.Unlisten(l.ID)
-	if f.up {
+	l, ok := f.factory.Unlisten(id)
+	if ok && l.Namespace && l.Proto == ipc.ProtoUDP {
+		f.left.Add(l.Port)
+	}
+	if ok && f.up {
 		rec := l.Record()
 		_ = f.worker.Send(rec.Encode(ipc.KindUnlisten), -1)
+	}
+}
+
+// retarget has what comes by a listener go where another would have it go.
+func (f *Forwarder) retarget(id uint32, to sockets.Listener) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := f.factory.Retarget(id, to)
+	if f.up {
+		rec := l.Record()
+		_ = f.worker.Send(rec.Encode(ipc.KindRetarget), -1)
 	}
 }
 

@@ -34,6 +34,8 @@ type host struct {
 	told    []string                         // the worker
 	shut    bool
 	stopped bool
+
+	beside []uint16 // ports of listeners that Beside has made
 }
 
 func (h *host) Listen(l sockets.Listener) (sockets.Listener, error) {
@@ -55,13 +57,32 @@ func (h *host) Adopt(l sockets.Listener) sockets.Listener {
 
 func (h *host) Revive(l sockets.Listener) (sockets.Listener, error) { return l, h.busy[l.Port] }
 
-func (h *host) Unlisten(id uint32) {
-	h.listeners = slices.DeleteFunc(h.listeners, func(l sockets.Listener) bool { return l.ID == id })
+func (h *host) Unlisten(id uint32) (was sockets.Listener, ok bool) {
+	h.listeners = slices.DeleteFunc(h.listeners, func(l sockets.Listener) bool {
+		if l.ID == id {
+			was, ok = l, true
+		}
+		return l.ID == id
+	})
+	return was, ok
+}
+
+// Beside notes on which ports there were listeners of rules that are to go.
+func (h *host) Beside(l sockets.Listener, _ []sockets.Listener) (sockets.Listener, error) {
+	h.beside = append(h.beside, l.Port)
+	return h.Bind(l)
+}
+
+func (h *host) Retarget(id uint32, to sockets.Listener) sockets.Listener {
+	i := slices.IndexFunc(h.listeners, func(l sockets.Listener) bool { return l.ID == id })
+	l := &h.listeners[i]
+	l.GuestPort, l.Target, l.Splice = to.GuestPort, to.Target, to.Splice
+	return *l
 }
 
 func (h *host) Listeners() []sockets.Listener { return slices.Clone(h.listeners) }
 
-func (h *host) Room() error { return nil }
+func (h *host) Room(int) error { return nil }
 
 func (h *host) Explain(_ *sockets.Listener, err error) error { return err }
 
@@ -83,7 +104,7 @@ func (h *host) Bound(tcp, udp *ports.Set) error {
 
 func (h *host) Send(record []byte, _ int) error {
 	var r ipc.Listener
-	for what, kind := range map[string]ipc.Kind{"+": ipc.KindListener, "-": ipc.KindUnlisten} {
+	for what, kind := range map[string]ipc.Kind{"+": ipc.KindListener, "-": ipc.KindUnlisten, ">": ipc.KindRetarget} {
 		if r.Decode(record, kind) == nil {
 			h.told = append(h.told, fmt.Sprintf("%s%d", what, r.HostPort))
 		}
@@ -148,7 +169,7 @@ func TestListen(t *testing.T) {
 		h := &host{busy: tt.busy}
 		f := forwarder(t, h, strings.Replace(tt.command, "~80-82", "80-82", 1))
 		if tt.err == "weak" {
-			f.plan.Inbound[0].Weak, tt.err = true, ""
+			f.rules[inbound][0].Weak, tt.err = true, ""
 		}
 		err := f.Listen()
 		if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
@@ -160,7 +181,7 @@ func TestListen(t *testing.T) {
 	}
 	weak := func(busy map[uint16]error) error {
 		f := forwarder(t, &host{busy: busy}, "passt -t 80-81")
-		f.plan.Inbound[0].Weak = true
+		f.rules[inbound][0].Weak = true
 		return f.Listen()
 	}
 	if err := weak(map[uint16]error{80: unix.EADDRINUSE, 81: unix.EADDRINUSE}); err == nil || !strings.Contains(err.Error(), "no port could be bound") {

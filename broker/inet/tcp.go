@@ -62,7 +62,7 @@ type Listener struct {
 	Path
 	At     netip.AddrPort // what it is bound to; port zero: the kernel's choice
 	Dual   bool           // At is IPv6's unspecified address and stands for IPv4's, too
-	Beside bool           // UDP: there are sockets of ours on the port
+	Beside bool           // there are sockets of ours on the port; of TCP they must share it, see ShareTCP
 }
 
 // ListenTCP makes a listening socket. Sockets of TCP that listen exclude each other
@@ -74,12 +74,24 @@ func (l *Listener) ListenTCP() (int, error) {
 	s.freebind(&l.Path)
 	s.urgentInline()
 	s.by(&l.Path)
+	if l.Beside {
+		s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
 	s.bind(l.At, l.Scope)
 	if s.err == nil {
 		s.err = ListenAgain(s.fd)
 	}
+	if l.Beside {
+		s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 0)
+	}
 	r := s.result()
 	return r.FD, r.Err
+}
+
+// ShareTCP lets another socket of the same user listen beside one that listens, or
+// ends that. What listens already goes on.
+func ShareTCP(fd int, share bool) error {
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, boolInt(share)))
 }
 
 // ListenAgain has a TCP socket listen that is bound, whether it listens or not.

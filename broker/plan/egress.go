@@ -11,7 +11,7 @@ import (
 
 // egressRuleSet is what --allow and --deny add up to; nil if there are none.
 func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
-	rules := egressRules(cfg)
+	rules := egressRules(cfg, outbound(cfg))
 	if len(rules) == 0 {
 		return nil, nil
 	}
@@ -24,14 +24,28 @@ func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 	return p, nil
 }
 
-// egressRules are those of --allow and --deny, and aldente's own behind them.
-func egressRules(cfg *cli.Config) []egress.Rule {
+// Forwarded has the policy allow what rules of -T and -U ask for, in place of what
+// they asked for before.
+func (p *Plan) Forwarded(rules []cli.Rule) error {
+	if p.Egress == nil {
+		return nil
+	}
+	var all []*cli.Rule
+	for i := range rules {
+		all = append(all, &rules[i])
+	}
+	return p.Egress.Replace(egressRules(p.cfg, all))
+}
+
+// egressRules are those of --allow and --deny, and aldente's own behind them, with
+// the rules of -T and -U.
+func egressRules(cfg *cli.Config, outbound []*cli.Rule) []egress.Rule {
 	var rules []egress.Rule
 	for _, r := range cfg.Egress {
 		rules = append(rules, egress.Rule(r))
 	}
 	if cfg.Personality == cli.Aldente {
-		rules = append(rules, outboundAllowed(cfg)...)
+		rules = append(rules, outboundAllowed(outbound)...)
 		rules = append(rules, egress.Rule{Dest: "host"}, egress.Rule{Dest: "metadata"})
 	}
 	return rules
@@ -39,9 +53,9 @@ func egressRules(cfg *cli.Config) []egress.Rule {
 
 // outboundAllowed is what -T and -U ask for: whoever forwards a port of the
 // host's loopback allows it to be used.
-func outboundAllowed(cfg *cli.Config) []egress.Rule {
+func outboundAllowed(outbound []*cli.Rule) []egress.Rule {
 	var rules []egress.Rule
-	for _, r := range outbound(cfg) {
+	for _, r := range outbound {
 		hosts := []string{"127.0.0.0/8", "[::1]"}
 		if r.TargetAddr.IsValid() {
 			hosts = []string{"[" + r.TargetAddr.String() + "]"}

@@ -3,6 +3,7 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 
 	"aldente/broker/cli"
@@ -25,6 +26,63 @@ func inForce(cfg *cli.Config, forwards ...*cli.Forward) (all []*cli.Rule) {
 		}
 	}
 	return all
+}
+
+// Rules is what is forwarded, in both directions.
+type Rules struct {
+	Inbound  []cli.Rule // -t, -u: from the host to the guest
+	Outbound []cli.Rule // -T, -U: from the namespace's loopback to the host's
+}
+
+// Live tells whether rules may change while the instance runs (-c).
+func (p *Plan) Live() bool { return p.cfg.ConfPath != "" }
+
+// Admit looks at rules that are to take the place of those in force, as the options
+// would have allowed them.
+func (p *Plan) Admit(r Rules) (Rules, error) {
+	for _, rules := range [...][]cli.Rule{r.Inbound, r.Outbound} {
+		for i := range rules {
+			if err := p.possible(&rules[i]); err != nil {
+				return r, err
+			}
+		}
+	}
+	passt := p.cfg.Personality == cli.Passt
+	if passt && len(r.Outbound) > 0 {
+		return r, fmt.Errorf("passt has no namespace to forward from: %v", &r.Outbound[0])
+	}
+	o := cli.SpecOptions{Auto: !passt, IPv4Only: p.cfg.IPv4Only, IPv6Only: p.cfg.IPv6Only}
+	var err error
+	if r.Inbound, err = cli.Admit(r.Inbound, o); err != nil {
+		return r, err
+	}
+	o.Outbound = true
+	r.Outbound, err = cli.Admit(r.Outbound, o)
+	return r, err
+}
+
+// possible tells why a rule cannot be met, whatever it says otherwise.
+func (p *Plan) possible(r *cli.Rule) error {
+	switch {
+	case r.Proto == ipc.ProtoTCP && p.cfg.NoTCP, r.Proto == ipc.ProtoUDP && p.cfg.NoUDP:
+		return fmt.Errorf("can't forward ports with the protocol disabled: %v", r)
+	case r.Addr.Is6() && !p.net.v6.enabled:
+		return fmt.Errorf("IPv6 forward, but IPv6 not enabled: %v", r)
+	case r.Addr.Is4() && !p.net.v4.enabled:
+		return fmt.Errorf("IPv4 forward, but IPv4 not enabled: %v", r)
+	}
+	return nil
+}
+
+// Capabilities says which rules a control client may ask for, by what they need.
+type Capabilities struct{ IPv4, IPv6, TCP, UDP, Namespace bool }
+
+// Capabilities of the instance.
+func (p *Plan) Capabilities() Capabilities {
+	return Capabilities{
+		IPv4: p.net.v4.enabled, IPv6: p.net.v6.enabled, TCP: !p.cfg.NoTCP, UDP: !p.cfg.NoUDP,
+		Namespace: p.cfg.Personality != cli.Passt,
+	}
 }
 
 // HostListener describes the listener of one of an inbound rule's ports on the

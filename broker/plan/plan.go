@@ -86,17 +86,17 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 
 // HasEgressRules tells whether options or defaults say where the guest may connect, so
 // that Host.Local is asked.
-func HasEgressRules(cfg *cli.Config) bool { return len(egressRules(cfg)) > 0 }
+func HasEgressRules(cfg *cli.Config) bool { return len(egressRules(cfg, nil)) > 0 }
 
 // NeedsClients tells whether the factory has to tell clients of the host's own from
-// services: where UDP ports are forwarded to the guest.
+// services: where UDP ports are forwarded to the guest, or may be later.
 func (p *Plan) NeedsClients() bool {
-	return slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Proto == ipc.ProtoUDP })
+	return p.Live() || slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Proto == ipc.ProtoUDP })
 }
 
-// Scans tells whether a rule follows what is bound in the namespace.
+// Scans tells whether a rule follows what is bound in the namespace, or may later.
 func (p *Plan) Scans() bool {
-	return slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Auto })
+	return p.Live() || slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Auto })
 }
 
 // tapQueue is the length of the tap's queue towards us, in packets. A tap has

@@ -279,7 +279,7 @@ func TestEgressRules(t *testing.T) {
 	}
 	p := newPlan(t, "aldente", home())
 	p.cfg.TCPNS.Rules = []cli.Rule{{Proto: ipc.ProtoTCP, PortRange: cli.PortRange{First: 80, Last: 80}, TargetPort: 80, TargetAddr: netip.MustParseAddr("10.1.2.3")}}
-	if got := outboundAllowed(p.cfg); len(got) == 0 || got[0].Dest != "tcp:[10.1.2.3]:80" {
+	if got := outboundAllowed(outbound(p.cfg)); len(got) == 0 || got[0].Dest != "tcp:[10.1.2.3]:80" {
 		t.Errorf("a rule with a target allows %+v", got)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,6 +73,8 @@ type Factory struct {
 	cfg Config
 	// OnEvent is called for the worker's events.
 	OnEvent func(code uint32)
+
+	confined atomic.Bool // see Confined
 
 	mu        sync.Mutex
 	listeners map[uint32]Listener

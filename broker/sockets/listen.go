@@ -41,7 +41,7 @@ func (f *Factory) Listen(l Listener) (Listener, error) {
 
 // Bind opens the socket of a listener and no more.
 func (f *Factory) Bind(l Listener) (Listener, error) {
-	if err := f.Room(); err != nil {
+	if err := f.Room(0); err != nil {
 		return l, err
 	}
 	fd, err := f.bindListener(&l, false)
@@ -49,12 +49,40 @@ func (f *Factory) Bind(l Listener) (Listener, error) {
 	return l, err
 }
 
-// Room returns an error when there are as many listeners as may be. Descriptors
-// are for connections as well.
-func (f *Factory) Room() error {
+// Beside is Bind where listeners of ours that are about to go have the port, by an
+// address or interface of which l has a part. They hear as before. Sockets of the same
+// user that set SO_REUSEPORT might join them, as with UDP.
+func (f *Factory) Beside(l Listener, going []Listener) (Listener, error) {
+	if l.Proto == ipc.ProtoTCP {
+		for i := range going {
+			if err := inet.ShareTCP(going[i].FD, true); err != nil {
+				return l, err
+			}
+			defer inet.ShareTCP(going[i].FD, false)
+		}
+	}
+	fd, err := f.bindListener(&l, true)
+	l.FD = fd
+	return l, err
+}
+
+// Retarget gives the listener with that identifier what l says of the guest's side,
+// and returns it.
+func (f *Factory) Retarget(id uint32, l Listener) Listener {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.cfg.MaxListeners > 0 && len(f.listeners) >= f.cfg.MaxListeners {
+	now := f.listeners[id]
+	now.GuestPort, now.Target, now.Splice = l.GuestPort, l.Target, l.Splice
+	f.listeners[id] = now
+	return now
+}
+
+// Room returns an error when there are as many listeners as may be, with so many
+// more that are not adopted yet. Descriptors are for connections as well.
+func (f *Factory) Room(more int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cfg.MaxListeners > 0 && len(f.listeners)+more >= f.cfg.MaxListeners {
 		return fmt.Errorf("more than %d ports, three quarters of what the limit on open files allows (ulimit -n): %w",
 			f.cfg.MaxListeners, unix.EMFILE)
 	}
@@ -78,18 +106,25 @@ func (f *Factory) listener(id uint32) (Listener, bool) {
 	return l, ok
 }
 
-// Unlisten closes our copy of a listener and forgets it.
-func (f *Factory) Unlisten(id uint32) {
+// Unlisten closes our copy of a listener and forgets it, and returns what it was.
+// Nobody can connect from then on, though the worker still has the socket: the port is
+// free for the next, but of UDP.
+func (f *Factory) Unlisten(id uint32) (Listener, bool) {
 	f.mu.Lock()
 	l, ok := f.listeners[id]
-	if ok {
-		unix.Close(l.FD)
-		delete(f.listeners, id)
-	}
+	delete(f.listeners, id)
 	f.mu.Unlock() // whoever has the ports may ask for listeners
-	if ok && l.Proto == ipc.ProtoUDP && !l.Namespace {
+	if !ok {
+		return l, false
+	}
+	switch {
+	case l.Proto == ipc.ProtoTCP:
+		unix.Shutdown(l.FD, unix.SHUT_RDWR)
+	case !l.Namespace:
 		f.ports.unlistened(l.Port)
 	}
+	unix.Close(l.FD)
+	return l, true
 }
 
 // Shut has the listening sockets of TCP listen no more, whoever else still holds

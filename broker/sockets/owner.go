@@ -30,14 +30,21 @@ func (f *Factory) Explain(l *Listener, err error) error {
 		h := &all[i]
 		a, want := h.local.Addr(), l.Addr.WithZone("")
 		if !want.IsValid() || want.IsUnspecified() || a.IsUnspecified() || a == want {
-			return fmt.Errorf("cannot listen on %s port %s: %s: %w", protoName(l.Proto), where(l), owner(h), unix.EADDRINUSE)
+			return fmt.Errorf("cannot listen on %s port %s: %s: %w", protoName(l.Proto), where(l), f.owner(h), unix.EADDRINUSE)
 		}
 	}
 	return err
 }
 
-func owner(h *holder) string {
+// Confined says that this process may read no file any more: whoever has a port is
+// known by the number of his user alone.
+func (f *Factory) Confined() { f.confined.Store(true) }
+
+func (f *Factory) owner(h *holder) string {
 	name := fmt.Sprintf("user %d", h.uid)
+	if f.confined.Load() {
+		return "in use by a process of " + name
+	}
 	if u, err := user.LookupId(strconv.FormatUint(uint64(h.uid), 10)); err == nil {
 		name = "user " + u.Username
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,7 +56,17 @@ type udpPorts struct {
 	// Who had the port first, by family: the cookie of the socket that was bound
 	// to it exclusively. The worker may have closed it since.
 	first [2][1 << 16]uint64
+
+	// Sockets that answered from a port when its listener went: flows outlive their
+	// rule, and the port can be listened on again beside them. By port, cookies.
+	answered [1 << 16 / 64]uint64 // ports on which there may be such sockets
+	left     map[uint16][]uint64
+	leftAll  int // cookies in left
 }
+
+// maxLeft bounds the cookies of udpPorts.left. Beyond it, who listens on a port again
+// has to wait for the flows to end.
+const maxLeft = 1 << 16
 
 type portKey struct {
 	v4   bool
@@ -311,6 +322,7 @@ func (m *path) anchorDevice() string {
 func (p *udpPorts) replies(k portKey, to netip.AddrPort) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.answered[k.port/64] |= 1 << (k.port % 64)
 	s := p.shared[k]
 	return s == nil || p.single(s, k, to)
 }
@@ -359,13 +371,14 @@ func (f *Factory) join(l *Listener, families ...bool) (int, error) {
 				continue
 			}
 			all, err := p.kernel.on(ipc.ProtoUDP, k.port, 0)
+			all = slices.DeleteFunc(all, func(h holder) bool { return slices.Contains(p.left[l.Port], h.cookie) })
 			if err != nil || !p.allOurs(all, k, listener, f.onPort(k)) {
 				return false
 			}
 		}
 		return true
 	}
-	if p.first[0][l.Port]|p.first[1][l.Port] == 0 || !ours(0) {
+	if p.first[0][l.Port]|p.first[1][l.Port] == 0 && p.left[l.Port] == nil || !ours(0) {
 		return -1, unix.EADDRINUSE
 	}
 	fd, err := f.listenSocket(l, true)
@@ -392,6 +405,32 @@ func (p *udpPorts) unlistened(port uint16) {
 			p.forget(portKey{v4, port})
 		}
 	}
+	if bit := uint64(1) << (port % 64); p.answered[port/64]&bit != 0 {
+		p.answered[port/64] &^= bit
+		p.leave(port)
+	}
+}
+
+// leave notes who is on a port that we still have to ourselves.
+func (p *udpPorts) leave(port uint16) {
+	p.leftAll -= len(p.left[port])
+	delete(p.left, port)
+	all, err := p.kernel.on(ipc.ProtoUDP, port, 0)
+	if err != nil {
+		return
+	}
+	if p.leftAll+len(all) > maxLeft {
+		p.left, p.leftAll = nil, 0
+	}
+	if p.left == nil {
+		p.left = map[uint16][]uint64{}
+	}
+	for i := range all {
+		if all[i].cookie != 0 {
+			p.left[port] = append(p.left[port], all[i].cookie)
+		}
+	}
+	p.leftAll += len(p.left[port])
 }
 
 func (p *udpPorts) forget(k portKey) {

@@ -24,6 +24,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindOpened:   opened,
 		ipc.KindUnlisten: (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP}).Encode(ipc.KindUnlisten),
 		ipc.KindRevoke:   revoke,
+		ipc.KindRetarget: (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP, GuestPort: 80, Target: [16]byte{15: 1}}).Encode(ipc.KindRetarget),
 		ipc.KindReady:    ipc.Empty(ipc.KindReady),
 		ipc.KindOpen:     open,
 		ipc.KindEvent:    event,

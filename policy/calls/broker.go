@@ -207,3 +207,19 @@ func Broker() List {
 	)
 	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own))}
 }
+
+// Remover is the process that removes a control socket when its broker has ended. It
+// waits for the end of a pipe and reads nothing.
+func Remover() List {
+	const control = "broker/control"
+	return List{
+		Name: "remover",
+		Doc:  "remover of the control socket",
+		Rules: join(
+			plain(control, "waiting for the broker's end", "read"),
+			plain(control, "whether the socket is still that broker's", "statx"),
+			plain(control, "removing it", "unlinkat"),
+			plain(control, "end of the process", "exit_group"),
+		),
+	}
+}

@@ -150,7 +150,7 @@ func (arg *argument) bits(v uint64) (string, error) {
 
 // Tables returns the tables of docs/security-calls.md by the names of their markers.
 func Tables() (map[string]string, error) {
-	start, worker, agent, broker := WorkerStart(), Worker(), Agent(), Broker()
+	start, worker, agent, broker, remover := WorkerStart(), Worker(), Agent(), Broker(), Remover()
 	all := map[string]string{}
 	for name, t := range map[string]struct {
 		list    List
@@ -160,6 +160,7 @@ func Tables() (map[string]string, error) {
 		"worker-start": {start, []List{worker}},
 		"agent":        {agent, nil},
 		"broker":       {broker, []List{start}},
+		"remover":      {remover, nil},
 	} {
 		text, err := t.list.Table(t.without...)
 		if err != nil {

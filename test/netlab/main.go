@@ -84,7 +84,7 @@ func prepare() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"aldente", "aldente-worker"} {
+	for _, name := range []string{"aldente", "aldente-worker", "aldentectl"} {
 		if err := copyFile(filepath.Join(stage, name), filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("%w (run make first)", err)
 		}
@@ -96,6 +96,9 @@ func prepare() error {
 		if err := os.Symlink("aldente", filepath.Join(stage, name)); err != nil {
 			return err
 		}
+	}
+	if err := os.Symlink("aldentectl", filepath.Join(stage, "pesto")); err != nil {
+		return err
 	}
 	pasta = filepath.Join(stage, "pasta")
 	return nil

@@ -21,8 +21,9 @@ import (
 // Names that our processes go by in the kernel: a broker has that of the command
 // it was started by, or "exe" in the background.
 const (
-	workerComm = "aldente-worker"
-	agentComm  = "aldente-agent"
+	workerComm  = "aldente-worker"
+	agentComm   = "aldente-agent"
+	removerComm = "aldente-socket"
 )
 
 var brokerComms = []string{"pasta", "passt", "aldente", "exe"}
@@ -173,6 +174,8 @@ func next(comm string, have []string) string {
 	switch {
 	case comm == agentComm:
 		return policy.FilterAgent
+	case comm == removerComm:
+		return policy.FilterRemover
 	case comm != workerComm:
 		return policy.FilterBroker
 	case slices.Contains(have, policy.FilterWorkerStart):
@@ -199,6 +202,7 @@ func (u *usage) filter() string {
 	parts := []string{
 		u.without(fmt.Sprintf("comm == %q", workerComm), policy.FilterWorkerStart, policy.FilterWorker, policy.FilterBroker),
 		u.without(fmt.Sprintf("comm == %q", agentComm), policy.FilterAgent),
+		u.without(fmt.Sprintf("comm == %q", removerComm), policy.FilterRemover),
 	}
 	var brokers []string
 	for _, c := range brokerComms {

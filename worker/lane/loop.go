@@ -223,6 +223,8 @@ func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
 		return l.listen(rec, fd)
 	case ipc.KindUnlisten:
 		return l.unlisten(rec)
+	case ipc.KindRetarget:
+		return l.retarget(rec)
 	case ipc.KindRevoke:
 		return l.revoke(rec)
 	case ipc.KindCapture:
@@ -313,6 +315,20 @@ func (l *Lane) unlisten(rec []byte) error {
 		l.tcp.RemoveListener(k.ID)
 	} else {
 		l.udp.RemoveListener(k.ID)
+	}
+	return nil
+}
+
+// retarget has what comes by a listener go elsewhere: its rule is another now.
+func (l *Lane) retarget(rec []byte) error {
+	var k ipc.Listener
+	if err := k.Decode(rec, ipc.KindRetarget); err != nil {
+		return err
+	}
+	if k.Proto == ipc.ProtoTCP {
+		l.tcp.RetargetListener(&k)
+	} else {
+		l.udp.RetargetListener(&k)
 	}
 	return nil
 }

@@ -256,14 +256,34 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 
 // RemoveListener closes a listener; connections taken from it stay.
 func (t *Translator) RemoveListener(id uint32) {
-	for k := range t.listeners {
-		if l := &t.listeners[k]; l.id == id {
-			t.g.Shares.Reduce(-1)
-			t.env.Close(l.fd)
-			*l = listener{}
-			t.unused = append(t.unused, uint32(k))
+	if k := t.placeOf(id); k >= 0 {
+		l := &t.listeners[k]
+		t.g.Shares.Reduce(-1)
+		t.env.Close(l.fd)
+		*l = listener{}
+		t.unused = append(t.unused, uint32(k))
+	}
+}
+
+// RetargetListener gives a listener another target; connections taken from it stay.
+func (t *Translator) RetargetListener(l *ipc.Listener) {
+	if k := t.placeOf(l.ID); k >= 0 {
+		n := &t.listeners[k]
+		n.flags, n.guestPort, n.target = l.Flags, l.GuestPort, l.Target
+	}
+}
+
+// placeOf returns where a listener is, or -1. Those of a rule come in order, so
+// that the next one is looked for behind the last.
+func (t *Translator) placeOf(id uint32) int {
+	for i := range t.listeners {
+		k := (t.lastListener + i) % len(t.listeners)
+		if t.listeners[k].id == id && id != 0 {
+			t.lastListener = k + 1
+			return k
 		}
 	}
+	return -1
 }
 
 // ListenerReady takes the connections that wait on a listener.

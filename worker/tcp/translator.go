@@ -66,11 +66,12 @@ type Translator struct {
 	// BypassRoom tells whether there is room for one more of those, nil: there is.
 	BypassRoom func(flags uint8) bool
 
-	listeners []listener
-	unused    []uint32 // places in listeners
-	paused    bool     // listeners wait for another turn
-	starved   bool     // listeners, or connections from them, wait for a flow to end
-	lots      [ways]lot
+	listeners    []listener
+	unused       []uint32 // places in listeners
+	lastListener int      // behind the one that was looked for last
+	paused       bool     // listeners wait for another turn
+	starved      bool     // listeners, or connections from them, wait for a flow to end
+	lots         [ways]lot
 
 	// made are the flows of each direction, and least what of the table is kept for
 	// it, by ShareOut and ShareIn.

@@ -132,10 +132,11 @@ type Translator struct {
 	// must be set where listeners have a flag that says so.
 	Bypass func(listener uint32, flags uint8, port uint16, d []flow.Datagram)
 
-	listeners []listener
-	unused    []uint32 // places in listeners
-	ready     []uint32 // flows with more to read than one turn allows
-	waiting   int      // listeners of which the same is true
+	listeners    []listener
+	lastListener int      // behind the one that was looked for last
+	unused       []uint32 // places in listeners
+	ready        []uint32 // flows with more to read than one turn allows
+	waiting      int      // listeners of which the same is true
 
 	datagrams [readBatch]flow.Datagram
 	joined    []byte // several datagrams one after the other

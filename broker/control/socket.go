@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/output"
+)
+
+// Whoever starts an instance in place of one that ends may be faster than that: its
+// socket answers for a moment more, and then is removed. One that nobody removes is
+// ours to replace after that.
+const (
+	handOverPause = 10 * time.Millisecond
+	handOverTries = 50 // for an instance to end
+	removalTries  = 10 // for its socket to go
+)
+
+// backlog is how many clients may wait for their turn.
+const backlog = 64
+
+// bind makes the socket and returns it with what removes it, see remover. What is at
+// path stays, unless it is the socket of an instance that has ended.
+func bind(path string) (fd int, r *remover, err error) {
+	dir, name := filepath.Split(path)
+	if dir == "" {
+		dir = "."
+	}
+	folder, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, nil, fmt.Errorf("control socket %s: %w%s", path, err, output.Hint(err))
+	}
+	defer unix.Close(folder)
+	if err := vacate(folder, name, path); err != nil {
+		return -1, nil, err
+	}
+	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, nil, fmt.Errorf("socket: %w", err)
+	}
+	old := unix.Umask(0o177)
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	unix.Umask(old)
+	if err != nil {
+		unix.Close(fd)
+		return -1, nil, fmt.Errorf("cannot bind control socket %s: %w%s", path, err, output.Hint(err))
+	}
+	if r, err = newRemover(folder, name); err == nil {
+		err = unix.Listen(fd, backlog)
+	}
+	if err != nil {
+		_ = unix.Unlinkat(folder, name, 0)
+		unix.Close(fd)
+		return -1, nil, fmt.Errorf("control socket %s: %w", path, err)
+	}
+	return fd, r, nil
+}
+
+// vacate makes room at a path.
+func vacate(folder int, name, path string) error {
+	for tries := 0; ; tries++ {
+		var st unix.Stat_t
+		err := unix.Fstatat(folder, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			return nil
+		case err != nil:
+			return fmt.Errorf("control socket %s: %w%s", path, err, output.Hint(err))
+		case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
+			return fmt.Errorf("control socket %s: there is a file of that name, which is no socket (remove it, or name another path with -c)", path)
+		}
+		used := inUse(path)
+		if tries < removalTries || used && tries < handOverTries {
+			time.Sleep(handOverPause)
+			continue
+		}
+		if used {
+			return fmt.Errorf("control socket %s is already in use (name another path with -c)", path)
+		}
+		if err := unix.Unlinkat(folder, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("control socket %s is left over and cannot be removed: %w%s", path, err, output.Hint(err))
+		}
+		return nil
+	}
+}
+
+// inUse tells whether a socket at path belongs to a living process. The probe is of a
+// type that no stream socket can be connected from: whoever listens there does not
+// take it for a client.
+func inUse(path string) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED)
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command aldentectl speaks to running instances. By the name pesto it is the client
+// of that name: it shows and changes the port rules of an instance that was started
+// with -c, of ours and of passt's own.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"aldente/broker/cli"
+)
+
+func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
+
+// run is the program, from its arguments to its status.
+func run(argv []string, out, errs io.Writer) int {
+	name := argv[0]
+	if strings.Contains(name[strings.LastIndexByte(name, '/')+1:], "pesto") {
+		return pesto(argv, out, errs)
+	}
+	if len(argv) < 2 {
+		fmt.Fprint(errs, usage(name))
+		return 1
+	}
+	switch argv[1] {
+	case "-h", "--help":
+		fmt.Fprint(out, usage(name))
+		return 0
+	case "--version":
+		fmt.Fprint(out, version("aldentectl"))
+		return 0
+	case "pesto":
+		return pesto(argv[1:], out, errs)
+	}
+	fmt.Fprintf(errs, "%s: there is no command '%s'\nTry '%s --help' for more information.\n", name, argv[1], name)
+	return 1
+}
+
+func usage(name string) string {
+	return fmt.Sprintf(`Usage: %s COMMAND [ARG]...
+
+Commands:
+  pesto [OPTION]... PATH      show or change port rules, as the program of that
+                              name does: see "%s pesto --help"
+
+  -h, --help                  print this text and exit
+      --version               print the version and exit
+`, name, name)
+}
+
+func version(name string) string {
+	return fmt.Sprintf("%s %s (aldente)\nLicensed under the Apache License, Version 2.0. There is no warranty.\n", name, cli.Version)
+}
