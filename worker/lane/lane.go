@@ -80,26 +80,27 @@ type Lane struct {
 	partners   [2]uint64 // tokens of the last conversation
 	same       uint8     // events in a row that were its, up to regular
 
-	guest    flow.Guest
-	link     link.Link
-	last     link.Link // the one before, closed: its memory serves the next
-	readable bool      // the link has frames, as an event said
-	more     bool      // the link may hold frames that no event announces
-	blocked  bool      // the link had a backlog when last looked at
-	batch    *link.Batch
-	capture  *link.Capture
-	flows    *flowLog // nil unless debugging
-	trace    *trace   // nil unless asked for
-	mark     int32    // eventfd of the capture, -1: none
-	freed    bool     // a descriptor was closed since tcp was told
-	shortage shortage
-	pkt      packet.Packet
-	again    packet.Packet // a datagram put together from fragments
-	seg      packet.TCP
-	dgram    packet.UDP
-	echo     packet.Echo
-	out      []byte
-	none     packet.Offload
+	guest     flow.Guest
+	link      link.Link
+	last      link.Link     // the one before, closed: its memory serves the next
+	linksGone link.Counters // of all before this one
+	readable  bool          // the link has frames, as an event said
+	more      bool          // the link may hold frames that no event announces
+	blocked   bool          // the link had a backlog when last looked at
+	batch     *link.Batch
+	capture   *link.Capture
+	flows     *flowLog // nil unless debugging
+	trace     *trace   // nil unless asked for
+	mark      int32    // eventfd of the capture, -1: none
+	freed     bool     // a descriptor was closed since tcp was told
+	shortage  shortage
+	pkt       packet.Packet
+	again     packet.Packet // a datagram put together from fragments
+	seg       packet.TCP
+	dgram     packet.UDP
+	echo      packet.Echo
+	out       []byte
+	none      packet.Offload
 
 	wheel             *store.Wheel
 	reasm             *packet.Reassembler

@@ -187,6 +187,7 @@ func (l *Lane) linkGone(err error) {
 	logf(levelInfo, "link closed: %v", err)
 	l.poll.Remove(l.link.FD())
 	l.link.Close()
+	l.linksGone.Add(l.link.Counters())
 	l.last, l.link = l.link, nil
 	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+
+	"aldente/worker/link"
 )
 
 // counters are all that a lane counts, as values that can be compared.
@@ -25,6 +27,8 @@ type statsLog struct {
 func newStatsLog(l *Lane, seconds uint32) *statsLog {
 	s := &statsLog{period: int64(seconds) * 1e9, all: []counters{
 		{"lane", func() any { return l.Stats }},
+		{"link", func() any { return l.linkCounters() }},
+		{"fragments", func() any { return l.reasm.Stats }},
 		{"tcp", func() any { return l.tcp.Stats }},
 		{"udp", func() any { return l.udp.Stats }},
 		{"icmp", func() any { return l.icmp.Stats }},
@@ -34,6 +38,15 @@ func newStatsLog(l *Lane, seconds uint32) *statsLog {
 		s.last = append(s.last, c.now())
 	}
 	return s
+}
+
+// linkCounters are those of all links that the lane has had.
+func (l *Lane) linkCounters() link.Counters {
+	sum := l.linksGone
+	if l.link != nil {
+		sum.Add(l.link.Counters())
+	}
+	return sum
 }
 
 // line returns what has changed since the last call, "" if nothing has: each

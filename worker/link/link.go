@@ -95,6 +95,17 @@ type Counters struct {
 	Refused       uint64 // not sent because it cannot be a frame of this link
 }
 
+// Add adds what another link has counted.
+func (c *Counters) Add(o *Counters) {
+	c.Received += o.Received
+	c.ReceivedBytes += o.ReceivedBytes
+	c.Malformed += o.Malformed
+	c.Sent += o.Sent
+	c.SentBytes += o.SentBytes
+	c.Dropped += o.Dropped
+	c.Refused += o.Refused
+}
+
 // Link is the guest's side, one connection of it.
 type Link interface {
 	// FD is the descriptor, for epoll, level-triggered.
