@@ -41,3 +41,30 @@ func TestTableNamesEverything(t *testing.T) {
 		t.Error("a value without a name is not noticed")
 	}
 }
+
+// TestNamesUsed: what has a name is in a list.
+func TestNamesUsed(t *testing.T) {
+	tables, err := Tables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all string
+	for _, text := range tables {
+		all += text
+	}
+	check := func(n naming) {
+		for _, name := range n {
+			if !strings.Contains(all, name) {
+				t.Errorf("%s is in no list", name)
+			}
+		}
+	}
+	for _, args := range arguments {
+		for _, a := range args {
+			check(a.values)
+		}
+	}
+	for _, n := range optionNames {
+		check(n)
+	}
+}

@@ -18,9 +18,9 @@ var (
 	openFlags   = naming{unix.O_CLOEXEC: "O_CLOEXEC", unix.O_NONBLOCK: "O_NONBLOCK"}
 	protections = naming{unix.PROT_READ: "PROT_READ", unix.PROT_WRITE: "PROT_WRITE"}
 	mapFlags    = naming{unix.MAP_PRIVATE: "MAP_PRIVATE", unix.MAP_ANONYMOUS: "MAP_ANONYMOUS", unix.MAP_FIXED: "MAP_FIXED",
-		unix.MAP_NORESERVE: "MAP_NORESERVE", unix.MAP_POPULATE: "MAP_POPULATE", 8: "MAP_DROPPABLE"}
+		unix.MAP_NORESERVE: "MAP_NORESERVE", 8: "MAP_DROPPABLE"}
 	spliceFlags = naming{unix.SPLICE_F_MOVE: "SPLICE_F_MOVE", unix.SPLICE_F_NONBLOCK: "SPLICE_F_NONBLOCK"}
-	socketTypes = naming{unix.SOCK_STREAM: "SOCK_STREAM", unix.SOCK_DGRAM: "SOCK_DGRAM", unix.SOCK_RAW: "SOCK_RAW", unix.SOCK_SEQPACKET: "SOCK_SEQPACKET",
+	socketTypes = naming{unix.SOCK_STREAM: "SOCK_STREAM", unix.SOCK_DGRAM: "SOCK_DGRAM", unix.SOCK_SEQPACKET: "SOCK_SEQPACKET",
 		unix.SOCK_NONBLOCK: "SOCK_NONBLOCK", unix.SOCK_CLOEXEC: "SOCK_CLOEXEC"}
 	families  = naming{unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_UNIX: "AF_UNIX"}
 	protocols = naming{unix.IPPROTO_TCP: "TCP", unix.IPPROTO_UDP: "UDP", unix.IPPROTO_ICMP: "ICMP", unix.IPPROTO_ICMPV6: "ICMPv6"}
@@ -67,7 +67,7 @@ var arguments = map[string]map[uint]argument{
 	"execveat":          {4: {"flags", naming{unix.AT_EMPTY_PATH: "AT_EMPTY_PATH"}, true}},
 	"fcntl":             {1: {"command", naming{unix.F_GETFL: "F_GETFL", unix.F_SETFL: "F_SETFL", unix.F_GETFD: "F_GETFD", unix.F_SETFD: "F_SETFD", unix.F_DUPFD_CLOEXEC: "F_DUPFD_CLOEXEC", unix.F_SETPIPE_SZ: "F_SETPIPE_SZ"}, false}, 2: {"size", nil, false}},
 	"futex":             {1: {"operation", naming{futexWaitPrivate: "FUTEX_WAIT_PRIVATE", futexWakePrivate: "FUTEX_WAKE_PRIVATE"}, false}},
-	"madvise":           {2: {"advice", naming{unix.MADV_DONTNEED: "MADV_DONTNEED", unix.MADV_FREE: "MADV_FREE", unix.MADV_HUGEPAGE: "MADV_HUGEPAGE", unix.MADV_NOHUGEPAGE: "MADV_NOHUGEPAGE", unix.MADV_COLLAPSE: "MADV_COLLAPSE", unix.MADV_DONTDUMP: "MADV_DONTDUMP", unix.MADV_POPULATE_WRITE: "MADV_POPULATE_WRITE"}, false}},
+	"madvise":           {2: {"advice", naming{unix.MADV_DONTNEED: "MADV_DONTNEED", unix.MADV_FREE: "MADV_FREE", unix.MADV_HUGEPAGE: "MADV_HUGEPAGE", unix.MADV_NOHUGEPAGE: "MADV_NOHUGEPAGE"}, false}},
 	"mmap":              {2: {"protection", protections, true}, 3: {"flags", mapFlags, true}},
 	"openat":            {2: {"flags", openFlags, true}},
 	"pidfd_send_signal": {1: {"signal", naming{uint64(unix.SIGKILL): "SIGKILL"}, false}},

@@ -46,8 +46,8 @@ func goRunning() []Rule {
 				Why: "heap and stacks: anonymous, private, never executable", User: runtime},
 		},
 		plain(runtime, "heap", "munmap"),
-		each(runtime, "returning and merging heap pages", "madvise", 2,
-			unix.MADV_DONTNEED, unix.MADV_FREE, unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE, unix.MADV_COLLAPSE),
+		each(runtime, "heap pages that are returned, and which may be huge", "madvise", 2,
+			unix.MADV_DONTNEED, unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE),
 	)
 }
 
