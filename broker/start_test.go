@@ -4,7 +4,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,7 +19,6 @@ import (
 	"aldente/broker/hostnet/nettest"
 	"aldente/broker/netns"
 	"aldente/broker/plan"
-	"aldente/ipc"
 )
 
 func TestMain(m *testing.M) { nettest.Main(m) }
@@ -341,68 +339,5 @@ func TestDiscover(t *testing.T) {
 	}
 	if n := sysctl("nosuchsetting", 17); n != 17 {
 		t.Errorf("a setting that is not there: %d", n)
-	}
-}
-
-// TestCaptureSend: a worker is told of the capture what is left of it, and that of its
-// own mark.
-func TestCaptureSend(t *testing.T) {
-	var none *capture
-	if err := none.send(-1); err != nil || none.bound() != 0 {
-		t.Errorf("no capture: %v, %d", err, none.bound())
-	}
-	none.workerGone()
-	var said noted
-	for _, tt := range []struct {
-		size, max  int64
-		room       int64
-		appends    bool
-		sent, ends bool
-	}{
-		{0, -1, -1, false, true, false},
-		{0, 8192, 8192, false, true, false},
-		{5000, 8192, 3192, true, true, false},
-		{9000, 8192, 0, true, true, false},
-		{0, -1, 0, false, false, true},
-	} {
-		c, err := openCapture(&cli.Config{Pcap: filepath.Join(t.TempDir(), "pcap"), PcapSize: tt.max}, said.log())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.size, c.ended = tt.size, tt.ends
-		ours, its, err := ipc.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.send(ours); err != nil {
-			t.Fatal(err)
-		}
-		unix.Close(ours)
-		var got []ipc.Capture
-		for {
-			b := make([]byte, ipc.MaxRecord)
-			n, fd, err := ipc.Receive(its, b, 0)
-			if err != nil {
-				break
-			}
-			var r ipc.Capture
-			if err := r.Decode(b[:n]); err != nil || fd < 0 {
-				t.Fatalf("%+v, descriptor %d, %v", r, fd, err)
-			}
-			unix.Close(fd)
-			got = append(got, r)
-		}
-		unix.Close(its)
-		switch {
-		case !tt.sent && len(got) == 0:
-		case len(got) != 2 || got[0].Flags != ipc.CaptureMark || got[1].Room != tt.room || (got[1].Flags&ipc.CaptureAppend != 0) != tt.appends:
-			t.Errorf("%d of %d bytes: %+v", tt.size, tt.max, got)
-		}
-		unix.Close(c.fd)
-		unix.Close(c.mark)
-	}
-	// A folder is no place to write to: the guest is connected all the same.
-	if c, err := openCapture(&cli.Config{Pcap: t.TempDir(), PcapSize: -1}, said.log()); c != nil || err != nil || !strings.Contains(fmt.Sprint(said.lines), "no packet capture") {
-		t.Errorf("a folder: %v, %v, %q", c, err, said.lines)
 	}
 }
