@@ -95,8 +95,8 @@ func (c *capture) send(control int) error {
 }
 
 // workerGone cuts off the part of a record that a worker has left at its end, so
-// that the next goes on behind a whole one. What the count says is believed only as
-// far as it cuts no more than a worker may have had in hand: one that was taken over
+// that the next goes on behind a whole one. The count is believed only as far as
+// it cuts no more than a worker may have had in hand. So one that was taken over
 // takes back nothing that it has written before.
 func (c *capture) workerGone() {
 	if c == nil || c.ended {

@@ -28,9 +28,10 @@ func (in *instance) confine() policy.Report {
 // checkExecutable refuses a build that cannot work.
 func checkExecutable() error { return policy.CheckExecutable() }
 
-// kept are the capabilities that forwarding needs later: automatic forwarding
-// binds ports as they come, low ones where a rule names them, and answers to datagrams leave from the port that
-// they came to. Which ports rules will name that come later, nobody knows.
+// kept are the capabilities that forwarding needs later. Automatic forwarding
+// binds ports as they come, low ones where a rule names them. Answers to
+// datagrams leave from the port that the datagrams came to. Which ports rules
+// will name that come later, nobody knows.
 func (in *instance) kept() policy.Capabilities {
 	if in.plan.Live() {
 		return policy.BindLowPorts

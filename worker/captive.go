@@ -18,9 +18,9 @@ import (
 	"aldente/policy/captive"
 )
 
-// The captive is the worker with its translator replaced by a scripted one: it goes
-// through the real lock-down and then does what its script says, one word after
-// the other, and says how each ended, if it still can:
+// The captive is the worker with its translator replaced by a scripted one. It
+// goes through the real lock-down, then does what its script says, one word
+// after the other, and reports how each ended, if it still can:
 //
 //	attempt=NAME   what captured code might try, see policy/captive
 //	held=          names the classes of descriptors that it was given

@@ -54,8 +54,8 @@ func bindRoute(body []byte, index int) (rtnl.Route, error) {
 }
 
 // addRoutes inserts the routes. A gateway must be reachable when its route
-// comes, and the kernel lists routes in the order of their prefixes: so the
-// refused ones are repeated as long as that gets any of them in.
+// comes, but the kernel lists routes in the order of their prefixes. So those
+// that are refused are tried again as long as any of them is accepted.
 func addRoutes(c *rtnl.Conn, routes []route) (warnings []error, err error) {
 	for fallback := false; len(routes) > 0; {
 		errs, err := c.Do(routeRequests(routes))

@@ -230,9 +230,9 @@ func (l *List) Exit(status int) { l.add(Step{op: opExit, args: [5]uintptr{uintpt
 // RaiseCapabilities makes all permitted capabilities effective.
 func (l *List) RaiseCapabilities() { l.changeCapabilities(opRaise, 0) }
 
-// PassCapabilities makes all permitted capabilities effective and those of a set that
-// are among them inheritable: never more than there is, and they have to be that
-// before the bounding set is emptied.
+// PassCapabilities makes all permitted capabilities effective, and those of a
+// set that are among them inheritable. They have to be that before the bounding
+// set is emptied.
 func (l *List) PassCapabilities(set uint32) { l.changeCapabilities(opPass, set) }
 
 // OnlyCapabilities leaves the process those that are inheritable.

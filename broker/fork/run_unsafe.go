@@ -19,9 +19,9 @@ type Exec struct {
 	missing uintptr // exit status if there is none
 }
 
-// Exec becomes the first of the candidates that can be executed, and ends with the
-// exit status missing if there is none. shell is what a file without a header that
-// the kernel knows is given to, with the arguments behind the first.
+// Exec becomes the first of the candidates that can be executed, and ends with
+// the exit status missing if there is none. A file without a header that the
+// kernel knows is given to shell, with the arguments behind the first.
 func (l *List) Exec(shell string, candidates, args, env []string, missing int) error {
 	e := &Exec{missing: uintptr(missing)}
 	var err error

@@ -174,9 +174,9 @@ func (a *autoForward) close(r *rule, bound *ports.Set) {
 }
 
 // open makes the listeners of a rule that are missing. What cannot be bound is
-// tried again with the next scan: whoever has the port may let it go. Ports of the
-// host that need privileges are the guest's to have only where the rule names
-// them: one that listens on 443 in the guest is not to get the host's by that.
+// tried again with the next scan: whoever has the port may let it go. The guest
+// may have ports of the host that need privileges only where the rule names
+// them. Who listens on 443 in the guest is not to get the host's 443 by that.
 func (a *autoForward) open(r *rule, bound *ports.Set) {
 	var missing []uint16
 	target := r.Target()

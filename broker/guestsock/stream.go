@@ -49,9 +49,9 @@ type Server struct {
 	done   chan struct{} // see Done
 }
 
-// streamBuffer is the send buffer that is asked for on a client's socket, in
-// bytes: room for several super-frames, so that a guest that is busy for a
-// moment does not stop us. The kernel doubles it, and grants no more than
+// streamBuffer is the send buffer, in bytes, that is asked for on a client's
+// socket. It has room for several super-frames, so that a guest that is busy for
+// a moment does not stop us. The kernel doubles it, and grants no more than
 // sysctl net.core.wmem_max.
 const streamBuffer = 4 << 20
 
@@ -138,10 +138,10 @@ func socketHint(err error) string {
 	return output.Hint(err)
 }
 
-// inUse tells whether a socket at path belongs to a living process. The probe
-// is of a type that no stream socket can be connected from, so that whoever
-// listens there does not take it for a client, and has been found already while
-// not listening yet.
+// inUse tells whether a socket at path belongs to a living process. The probe is
+// a socket of another type, which cannot be connected to a stream socket. So
+// whoever listens there does not take it for a client, and is found even before
+// it listens.
 func inUse(path string) bool {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

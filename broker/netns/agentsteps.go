@@ -62,12 +62,12 @@ const (
 // single thread may join a user namespace, which a Go program is nowhere but
 // there.
 //
-// Inside, user 0 of the namespace may look into every process whose memory belongs
-// to it. Until execve this one's is a copy of the broker's, which belongs to the
-// broker's user namespace: there it is enough not to be dumpable. With execve it
-// becomes the guest's, unless the program is installed so that our user may not read
-// it; so by then nothing of the broker's is left, neither files nor descriptors nor
-// memory.
+// Inside, user 0 of the namespace may look into every process whose memory
+// belongs to it. Until execve this one's is a copy of the broker's, which
+// belongs to the broker's user namespace: there it is enough not to be dumpable.
+// With execve it becomes the guest's, unless the program is installed so that
+// our user may not read it. So by then nothing of the broker's is left: no
+// files, no descriptors, no memory.
 func agentSteps(s *agentSpec) (*fork.List, error) {
 	argv, err := fork.Strings(s.argv...)
 	if err != nil {

@@ -71,10 +71,10 @@ func (e *ExecError) Unwrap() error { return e.Err }
 
 // Create starts a process in new user, network, mount, IPC, UTS and, unless told
 // otherwise, PID namespaces. User 0 inside is Command.UID outside. The process
-// mounts its own /proc, names its host, opens ping sockets to its group 0,
-// and waits; its namespaces can be used at once. It becomes the command
-// when Release is called, and is killed if the thread that called Create ends,
-// as with all of the process: do not call it on a locked thread that will.
+// mounts its own /proc, names its host, opens ping sockets to its group 0, and
+// waits; its namespaces can be used at once. It becomes the command when Release
+// is called. It is killed if the thread that called Create ends, so do not call
+// Create on a locked thread that ends before the process.
 func Create(c Command) (*Child, error) {
 	spec, sync, status, err := c.spec()
 	if err != nil {

@@ -20,9 +20,9 @@ import (
 // that passes sockets or makes connections for others. Those of the abstract
 // name space belong to a network namespace; the others are files. So a command
 // may be given a root directory in which the folders that daemons keep theirs in
-// are new and empty. The old ones are not covered, which the command could undo,
-// but left out of a new tree of mounts, to which it is confined as the agent and
-// the worker are to theirs.
+// are new and empty. The old ones are not covered, since the command could undo
+// that. They are left out of a new tree of mounts, to which the command is
+// confined as the agent and the worker are to theirs.
 
 // hiddenDirs returns the folders that are new, by their real paths. The tree is put
 // together over the first.

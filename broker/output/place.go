@@ -9,8 +9,9 @@ import (
 )
 
 // Place is where a file is that may have to be removed again. It is known by its
-// directory, not by its path, in which another user could have put a link since, or
-// which could begin at a directory that is not the current one any more.
+// directory, not by its path: another user could have put a link into that
+// since, and it could be relative to a directory that is not the current one any
+// more.
 type Place struct {
 	dir      int
 	name     string

@@ -55,9 +55,9 @@ func (p *Plan) commandResolv(r hostnet.Resolvers) []byte {
 	return b.Bytes()
 }
 
-// serves tells whether the host's resolv.conf will do in the guest: it has no
-// servers at all, or one that the guest reaches and none of its families that it
-// would ask in vain.
+// serves tells whether the host's resolv.conf will do in the guest. It does if
+// it names no servers, or one that the guest reaches and, of the guest's
+// families, none that it does not reach.
 func (p *Plan) serves(r hostnet.Resolvers) bool {
 	all := r.Servers()
 	some := len(all) == 0

@@ -15,8 +15,8 @@ import (
 // Scanner lists the ports that are bound in the network namespace that it was
 // opened in. It is not for concurrent use.
 //
-// A scan is four questions to the kernel, whose answers come in pieces: one Step
-// reads one of them, so that who has other things to do can do them in between.
+// A scan is four questions to the kernel, whose answers come in pieces. One Step
+// reads one piece, so that the caller can do other things in between.
 type Scanner struct {
 	diag   *rtnl.SockDiag
 	absent [len(questions)]bool // the kernel does not have the family
@@ -109,9 +109,9 @@ func (s *Scanner) set() *Set {
 	return s.sets[0]
 }
 
-// holdsPort tells whether a socket is one with which an instance holds a port for
-// its guest, and which is no service: it is not connected, and on the loopback
-// interface only. That is always the first of a namespace.
+// holdsPort tells whether a socket is no service but holds a port for an
+// instance's guest. Such a socket is not connected, and bound to the loopback
+// interface. That is always the first of a namespace.
 func holdsPort(k rtnl.Sock) bool {
 	return k.State() == rtnl.StateClose && k.Device() == rtnl.Loopback
 }

@@ -205,9 +205,9 @@ func udpInUse(b []byte, name string) (n int, ok bool) {
 	return 0, false
 }
 
-// connecting takes note of a TCP socket whose connect was started. If its end is
-// not there yet, we keep a copy until it is: what a worker closes meanwhile goes
-// on, for the host's firewall at least, and what it never closes can be ended.
+// connecting takes note of a TCP socket whose connect was started. Until its
+// connect has ended, we keep a copy. What a worker closes meanwhile goes on, for
+// the host's firewall at least, and what it never closes can be ended.
 func (g *ledger) connecting(o outcome, flow egress.Flow) outcome {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// soonTime is how long a request is waited for, in nanoseconds, in a way that the
-// Go scheduler does not hear of. When requests come one after the other, telling
-// it costs more than serving them: its monitor takes the processor away from
-// whoever is in a system call for more than 20 µs, and wakes another thread.
+// soonTime is how long a request is waited for, in nanoseconds, in a way that
+// the Go scheduler does not hear of. When requests come one after the other,
+// telling it costs more than serving them. Its monitor takes the processor away
+// from a thread that is in a system call for more than 20 µs, and wakes another.
 const soonTime = 250_000
 
 // awaitSoon waits for the next message, or for something to happen in ep where

@@ -44,10 +44,11 @@ func (f *Factory) Follow() {
 	}
 }
 
-// Recheck asks the egress rules again about all sockets that live, and ends those that
-// it refuses now: connections under way at once, flows by way of the worker, which
-// send tells. It reports how many flows are left that have to go, or that the worker
-// has kept them for longer than any of ours would.
+// Recheck asks the egress rules again about all sockets that are open, and ends
+// those that they refuse now. Connections under way it ends at once; flows the
+// worker ends, which is told by send. It reports how many flows are left that
+// have to go, or that the worker has kept them for longer than any of ours
+// would.
 func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) {
 	g := f.ledger
 	if g == nil || g.standing == nil {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package startup looks, before anything else is done, for what would end the
-// program later with a message that helps nobody: the Go runtime's own when it
-// gets no thread, or no memory. Each error names the limit and what to do.
+// program later with a message that helps nobody. Such is the Go runtime's own
+// when it gets no thread, or no memory. Each error names the limit and what to
+// do.
 //
 // What it asks the kernel it asks by raw system calls: the runtime must not be
 // given a reason to make a thread yet.

@@ -3,9 +3,9 @@
 // Package supervise starts the worker, watches it, and replaces it when it
 // ends.
 //
-// The worker is the process that a guest may take over, so nothing here takes
-// its word: its log lines are bounded and cleaned, its records are checked by
-// the Serve function, and its first malformed record is its last.
+// A guest may take the worker over, so nothing here takes its word. Its log
+// lines are bounded and cleaned, its records are checked by the Serve function,
+// and its first malformed record ends it.
 package supervise
 
 import (

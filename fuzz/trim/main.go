@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command trim makes a seed corpus of a capture: of frames that look alike it
-// keeps two, of long ones none, and it takes times away, so that the same
-// traffic makes the same file.
+// Command trim makes a seed corpus of a capture. Of frames that look alike it
+// keeps two, of long ones none. It takes times away, so that the same traffic
+// makes the same file.
 package main
 
 import (

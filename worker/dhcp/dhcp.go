@@ -87,10 +87,10 @@ func decide(g *flow.Guest, q *request) uint8 {
 // of RFC 2131 section 4.3.2.
 //
 // A client that asks for another address while it has none (SELECTING,
-// INIT-REBOOT) is refused, so that it asks anew at once: no other server
-// serves this link. One that uses another address (RENEWING, REBINDING) got
-// it on another link before it was moved here; its address keeps working, so
-// it gets no answer and keeps its connections until that lease ends.
+// INIT-REBOOT) is refused, so that it asks anew at once: no other server serves
+// this link. One that uses another address (RENEWING, REBINDING) got it on
+// another link before it was moved here. Its address keeps working. So it gets
+// no answer, and keeps its connections until that lease ends.
 func decideRequest(g *flow.Guest, q *request) uint8 {
 	assigned, our := packet.Addr(g.Addr4), packet.Addr(g.Our4)
 	none := [4]byte{}

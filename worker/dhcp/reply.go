@@ -194,9 +194,9 @@ func (r *reply) putResolvers(g *flow.Guest) {
 	}
 }
 
-// putRoutes adds a route to the gateway and the default route through it,
-// where the gateway is not on the guest's subnet and could not be reached by
-// the router option alone.
+// putRoutes adds a route to the gateway and the default route through it. It
+// does so where the gateway is not on the guest's subnet: the router option
+// alone would not reach it.
 func (r *reply) putRoutes(g *flow.Guest) {
 	addr, our := packet.Addr(g.Addr4), packet.Addr(g.Our4)
 	a, o, mask := addr.As4(), our.As4(), mask4(g)

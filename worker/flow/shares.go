@@ -15,9 +15,9 @@ const (
 	shares
 )
 
-// Shares divides the descriptors that a lane may hold. Each kind of flow may take
-// what is left, but for a part that is kept for each other kind: none can be shut
-// out by another, or by what strangers send.
+// Shares divides the descriptors that a lane may hold. A part is kept for each
+// kind of flow; what is left any kind may take. So none can be shut out by
+// another, or by what strangers send.
 type Shares struct {
 	total int
 	least [shares]int

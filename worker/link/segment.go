@@ -35,8 +35,8 @@ const (
 const maxPayload = 256 << 10
 
 // cutter cuts a super-frame into the frames it stands for, as a network card
-// with TSO and USO would: headers are summed once and patched for each
-// segment, every byte of payload is read once.
+// with TSO and USO would. Headers are summed once and patched for each segment;
+// every byte of payload is read once.
 //
 // The numbers that differ between segments are added to sums of everything
 // else, RFC 1071 section 2(A); the template holds zero or whatever in their

@@ -43,10 +43,10 @@ const (
 // behind their lengths, without offload metadata.
 //
 // While the kernel takes everything, small frames and segments are gathered in
-// queue until it is worth a call or the batch ends, and large ones are written
-// from the caller's memory with their headers from scratch. Once the kernel
-// does not (blocked), what it refused goes to queue and all that follows goes
-// behind it, as long as it fits.
+// queue, until there are enough for a call or the batch ends. Large ones are
+// written from the caller's memory, with their headers from scratch. Once the
+// kernel does not (blocked), what it refused goes to queue and all that follows
+// goes behind it, as long as it fits.
 type stream struct {
 	fd       int32
 	mtu      int

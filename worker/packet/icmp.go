@@ -34,10 +34,10 @@ const (
 )
 
 // PutICMPError writes a whole frame with an ICMP or ICMPv6 error, checksum
-// included. info is the second word of the message (an MTU, a pointer, or 0),
-// quoted the packet it is about, from its IP header on; as much of it is
-// quoted as the family allows, 548 or 1232 bytes. It returns the frame's
-// length, at most EthernetLen+1280.
+// included. info is the second word of the message: an MTU, a pointer, or 0.
+// quoted is the packet that it is about, from its IP header on. As much of that
+// is quoted as the family allows: 548 bytes with IPv4, 1232 with IPv6. It
+// returns the frame's length, at most EthernetLen+1280.
 func PutICMPError(b []byte, e *Ends, typ, code uint8, info uint32, quoted []byte) int {
 	l4, limit := EthernetLen+ipv4Len, EthernetLen+maxICMPError
 	if !e.Src.Is4() {

@@ -46,9 +46,9 @@ type Reassembler struct {
 
 	sets [MaxReassembly]reassembly
 	mem  []byte
-	// Buffers that nobody uses, the last one first; never used ones from
-	// high on; and those with a frame that was returned at doneAt, oldest
-	// first, which nobody may overwrite before the batch is over.
+	// free are buffers that nobody uses, the last one first. Those from high on
+	// were never used. done are those with a frame that was returned at doneAt,
+	// oldest first: nobody may overwrite them before the batch is over.
 	free   []uint16
 	high   uint16
 	done   []uint16

@@ -163,10 +163,10 @@ func (t *Translator) owesFIN(c *conn) bool {
 	return c.has(flagHostEOF) && c.sndNxt == c.finSeq
 }
 
-// A host that is near fills whatever receive buffer the kernel allows, up to 64
-// MiB as some systems are set up, since it is faster than we are; what waits
-// there has left all caches when its turn comes. So a flow from there is promised
-// a window that is as good as any over its path, and no more: nearWindow holds
+// A host that is near is faster than we are. It fills whatever receive buffer
+// the kernel allows, up to 64 MiB as some systems are set up. What waits there
+// has left all caches when its turn comes. So a flow from there is promised a
+// window that is as good as any over its path, and no more: nearWindow holds
 // what 80 Gbit/s have in flight for nearRTT.
 //
 // The kernel raises the window with its buffer, so the buffer has to be fixed

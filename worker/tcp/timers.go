@@ -19,10 +19,11 @@ const (
 	keepProbes   = 9                       // unanswered before the guest counts as gone
 	synAckTries  = 5                       // repetitions of a SYN-ACK
 
-	// detachedIdle is how long the host may take nothing of what a guest has said
-	// that is done with the connection. A host's own kernel gives up on such a
-	// connection of a program that is gone after minutes, too (tcp_orphan_retries,
-	// tcp(7)): otherwise a peer could keep it for as long as it likes.
+	// detachedIdle is how long the host may take nothing of what a guest has
+	// said that is done with the connection. A host's own kernel, too, gives up
+	// after minutes on such a connection of a program that is gone
+	// (tcp_orphan_retries, tcp(7)). Otherwise a peer could keep it for as long
+	// as it likes.
 	detachedIdle = int64(5 * time.Minute)
 	neverExpires = int64(1<<63 - 1)
 )

@@ -18,10 +18,10 @@ import (
 // bytes less the largest headers without options.
 const maxPayload = 65535 - 60 - 20
 
-// softwarePayload is the same for large segments where package link cuts them
-// and the kernel copies them from where they lie: fewer system calls, and fewer
-// times that the reader at the other end is woken. Small ones are copied once
-// more, and had better stay in the cache.
+// softwarePayload is the same for large segments that package link cuts and the
+// kernel copies from where they lie. It takes fewer system calls, and the reader
+// at the other end is woken less often. Small ones are copied once more, and had
+// better stay in the cache.
 const (
 	softwarePayload = 256 << 10
 	largeSegment    = 8 << 10

@@ -5,7 +5,7 @@
 // A netlink socket has an address, its port identifier, and whoever has
 // CAP_NET_ADMIN over its network namespace may send to it: root of a guest to a
 // socket in the guest's. The kernel's own address is zero. A socket that is
-// connected to it refuses all other senders (ECONNREFUSED, to them); what reached
+// connected to it refuses all other senders; they get ECONNREFUSED. What reached
 // it in the moment before is thrown away, and the sender of each message is
 // looked at besides.
 package netlink
