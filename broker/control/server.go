@@ -37,6 +37,7 @@ const (
 // Rules are what clients change. Tables is called, and after that Change at most once,
 // for one client after the other.
 type Rules interface {
+	// Tables returns the tables in force.
 	Tables() []wire.Table
 	// Change puts other tables in force, all of them or none. A table that is not
 	// among them stays as it is.
@@ -57,12 +58,12 @@ type Server struct {
 
 // Options says who may connect.
 type Options struct {
-	Path  string
+	Path  string   // of the socket
 	Users []uint32 // besides root
 	// Guest is set where the guest is processes of this system: clients must be in
 	// our own network namespace, which is not the guest's.
 	Guest  bool
-	Logger *slog.Logger
+	Logger *slog.Logger // required
 }
 
 // Listen binds the socket. It must be called before the process is confined, and

@@ -64,10 +64,10 @@ const (
 
 // Table is the rules of one direction.
 type Table struct {
-	ID    uint8
-	Name  string // at most 127 bytes; none from a client
-	Caps  Caps   // none from a client
-	Rules []cli.Rule
+	ID    uint8      // which direction
+	Name  string     // at most 127 bytes; none from a client
+	Caps  Caps       // none from a client
+	Rules []cli.Rule // at most cli.MaxRules
 }
 
 // Flags of a rule on the wire.
