@@ -348,8 +348,11 @@ func TestTrace(t *testing.T) {
 			t.Errorf("no %s in\n%s", want, g.Proc.Output())
 		}
 	}
-	out := g.Proc.Output()
-	if n := strings.Count(out, "icmp 192.0.2.2 > 192.0.2.9 type 8 code 0 length 64"); n != 40 || strings.Contains(out, "not in the log") {
-		t.Errorf("%d of 40 echo requests, or contents:\n%s", n, out)
+	requests := func() int {
+		return strings.Count(g.Proc.Output(), "icmp 192.0.2.2 > 192.0.2.9 type 8 code 0 length 64")
+	}
+	eventually(5*time.Second, func() bool { return requests() >= 40 }) // the log comes after the packets
+	if out := g.Proc.Output(); requests() != 40 || strings.Contains(out, "not in the log") {
+		t.Errorf("%d of 40 echo requests, or contents:\n%s", requests(), out)
 	}
 }
