@@ -21,7 +21,8 @@ func sockets(user, why string, domain, typ, protocol uint64) []Rule {
 
 // inet is the sockets that flows and listeners are made of, and what is done to
 // them in the broker and in the agent.
-func inet(user string) []Rule {
+func inet() []Rule {
+	const user = "broker/inet"
 	return join(
 		sockets(user, "TCP", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP),
 		sockets(user, "TCP", unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_TCP),
@@ -40,7 +41,8 @@ func inet(user string) []Rule {
 }
 
 // outward is what connecting a flow takes besides.
-func outward(user string) []Rule {
+func outward() []Rule {
+	const user = "broker/inet"
 	return join(
 		sockets(user, "echo", unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP),
 		sockets(user, "echo", unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6),
@@ -48,7 +50,7 @@ func outward(user string) []Rule {
 		options("x/sys", "which protocol, asked by its getsockname", "getsockopt", unix.SOL_SOCKET, unix.SO_PROTOCOL),
 		options(user, "peeking", "setsockopt", unix.SOL_SOCKET, unix.SO_PEEK_OFF),
 		options(user, "nothing received until connected", "setsockopt", unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, unix.SO_DETACH_FILTER),
-		options(user, "whether all sockets on a port are ours", "getsockopt", unix.SOL_SOCKET, unix.SO_COOKIE),
+		options("broker/sockets", "whether all sockets on a port are ours", "getsockopt", unix.SOL_SOCKET, unix.SO_COOKIE),
 		options(user, "source port chosen late, foreign addresses", "setsockopt",
 			unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, unix.IP_FREEBIND),
 		options(user, "latency", "setsockopt", unix.IPPROTO_TCP, unix.TCP_NODELAY),
@@ -70,7 +72,6 @@ func descriptors() []Rule {
 // and lists bound ports on a socket that it has. It connects none, opens no file
 // and starts no process.
 func Agent() List {
-	const agent = "broker/agent"
 	return List{
 		Name: "agent",
 		Doc:  "agent, after set-up",
@@ -79,7 +80,7 @@ func Agent() List {
 			goStarting(),
 			descriptors(),
 			plain("ipc", "records and descriptors", "sendmsg", "recvmsg"),
-			inet(agent),
+			inet(),
 		),
 	}
 }
@@ -194,8 +195,8 @@ func Broker() List {
 			unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC),
 		plain("ipc", "records and descriptors; answers to many requests in one call", "sendmsg", "recvmsg", "sendmmsg"),
 		plain("broker", "waiting on a channel", "ppoll"),
-		inet(factory),
-		outward(factory),
+		inet(),
+		outward(),
 		plain(broker, "virtual machines on the stream socket", "accept4", "shutdown"),
 		options(broker, "the agent's sockets are what was asked for, and of its namespace", "getsockopt", unix.SOL_SOCKET,
 			unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_NETNS_COOKIE),
