@@ -27,6 +27,17 @@ type control struct {
 	passes  [8]atomic.Uint32  // the last stop that each looker has been through
 }
 
+// has tells whether a process is among those that are looked at. While it is, its
+// number is nobody else's: the tracer has not waited for it.
+func (c *control) has(pid int) bool {
+	for i := range c.targets {
+		if int(c.targets[i].Load()&^noSignal) == pid {
+			return true
+		}
+	}
+	return false
+}
+
 // noSignal marks the command of a guest, which belongs to the same user as others do.
 const noSignal = 1 << 31
 
@@ -196,10 +207,17 @@ func getFD(_ string, pid int) string {
 }
 
 func signal(_ string, pid int) string {
-	if unix.Kill(pid, 0) == nil {
-		return "permitted"
+	if unix.Kill(pid, 0) != nil {
+		return ""
 	}
-	return ""
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // for who looks for the reason
+	seen := "permitted to user " + strconv.Itoa(os.Getuid())
+	for line := range strings.Lines(string(b)) {
+		if k, _, _ := strings.Cut(line, ":"); k == "Name" || k == "State" || k == "PPid" || k == "Uid" {
+			seen += ", " + strings.TrimSpace(line)
+		}
+	}
+	return seen
 }
 
 // traced tries to trace. It is apart from the others, since a process that the test
@@ -241,6 +259,9 @@ func look(path, out string, slot int, guest, bare, mayKill bool) int {
 			// User 0 of a user namespace may signal what is in it: the agent.
 			spare := mayKill || target&noSignal != 0 || guest && i > 0 && nameOf(fmt.Sprintf("/proc/%d/", pid)) != "aldente-worker"
 			for _, line := range lookAt(pid, bare, spare) {
+				if !c.has(pid) {
+					break // it has ended, and the number may be somebody else's by now
+				}
 				if what, _, _ := strings.Cut(line, ":"); !told[what] {
 					told[what] = true
 					fmt.Fprintf(file, "%s\n", line)
@@ -270,7 +291,7 @@ func lookAt(pid int, bare, mayKill bool) (found []string) {
 		if who == commandName || bare && (who == "aldente-agent" || who == noName) && a.bare(seen) {
 			continue
 		}
-		found = append(found, fmt.Sprintf("%s of %s: %.100q", a.name, who, seen))
+		found = append(found, fmt.Sprintf("%s of %s: %.200q", a.name, who, seen))
 	}
 	return found
 }
