@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -84,6 +85,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 		buf:     make([]byte, bufferSize),
 	}
 	t.datagrams.init(w, timerBase, pool, maxUDP)
+	t.writer = datagram.NewWriter(env)
 	return t
 }
 

@@ -14,23 +14,14 @@ import (
 
 const (
 	// readBatch is how many datagrams, each perhaps several that UDP_GRO
-	// joined, are read with one call at most, firstBatch at first;
-	// datagramSize holds any of them.
-	readBatch    = 32
-	firstBatch   = 2
-	datagramSize = 64 << 10
+	// joined, are read with one call at most, firstBatch at first.
+	readBatch  = 32
+	firstBatch = 2
 	// turnRounds bounds the calls for one socket before others have a turn.
 	turnRounds = 4
-
-	// Seconds that a flow lives without traffic where the configuration does
-	// not say, as conntrack has them: in one direction only, and in both.
-	defaultIdle   = 30
-	defaultStream = 120
-	second        = int64(1_000_000_000)
-	// refusedLife is how long a flow without a far end is remembered, so that
-	// not every datagram asks for one.
-	refusedLife = second
-
+	// maxSegment is the largest datagram that travels with others, in bytes. Larger
+	// ones gain nothing, and the kernel refuses them on links with a smaller MTU.
+	maxSegment = 16 << 10
 	// maxQueued is how many chunks may wait for sockets, of all flows.
 	maxQueued = 3072
 )
@@ -65,9 +56,8 @@ const mutePart = 2
 const eager = 64
 
 type dside struct {
-	fd      int32
-	segment uint16 // UDP_SEGMENT as the socket has it
-	batch   uint8  // datagrams to ask for: as many as came, and then some
+	sock  datagram.Socket
+	batch uint8 // datagrams to ask for: as many as came, and then some
 }
 
 // datagrams is the part of the translator that moves UDP.
@@ -87,7 +77,8 @@ type datagrams struct {
 
 	busyUDP []uint64 // tokens of sockets whose turn was over before their data
 	read    [readBatch]flow.Datagram
-	vec     [][]byte
+	batch   datagram.Batch
+	writer  datagram.Writer
 	sockErr flow.SocketError
 }
 
@@ -98,11 +89,7 @@ func (d *datagrams) init(w *store.Wheel, timerBase uint32, pool *store.Pool, siz
 	d.ages, d.mute = store.NewAges(size), store.NewAges(size)
 	d.most = size / mutePart
 	d.busyUDP = make([]uint64, 0, 2*size)
-	d.vec = make([][]byte, 0, maxSegments)
-	mem := make([]byte, readBatch*datagramSize)
-	for i := range d.read {
-		d.read[i].Buf = mem[i*datagramSize : (i+1)*datagramSize : (i+1)*datagramSize]
-	}
+	datagram.Buffers(d.read[:])
 	d.sockErr.Buf = make([]byte, 512)
 }
 
@@ -181,7 +168,7 @@ func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 
 	}
 	t.g.Shares.Take(flow.ShareBypass, 2)
 	f := t.flows.At(i)
-	f.sides[near].fd, f.sides[far].fd = -1, -1
+	f.sides[near].sock.FD, f.sides[far].sock.FD = -1, -1
 	f.listener = listener
 	f.last = t.env.Now()
 	t.mute.Add(i)
@@ -264,7 +251,7 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 		}
 	}
 	if o.Errno == 0 && fd >= 0 {
-		f.sides[side].fd = fd
+		f.sides[side].sock = datagram.NewSocket(fd, maxSegment)
 		f.refused = f.refused || t.env.Watch(fd, token(gen, i, side, indexUDP), flow.Readable) != 0
 	} else {
 		f.refused = true
@@ -275,7 +262,7 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 		t.queues.Clear(&f.queue)
 		t.closeSides(f)
 		f.last = t.env.Now()
-		t.wheel.Set(t.timer+i, f.last+refusedLife)
+		t.wheel.Set(t.timer+i, f.last+datagram.RefusedLife)
 	case side == far:
 		f.farAddr, f.farPort = o.Addr, o.PeerPort
 		if t.muted <= eager {
@@ -293,11 +280,11 @@ func (t *Translator) readyUDP(i, gen uint32, side int, events uint32) {
 		return
 	}
 	f := t.flows.At(i)
-	if f.sides[side].fd < 0 {
+	if f.sides[side].sock.FD < 0 {
 		return
 	}
 	if events&flow.Failed != 0 {
-		t.drainErrors(f.sides[side].fd)
+		datagram.Discard(t.env, f.sides[side].sock.FD, &t.sockErr)
 	}
 	if events&flow.Readable != 0 && !f.busy[side] {
 		t.receive(i, f, side)
@@ -308,7 +295,7 @@ func (t *Translator) readyUDP(i, gen uint32, side int, events uint32) {
 // until there is a socket that it may leave by.
 func (t *Translator) receive(i uint32, f *dflow, side int) {
 	s := &f.sides[side]
-	if f.sides[near].fd < 0 {
+	if f.sides[near].sock.FD < 0 {
 		if !f.asked && !t.openNear(i, f) {
 			t.again(i, f, side)
 		}
@@ -316,23 +303,23 @@ func (t *Translator) receive(i uint32, f *dflow, side int) {
 	}
 	for range turnRounds {
 		asked := max(int(s.batch), firstBatch)
-		n, e := t.env.RecvDatagrams(s.fd, t.read[:asked])
+		n, e := t.env.RecvDatagrams(s.sock.FD, t.read[:asked])
 		if e == syscall.EAGAIN {
 			return
 		}
 		if e != 0 { // an error that some datagram of ours has caused
-			t.drainErrors(s.fd)
+			datagram.Discard(t.env, s.sock.FD, &t.sockErr)
 			continue
 		}
 		t.touch(i, f)
-		if d := t.fromPeer(i, f, side, t.read[:n]); len(d) > 0 && s.fd >= 0 {
+		if d := t.fromPeer(i, f, side, t.read[:n]); len(d) > 0 && s.sock.FD >= 0 {
 			if side == far && !f.answered {
 				t.answer(i, f)
 			}
 			t.forward(f, 1-side, d)
 		}
 		s.batch = uint8(min(2*n, readBatch))
-		if n < asked || s.fd < 0 {
+		if n < asked || s.sock.FD < 0 {
 			return // more would raise a new event
 		}
 	}
@@ -352,18 +339,11 @@ func (t *Translator) fromPeer(i uint32, f *dflow, side int, d []flow.Datagram) [
 	if side == near {
 		peer, port = t.flows.Key(i).Remote()
 	}
-	n := 0
-	for k := range d {
-		if from := &d[k].From; !from.IsUnspecified() && (*from != peer || d[k].FromPort != port) {
-			t.stray(i, f, side, d[k:k+1])
-			continue
-		}
-		if k != n {
-			d[k], d[n] = d[n], d[k] // each has memory of its own
-		}
-		n++
+	own, others := datagram.FromPeer(d, peer, port)
+	for k := range others {
+		t.stray(i, f, side, others[k:k+1])
 	}
-	return d[:n]
+	return own
 }
 
 func (t *Translator) stray(i uint32, f *dflow, side int, d []flow.Datagram) {
@@ -375,6 +355,46 @@ func (t *Translator) stray(i uint32, f *dflow, side int, d []flow.Datagram) {
 		d[0].To = nearAddr(t.flows.Key(i))
 	}
 	t.Return(f.listener, d)
+}
+
+// forward writes datagrams to one of a flow's sockets, those of equal size
+// together. What a socket has no room for is lost, as it would be on a link.
+func (t *Translator) forward(f *dflow, side int, d []flow.Datagram) {
+	to := &f.sides[side].sock
+	for k := range d {
+		if d[k].Truncated {
+			t.Stats.Dropped++
+			continue
+		}
+		data, size := d[k].Buf[:d[k].N], d[k].N
+		if d[k].Segment > 0 {
+			size = min(size, d[k].Segment)
+		}
+		for more := true; more; more = len(data) > 0 {
+			part, alone := to.Cut(data, size)
+			data = data[len(part):]
+			if !alone && t.batch.Add(part, size) {
+				continue
+			}
+			t.flush(to)
+			if !alone {
+				t.batch.Add(part, size)
+			} else if t.writer.WriteOne(0, to, part) {
+				t.Stats.Datagrams++
+			} else {
+				t.Stats.Dropped++
+			}
+		}
+	}
+	t.flush(to)
+}
+
+// flush writes what was collected.
+func (t *Translator) flush(to *datagram.Socket) {
+	n := t.batch.Count()
+	sent := t.writer.Write(0, to, &t.batch)
+	t.Stats.Datagrams += uint64(sent)
+	t.Stats.Dropped += uint64(n - sent)
 }
 
 // answer notes that a flow has been answered.
@@ -404,33 +424,12 @@ func (t *Translator) pollUDP() {
 	t.busyUDP = t.busyUDP[:copy(t.busyUDP, t.busyUDP[n:])]
 }
 
-// drainErrors empties a socket's error queue, which takes room from data.
-// Nothing but a router could tell the peer of them.
-func (t *Translator) drainErrors(fd int32) {
-	for range flow.MaxErrors {
-		if t.env.RecvError(fd, &t.sockErr) != 0 {
-			break
-		}
-	}
-	t.env.TakeError(fd)
-}
-
 // lifetime is how long a flow may go unused, in nanoseconds.
 func (t *Translator) lifetime(f *dflow) int64 {
-	idle, stream := t.g.UDPIdle, t.g.UDPStream
-	if idle == 0 {
-		idle = defaultIdle
+	if f.refused {
+		return datagram.RefusedLife
 	}
-	if stream == 0 {
-		stream = defaultStream
-	}
-	switch {
-	case f.refused:
-		return refusedLife
-	case f.answered:
-		return int64(stream) * second
-	}
-	return int64(idle) * second
+	return datagram.Lifetime(t.g, f.answered)
 }
 
 // Timer is called when the timer with this id fires.
@@ -451,7 +450,7 @@ func (t *Translator) Timer(id uint32) {
 func (t *Translator) Evict() bool {
 	for _, a := range [...]*store.Ages{&t.mute, &t.ages} {
 		for i := a.Oldest(); i != store.None; i = a.Newer(i) {
-			if f := t.flows.At(i); f.sides[near].fd >= 0 || f.sides[far].fd >= 0 {
+			if f := t.flows.At(i); f.sides[near].sock.FD >= 0 || f.sides[far].sock.FD >= 0 {
 				t.evict(i)
 				return true
 			}
@@ -468,9 +467,9 @@ func (t *Translator) evict(i uint32) {
 
 func (t *Translator) closeSides(f *dflow) {
 	for k := range f.sides {
-		if f.sides[k].fd >= 0 {
-			t.env.Close(f.sides[k].fd)
-			f.sides[k].fd = -1
+		if f.sides[k].sock.FD >= 0 {
+			t.env.Close(f.sides[k].sock.FD)
+			f.sides[k].sock.FD = -1
 		}
 	}
 }

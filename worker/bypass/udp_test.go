@@ -205,7 +205,7 @@ func TestRefusedDatagrams(t *testing.T) {
 	if l.t.Stats.FlowsUDP != 1 || l.t.Stats.Dropped != 5 || descriptors(t) != before {
 		t.Errorf("%+v, %d descriptors more", l.t.Stats, descriptors(t)-before)
 	}
-	l.wheel.Advance(l.Now()+3*second, func(id uint32) {
+	l.wheel.Advance(l.Now()+3_000_000_000, func(id uint32) {
 		l.start = l.start.Add(-3 * 1e9)
 		l.t.Timer(id)
 	})

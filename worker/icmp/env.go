@@ -11,7 +11,7 @@ type Env interface {
 	flow.Broker
 	flow.Watcher
 	flow.Receiver
-	flow.Writer
+	flow.GatherWriter
 	flow.Errors
 	flow.Options
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"syscall"
 
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -21,10 +22,10 @@ func (t *Translator) Ready(token uint64, events uint32) {
 	if c.state != stateOpen {
 		return
 	}
-	if events&flow.Failed != 0 && !t.drainErrors(i, c) {
-		return
+	if events&flow.Failed != 0 {
+		t.drainErrors(i, c)
 	}
-	if events&flow.Readable != 0 {
+	if events&flow.Readable != 0 && c.state == stateOpen {
 		t.receive(i, c)
 	}
 }
@@ -74,7 +75,7 @@ func (t *Translator) receive(i uint32, c *conn) {
 			t.setMore(c, true) // Resume goes on
 			return
 		}
-		n, e := t.env.Recv(c.fd, t.buf, flow.MsgDontWait)
+		n, e := t.env.Recv(c.sock.FD, t.buf, flow.MsgDontWait)
 		switch {
 		case e == syscall.EAGAIN:
 			if c.more {
@@ -83,7 +84,7 @@ func (t *Translator) receive(i uint32, c *conn) {
 			}
 			return
 		case e != 0: // an error that some request of ours has caused
-			if !t.drainErrors(i, c) {
+			if t.drainErrors(i, c); c.state != stateOpen {
 				return
 			}
 		default:
@@ -108,7 +109,7 @@ func (t *Translator) reply(i uint32, msg []byte) {
 		t.Stats.Strange++
 		return
 	}
-	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, Src: remote, Dst: guest, TTL: guestTTL}
+	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, Src: remote, Dst: guest, TTL: datagram.GuestTTL}
 	seq := binary.BigEndian.Uint16(msg[6:])
 	n := packet.PutEcho(t.frame, &t.ends, false, id, seq, msg[headerLen:])
 	t.Stats.ToGuest++
@@ -127,49 +128,35 @@ func (t *Translator) send(headers, payload []byte) {
 }
 
 // drainErrors empties the socket's error queue and reports each entry to the
-// guest. It reports false if the flow is gone: its queue cannot be emptied.
-func (t *Translator) drainErrors(i uint32, c *conn) bool {
-	remote, _ := t.flows.Key(i).Remote()
-	if t.errors.Drain(t.env, c.fd, t.g, c.peer, remote, func(m flow.ICMPError, quote []byte) { t.sendError(i, m, quote) }) {
-		return true
-	}
-	t.Stats.Broken++
-	t.remove(i, c)
-	return false
-}
-
-// reportErrno tells the guest of an error number, if it is one that routers
-// have a message for.
-func (t *Translator) reportErrno(i uint32, c *conn, e syscall.Errno, quote []byte) {
-	remote, _ := t.flows.Key(i).Remote()
-	if m, ok := t.g.Error(e, c.peer, remote); ok {
-		t.sendError(i, m, quote)
+// guest. A flow whose queue cannot be emptied ends.
+func (t *Translator) drainErrors(i uint32, c *conn) {
+	if !t.notices.Drain(c.sock.FD, t.flows.Key(i), c.peer) {
+		t.Stats.Broken++
+		t.remove(i, c)
 	}
 }
 
-// sendRefusal tells the guest why there is no socket.
-func (t *Translator) sendRefusal(i uint32, c *conn, quote []byte) {
-	if !c.silent {
-		remote, _ := t.flows.Key(i).Remote()
-		t.sendError(i, flow.ICMPError{Type: c.icmpType, Code: c.icmpCode, Src: t.g.Offender(packet.Addr{}, c.peer, remote)}, quote)
-	}
+// pending is drainErrors for the writer.
+func (t *Translator) pending(i uint32) { t.drainErrors(i, t.flows.At(i)) }
+
+// failed tells the guest of a request that could not be sent, where the error
+// queue did not.
+func (t *Translator) failed(i uint32, e syscall.Errno, msg []byte) {
+	t.notices.Errno(e, t.flows.Key(i), t.flows.At(i).peer, msg)
 }
 
-// sendError sends an ICMP or ICMPv6 error from src that quotes the echo request
-// msg, its header first, as the guest sent it.
-func (t *Translator) sendError(i uint32, m flow.ICMPError, msg []byte) {
-	k := t.flows.Key(i)
-	remote, id := k.Remote()
-	guest, _ := k.Guest()
+// notice sends an ICMP message to the guest.
+func (t *Translator) notice(frame []byte) {
+	t.Stats.Errors++
+	t.send(frame, nil)
+}
+
+// quote writes the echo request msg, its header first, as the guest sent it.
+func quote(b []byte, e *packet.Ends, k *store.Key, msg []byte) int {
+	_, id := k.Remote()
 	seq := uint16(0)
 	if len(msg) >= headerLen {
 		seq = binary.BigEndian.Uint16(msg[6:])
 	}
-	msg = msg[min(headerLen, len(msg)):]
-	t.quoted = packet.Ends{Src: guest, Dst: remote, TTL: packet.DefaultTTL}
-	n := packet.PutEcho(t.frame, &t.quoted, true, id, seq, msg)
-	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, Src: m.Src, Dst: guest, TTL: guestTTL}
-	size := packet.PutICMPError(t.errFrame[:], &t.ends, m.Type, m.Code, m.Info, t.frame[packet.EthernetLen:n])
-	t.Stats.Errors++
-	t.send(t.errFrame[:size], nil)
+	return packet.PutEcho(b, e, true, id, seq, msg[min(headerLen, len(msg)):])
 }

@@ -19,15 +19,10 @@ import (
 
 const (
 	second = int64(1_000_000_000)
-	// idleLife and refusedLife are how long a flow lives without requests
-	// and replies, and how long a refusal is remembered, in nanoseconds.
-	idleLife    = 60 * second
-	refusedLife = second
+	// idleLife is how long a flow lives without requests and replies, in
+	// nanoseconds.
+	idleLife = 60 * second
 
-	// guestTTL is that of all packets to the guest.
-	guestTTL = 255
-	// bufferSize holds any ICMP message.
-	bufferSize = 64 << 10
 	// turnReplies bounds what is read from one socket at a time.
 	turnReplies = 64
 
@@ -44,22 +39,19 @@ type state uint8
 
 const (
 	stateOpening state = 1 + iota // the broker was asked for a socket
-	stateOpen                     // fd is that socket
+	stateOpen                     // sock is that socket
 	stateRefused                  // there is none; remembered for a while
 )
 
 // conn is one flow: an identifier of the guest's, and a remote.
 type conn struct {
-	fd       int32
-	state    state
-	more     bool // there is more to read than one turn allows
-	ttl, tos uint8
-	icmpType uint8 // stateRefused: what the guest is told, with code
-	icmpCode uint8
-	silent   bool           // stateRefused: the guest is told nothing
-	queue    datagram.Queue // of requests, in state opening
-	last     int64          // when it was used, in nanoseconds
-	peer     packet.Addr    // where the socket is really connected to
+	state   state
+	more    bool // there is more to read than one turn allows
+	sock    datagram.Socket
+	refusal flow.Refusal   // stateRefused: what the guest is told
+	queue   datagram.Queue // of requests, in state opening
+	last    int64          // when it was used, in nanoseconds
+	peer    packet.Addr    // where the socket is really connected to
 }
 
 // Stats counts messages, where nothing else is said.
@@ -87,18 +79,17 @@ type Translator struct {
 	flows *store.Table[conn]
 	more  int // flows with more set
 
-	queues   datagram.Queues
-	buf      []byte // one message from a socket
-	frame    []byte
-	errFrame [packet.EthernetLen + 1280]byte
-	ends     packet.Ends
-	quoted   packet.Ends
-	offload  packet.Offload // always zero: checksums are complete
-	frag     packet.Fragmenter
-	fragID   uint32
-	emit     func(headers, payload []byte)
-	errors   flow.ErrorQueue
-	open     ipc.Open
+	queues  datagram.Queues
+	buf     []byte // one message from a socket
+	frame   []byte
+	ends    packet.Ends
+	offload packet.Offload // always zero: checksums are complete
+	frag    packet.Fragmenter
+	fragID  uint32
+	emit    func(headers, payload []byte)
+	notices datagram.Notices
+	writer  datagram.Writer
+	open    ipc.Open
 
 	Stats Stats // since New
 }
@@ -109,11 +100,13 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase,
 		flows:  store.NewTable[conn](maxFlows),
-		buf:    make([]byte, bufferSize),
+		buf:    make([]byte, datagram.BufferSize),
 		queues: datagram.NewQueues(pool, maxChunks),
-		frame:  make([]byte, bufferSize+packet.MaxHeaders),
+		frame:  make([]byte, datagram.BufferSize+packet.MaxHeaders),
 	}
-	t.errors.Buf = make([]byte, 2048)
+	t.notices = datagram.NewNotices(env, g, t.frame, quote, t.notice)
+	t.writer = datagram.NewWriter(env)
+	t.writer.Pending, t.writer.Failed = t.pending, t.failed
 	t.emit = t.send
 	return t
 }
@@ -150,7 +143,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, e *packet.Echo) 
 			t.Stats.QueueFull++
 		}
 	case stateRefused:
-		t.sendRefusal(i, c, p.Payload())
+		t.notices.Refused(c.refusal, t.flows.Key(i), p.Payload())
 	}
 }
 
@@ -170,7 +163,7 @@ func (t *Translator) openOut(k *store.Key, p *packet.Packet, id uint16) uint32 {
 	}
 	t.g.Shares.Take(flow.ShareEcho, 1)
 	c := t.flows.At(i)
-	c.fd, c.state, c.ttl, c.last = -1, stateOpening, packet.DefaultTTL, t.env.Now()
+	c.sock, c.state, c.last = datagram.NewSocket(-1, 0), stateOpening, t.env.Now()
 	t.wheel.Set(t.timer+i, c.last+idleLife)
 	t.open = ipc.Open{
 		Token: flow.Token(flow.OwnerICMP, t.flows.Gen(i), i), Proto: p.Proto,
@@ -198,7 +191,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		t.refuse(i, c, syscall.Errno(o.Errno), o.Flags&ipc.OpenedProhibited != 0)
 		return
 	}
-	c.fd = fd
+	c.sock.FD = fd
 	if t.env.Watch(fd, token, flow.Readable) != 0 {
 		t.Stats.NoRoom++
 		t.remove(i, c)
@@ -224,59 +217,28 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 		e = syscall.EACCES
 	}
 	remote, _ := t.flows.Key(i).Remote()
-	r := flow.Refuse(e, remote.Is4())
-	if r.Again {
+	if c.refusal = flow.Refuse(e, remote.Is4()); c.refusal.Again {
 		t.remove(i, c)
 		return
 	}
-	c.icmpType, c.icmpCode, c.silent = r.Type, r.Code, !r.Told || unpermitted
+	c.refusal.Told = c.refusal.Told && !unpermitted
 	c.state = stateRefused
 	for c.queue.Len() > 0 {
 		n, _ := t.queues.Next(&c.queue, t.buf)
-		t.sendRefusal(i, c, t.buf[:n])
+		t.notices.Refused(c.refusal, t.flows.Key(i), t.buf[:n])
 	}
 	t.queues.Clear(&c.queue)
 	c.last = t.env.Now()
-	t.wheel.Set(t.timer+i, c.last+refusedLife)
+	t.wheel.Set(t.timer+i, c.last+datagram.RefusedLife)
 }
 
-// write sends one request. An error that an earlier one has caused is reported
-// to the guest and is no reason not to send this one.
+// write sends one request.
 func (t *Translator) write(i uint32, c *conn, msg []byte, ttl, tos uint8) {
-	t.setHeader(i, c, ttl, tos)
-	_, e := t.env.Write(c.fd, msg)
-	switch e {
-	case 0:
+	t.writer.SetHeader(&c.sock, c.peer.Is4(), ttl, tos)
+	if t.writer.WriteOne(i, &c.sock, msg) {
 		t.Stats.ToHost++
-		return
-	case syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINVAL, syscall.EPERM:
-	default:
-		if !t.drainErrors(i, c) {
-			return
-		}
-		if _, e = t.env.Write(c.fd, msg); e == 0 {
-			t.Stats.ToHost++
-			return
-		}
-	}
-	t.Stats.WriteFailed++
-	t.reportErrno(i, c, e, msg)
-}
-
-// setHeader gives the socket the TTL and traffic class of the guest's packet.
-func (t *Translator) setHeader(i uint32, c *conn, ttl, tos uint8) {
-	remote, _ := t.flows.Key(i).Remote()
-	optTTL, optTOS := flow.OptionHopLimit, flow.OptionTrafficClass
-	if remote.Is4() {
-		optTTL, optTOS = flow.OptionTTL, flow.OptionTOS
-	}
-	if c.ttl != ttl {
-		t.env.Option(c.fd, optTTL, int(ttl))
-		c.ttl = ttl
-	}
-	if c.tos != tos {
-		t.env.Option(c.fd, optTOS, int(tos))
-		c.tos = tos
+	} else {
+		t.Stats.WriteFailed++
 	}
 }
 
@@ -289,7 +251,7 @@ func (t *Translator) Timer(id uint32) {
 	}
 	life := idleLife
 	if c.state == stateRefused {
-		life = refusedLife
+		life = datagram.RefusedLife
 	}
 	if c.more && t.env.CanSend() {
 		t.receive(i, c)
@@ -308,13 +270,13 @@ func (t *Translator) Timer(id uint32) {
 // remove ends a flow and frees all it holds.
 func (t *Translator) remove(i uint32, c *conn) {
 	t.queues.Clear(&c.queue)
-	if c.fd >= 0 {
-		t.env.Close(c.fd)
+	if c.sock.FD >= 0 {
+		t.env.Close(c.sock.FD)
 	}
 	t.setMore(c, false)
 	t.wheel.Cancel(t.timer + i)
 	t.g.Shares.Take(flow.ShareEcho, -1)
-	*c = conn{fd: -1}
+	*c = conn{sock: datagram.NewSocket(-1, 0)}
 	t.flows.Remove(i)
 }
 

@@ -3,81 +3,38 @@
 package udp
 
 import (
-	"syscall"
-
-	"aldente/worker/flow"
+	"aldente/worker/datagram"
 	"aldente/worker/packet"
 	"aldente/worker/store"
 )
 
-const (
-	// maxSegments is what every kernel takes in one write, UDP_MAX_SEGMENTS
-	// of include/linux/udp.h before Linux 6.10.
-	maxSegments = 64
-	// maxWrite is the most that one write with UDP_SEGMENT may hold: an IPv4
-	// packet less its headers. IPv6 could do with 20 bytes more.
-	maxWrite = 65535 - 20 - 8
-	// maxDatagram is the longest payload there is, in IPv6.
-	maxDatagram = 65535 - 8
+// numBatches is how many flows may collect datagrams at a time.
+const numBatches = 16
 
-	// numBatches is how many flows may collect datagrams at a time.
-	numBatches = 16
-)
-
-// batch collects datagrams of one flow that will leave in one write: all of
-// the same size, but for the last, which may be shorter.
+// batch collects datagrams of one flow with the same header.
 type batch struct {
+	datagram.Batch
 	flow     uint32 // or None
-	bufs     [maxSegments][]byte
-	n        int // of bufs
-	size     int // of each datagram
-	count    int // datagrams
-	bytes    int
-	closed   bool // the last one is shorter
 	ttl, tos uint8
 }
 
 func (b *batch) reset() {
 	b.flow = store.None
-	b.n, b.count, b.bytes, b.closed = 0, 0, 0, false
-}
-
-// takes tells whether count datagrams of up to size bytes each can follow.
-func (b *batch) takes(n, size, count int, p *packet.Packet) bool {
-	fits := size == b.size || count == 1 && n < b.size
-	return fits && !b.closed && b.count+count <= maxSegments && b.bytes+n <= maxWrite &&
-		b.ttl == p.TTL && b.tos == p.TrafficClass
-}
-
-// add appends datagrams of size bytes each, the last may be shorter.
-func (b *batch) add(data []byte, size, count int) {
-	b.bufs[b.n] = data
-	b.n++
-	b.count += count
-	b.bytes += len(data)
-	b.closed = len(data) != count*b.size
+	b.Reset()
 }
 
 // collect takes what one frame from the guest carries for a flow with a
 // socket: data, to be cut into datagrams of size bytes. data must not change
 // before Flush.
 func (t *Translator) collect(i uint32, c *conn, p *packet.Packet, data []byte, size int) {
-	if len(data) == 0 {
-		t.alone(i, c, p, data)
-		return
-	}
-	for len(data) > 0 && c.state == stateOpen {
-		part := data[:min(len(data), size*max(1, min(maxSegments, maxWrite/size)))]
+	for more := true; more && c.state == stateOpen; more = len(data) > 0 {
+		part, alone := c.sock.Cut(data, size)
 		data = data[len(part):]
-		if size > maxWrite || c.single != 0 && size >= int(c.single) {
-			for len(part) > 0 && c.state == stateOpen {
-				one := part[:min(size, len(part))]
-				part = part[len(one):]
-				t.alone(i, c, p, one)
-			}
-			continue
+		if alone {
+			t.alone(i, c, p, part)
+		} else {
+			t.join(i, c, p, part, size)
 		}
-		t.join(i, c, p, part, size)
 	}
 }
 
@@ -87,7 +44,7 @@ func (t *Translator) alone(i uint32, c *conn, p *packet.Packet, data []byte) {
 		t.flushBatch(&t.batches[c.batch-1])
 	}
 	if c.state == stateOpen {
-		t.setHeader(i, c, p.TTL, p.TrafficClass)
+		t.writer.SetHeader(&c.sock, c.peer.Is4(), p.TTL, p.TrafficClass)
 		t.writeOne(i, c, data)
 	}
 }
@@ -95,14 +52,9 @@ func (t *Translator) alone(i uint32, c *conn, p *packet.Packet, data []byte) {
 // join adds to the flow's batch what fits there, and begins a new one
 // otherwise.
 func (t *Translator) join(i uint32, c *conn, p *packet.Packet, data []byte, size int) {
-	count := (len(data) + size - 1) / size
-	if count == 1 {
-		size = len(data)
-	}
 	if c.batch != 0 {
 		b := &t.batches[c.batch-1]
-		if b.takes(len(data), size, count, p) {
-			b.add(data, size, count)
+		if b.ttl == p.TTL && b.tos == p.TrafficClass && b.Add(data, size) {
 			return
 		}
 		t.flushBatch(b)
@@ -112,13 +64,10 @@ func (t *Translator) join(i uint32, c *conn, p *packet.Packet, data []byte, size
 	}
 	b := &t.batches[t.nextBatch]
 	t.flushBatch(b)
-	if c.state != stateOpen {
-		return
-	}
 	c.batch = uint8(t.nextBatch + 1)
 	t.nextBatch = (t.nextBatch + 1) % numBatches
-	b.flow, b.size, b.ttl, b.tos = i, size, p.TTL, p.TrafficClass
-	b.add(data, size, count)
+	b.flow, b.ttl, b.tos = i, p.TTL, p.TrafficClass
+	b.Add(data, size)
 }
 
 // flushBatch writes what a batch holds, and empties it.
@@ -128,120 +77,22 @@ func (t *Translator) flushBatch(b *batch) {
 	}
 	i := b.flow
 	c := t.flows.At(i)
-	c.batch = 0
-	bufs, count, size := b.bufs[:b.n], b.count, b.size
-	b.reset()
-	t.setHeader(i, c, b.ttl, b.tos)
-	if count == 1 {
-		t.writeOne(i, c, bufs[0])
-		return
-	}
-	if !c.bulk {
+	c.batch, b.flow = 0, store.None
+	t.writer.SetHeader(&c.sock, c.peer.Is4(), b.ttl, b.tos)
+	n := b.Count()
+	if n > 1 && !c.bulk {
 		t.isBulk(c)
 	}
-	e := syscall.EINVAL
-	if t.setSegment(c, size) {
-		e = t.write(i, c, bufs)
-	}
-	switch e {
-	case 0:
-		t.Stats.ToHost += uint64(count)
-	case syscall.EINVAL, syscall.EMSGSIZE, syscall.EIO:
-		// Larger than the path's MTU, or a device that cannot: from now on
-		// datagrams of this size go alone.
-		if c.state == stateOpen {
-			c.single = uint16(size)
-			t.setSegment(c, 0)
-			t.writeEach(i, c, bufs, size)
-		}
-	default:
-		t.Stats.WriteFailed += uint64(count)
-	}
-}
-
-// writeEach writes datagram by datagram.
-func (t *Translator) writeEach(i uint32, c *conn, bufs [][]byte, size int) {
-	for _, b := range bufs {
-		for len(b) > 0 && c.state == stateOpen {
-			one := b[:min(size, len(b))]
-			b = b[len(one):]
-			t.writeOne(i, c, one)
-		}
-	}
+	sent := t.writer.Write(i, &c.sock, &b.Batch)
+	t.Stats.ToHost += uint64(sent)
+	t.Stats.WriteFailed += uint64(n - sent)
 }
 
 // writeOne writes one datagram.
 func (t *Translator) writeOne(i uint32, c *conn, data []byte) {
-	if c.segment != 0 && len(data) > int(c.segment) {
-		t.setSegment(c, 0)
-	}
-	t.one[0] = data
-	if e := t.write(i, c, t.one[:]); e == 0 {
+	if t.writer.WriteOne(i, &c.sock, data) {
 		t.Stats.ToHost++
 	} else {
-		t.failed(i, c, e, data)
+		t.Stats.WriteFailed++
 	}
-}
-
-// failed notes that a datagram could not be sent, and tells the guest where
-// the error queue did not.
-func (t *Translator) failed(i uint32, c *conn, e syscall.Errno, data []byte) {
-	t.Stats.WriteFailed++
-	if c.state == stateOpen {
-		t.reportErrno(i, c, e, data)
-	}
-}
-
-// write writes one datagram or one batch. An error that an earlier datagram
-// has caused is reported to the guest and is no reason not to send this one.
-func (t *Translator) write(i uint32, c *conn, bufs [][]byte) syscall.Errno {
-	for again := true; ; again = false {
-		var e syscall.Errno
-		switch {
-		case len(bufs) == 0: // writev would not send an empty datagram
-			_, e = t.env.Write(c.fd, nil)
-		case len(bufs) == 1:
-			_, e = t.env.Write(c.fd, bufs[0])
-		default:
-			_, e = t.env.Writev(c.fd, bufs)
-		}
-		switch e {
-		case 0, syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINVAL, syscall.EPERM:
-			return e
-		}
-		if !again || !t.drainErrors(i, c) {
-			return e
-		}
-	}
-}
-
-// setHeader gives the socket the TTL and traffic class of the guest's packet.
-func (t *Translator) setHeader(i uint32, c *conn, ttl, tos uint8) {
-	if c.ttl == ttl && c.tos == tos {
-		return
-	}
-	optTTL, optTOS := flow.OptionHopLimit, flow.OptionTrafficClass
-	if c.peer.Is4() {
-		optTTL, optTOS = flow.OptionTTL, flow.OptionTOS
-	}
-	if c.ttl != ttl {
-		t.env.Option(c.fd, optTTL, int(ttl))
-		c.ttl = ttl
-	}
-	if c.tos != tos {
-		t.env.Option(c.fd, optTOS, int(tos))
-		c.tos = tos
-	}
-}
-
-// setSegment sets UDP_SEGMENT, if it is not what it should be already.
-func (t *Translator) setSegment(c *conn, size int) bool {
-	if int(c.segment) == size {
-		return true
-	}
-	if t.env.Option(c.fd, flow.OptionUDPSegment, size) != 0 {
-		return false
-	}
-	c.segment = uint16(size)
-	return true
 }

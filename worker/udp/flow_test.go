@@ -174,7 +174,7 @@ func TestEviction(t *testing.T) {
 	r.input(r.frame(remote4, 1, 2000, []byte("used")), 0)
 	r.Flush()
 	_, second := r.find(remote4, 2)
-	var oldest = second.fd
+	var oldest = second.sock.FD
 	r.input(r.frame(remote4, 2, 2000, []byte("collected")), 0)
 	for port := uint16(3); port <= rigOwn; port++ {
 		r.input(r.frame(remote4, port, 2000, []byte("used")), 0)

@@ -287,8 +287,8 @@ func (r *rig) check() {
 		if !r.wheel.Pending(timerBase + i) {
 			r.Fatalf("flow %d has no timer", i)
 		}
-		if (c.state == stateOpen) != (c.fd >= 0) {
-			r.Fatalf("flow %d: state %d with descriptor %d", i, c.state, c.fd)
+		if (c.state == stateOpen) != (c.sock.FD >= 0) {
+			r.Fatalf("flow %d: state %d with descriptor %d", i, c.state, c.sock.FD)
 		}
 		chunks += c.queue.Chunks()
 		n++
@@ -316,7 +316,7 @@ func (r *rig) check() {
 	}
 	live := 0
 	t.flows.Each(func(i uint32) {
-		if t.flows.At(i).fd >= 0 {
+		if t.flows.At(i).sock.FD >= 0 {
 			live++
 		}
 	})

@@ -13,10 +13,6 @@ import (
 	"aldente/worker/store"
 )
 
-// refusedLife is how long a refusal is remembered, in nanoseconds: datagrams
-// in that time are answered without asking the broker again.
-const refusedLife = second
-
 // Input takes a datagram from the guest, or with GSOUDPL4 in o several of
 // o.GSOSize bytes each, whose checksum was found right. u.Payload must not
 // change before the next Flush.
@@ -56,7 +52,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 		t.touch(i, c)
 		t.await(c, p, u.Payload, size)
 	case stateRefused: // not touched: the broker is asked again in time
-		t.sendRefusal(i, c, u.Payload[:size])
+		t.notices.Refused(c.refusal, t.flows.Key(i), u.Payload[:size])
 	}
 }
 
@@ -122,7 +118,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		t.refuse(i, c, syscall.Errno(o.Errno), o.Flags&ipc.OpenedProhibited != 0)
 		return
 	}
-	c.fd = fd
+	c.sock.FD = fd
 	if e := t.env.Watch(fd, token, flow.Readable); e != 0 {
 		t.Stats.NoRoom++
 		t.remove(i, c)
@@ -141,7 +137,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 func (t *Translator) drain(i uint32, c *conn) {
 	for c.state == stateOpen && c.queue.Len() > 0 {
 		n, m := t.queues.Next(&c.queue, t.joined)
-		t.setHeader(i, c, m.TTL, m.Class)
+		t.writer.SetHeader(&c.sock, c.peer.Is4(), m.TTL, m.Class)
 		t.writeOne(i, c, t.joined[:n])
 	}
 	t.queues.Clear(&c.queue)
@@ -155,18 +151,16 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 		e = syscall.EACCES
 	}
 	remote, _ := t.flows.Key(i).Remote()
-	r := flow.Refuse(e, remote.Is4())
-	if r.Again {
+	if c.refusal = flow.Refuse(e, remote.Is4()); c.refusal.Again {
 		t.remove(i, c)
 		return
 	}
-	c.icmpType, c.icmpCode, c.silent = r.Type, r.Code, !r.Told
 	c.state = stateRefused
 	if c.queue.Len() > 0 {
 		n, _ := t.queues.Next(&c.queue, t.joined)
-		t.sendRefusal(i, c, t.joined[:n])
+		t.notices.Refused(c.refusal, t.flows.Key(i), t.joined[:n])
 	}
 	t.queues.Clear(&c.queue)
 	c.last = t.env.Now()
-	t.wheel.Set(t.timer+i, c.last+refusedLife)
+	t.wheel.Set(t.timer+i, c.last+datagram.RefusedLife)
 }

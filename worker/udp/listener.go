@@ -206,7 +206,7 @@ func (t *Translator) localOf(c *conn) packet.Addr {
 	if !c.local.IsZero() {
 		return c.local
 	}
-	a, _, e := t.env.LocalAddr(c.fd)
+	a, _, e := t.env.LocalAddr(c.sock.FD)
 	if e != 0 {
 		return packet.Addr{}
 	}
@@ -300,7 +300,7 @@ func (t *Translator) sameEnds(c *conn, l *listener, d *flow.Datagram, local *pac
 	if c.state != stateOpen || c.peer != d.From || c.localPort != l.hostPort {
 		return false
 	}
-	a, _, e := t.env.LocalAddr(c.fd)
+	a, _, e := t.env.LocalAddr(c.sock.FD)
 	return e == 0 && (a == *local || local.IsZero())
 }
 
@@ -310,7 +310,7 @@ const (
 	aliasTries = 64
 	// aliasWait is how long the guest may take for its first answer to such a port
 	// before it may become that of a peer that really has it, in nanoseconds.
-	aliasWait = 5 * second
+	aliasWait = int64(5_000_000_000)
 )
 
 // givesPortBack tells whether a flow has a port in place of its own that it need

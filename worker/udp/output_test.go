@@ -186,7 +186,7 @@ func TestBatches(t *testing.T) {
 		for f, s := range socks {
 			var got []sentAs
 			for _, w := range s.Writes {
-				if w.Segment > 0 && len(w.Data) > w.Segment && len(w.Data) > maxWrite {
+				if w.Segment > 0 && len(w.Data) > w.Segment && len(w.Data) > datagram.MaxWrite {
 					rt.Fatalf("a write of %d bytes", len(w.Data))
 				}
 				for _, d := range (&flowtest.Socket{Writes: []flowtest.Write{w}}).Sent() {
@@ -228,14 +228,14 @@ func TestBatchIsOneWrite(t *testing.T) {
 		t.Errorf("%d writes, %d options set", len(a.Writes), a.SetCalls)
 	}
 	a.Writes = nil
-	for range 2 * maxSegments {
+	for range 2 * datagram.MaxSegments {
 		r.say(remote4, "short")
 	}
 	r.Flush()
 	if len(a.Writes) != 2 || a.SetCalls != 4 {
 		t.Errorf("%d writes of short datagrams, %d options set", len(a.Writes), a.SetCalls)
 	}
-	if r.Stats.ToHost != 2+21+101+2*maxSegments {
+	if r.Stats.ToHost != 2+21+101+2*datagram.MaxSegments {
 		t.Errorf("%d datagrams counted", r.Stats.ToHost)
 	}
 }
@@ -399,5 +399,39 @@ func TestOutputAllocs(t *testing.T) {
 		r.remove(i, c)
 	}); n != 0 {
 		t.Errorf("%v allocations for new flows", n)
+	}
+}
+
+// A flow that ends while its datagrams are written takes nothing more: neither what
+// was to be collected behind them nor what is alone.
+func TestEndsWhileWritten(t *testing.T) {
+	for name, next := range map[string]string{"another size": string(make([]byte, 300)), "alone": ""} {
+		r := newRig(t)
+		s, _ := r.connect(remote4)
+		for range 3 {
+			r.say(remote4, string(make([]byte, 200)))
+		}
+		s.WriteErrs = []syscall.Errno{syscall.ECONNREFUSED}
+		s.Errors = make([]flow.SocketError, flow.MaxErrors+1) // cannot be emptied
+		r.say(remote4, next)
+		r.Flush()
+		if r.Len() != 0 || s.Closes != 1 || len(s.Writes) != 0 || r.Stats.Broken != 1 || r.Stats.WriteFailed != 3 {
+			t.Errorf("%s: %d flows, %d writes: %+v", name, r.Len(), len(s.Writes), r.Stats)
+		}
+		r.check()
+		r.Sweep()
+	}
+}
+
+// A datagram that goes alone and finds no room is counted as lost.
+func TestAloneLost(t *testing.T) {
+	r := newRig(t)
+	s, _ := r.connect(remote4)
+	s.WriteErrs = []syscall.Errno{syscall.EAGAIN}
+	r.say(remote4, "")
+	r.say(remote4, "")
+	r.Flush()
+	if len(s.Writes) != 1 || r.Stats.WriteFailed != 1 {
+		t.Errorf("%d writes: %+v", len(s.Writes), r.Stats)
 	}
 }

@@ -5,6 +5,7 @@ package udp
 import (
 	"syscall"
 
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 )
@@ -13,8 +14,8 @@ const (
 	// readBatch is how many datagrams, each perhaps several that UDP_GRO
 	// joined, are read with one call.
 	readBatch = 32
-	// bufferSize holds anything that one of these can be.
-	bufferSize = 64 << 10
+	// maxDatagram is the longest payload there is, in IPv6.
+	maxDatagram = 65535 - 8
 	// turnRounds and turnBytes bound what one flow may send to the guest
 	// before others have their turn.
 	turnRounds = 4
@@ -31,10 +32,10 @@ func (t *Translator) Ready(token uint64, events uint32) {
 	if c.state != stateOpen {
 		return
 	}
-	if events&flow.Failed != 0 && !t.drainErrors(i, c) {
-		return
+	if events&flow.Failed != 0 {
+		t.drainErrors(i, c)
 	}
-	if events&flow.Readable != 0 && !c.ready {
+	if events&flow.Readable != 0 && c.state == stateOpen && !c.ready {
 		t.receive(i, c)
 	}
 }
@@ -46,12 +47,12 @@ func (t *Translator) receive(i uint32, c *conn) {
 		if taken >= turnBytes || !t.env.CanSend() {
 			break
 		}
-		n, e := t.env.RecvDatagrams(c.fd, t.datagrams[:most])
+		n, e := t.env.RecvDatagrams(c.sock.FD, t.datagrams[:most])
 		switch {
 		case e == syscall.EAGAIN:
 			return
 		case e != 0: // an error that some datagram of ours has caused
-			if !t.drainErrors(i, c) {
+			if t.drainErrors(i, c); c.state != stateOpen {
 				return
 			}
 			continue
@@ -60,7 +61,11 @@ func (t *Translator) receive(i uint32, c *conn) {
 			taken += t.datagrams[k].N
 		}
 		t.touch(i, c)
-		if d := t.fromPeer(c, t.datagrams[:n]); len(d) > 0 && c.state == stateOpen {
+		d, others := datagram.FromPeer(t.datagrams[:n], c.peer, c.peerPort)
+		for k := range others {
+			t.stray(c, others[k:k+1])
+		}
+		if len(d) > 0 && c.state == stateOpen {
 			t.deliver(i, c, d)
 		}
 		if !c.bulk && (n == most || t.datagrams[0].Segment > 0) {
@@ -72,25 +77,6 @@ func (t *Translator) receive(i uint32, c *conn) {
 		most = readBatch
 	}
 	t.makeReady(i, c)
-}
-
-// fromPeer leaves out what somebody else has sent. The kernel does so once a socket
-// is connected; but what it has found the socket for before may be in the queue, or
-// still on its way into it.
-func (t *Translator) fromPeer(c *conn, d []flow.Datagram) []flow.Datagram {
-	n := 0
-	for k := range d {
-		from := &d[k].From
-		if !from.IsUnspecified() && (*from != c.peer || d[k].FromPort != c.peerPort) {
-			t.stray(c, d[k:k+1])
-			continue
-		}
-		if k != n {
-			d[k], d[n] = d[n], d[k] // each has memory of its own
-		}
-		n++
-	}
-	return d[:n]
 }
 
 // fewDatagrams is what is asked of a socket at first: preparing a call for many
@@ -112,20 +98,20 @@ const bulkBuffer = 4 << 20
 // isBulk notes that datagrams come in numbers.
 func (t *Translator) isBulk(c *conn) {
 	c.bulk = true
-	t.env.Option(c.fd, flow.OptionRecvBuffer, bulkBuffer)
-	t.env.Option(c.fd, flow.OptionSendBuffer, bulkBuffer)
+	t.env.Option(c.sock.FD, flow.OptionRecvBuffer, bulkBuffer)
+	t.env.Option(c.sock.FD, flow.OptionSendBuffer, bulkBuffer)
 }
 
 // deliver sends datagrams of one flow to the guest.
 func (t *Translator) deliver(i uint32, c *conn, d []flow.Datagram) {
 	k := t.flows.Key(i)
-	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, TTL: guestTTL, DF: true}
+	t.ends = packet.Ends{SrcMAC: t.g.OurMAC, DstMAC: t.g.MAC, TTL: datagram.GuestTTL, DF: true}
 	t.ends.Src, t.ports[0] = k.Remote()
 	t.ends.Dst, t.ports[1] = k.Guest()
 	c.in = min(c.in+uint8(min(len(d), 2)), 2)
 	limit := t.maxPayload()
 	for len(d) > 0 {
-		n := run(d, limit)
+		n := datagram.Run(d, limit, datagram.MaxWrite-20)
 		switch first := &d[0]; {
 		case first.Truncated:
 			t.Stats.Truncated++
@@ -159,28 +145,9 @@ func (t *Translator) ipLen() int {
 // length counts the header, IPv6's does not.
 func (t *Translator) longest() int {
 	if t.ends.Src.Is4() {
-		return maxWrite
+		return datagram.MaxWrite
 	}
 	return maxDatagram
-}
-
-// run is how many datagrams from the first on are one super-frame: of the same
-// size, but for the last, which may be shorter. It is at least one.
-func run(d []flow.Datagram, limit int) int {
-	size, total := d[0].N, d[0].N
-	if d[0].Segment != 0 || d[0].Truncated || size == 0 || size > limit {
-		return 1
-	}
-	n := 1
-	for n < len(d) && d[n].Segment == 0 && !d[n].Truncated &&
-		d[n].N > 0 && d[n].N <= size && total+d[n].N <= maxWrite-20 {
-		total += d[n].N
-		n++
-		if d[n-1].N < size {
-			break
-		}
-	}
-	return n
 }
 
 // sendRun sends data, which are datagrams of size bytes, the last may be

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"aldente/ipc"
+	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
@@ -35,7 +36,7 @@ func TestReceive(t *testing.T) {
 		s, token := r.connect(remote)
 		longest := maxDatagram
 		if remote.Is4() {
-			longest = maxWrite
+			longest = datagram.MaxWrite
 		}
 		sizes := rapid.SampledFrom([]int{0, 1, 100, 532, 548, 549, 1232, 1233, 1452, 1453, 1472, 1473, 8000, 40000, longest})
 		var want []string

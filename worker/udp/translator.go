@@ -20,15 +20,6 @@ import (
 	"aldente/worker/store"
 )
 
-// Seconds that a flow lives without traffic where the configuration does not
-// say, as conntrack has them: in one direction only, and in both.
-const (
-	defaultIdle   = 30
-	defaultStream = 120
-)
-
-const second = int64(1_000_000_000)
-
 // heardPart is which part of the table flows have that the guest has not answered:
 // one in so many.
 const heardPart = 4
@@ -36,37 +27,29 @@ const heardPart = 4
 // queuePoolPart is which part of the pool may be in queues: one in so many.
 const queuePoolPart = 4
 
-// guestTTL is that of all packets to the guest.
-const guestTTL = 255
-
 // state is where a flow is; zero is none.
 type state uint8
 
 const (
 	stateOpening state = 1 + iota // the broker was asked for a socket
-	stateOpen                     // fd is that socket
+	stateOpen                     // sock is that socket
 	stateRefused                  // there is none; remembered for a while
 	stateHeard                    // came by a listener, and the guest has not answered: no socket was asked for
 )
 
 // conn is one flow.
 type conn struct {
-	fd       int32
 	state    state
-	batch    uint8 // 1 + index of the batch that collects for it, 0: none
-	ready    bool  // in Translator.ready
-	bulk     bool  // has had several datagrams at a time
-	inbound  bool  // came by a listener
-	in, out  uint8 // datagrams in each direction, up to 2
-	ttl, tos uint8 // as the socket has them
-	segment  uint16
-	single   uint16 // datagrams from this size on go alone; 0: none
-	icmpType uint8  // stateRefused: what the guest is told, with code
-	icmpCode uint8
-	silent   bool           // stateRefused: the guest is told nothing
-	queue    datagram.Queue // of the guest's datagrams, while the socket is on its way
-	last     int64          // when it was used, in nanoseconds
-	peer     packet.Addr    // where the socket is really connected to
+	batch    uint8           // 1 + index of the batch that collects for it, 0: none
+	ready    bool            // in Translator.ready
+	bulk     bool            // has had several datagrams at a time
+	inbound  bool            // came by a listener
+	in, out  uint8           // datagrams in each direction, up to 2
+	sock     datagram.Socket // the socket
+	refusal  flow.Refusal    // stateRefused: what the guest is told
+	queue    datagram.Queue  // of the guest's datagrams, while the socket is on its way
+	last     int64           // when it was used, in nanoseconds
+	peer     packet.Addr     // where the socket is really connected to
 	peerPort uint16
 
 	// Of flows that came by a listener: which one, where it is in listeners, and
@@ -141,17 +124,15 @@ type Translator struct {
 	datagrams [readBatch]flow.Datagram
 	joined    []byte // several datagrams one after the other
 	frame     []byte // a frame to be cut, or the packet that an error quotes
-	errFrame  [packet.EthernetLen + 1280]byte
-	one       [1][]byte
 	hdr       [packet.MaxHeaders]byte
 	offload   packet.Offload
 	ends      packet.Ends
-	quoted    packet.Ends
 	ports     [2]uint16 // source and destination that go with ends
 	frag      packet.Fragmenter
 	fragID    uint32
 	emit      func(headers, payload []byte)
-	errors    flow.ErrorQueue
+	notices   datagram.Notices
+	writer    datagram.Writer
 	open      ipc.Open
 
 	Stats Stats // since New
@@ -171,22 +152,21 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 
 		outbound: store.NewAges(maxFlows),
 		ready:    make([]uint32, 0, maxFlows),
-		joined:   make([]byte, bufferSize),
-		frame:    make([]byte, bufferSize+packet.MaxHeaders),
+		joined:   make([]byte, datagram.BufferSize),
+		frame:    make([]byte, datagram.BufferSize+packet.MaxHeaders),
 	}
 	if g.MaxUDP != 0 {
 		t.maxOut = min(maxFlows, int(g.MaxUDP))
 	}
 	t.maxHeard = maxFlows / heardPart
 	t.inboundFlows = store.NewTable[uint32](maxFlows)
-	mem := make([]byte, readBatch*bufferSize)
-	for i := range t.datagrams {
-		t.datagrams[i].Buf = mem[i*bufferSize : (i+1)*bufferSize : (i+1)*bufferSize]
-	}
+	datagram.Buffers(t.datagrams[:])
 	for i := range t.batches {
 		t.batches[i].flow = store.None
 	}
-	t.errors.Buf = make([]byte, 2048)
+	t.notices = datagram.NewNotices(env, g, t.frame, quote, t.notice)
+	t.writer = datagram.NewWriter(env)
+	t.writer.Pending, t.writer.Failed = t.pending, t.failed
 	t.emit = t.sendFragment
 	return t
 }
@@ -220,8 +200,7 @@ func (t *Translator) insert(k *store.Key, as state) (uint32, *conn) {
 	}
 	c := t.flows.At(i)
 	c.state = as
-	c.fd = -1
-	c.ttl = packet.DefaultTTL
+	c.sock = datagram.NewSocket(-1, 0)
 	_, c.peerPort = k.Remote()
 	c.last = t.env.Now()
 	if as == stateHeard {
@@ -275,8 +254,8 @@ func (t *Translator) remove(i uint32, c *conn) {
 		t.batches[c.batch-1].reset()
 	}
 	t.queues.Clear(&c.queue)
-	if c.fd >= 0 {
-		t.env.Close(c.fd)
+	if c.sock.FD >= 0 {
+		t.env.Close(c.sock.FD)
 	}
 	if c.ready {
 		t.unready(i)
@@ -289,7 +268,7 @@ func (t *Translator) remove(i uint32, c *conn) {
 	}
 	t.wheel.Cancel(t.timer + i)
 	t.unlist(i, c)
-	*c = conn{fd: -1}
+	*c = conn{sock: datagram.NewSocket(-1, 0)}
 	t.flows.Remove(i)
 }
 
@@ -311,18 +290,9 @@ func (t *Translator) touch(i uint32, c *conn) {
 // directions, and more than a question and its answer, makes it a stream.
 func (t *Translator) lifetime(c *conn) int64 {
 	if c.state == stateRefused {
-		return refusedLife
+		return datagram.RefusedLife
 	}
-	s := t.g.UDPIdle
-	if s == 0 {
-		s = defaultIdle
-	}
-	if c.in > 0 && c.out > 0 && c.in+c.out > 2 {
-		if s = t.g.UDPStream; s == 0 {
-			s = defaultStream
-		}
-	}
-	return int64(s) * second
+	return datagram.Lifetime(t.g, c.in > 0 && c.out > 0 && c.in+c.out > 2)
 }
 
 // Timer is called when the timer with this id fires.
@@ -344,7 +314,7 @@ func (t *Translator) Timer(id uint32) {
 // descriptors. It reports false if there is none.
 func (t *Translator) Evict() bool {
 	for i := t.ages.Oldest(); i != store.None; i = t.ages.Newer(i) {
-		if t.flows.At(i).fd >= 0 {
+		if t.flows.At(i).sock.FD >= 0 {
 			t.evict(i)
 			return true
 		}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datagram
+
+import (
+	"syscall"
+
+	"aldente/worker/flow"
+	"aldente/worker/packet"
+)
+
+// Socket is a connected socket, as datagrams leave by it. It holds no pointers.
+type Socket struct {
+	FD      int32  // -1: there is none
+	segment uint16 // UDP_SEGMENT as the socket has it
+	single  uint16 // datagrams from this size on go alone; zero: none
+	ttl     uint8  // as the socket has it, as class
+	class   uint8
+}
+
+// NewSocket is a socket as the broker gives it. Datagrams of more than together bytes
+// go alone, with zero those that a write has shown to need it.
+func NewSocket(fd int32, together uint16) Socket {
+	o := Socket{FD: fd, ttl: packet.DefaultTTL}
+	if together != 0 {
+		o.single = together + 1
+	}
+	return o
+}
+
+// Cut is what may be written at once of data, datagrams of size bytes each, the
+// last may be shorter: what one write takes, or a single one that goes alone.
+func (o *Socket) Cut(data []byte, size int) (part []byte, alone bool) {
+	if len(data) == 0 || size > MaxWrite || o.single != 0 && size >= int(o.single) {
+		return data[:min(size, len(data))], true
+	}
+	return data[:min(len(data), size*min(MaxSegments, MaxWrite/size))], false
+}
+
+// WriterEnv is what a Writer asks of the lane.
+type WriterEnv interface {
+	flow.GatherWriter
+	flow.Options
+}
+
+// Writer writes datagrams to the sockets of flows.
+type Writer struct {
+	env WriterEnv
+	// Pending takes the errors off a flow's socket that earlier datagrams have
+	// caused: a write that fails with one is tried again. Where the flow ends by
+	// that, it sets Socket.FD to -1. Nil: nobody is to be told.
+	Pending func(i uint32)
+	// Failed is called for a datagram that could not be sent. Nil: nobody is to
+	// be told.
+	Failed func(i uint32, e syscall.Errno, data []byte)
+
+	one [1][]byte
+}
+
+// NewWriter makes a writer.
+func NewWriter(env WriterEnv) Writer { return Writer{env: env} }
+
+// SetHeader gives a socket, with v4 one of IPv4, the time to live and traffic class
+// of the datagrams that follow.
+func (w *Writer) SetHeader(o *Socket, v4 bool, ttl, class uint8) {
+	if o.ttl == ttl && o.class == class {
+		return
+	}
+	optTTL, optClass := flow.OptionHopLimit, flow.OptionTrafficClass
+	if v4 {
+		optTTL, optClass = flow.OptionTTL, flow.OptionTOS
+	}
+	if o.ttl != ttl {
+		w.env.Option(o.FD, optTTL, int(ttl))
+		o.ttl = ttl
+	}
+	if o.class != class {
+		w.env.Option(o.FD, optClass, int(class))
+		o.class = class
+	}
+}
+
+// Write writes what a batch holds to the socket of flow i, and empties it. It
+// returns how many datagrams have left.
+func (w *Writer) Write(i uint32, o *Socket, b *Batch) (sent int) {
+	bufs, size, count := b.bufs[:b.n], b.size, b.count
+	b.Reset()
+	if count <= 1 {
+		if count == 1 && w.WriteOne(i, o, bufs[0]) {
+			return 1
+		}
+		return 0
+	}
+	e := syscall.EINVAL
+	if w.setSegment(o, size) {
+		e = w.write(i, o, bufs)
+	}
+	switch e {
+	case 0:
+		return count
+	case syscall.EINVAL, syscall.EMSGSIZE, syscall.EIO:
+		// Larger than the path's MTU, or a device that cannot: from now on
+		// datagrams of this size go alone.
+		if o.FD >= 0 {
+			o.single = uint16(size)
+			w.setSegment(o, 0)
+		}
+		return w.writeEach(i, o, bufs, size)
+	}
+	return 0
+}
+
+// writeEach writes datagram by datagram.
+func (w *Writer) writeEach(i uint32, o *Socket, bufs [][]byte, size int) (sent int) {
+	for _, b := range bufs {
+		for len(b) > 0 && o.FD >= 0 {
+			one := b[:min(size, len(b))]
+			b = b[len(one):]
+			if w.WriteOne(i, o, one) {
+				sent++
+			}
+		}
+	}
+	return sent
+}
+
+// WriteOne writes one datagram to the socket of flow i. It reports whether it has
+// left.
+func (w *Writer) WriteOne(i uint32, o *Socket, data []byte) bool {
+	if o.segment != 0 && len(data) > int(o.segment) {
+		w.setSegment(o, 0) // or it would be cut
+	}
+	w.one[0] = data
+	e := w.write(i, o, w.one[:])
+	if e != 0 && o.FD >= 0 && w.Failed != nil {
+		w.Failed(i, e, data)
+	}
+	return e == 0
+}
+
+// write writes one datagram or one batch. An error that an earlier datagram has
+// caused is no reason not to send this one.
+func (w *Writer) write(i uint32, o *Socket, bufs [][]byte) syscall.Errno {
+	for again := true; ; again = false {
+		var e syscall.Errno
+		if len(bufs) == 1 { // writev would not send an empty datagram
+			_, e = w.env.Write(o.FD, bufs[0])
+		} else {
+			_, e = w.env.Writev(o.FD, bufs)
+		}
+		switch e {
+		case 0, syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINVAL, syscall.EPERM:
+			return e
+		}
+		if !again {
+			return e
+		}
+		if w.Pending != nil {
+			w.Pending(i)
+		}
+		if o.FD < 0 {
+			return e
+		}
+	}
+}
+
+// setSegment sets UDP_SEGMENT, if it is not what it should be already.
+func (w *Writer) setSegment(o *Socket, size int) bool {
+	if int(o.segment) == size {
+		return true
+	}
+	if w.env.Option(o.FD, flow.OptionUDPSegment, size) != 0 {
+		return false
+	}
+	o.segment = uint16(size)
+	return true
+}
