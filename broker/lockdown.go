@@ -15,7 +15,9 @@ func (in *instance) lockDown(notify int) error {
 		in.ns.Close()
 	}
 	_, _ = time.Now().Zone() // the log's: read from a file, once
-	in.undo.forget()
+	// What start-up has made in the file system a confined process cannot remove:
+	// from here on a signal ends an instance that is up, a moment later.
+	in.started()
 	if notify >= 0 {
 		in.out.Prepare(in.cfg.Personality.String())
 		var err error
@@ -26,6 +28,7 @@ func (in *instance) lockDown(notify int) error {
 	in.factory.Confined()
 	err := in.tell("broker", in.confine())
 	if err == nil {
+		in.undo.forget()
 		close(in.locked)
 	}
 	return err

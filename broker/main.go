@@ -246,17 +246,19 @@ func (in *instance) setUp(notify int) error {
 	}
 	close(in.attached)
 
-	// 5. While it starts: nothing but sockets is opened from here on, and no
-	// process made but a worker's. Lock down.
 	<-in.worker.Spawned()
 	if err == nil {
 		err = in.worker.SpawnError() // before what follows from it
 	}
-	if err == nil {
-		err = in.lockDown(notify)
-	}
 	if e := <-in.first; err == nil {
 		err = e
+	}
+
+	// 5. The worker is ready. Nothing but sockets is opened from here on, and no
+	// process made but a worker's; nothing is waited for that may take its time.
+	// Lock down.
+	if err == nil {
+		err = in.lockDown(notify)
 	}
 	return err
 }

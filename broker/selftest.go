@@ -30,6 +30,7 @@ func selfTest(given *cli.Config) int {
 			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"},
 		},
 		log: slog.New(r), linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{}),
+		started: func() {}, // a signal ends it at any moment
 	}
 	if err := in.selfTest(r); err != nil {
 		r.line("%v", err)
