@@ -67,7 +67,7 @@ type Table struct {
 	ID    uint8      // which direction
 	Name  string     // at most 127 bytes; none from a client
 	Caps  Caps       // none from a client
-	Rules []cli.Rule // at most cli.MaxRules
+	Rules []cli.Rule // at most 2 * cli.MaxRules: those of both protocols
 }
 
 // Flags of a rule on the wire.
