@@ -46,6 +46,8 @@ func startTrace(u *usage) (*trace, error) {
 	t := &trace{dir: dir, u: u, done: make(chan error, 1), quit: make(chan struct{})}
 	err := errors.Join(
 		t.write("options/record-tgid", "1"),
+		t.write("options/event-fork", "1"),
+		t.write("set_event_pid", threads()),
 		t.write("buffer_size_kb", "65536"),
 		t.write("events/raw_syscalls/sys_enter/filter", u.filter()),
 		t.write("events/sched/sched_process_fork/enable", "1"),
@@ -61,6 +63,17 @@ func startTrace(u *usage) (*trace, error) {
 	go t.read()
 	go t.narrow()
 	return t, nil
+}
+
+// threads are the numbers of all of ours. What they start is traced as well, and
+// nothing else: others may be testing on the same machine.
+func threads() string {
+	var all strings.Builder
+	tasks, _ := filepath.Glob("/proc/self/task/*")
+	for _, task := range tasks {
+		all.WriteString(filepath.Base(task) + " ")
+	}
+	return all.String()
 }
 
 func alive(pid string) bool {
