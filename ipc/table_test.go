@@ -26,7 +26,7 @@ func TestTable(t *testing.T) {
 		}
 		seen[r.Kind] = true
 		if b := records[r.Kind]; len(b) < r.Size || len(b) > r.Max || KindOf(b) != r.Kind {
-			t.Errorf("%s: the record has %d bytes, the table %d to %d", r.Name, len(b), r.Size, r.Max)
+			t.Errorf("%s: behind its header a record has %d bytes, the table says %d to %d", r.Name, len(b)-HeaderSize, r.Size-HeaderSize, r.Max-HeaderSize)
 		}
 		if to := r.Direction == ToAgent || r.Direction == FromAgent; to != (r.Kind >= AgentKindSetup) {
 			t.Errorf("%s is of another channel than its number", r.Name)
