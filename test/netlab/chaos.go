@@ -36,31 +36,59 @@ func ChaosTimeout(size int64) time.Duration {
 	return 2*time.Minute + time.Duration(size>>20)*200*time.Millisecond
 }
 
-// Chaos connects a process in client to one in server, that listens at listen and
-// is reached at addr, and has both send size bytes at once, with urgent bytes among
-// them, receivers that do not read for a while, and each direction ended by itself.
-// Meanwhile these processes, and all of pids, are stopped and continued at random.
-// What arrives must be what was sent.
-func Chaos(tb TB, client, server *NS, listen, addr string, size int64, pids []int) {
+// ChaosWay is a connection from a process in one namespace to one in another, that
+// listens at Listen and is reached at Addr.
+type ChaosWay struct {
+	Client, Server *NS
+	Listen, Addr   string
+}
+
+// Chaos has both ends of each connection send size bytes at once, with urgent bytes
+// among them, receivers that do not read for a while, and each direction ended by
+// itself. Meanwhile these processes, and all of pids, are stopped and continued at
+// random. What arrives must be what was sent. All connections move at the same time:
+// while one process is stopped, the others have something to do.
+func Chaos(tb TB, size int64, pids []int, all ...ChaosWay) {
 	tb.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		tb.Fatalf("%v", err)
 	}
 	end := func(n *NS, how, at string) *Proc {
-		return n.Start(Spec{Args: []string{exe, chaosArg, how, at, fmt.Sprint(size)}, Timeout: ChaosTimeout(size)})
+		return n.Start(Spec{Args: []string{exe, chaosArg, how, at, fmt.Sprint(size)}, Timeout: ChaosTimeout(size * int64(len(all)))})
 	}
-	s := end(server, "listen", listen)
-	c := end(client, "dial", addr)
-	stop := stopAtRandom(append([]int{s.PID, c.PID}, pids...))
-	status := []int{c.Wait(), s.Wait()}
-	stop()
-	sent, got := strings.Fields(c.Stdout()), strings.Fields(s.Stdout())
-	if status[0] != 0 || status[1] != 0 || len(sent) != 2 || len(got) != 2 {
-		tb.Fatalf("client: status %d, %s\nserver: status %d, %s", status[0], c.Output(), status[1], s.Output())
+	type pair struct{ client, server *Proc }
+	var pairs []pair
+	for _, w := range all {
+		p := pair{server: end(w.Server, "listen", w.Listen)}
+		p.client = end(w.Client, "dial", w.Addr)
+		pairs = append(pairs, p)
+		pids = append(pids[:len(pids):len(pids)], p.server.PID, p.client.PID)
 	}
-	if sent[0] != got[1] || sent[1] != got[0] {
-		tb.Fatalf("client sent and received %s\nserver sent and received %s", sent, got)
+	var stops []func()
+	for range all {
+		stops = append(stops, stopAtRandom(pids))
+	}
+	var status [][]int
+	for _, p := range pairs {
+		status = append(status, []int{p.client.Wait(), p.server.Wait()})
+	}
+	for _, stop := range stops {
+		stop()
+	}
+	var bad []string
+	for k, p := range pairs {
+		sent, got := strings.Fields(p.client.Stdout()), strings.Fields(p.server.Stdout())
+		switch {
+		case status[k][0] != 0 || status[k][1] != 0 || len(sent) != 2 || len(got) != 2:
+			bad = append(bad, fmt.Sprintf("%s: client: status %d, %s\nserver: status %d, %s",
+				all[k].Addr, status[k][0], p.client.Output(), status[k][1], p.server.Output()))
+		case sent[0] != got[1] || sent[1] != got[0]:
+			bad = append(bad, fmt.Sprintf("%s: client sent and received %s\nserver sent and received %s", all[k].Addr, sent, got))
+		}
+	}
+	if len(bad) > 0 {
+		tb.Fatalf("%s", strings.Join(bad, "\n"))
 	}
 }
 

@@ -19,7 +19,7 @@ func TestChaos(t *testing.T) {
 			p := startFor(t, lab, netlab.GuestSpec{Timeout: 2 * netlab.ChaosTimeout(size)}, "-m", fmt.Sprint(mtu))
 			g := p.join(t, mtu)
 			addr := families[0].remote + ":9000"
-			netlab.Chaos(t, g.NS, lab.Remote, addr, addr, size, netlab.Children(p.PID))
+			netlab.Chaos(t, size, netlab.Children(p.PID), netlab.ChaosWay{Client: g.NS, Server: lab.Remote, Listen: addr, Addr: addr})
 			netlab.BriefChaos(t, g.NS, lab.Remote, addr, addr, 60, netlab.Children(p.PID))
 		})
 	}
