@@ -48,12 +48,12 @@ type dflow struct {
 
 // Anybody on a loopback interface can make flows that are never answered. They are
 // one of so many flows at most, and give way to one another only.
-const mutePart = 2
+const unansweredPart = 2
 
-// eager is how many flows may wait for their first answer with a socket for it at
-// hand. It spares the answer a question to the broker; beyond that, those that
-// may never be answered have no socket on the listener's port.
-const eager = 64
+// maxPreopened is how many flows may wait for their first answer with a socket
+// for it at hand. It spares the answer a question to the broker; beyond that,
+// those that may never be answered have no socket on the listener's port.
+const maxPreopened = 64
 
 type dside struct {
 	sock  datagram.Socket
@@ -62,14 +62,14 @@ type dside struct {
 
 // datagrams is the part of the translator that moves UDP.
 type datagrams struct {
-	wheel  *store.Wheel
-	timer  uint32
-	flows  *store.Table[dflow]
-	ages   store.Ages // of flows that were answered
-	mute   store.Ages // of the others
-	muted  int        // their number
-	most   int        // of those
-	queues datagram.Queues
+	wheel         *store.Wheel
+	timer         uint32
+	flows         *store.Table[dflow]
+	ages          store.Ages // of flows that were answered
+	unanswered    store.Ages // of the others
+	numUnanswered int        // their number
+	maxUnanswered int        // of those
+	queues        datagram.Queues
 
 	// Return takes what came to a socket that answers for a listener, and is not
 	// from its peer, to that listener. It must be set where UDP listeners are.
@@ -86,8 +86,8 @@ func (d *datagrams) init(w *store.Wheel, timerBase uint32, pool *store.Pool, siz
 	d.wheel, d.timer = w, timerBase
 	d.queues = datagram.NewQueues(pool, maxQueued)
 	d.flows = store.NewTable[dflow](size)
-	d.ages, d.mute = store.NewAges(size), store.NewAges(size)
-	d.most = size / mutePart
+	d.ages, d.unanswered = store.NewAges(size), store.NewAges(size)
+	d.maxUnanswered = size / unansweredPart
 	d.busyUDP = make([]uint64, 0, 2*size)
 	datagram.Buffers(d.read[:])
 	d.sockErr.Buf = make([]byte, 512)
@@ -153,8 +153,8 @@ func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 
 	if from == 0 || !ok {
 		return store.None
 	}
-	if t.muted == t.most {
-		t.evict(t.mute.Oldest())
+	if t.numUnanswered == t.maxUnanswered {
+		t.evict(t.unanswered.Oldest())
 	}
 	for !t.g.Shares.May(flow.ShareBypass, 2) && t.Evict() {
 	}
@@ -171,8 +171,8 @@ func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 
 	f.sides[near].sock.FD, f.sides[far].sock.FD = -1, -1
 	f.listener = listener
 	f.last = t.env.Now()
-	t.mute.Add(i)
-	t.muted++
+	t.unanswered.Add(i)
+	t.numUnanswered++
 	t.wheel.Set(t.timer+i, f.last+t.lifetime(f))
 	f.other = as != peer
 	if !t.openFarUDP(i, f, to, as, from) {
@@ -265,7 +265,7 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 		t.wheel.Set(t.timer+i, f.last+datagram.RefusedLife)
 	case side == far:
 		f.farAddr, f.farPort = o.Addr, o.PeerPort
-		if t.muted <= eager {
+		if t.numUnanswered <= maxPreopened {
 			t.openNear(i, f)
 		}
 		t.sendQueue(f)
@@ -399,7 +399,7 @@ func (t *Translator) flush(to *datagram.Socket) {
 
 // answer notes that a flow has been answered.
 func (t *Translator) answer(i uint32, f *dflow) {
-	if t.flows.Len()-t.muted >= t.flows.Cap()-t.most {
+	if t.flows.Len()-t.numUnanswered >= t.flows.Cap()-t.maxUnanswered {
 		t.evict(t.ages.Oldest())
 	}
 	t.unlist(i, f)
@@ -448,7 +448,7 @@ func (t *Translator) Timer(id uint32) {
 // descriptors, those that nobody has answered first. It reports false if there is
 // none.
 func (t *Translator) Evict() bool {
-	for _, a := range [...]*store.Ages{&t.mute, &t.ages} {
+	for _, a := range [...]*store.Ages{&t.unanswered, &t.ages} {
 		for i := a.Oldest(); i != store.None; i = a.Newer(i) {
 			if f := t.flows.At(i); f.sides[near].sock.FD >= 0 || f.sides[far].sock.FD >= 0 {
 				t.evict(i)
@@ -494,7 +494,7 @@ func (t *Translator) touch(i uint32, f *dflow) {
 	if f.answered {
 		t.ages.Touch(i)
 	} else {
-		t.mute.Touch(i)
+		t.unanswered.Touch(i)
 	}
 }
 
@@ -504,6 +504,6 @@ func (t *Translator) unlist(i uint32, f *dflow) {
 		t.ages.Remove(i)
 		return
 	}
-	t.mute.Remove(i)
-	t.muted--
+	t.unanswered.Remove(i)
+	t.numUnanswered--
 }

@@ -232,14 +232,14 @@ func (l *lane) ask(port uint16, answered bool) {
 	l.t.Datagrams(9, ipc.ListenerMayBypass, 53, d)
 	l.answer()
 	for _, b := range servers {
-		newest := l.t.flows.Len() - l.t.muted
+		newest := l.t.flows.Len() - l.t.numUnanswered
 		if answered {
 			_, err := unix.Write(b, payload(2, 2))
 			must(l.tb, err)
-			full := newest == l.t.flows.Cap()-l.t.most
+			full := newest == l.t.flows.Cap()-l.t.maxUnanswered
 			evicted := l.t.Stats.Evicted
 			l.until("an answer", func() bool {
-				return l.t.flows.Len()-l.t.muted > newest || full && l.t.Stats.Evicted > evicted
+				return l.t.flows.Len()-l.t.numUnanswered > newest || full && l.t.Stats.Evicted > evicted
 			})
 		}
 		unix.Close(b)
@@ -249,7 +249,7 @@ func (l *lane) ask(port uint16, answered bool) {
 // TestFlowLimits evicts the flow that was not used for longest, among those that
 // were answered and among the others, and lets all of them end in time.
 func TestFlowLimits(t *testing.T) {
-	const half = 64 / mutePart
+	const half = 64 / unansweredPart
 	l := newLane(t)
 	before := descriptors(t)
 	for p := range half {
@@ -278,8 +278,8 @@ func TestFlowLimits(t *testing.T) {
 	if l.t.Stats.FlowsUDP != flows+2 { // 2000, and 1000 that was used first of all
 		t.Errorf("%d flows more", l.t.Stats.FlowsUDP-flows)
 	}
-	for n := l.t.muted; n > 0; n-- {
-		if !l.t.Evict() || l.t.muted != n-1 {
+	for n := l.t.numUnanswered; n > 0; n-- {
+		if !l.t.Evict() || l.t.numUnanswered != n-1 {
 			t.Fatal("not the unanswered ones first, for want of descriptors")
 		}
 	}
@@ -297,7 +297,7 @@ func TestFlowLimits(t *testing.T) {
 // answer has a socket opened that it leaves by, and waits for it.
 func TestAnswersAsked(t *testing.T) {
 	l := newLane(t)
-	l.t.muted += eager // as many as that
+	l.t.numUnanswered += maxPreopened // as many as that
 	client, near := udpPair(t, "127.0.0.1")
 	farFD, server := udpPair(t, "127.0.0.1")
 	defer unix.Close(client)
@@ -312,7 +312,7 @@ func TestAnswersAsked(t *testing.T) {
 		}
 		return farFD, 0
 	}
-	l.t.most += eager
+	l.t.maxUnanswered += maxPreopened
 	sa, _ := unix.Getsockname(client)
 	from, port := address(sa)
 	for k := range 3 {
@@ -333,8 +333,8 @@ func TestAnswersAsked(t *testing.T) {
 	if asked != 1 {
 		t.Errorf("%d sockets asked for", asked)
 	}
-	l.t.muted -= eager
-	l.t.most -= eager
+	l.t.numUnanswered -= maxPreopened
+	l.t.maxUnanswered -= maxPreopened
 }
 
 // TestStrayDatagrams: what others have sent to the socket that answers, before it

@@ -45,7 +45,7 @@ type rig struct {
 const (
 	timerBase = 7
 	rigFlows  = 32
-	rigOwn    = rigFlows - rigFlows/heardPart // that the guest wants
+	rigOwn    = rigFlows - rigFlows/unansweredPart // that the guest wants
 	rigChunks = 256
 )
 
@@ -264,15 +264,15 @@ func (r *rig) check() {
 	r.Helper()
 	t := r.Translator
 	n, heard, inbound, replies, chunks := 0, 0, 0, 0, 0
-	for i := t.heard.Oldest(); i != store.None; i = t.heard.Newer(i) {
-		if c := t.flows.At(i); c.state != stateHeard || c.byHost == 0 || !r.wheel.Pending(timerBase+i) {
+	for i := t.unanswered.Oldest(); i != store.None; i = t.unanswered.Newer(i) {
+		if c := t.flows.At(i); c.state != stateUnanswered || c.byHost == 0 || !r.wheel.Pending(timerBase+i) {
 			r.Fatalf("flow %d among those not answered: %+v", i, *c)
 		}
 		heard++
 	}
 	for i := t.ages.Oldest(); i != store.None; i = t.ages.Newer(i) {
 		c := t.flows.At(i)
-		if c.state == 0 || c.state == stateHeard {
+		if c.state == 0 || c.state == stateUnanswered {
 			r.Fatalf("flow %d is none", i)
 		}
 		if c.inbound {
@@ -293,8 +293,8 @@ func (r *rig) check() {
 		chunks += c.queue.Chunks()
 		n++
 	}
-	if n+heard != t.flows.Len() || heard != t.numHeard || heard > t.maxHeard {
-		r.Fatalf("%d flows in the list, %d not answered, of %d and %d", n, heard, t.flows.Len(), t.numHeard)
+	if n+heard != t.flows.Len() || heard != t.numUnanswered || heard > t.maxUnanswered {
+		r.Fatalf("%d flows in the list, %d not answered, of %d and %d", n, heard, t.flows.Len(), t.numUnanswered)
 	}
 	for k := range t.listeners {
 		replies -= t.listeners[k].replies

@@ -43,7 +43,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 	case stateOpen:
 		t.touch(i, c)
 		t.collect(i, c, p, u.Payload, size)
-	case stateHeard:
+	case stateUnanswered:
 		if !t.openReply(i, c) {
 			return
 		}

@@ -274,7 +274,7 @@ func (t *Translator) openIn(host *store.Key, l *listener, all []flow.Datagram, l
 			return store.None
 		}
 	}
-	i, c := t.insert(&k, stateHeard)
+	i, c := t.insert(&k, stateUnanswered)
 	if c == nil {
 		return store.None
 	}
@@ -317,7 +317,7 @@ const (
 // not keep from a peer that really has it: the guest has not answered, and is not
 // about to. An answer to one of them must not reach the other.
 func (t *Translator) givesPortBack(c *conn, port uint16) bool {
-	return c.state == stateHeard && c.peerPort != port && t.env.Now()-c.last >= aliasWait
+	return c.state == stateUnanswered && c.peerPort != port && t.env.Now()-c.last >= aliasWait
 }
 
 // another finds a source port for a flow that would look like another to the

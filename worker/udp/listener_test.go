@@ -367,7 +367,7 @@ func TestForgedSources(t *testing.T) {
 		r.input(r.frame(packet.AddrFrom4([4]byte{10, 9, byte(n >> 8), byte(n)}), 53, 7, []byte("answer")), 0)
 		r.answer(r.oneOpen())
 	}
-	if r.Len() != 2+5+rigFlows/heardPart-5 {
+	if r.Len() != 2+5+rigFlows/unansweredPart-5 {
 		t.Errorf("%d flows", r.Len())
 	}
 	r.check()
@@ -503,7 +503,7 @@ func TestInboundAllocs(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		l.Datagrams = load
 		r.ListenerReady(l.Token, flow.Readable)
-		for i := r.heard.Oldest(); i != store.None; i = r.heard.Oldest() {
+		for i := r.unanswered.Oldest(); i != store.None; i = r.unanswered.Oldest() {
 			r.remove(i, r.flows.At(i))
 		}
 	}); n != 0 {

@@ -20,9 +20,9 @@ import (
 	"aldente/worker/store"
 )
 
-// heardPart is which part of the table flows have that the guest has not answered:
-// one in so many.
-const heardPart = 4
+// unansweredPart is which part of the table flows have that the guest has not
+// answered: one in so many.
+const unansweredPart = 4
 
 // queuePoolPart is which part of the pool may be in queues: one in so many.
 const queuePoolPart = 4
@@ -31,10 +31,10 @@ const queuePoolPart = 4
 type state uint8
 
 const (
-	stateOpening state = 1 + iota // the broker was asked for a socket
-	stateOpen                     // sock is that socket
-	stateRefused                  // there is none; remembered for a while
-	stateHeard                    // came by a listener, and the guest has not answered: no socket was asked for
+	stateOpening    state = 1 + iota // the broker was asked for a socket
+	stateOpen                        // sock is that socket
+	stateRefused                     // there is none; remembered for a while
+	stateUnanswered                  // came by a listener, and the guest has not answered: no socket was asked for
 )
 
 // conn is one flow.
@@ -99,12 +99,12 @@ type Translator struct {
 	outbound store.Ages
 	numOut   int
 	maxOut   int
-	// heard are the flows that the guest has not answered. Anybody can make those:
+	// unanswered are the flows that the guest has not answered. Anybody can make those:
 	// they are a share of the table, and give way to one another only.
-	heard    store.Ages
-	numHeard int
-	maxHeard int
-	seed     maphash.Seed // of source ports for flows that look like others
+	unanswered    store.Ages
+	numUnanswered int
+	maxUnanswered int
+	seed          maphash.Seed // of source ports for flows that look like others
 
 	queues datagram.Queues
 
@@ -143,12 +143,12 @@ type Translator struct {
 func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.Pool, maxFlows int) *Translator {
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase,
-		flows:  store.NewTable[conn](maxFlows),
-		ages:   store.NewAges(maxFlows),
-		heard:  store.NewAges(maxFlows),
-		maxOut: maxFlows,
-		seed:   maphash.MakeSeed(),
-		queues: datagram.NewQueues(pool, pool.Len()/queuePoolPart),
+		flows:      store.NewTable[conn](maxFlows),
+		ages:       store.NewAges(maxFlows),
+		unanswered: store.NewAges(maxFlows),
+		maxOut:     maxFlows,
+		seed:       maphash.MakeSeed(),
+		queues:     datagram.NewQueues(pool, pool.Len()/queuePoolPart),
 
 		outbound: store.NewAges(maxFlows),
 		ready:    make([]uint32, 0, maxFlows),
@@ -158,7 +158,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	if g.MaxUDP != 0 {
 		t.maxOut = min(maxFlows, int(g.MaxUDP))
 	}
-	t.maxHeard = maxFlows / heardPart
+	t.maxUnanswered = maxFlows / unansweredPart
 	t.inboundFlows = store.NewTable[uint32](maxFlows)
 	datagram.Buffers(t.datagrams[:])
 	for i := range t.batches {
@@ -178,13 +178,13 @@ func (t *Translator) token(i uint32) uint64 {
 	return flow.Token(flow.OwnerUDP, t.flows.Gen(i), i)
 }
 
-// insert makes a flow in state opening or heard; if there are as many of those as
+// insert makes a flow in state opening or unanswered; if there are as many of those as
 // may be, in place of the one that was not used for longest.
 func (t *Translator) insert(k *store.Key, as state) (uint32, *conn) {
-	if as == stateHeard && t.numHeard == t.maxHeard {
-		t.evict(t.heard.Oldest())
+	if as == stateUnanswered && t.numUnanswered == t.maxUnanswered {
+		t.evict(t.unanswered.Oldest())
 	}
-	if as != stateHeard {
+	if as != stateUnanswered {
 		if t.numOut >= t.maxOut {
 			t.evict(t.outbound.Oldest())
 		}
@@ -203,9 +203,9 @@ func (t *Translator) insert(k *store.Key, as state) (uint32, *conn) {
 	c.sock = datagram.NewSocket(-1, 0)
 	_, c.peerPort = k.Remote()
 	c.last = t.env.Now()
-	if as == stateHeard {
-		t.heard.Add(i)
-		t.numHeard++
+	if as == stateUnanswered {
+		t.unanswered.Add(i)
+		t.numUnanswered++
 	} else {
 		t.enlist(i)
 		t.outbound.Add(i)
@@ -218,7 +218,7 @@ func (t *Translator) insert(k *store.Key, as state) (uint32, *conn) {
 // makeRoom makes room for a flow that the guest wants. It reports false if there
 // is none, and nothing that might make some.
 func (t *Translator) makeRoom() bool {
-	for t.flows.Len()-t.numHeard >= t.flows.Cap()-t.maxHeard || !t.g.Shares.May(flow.ShareUDP, 1) {
+	for t.flows.Len()-t.numUnanswered >= t.flows.Cap()-t.maxUnanswered || !t.g.Shares.May(flow.ShareUDP, 1) {
 		if t.ages.Oldest() == store.None {
 			return false
 		}
@@ -235,9 +235,9 @@ func (t *Translator) enlist(i uint32) {
 
 // unlist takes a flow out of its list.
 func (t *Translator) unlist(i uint32, c *conn) {
-	if c.state == stateHeard {
-		t.heard.Remove(i)
-		t.numHeard--
+	if c.state == stateUnanswered {
+		t.unanswered.Remove(i)
+		t.numUnanswered--
 		return
 	}
 	t.ages.Remove(i)
@@ -263,7 +263,7 @@ func (t *Translator) remove(i uint32, c *conn) {
 	if c.byHost != 0 {
 		t.inboundFlows.Remove(c.byHost - 1)
 	}
-	if l := t.listenerOf(c); l != nil && c.state != stateHeard {
+	if l := t.listenerOf(c); l != nil && c.state != stateUnanswered {
 		l.replies--
 	}
 	t.wheel.Cancel(t.timer + i)
@@ -276,8 +276,8 @@ func (t *Translator) remove(i uint32, c *conn) {
 // when it fires.
 func (t *Translator) touch(i uint32, c *conn) {
 	c.last = t.env.Now()
-	if c.state == stateHeard {
-		t.heard.Touch(i)
+	if c.state == stateUnanswered {
+		t.unanswered.Touch(i)
 	} else {
 		t.ages.Touch(i)
 		if !c.inbound {
