@@ -27,6 +27,7 @@ type steered struct {
 	lab  *netlab.Lab
 	g    *netlab.Guest
 	path string
+	user *netlab.User // of the instance and its clients, nil: nobody
 }
 
 // socketDir is a folder in which the instance's user may make files.
@@ -48,7 +49,7 @@ func steer(t *testing.T, lab *netlab.Lab, args ...string) *steered {
 	t.Helper()
 	needOurs(t)
 	path := filepath.Join(socketDir(t), "s")
-	return &steered{t, lab, lab.Guest(append(args, "-c", path)...), path}
+	return &steered{t: t, lab: lab, g: lab.Guest(append(args, "-c", path)...), path: path}
 }
 
 // answer has the guest answer on ports, by both protocols, with the port's number.
@@ -97,7 +98,11 @@ func (s *steered) answer(ports ...int) {
 // what it prints.
 func (s *steered) pesto(args ...string) (int, string) {
 	s.t.Helper()
-	p := s.lab.For(s.t).Host.Start(netlab.Spec{Args: append([]string{filepath.Join(netlab.Stage(), "pesto")}, append(args, s.path)...), User: netlab.Nobody})
+	user := netlab.Nobody
+	if s.user == netlab.Root {
+		user = nil
+	}
+	p := s.lab.For(s.t).Host.Start(netlab.Spec{Args: append([]string{filepath.Join(netlab.Stage(), "pesto")}, append(args, s.path)...), User: user})
 	return p.Wait(), p.Output()
 }
 
@@ -196,6 +201,37 @@ func TestPesto(t *testing.T) {
 	s.reaches(lab.Remote, "udp", netlab.Host4+":9002", "")
 }
 
+// TestPestoLowPorts: ports that need a privilege can be had later by who had it at the
+// start, by both protocols and both ways, and by nobody else.
+func TestPestoLowPorts(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	path := filepath.Join(socketDir(t), "s")
+	s := &steered{t: t, lab: lab, path: path, user: netlab.Root,
+		g: lab.GuestWith(netlab.GuestSpec{User: netlab.Root, Args: []string{"--config-net", "-t", "9001:8080", "-c", path}})}
+	s.answer(8080)
+	go netlab.Echo(lab.Host.Listen("tcp", "127.0.0.1:7001"))
+	for range 2 {
+		s.must("-A -t 83:8080 -u 83:8080 -T 84:7001 -D -t 9001:8080 -A -t 127.0.0.1/9001:8080")
+		for _, network := range []string{"tcp", "udp"} {
+			for _, f := range families {
+				s.reaches(lab.Remote, network, f.at(f.host, "83"), "8080")
+			}
+		}
+		s.reaches(s.g.NS, "tcp", "127.0.0.1:84", "?")
+		s.reaches(lab.Host, "tcp", "127.0.0.1:9001", "8080")
+		s.reaches(lab.Remote, "tcp", netlab.Host4+":9001", "")
+		s.must("-t 9001:8080 -T none")
+	}
+	if netlab.Nested() {
+		return // whoever runs there is root of it
+	}
+	s = steer(t, lab)
+	if st, out := s.pesto("-A", "-t", "83"); st != 1 || !strings.Contains(out, "CAP_NET_BIND_SERVICE") || s.rules() != "  HOST\n  SPLICE\n" {
+		t.Errorf("status %d: %s", st, out)
+	}
+}
+
 // TestPestoAuto: "auto" begins and ends while running, both ways.
 func TestPestoAuto(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
@@ -241,7 +277,6 @@ func TestPestoFails(t *testing.T) {
 		{"-t 9003:81 -T 7004 -T 7005", "for rule TCP [*]%lo:7005"},
 		{"-A -t 203.0.113.77/9003", "for rule TCP [203.0.113.77]:9003"},
 		{"-A -t %nosuch0/9003", "nosuch0"},
-		{"-A -t 80", "TCP [*]:80"},
 		{"-D -t 9001", "Couldn't find forwarding rule to delete"},
 		{"-C NOWHERE", "Unsupported pif name NOWHERE"},
 		{"-A -T 127.0.0.1/80", "not allowed"},
@@ -549,12 +584,12 @@ func TestPestoGuest(t *testing.T) {
 			}
 			script := strings.Join([]string{
 				`ls -l s`,
-				`./pesto s; echo "show $?"`,
-				`./pesto -A -t 9002 s; echo "add $?"`,
-				`unshare -Ur ./pesto -A -t 9002 s; echo "user $?"`,
-				`unshare -Urn ./pesto -A -t 9002 s; echo "net $?"`,
-				`unshare -Urmpf ./pesto -A -t 9002 s; echo "pid $?"`,
-				`nsenter -t 1 -n ./pesto -A -t 9002 s; echo "init $?"`,
+				`./pesto s; echo "show=$?"`,
+				`./pesto -A -t 9002 s; echo "add=$?"`,
+				`unshare -Ur ./pesto -A -t 9002 s; echo "user=$?"`,
+				`unshare -Urn ./pesto -A -t 9002 s; echo "net=$?"`,
+				`unshare -Urmpf ./pesto -A -t 9002 s; echo "pid=$?"`,
+				`nsenter -t 1 -n ./pesto -A -t 9002 s; echo "init=$?"`,
 				`touch ready; while ! test -e go; do sleep 0.05; done`,
 			}, "\n")
 			p := lab.For(t).StartPasta(netlab.GuestSpec{Binary: filepath.Join(netlab.Stage(), program), User: netlab.Nobody,
@@ -566,7 +601,7 @@ func TestPestoGuest(t *testing.T) {
 				}
 				time.Sleep(50 * time.Millisecond)
 			}
-			s := &steered{t, lab.For(t), nil, path}
+			s := &steered{t: t, lab: lab.For(t), path: path}
 			if got := s.rules(); got != "  HOST\n  SPLICE\n" {
 				t.Errorf("the guest has changed the rules to\n%s", got)
 			}
@@ -583,7 +618,7 @@ func TestPestoGuest(t *testing.T) {
 				t.Errorf("the guest does not see the socket: the test shows nothing\n%s", out)
 			}
 			for _, what := range []string{"show", "add", "user", "net", "pid", "init"} {
-				if !strings.Contains(out, what+" ") || strings.Contains(out, what+" 0") {
+				if !strings.Contains(out, what+"=") || strings.Contains(out, what+"=0\n") {
 					t.Errorf("%s: not refused\n%s", what, out)
 				}
 			}
@@ -591,6 +626,56 @@ func TestPestoGuest(t *testing.T) {
 				t.Errorf("%s", out)
 			}
 		})
+	}
+}
+
+// TestPestoHeld: the broker alone has the control socket; the process that is to remove
+// it has nothing else, and may do nothing else. With -c, captured code can do no more.
+func TestPestoHeld(t *testing.T) {
+	needOurs(t)
+	needRoot(t) // descriptors of processes that cannot be dumped
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	s := steer(t, lab, "-t", "9001")
+	inode := ""
+	for line := range strings.Lines(lab.Host.Read("/proc/net/unix")) {
+		if f := strings.Fields(line); len(f) == 8 && f[7] == s.path {
+			inode = "socket:[" + f[6] + "]"
+		}
+	}
+	removers := 0
+	for _, pid := range s.g.Processes() {
+		holds, fds := false, 0
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil || inode == "" {
+			t.Fatal(err, inode)
+		}
+		for _, e := range entries {
+			link, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
+			holds, fds = holds || link == inode, fds+1
+		}
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if holds != (pid == s.g.Proc.PID) {
+			t.Errorf("%s holds the control socket: %v", comm, holds)
+		}
+		if string(comm) != "aldente-socket\n" {
+			continue
+		}
+		removers++
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if !strings.Contains(string(status), "NoNewPrivs:\t1\n") || !strings.Contains(string(status), "Seccomp:\t2\n") || fds != 2 {
+			t.Errorf("the remover has %d descriptors\n%s", fds, status)
+		}
+	}
+	if removers != 1 {
+		t.Errorf("%d removers", removers)
+	}
+
+	for _, who := range []string{"broker", "agent"} {
+		for _, attempt := range strings.Fields("unlinkat renameat2 mkdirat openat-write socket-unix") {
+			if got := tryCaptive(t, lab, who, attempt, "-c", filepath.Join(socketDir(t), "s")); got != "killed" {
+				t.Errorf("%s, with -c: %s: %s", who, attempt, got)
+			}
+		}
 	}
 }
 
@@ -621,7 +706,7 @@ func TestPestoClientsOfOthers(t *testing.T) {
 	daemon, _ := strconv.Atoi(strings.TrimSpace(string(text)))
 	t.Cleanup(func() { _ = syscall.Kill(daemon, syscall.SIGKILL) })
 	guest := netlab.OpenNS(t, "guest", ns)
-	s := &steered{t, lab, &netlab.Guest{NS: guest}, path}
+	s := &steered{t: t, lab: lab, g: &netlab.Guest{NS: guest}, path: path}
 	s.answer(8080, 8081, 8082)
 
 	// Podman: one binding for each family; once more is nothing new.

@@ -339,3 +339,26 @@ func TestAcceptHostGone(t *testing.T) {
 	e.tr.RemoveListener(1)
 	p.gone()
 }
+
+// A listener may be given another target while it listens: what is accepted from then
+// on is for that. Listeners are found in whatever order.
+func TestRetargetListener(t *testing.T) {
+	e := newEnv(t, withFlows(64))
+	l, m := e.listen(1, 80), e.listen(2, 81)
+	e.tr.RetargetListener(&ipc.Listener{ID: 2, Proto: ipc.ProtoTCP, GuestPort: 90})
+	e.tr.RetargetListener(&ipc.Listener{ID: 3, Proto: ipc.ProtoTCP, GuestPort: 99}) // gone since
+	l.arrive(e.newSock(), remote4, 1000)
+	m.arrive(e.newSock(), remote4, 1001)
+	e.settle()
+	if e.issOf(80, 1000) == 0 || e.issOf(90, 1001) == 0 || e.tr.Len() != 2 {
+		t.Errorf("%d connections, not one to port 80 and one to 90", e.tr.Len())
+	}
+	for _, id := range []uint32{2, 1, 1} {
+		e.tr.RemoveListener(id)
+	}
+	if l.closes != 1 || m.closes != 1 {
+		t.Error("listeners not closed once")
+	}
+	e.tr.Close()
+	e.empty()
+}

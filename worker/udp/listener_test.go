@@ -513,3 +513,31 @@ func TestInboundAllocs(t *testing.T) {
 		t.Errorf("stats %+v", r.Stats)
 	}
 }
+
+// TestRetargetListener: what comes from now on is for another port, by the same socket;
+// a flow that there is goes on, and other listeners are not concerned.
+func TestRetargetListener(t *testing.T) {
+	other4 := packet.AddrFrom4([4]byte{10, 0, 0, 77})
+	r := newRig(t)
+	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
+	m := r.listen(ipc.Listener{ID: 4, Proto: ipc.ProtoUDP, HostPort: 5001, GuestPort: 53})
+	r.RetargetListener(&ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 54, Target: other4})
+	r.RetargetListener(&ipc.Listener{ID: 9, Proto: ipc.ProtoUDP, GuestPort: 99}) // gone since
+	l.Datagrams = []flow.Datagram{from(remote4, 2000, our4, "one")}
+	m.Datagrams = []flow.Datagram{from(remote4, 2001, our4, "two")}
+	r.ListenerReady(l.Token, flow.Readable)
+	r.ListenerReady(m.Token, flow.Readable)
+	want := []received{
+		{src: remote4, dst: other4, srcPort: 2000, dstPort: 54, data: "one"},
+		{src: remote4, dst: guest4, srcPort: 2001, dstPort: 53, data: "two"},
+	}
+	if diff := cmp.Diff(want, r.received(), cmp.AllowUnexported(received{})); diff != "" {
+		t.Errorf("received (-want +got):\n%s", diff)
+	}
+	for _, id := range []uint32{4, 3, 3} { // the other way round than they came
+		r.RemoveListener(id)
+	}
+	if r.Len() != 2 {
+		t.Errorf("%d flows", r.Len())
+	}
+}

@@ -31,6 +31,9 @@ func sound(r *cli.Rule) bool {
 func FuzzPortTables(f *testing.F) {
 	fuzz.Add(f, recorded(f, "tables.hex"))
 	fuzz.Add(f, []byte{Host, 0, 0, 0, 0, Splice, 0, 0, 0, 0, 0})
+	fuzz.Add(f, []byte{Host, 0, 0, 0, 0, Host, 0, 0, 0, 0, 0})
+	beyond := cli.Rule{Proto: ipc.ProtoTCP, PortRange: cli.PortRange{First: 1, Last: 9}, TargetPort: 65530}
+	fuzz.Add(f, AppendTables(nil, []Table{{ID: Host, Rules: []cli.Rule{beyond}}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		tables, err := ReadTables(r)
@@ -40,7 +43,12 @@ func FuzzPortTables(f *testing.F) {
 			}
 			return
 		}
+		var seen [256]bool
 		for i := range tables {
+			if id := tables[i].ID; seen[id] || id == 0 {
+				t.Errorf("table %d twice, or the end mark", id)
+			}
+			seen[tables[i].ID] = true
 			for j := range tables[i].Rules {
 				if !sound(&tables[i].Rules[j]) {
 					t.Errorf("read %v", &tables[i].Rules[j])
