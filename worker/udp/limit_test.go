@@ -59,3 +59,19 @@ func TestNoAnswerPossible(t *testing.T) {
 		t.Errorf("sent %q", got)
 	}
 }
+
+// TestReturn: what is given back to a listener reaches the guest; a listener that is
+// not there has none.
+func TestReturn(t *testing.T) {
+	r := newRig(t)
+	r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
+	r.Return(3, []flow.Datagram{from(remote4, 2001, our4, "y")})
+	r.Return(4, []flow.Datagram{from(remote4, 2002, our4, "z")})
+	r.Return(0, []flow.Datagram{from(remote4, 2003, our4, "z")})
+	if got := r.received(); len(got) != 1 || got[0].dstPort != 53 || got[0].data != "y" {
+		t.Errorf("%+v", got)
+	}
+	if r.Stats.Returned != 1 || r.Stats.Strangers != 2 {
+		t.Errorf("stats %+v", r.Stats)
+	}
+}
