@@ -208,12 +208,12 @@ func TestHostileBudget(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	for _, tt := range []struct{ script, want string }{
-		{"hoard=400,udp,192.0.2.9,7", "300 held, then none"},
-		{"hoard=400,udp,2001:db8:1::9,7", "300 held, then none"},
-		{"hoard=100,icmp,192.0.2.9,0", "20 held, then none"},
-		{"hoard=100,icmpv6,2001:db8:1::9,0", "20 held, then none"},
-		{"hoard=400,tcp," + silent4 + ",9", "400 held"},
-		{"hoard=400,tcp," + silent6 + ",9", "400 held"},
+		{"hold=400,udp,192.0.2.9,7", "300 held, then none"},
+		{"hold=400,udp,2001:db8:1::9,7", "300 held, then none"},
+		{"hold=100,icmp,192.0.2.9,0", "20 held, then none"},
+		{"hold=100,icmpv6,2001:db8:1::9,0", "20 held, then none"},
+		{"hold=400,tcp," + silent4 + ",9", "400 held"},
+		{"hold=400,tcp," + silent6 + ",9", "400 held"},
 	} {
 		t.Run(tt.script, func(t *testing.T) {
 			g := hostileGuest(t, lab, tt.script, "--limit", "udp=300,icmp=20,half-open=30,new=none")
@@ -256,8 +256,8 @@ func TestThreeGuests(t *testing.T) {
 	go netlab.EchoUDP(lab.Remote.ListenUDP("udp", "192.0.2.9:7"))
 	fourth := lab.Guest()
 	alone := perSecond(t, fourth.NS, "192.0.2.9:7")
-	hoards := "hoard=12000,udp,192.0.2.9,7 hoard=1500,tcp," + silent4 + ",9"
-	script := hoards + " burst=3000000,udp,192.0.2.9,7" // ends with its worker
+	holds := "hold=12000,udp,192.0.2.9,7 hold=1500,tcp," + silent4 + ",9"
+	script := holds + " burst=3000000,udp,192.0.2.9,7" // ends with its worker
 	var worst []*netlab.Guest
 	for range 3 {
 		worst = append(worst, lab.GuestWith(netlab.GuestSpec{Binary: filepath.Join(captives(t, captiveWorker), "pasta"),
@@ -266,7 +266,7 @@ func TestThreeGuests(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, g := range worst {
 		wg.Go(func() {
-			for word := range strings.FieldsSeq(hoards) {
+			for word := range strings.FieldsSeq(holds) {
 				t.Log(told(t, g, word))
 			}
 		})

@@ -121,7 +121,7 @@ func TestHostileFlood(t *testing.T) {
 	for _, tt := range []struct{ script, want string }{
 		{"burst=96000,udp,192.0.2.9,7", "96000 answers"},
 		{"events=96000", "sent"},
-		{"deaf=100000,udp,192.0.2.9,7", ""},
+		{"unread=100000,udp,192.0.2.9,7", ""},
 	} {
 		t.Run(tt.script, func(t *testing.T) {
 			g := hostileGuest(t, lab, "sleep=200ms "+tt.script)
@@ -153,17 +153,17 @@ func TestHostileFlood(t *testing.T) {
 	}
 }
 
-// TestHostileHoard opens flows and closes none: it gets as many as its limit on
+// TestHostileHold opens flows and closes none: it gets as many as its limit on
 // open files says, the broker keeps none of them, and is there for the next.
-func TestHostileHoard(t *testing.T) {
+func TestHostileHold(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	const limit = 600
 	g := lab.GuestWith(netlab.GuestSpec{Binary: filepath.Join(captives(t, captiveWorker), "pasta"),
 		Wrap: []string{"bash", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "bash"},
-		Args: []string{"--config-net", "--hostname", "sleep=200ms hoard=3000,udp,192.0.2.9,7"}})
+		Args: []string{"--config-net", "--hostname", "sleep=200ms hold=3000,udp,192.0.2.9,7"}})
 	before := vitals(t, g.Proc.PID)
-	said := told(t, g, "hoard=3000,udp,192.0.2.9,7")
+	said := told(t, g, "hold=3000,udp,192.0.2.9,7")
 	var held int
 	if _, err := fmt.Sscanf(said, "%d held, then none", &held); err != nil || held < limit/2 || held >= limit {
 		t.Errorf("said %q", said)

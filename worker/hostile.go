@@ -31,8 +31,8 @@ var protocols = map[string]uint8{
 //	bypass=PROTO,DST,PORT,SRC        the same for the far end of the bypass
 //	record=HEX                       any bytes
 //	burst=N,PROTO,DST,PORT           N requests as fast as they go, answers read
-//	deaf=N,PROTO,DST,PORT            N requests, no answer read
-//	hoard=N,PROTO,DST,PORT           N flows, none closed
+//	unread=N,PROTO,DST,PORT            N requests, no answer read
+//	hold=N,PROTO,DST,PORT           N flows, none closed
 //	events=N                         N events
 //	fd=                              a descriptor, which takes a forbidden call
 func (c *scriptedWorker) hostile(key, value string) string {
@@ -46,14 +46,14 @@ func (c *scriptedWorker) hostile(key, value string) string {
 		return c.ask(&o)
 	case "record":
 		return c.record(value)
-	case "hoard":
+	case "hold":
 		n, _ := strconv.Atoi(f[0])
 		o, err := c.request("open", f[1:])
 		if err != nil {
 			return err.Error()
 		}
 		return c.holdAll(n, &o)
-	case "burst", "deaf":
+	case "burst", "unread":
 		n, _ := strconv.Atoi(f[0])
 		o, err := c.request("open", f[1:])
 		if err != nil {

@@ -39,8 +39,8 @@ func ChaosTimeout(size int64) time.Duration {
 // ChaosWay is a connection from a process in one namespace to one in another, that
 // listens at Listen and is reached at Addr.
 type ChaosWay struct {
-	Client, Server *NS
-	Listen, Addr   string
+	Client, Server *NS    // where the ends are
+	Listen, Addr   string // ADDR:PORT, as the server and the client have it
 }
 
 // Chaos has both ends of each connection send size bytes at once, with urgent bytes

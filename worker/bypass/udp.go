@@ -65,10 +65,10 @@ type datagrams struct {
 	wheel         *store.Wheel
 	timer         uint32
 	flows         *store.Table[dflow]
-	ages          store.Ages // of flows that were answered
-	unanswered    store.Ages // of the others
-	numUnanswered int        // their number
-	maxUnanswered int        // of those
+	ages          store.LRU // of flows that were answered
+	unanswered    store.LRU // of the others
+	numUnanswered int       // their number
+	maxUnanswered int       // of those
 	queues        datagram.Queues
 
 	// Return takes what came to a socket that answers for a listener, and is not
@@ -86,7 +86,7 @@ func (d *datagrams) init(w *store.Wheel, timerBase uint32, pool *store.Pool, siz
 	d.wheel, d.timer = w, timerBase
 	d.queues = datagram.NewQueues(pool, maxQueued)
 	d.flows = store.NewTable[dflow](size)
-	d.ages, d.unanswered = store.NewAges(size), store.NewAges(size)
+	d.ages, d.unanswered = store.NewLRU(size), store.NewLRU(size)
 	d.maxUnanswered = size / unansweredPart
 	d.busyUDP = make([]uint64, 0, 2*size)
 	datagram.Buffers(d.read[:])
@@ -448,7 +448,7 @@ func (t *Translator) Timer(id uint32) {
 // descriptors, those that nobody has answered first. It reports false if there is
 // none.
 func (t *Translator) Evict() bool {
-	for _, a := range [...]*store.Ages{&t.unanswered, &t.ages} {
+	for _, a := range [...]*store.LRU{&t.unanswered, &t.ages} {
 		for i := a.Oldest(); i != store.None; i = a.Newer(i) {
 			if f := t.flows.At(i); f.sides[near].sock.FD >= 0 || f.sides[far].sock.FD >= 0 {
 				t.evict(i)

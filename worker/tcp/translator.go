@@ -79,7 +79,7 @@ type Translator struct {
 
 	// halfOpen are the connections that the guest asks for and that are not made
 	// yet, in the order in which it did. The oldest makes room where there is none.
-	halfOpen store.Ages
+	halfOpen store.LRU
 
 	dirty  []uint32 // flows to look at when the batch ends
 	ready  []uint32 // flows with data for the guest and room for it
@@ -110,7 +110,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 		env: env, g: g, wheel: w, timer: timerBase, pool: pool,
 		flows:        store.NewTable[conn](maxFlows),
 		sets:         make([]ranges, min(maxFlows, 2048)),
-		halfOpen:     store.NewAges(maxFlows),
+		halfOpen:     store.NewLRU(maxFlows),
 		dirty:        make([]uint32, 0, maxFlows+256), // one that ended in a batch may be on it again
 		ready:        make([]uint32, 0, maxFlows),
 		marked:       make([]uint32, 0, maxFlows),

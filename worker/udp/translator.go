@@ -93,15 +93,15 @@ type Translator struct {
 	// addresses was spoken to is not to be seen in what the guest is sent.
 	inboundFlows *store.Table[uint32]
 
-	ages store.Ages
+	ages store.LRU
 	// outbound are those of them that hold a port of the host's: the broker grants
 	// only so many.
-	outbound store.Ages
+	outbound store.LRU
 	numOut   int
 	maxOut   int
 	// unanswered are the flows that the guest has not answered. Anybody can make those:
 	// they are a share of the table, and give way to one another only.
-	unanswered    store.Ages
+	unanswered    store.LRU
 	numUnanswered int
 	maxUnanswered int
 	seed          maphash.Seed // of source ports for flows that look like others
@@ -144,13 +144,13 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	t := &Translator{
 		env: env, g: g, wheel: w, timer: timerBase,
 		flows:      store.NewTable[conn](maxFlows),
-		ages:       store.NewAges(maxFlows),
-		unanswered: store.NewAges(maxFlows),
+		ages:       store.NewLRU(maxFlows),
+		unanswered: store.NewLRU(maxFlows),
 		maxOut:     maxFlows,
 		seed:       maphash.MakeSeed(),
 		queues:     datagram.NewQueues(pool, pool.Len()/queuePoolPart),
 
-		outbound: store.NewAges(maxFlows),
+		outbound: store.NewLRU(maxFlows),
 		ready:    make([]uint32, 0, maxFlows),
 		joined:   make([]byte, datagram.BufferSize),
 		frame:    make([]byte, datagram.BufferSize+packet.MaxHeaders),

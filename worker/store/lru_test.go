@@ -9,9 +9,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// order lists an Ages from old to new, and checks that it reads the same
+// order lists an LRU from old to new, and checks that it reads the same
 // backwards.
-func order(t *rapid.T, a *Ages) []uint32 {
+func order(t *rapid.T, a *LRU) []uint32 {
 	var all []uint32
 	prev := None
 	for i := a.Oldest(); i != None; i = a.Newer(i) {
@@ -26,10 +26,10 @@ func order(t *rapid.T, a *Ages) []uint32 {
 	return all
 }
 
-func TestAgesKeepTheOrderOfUse(t *testing.T) {
+func TestLRUKeepsTheOrderOfUse(t *testing.T) {
 	const size = 8
 	rapid.Check(t, func(t *rapid.T) {
-		a := NewAges(size)
+		a := NewLRU(size)
 		var want []uint32 // oldest first
 		flow := rapid.Uint32Range(0, size-1)
 		t.Repeat(map[string]func(*rapid.T){
