@@ -3,7 +3,8 @@
 PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec/aldente
-MANDIR     ?= $(PREFIX)/share/man
+DATADIR    ?= $(PREFIX)/share
+MANDIR     ?= $(DATADIR)/man
 FUZZTIME   ?= 10s
 SOAK       ?= 20m
 CHAOS      ?= 4096
@@ -140,6 +141,9 @@ install: all
 	ln -sf aldentectl $(DESTDIR)$(BINDIR)/pesto
 	install -m 755 bin/aldente-worker $(DESTDIR)$(LIBEXECDIR)/aldente-worker
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
+	install -D -m 644 packaging/completions/pesto.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/pesto
+	install -D -m 644 packaging/completions/_pesto $(DESTDIR)$(DATADIR)/zsh/site-functions/_pesto
+	install -D -m 644 packaging/completions/pesto.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/pesto.fish
 
 clean:
 	rm -rf bin build

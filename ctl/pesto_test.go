@@ -5,9 +5,11 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -243,5 +245,36 @@ func TestManual(t *testing.T) {
 	got = append(got, regexp.MustCompile(`(?m)^\.It Fl .*$`).FindAllString(string(page), -1)...)
 	if !slices.Equal(got, want) {
 		t.Errorf("the manual page has\n%q, want\n%q", got, want)
+	}
+	for name, spelled := range map[string]struct{ short, long string }{
+		"pesto.bash": {"-%s ", "--%s"}, "_pesto": {"{-%s,", "--%s"}, "pesto.fish": {" -s %s ", " -l %s "},
+	} {
+		b, err := os.ReadFile("../packaging/completions/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range options {
+			if o.short != 0 && !strings.Contains(string(b), fmt.Sprintf(spelled.short, string(o.short))) ||
+				!strings.Contains(string(b), fmt.Sprintf(spelled.long, o.long)) {
+				t.Errorf("%s lacks --%s", name, o.long)
+			}
+		}
+	}
+}
+
+// TestCompletion: bash completes options, tables, port specifications and paths.
+func TestCompletion(t *testing.T) {
+	if _, err := exec.LookPath("bash"); err != nil {
+		t.Skip("needs bash")
+	}
+	for line, want := range map[string]string{
+		"pesto --de": "--delete --debug", "pesto -C S": "SPLICE", "pesto -A -t a": "all auto", "pesto ../man/pes": "../man/pesto.1", "pesto -A": "-A",
+	} {
+		out, err := exec.Command("bash", "-c", `. ../packaging/completions/pesto.bash
+			compopt() { :; }
+			read -ra COMP_WORDS <<<"$1"; COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _pesto; echo "${COMPREPLY[*]}"`, "bash", line).CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != want {
+			t.Errorf("%s: %q, %v, want %q", line, got, err, want)
+		}
 	}
 }

@@ -44,6 +44,7 @@ func newRemover(folder int, name string) (*remover, error) {
 		}
 	}
 	l.Try(unix.SYS_SETSID)
+	l.Try(unix.SYS_CHDIR, "/")
 	l.Try(unix.SYS_PRCTL, unix.PR_SET_NAME, removerName)
 	l.Must(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	l.Must(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

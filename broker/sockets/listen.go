@@ -62,8 +62,31 @@ func (f *Factory) Beside(l Listener, going []Listener) (Listener, error) {
 		}
 	}
 	fd, err := f.bindListener(&l, true)
+	if err == nil && l.Proto == ipc.ProtoUDP && !f.alone(&l, going) {
+		unix.Close(fd)
+		fd, err = -1, fmt.Errorf("cannot listen on %s port %s%s: %w", protoName(l.Proto), where(&l), hint(unix.EADDRINUSE), unix.EADDRINUSE)
+	}
 	l.FD = fd
 	return l, err
+}
+
+// alone tells whether all sockets on a UDP port are ours, where listeners that have
+// parts of it alone are to make room for one that has more.
+func (f *Factory) alone(l *Listener, going []Listener) bool {
+	p := f.ports
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	addr, dual := f.listenAddr(l)
+	for _, v4 := range []bool{false, true} {
+		if addr.Is4() != v4 && !dual || coveredBy(going, v4) {
+			continue
+		}
+		k := portKey{v4, l.Port}
+		if all, err := p.kernel.on(ipc.ProtoUDP, l.Port, 0); err != nil || !p.allOurs(all, k, l.cookie, f.onPort(k)) {
+			return false
+		}
+	}
+	return true
 }
 
 // Retarget gives the listener with that identifier what l says of the guest's side,

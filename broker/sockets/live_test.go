@@ -90,6 +90,32 @@ func TestBeside(t *testing.T) {
 	}
 }
 
+// TestBesideOthers: where somebody else has another address of the port, a listener of
+// ours that has one does not let us have all.
+func TestBesideOthers(t *testing.T) {
+	f, other, port := knowing(t), knowing(t), bothFree(t)
+	old, err := f.Listen(Listener{Proto: ipc.ProtoUDP, Addr: netip.MustParseAddr("127.0.0.1"), Port: port})
+	if err != nil {
+		t.Skip(err)
+	}
+	defer f.Unlisten(old.ID)
+	theirs, err := other.Listen(Listener{Proto: ipc.ProtoUDP, Addr: netip.MustParseAddr("127.0.0.2"), Port: port})
+	if err != nil {
+		t.Skip(err)
+	}
+	l, err := f.Beside(Listener{Proto: ipc.ProtoUDP, Port: port}, []Listener{old})
+	if !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("beside another instance's: %v", err)
+		unix.Close(l.FD)
+	}
+	other.Unlisten(theirs.ID)
+	if l, err = f.Beside(Listener{Proto: ipc.ProtoUDP, Port: port}, []Listener{old}); err != nil {
+		t.Errorf("once that is gone: %v", err)
+	} else {
+		unix.Close(l.FD)
+	}
+}
+
 // TestRetarget: a listener leads elsewhere, by the same socket and identifier.
 func TestRetarget(t *testing.T) {
 	f := knowing(t)
