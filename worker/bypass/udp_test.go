@@ -122,6 +122,32 @@ func TestJoined(t *testing.T) {
 	}
 }
 
+// TestNotJoined: a socket that does not take datagrams joined gets them one by one,
+// and none is lost for it.
+func TestNotJoined(t *testing.T) {
+	l := newLane(t)
+	p := l.datagrams("127.0.0.1", true, flow.Datagram{Buf: payload(1, 1), N: 1})
+	defer unix.Close(p.client)
+	defer unix.Close(p.server)
+	expect(t, p.server, payload(1, 1))
+	var farFD int
+	l.t.flows.Each(func(i uint32) { farFD = int(l.t.flows.At(i).sides[far].sock.FD) })
+	// Without checksums the kernel cuts nothing: EINVAL (udp_send_skb of net/ipv4/udp.c).
+	must(t, unix.SetsockoptInt(farFD, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1))
+	for round := range byte(3) {
+		for k := range byte(20) {
+			_, err := unix.Write(p.client, payload(2000, round*20+k))
+			must(t, err)
+		}
+		for k := range byte(20) {
+			expectSoon(t, l, p.server, payload(2000, round*20+k))
+		}
+	}
+	if l.t.Stats.Dropped != 0 {
+		t.Errorf("%+v", l.t.Stats)
+	}
+}
+
 // TestFirstDatagrams holds what comes before the sockets, in order, joined ones
 // as such, up to a bound.
 func TestFirstDatagrams(t *testing.T) {

@@ -80,6 +80,36 @@ func TestDatagrams(t *testing.T) {
 	})
 }
 
+// TestControlCut: a datagram with more control messages than there is room for is not
+// taken for one of which all is known.
+func TestControlCut(t *testing.T) {
+	in, to := loopback(t, true, unix.SOCK_DGRAM)
+	out, _ := loopback(t, true, unix.SOCK_DGRAM)
+	must(t, unix.Connect(out, to))
+	must(t, unix.SetsockoptInt(in, unix.IPPROTO_UDP, unix.UDP_GRO, 1))
+	var s Sockets
+	d := []flow.Datagram{{Buf: make([]byte, 3000)}}
+	for _, cut := range []bool{false, true} {
+		if cut {
+			must(t, unix.SetsockoptInt(in, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1))
+			for _, o := range []int{unix.IP_PKTINFO, unix.IP_RECVTTL, unix.IP_RECVTOS, unix.IP_RECVORIGDSTADDR} {
+				must(t, unix.SetsockoptInt(in, unix.IPPROTO_IP, o, 1))
+			}
+		}
+		s.Option(int32(out), flow.OptionUDPSegment, 1000)
+		if n, e := s.Write(int32(out), make([]byte, 2500)); n != 2500 || e != 0 {
+			t.Fatal(n, e)
+		}
+		ready(t, in, unix.POLLIN)
+		if n, e := s.RecvDatagrams(int32(in), d); n != 1 || e != 0 || d[0].Truncated != cut {
+			t.Errorf("%d datagrams, cut %t, want %t, %v", n, d[0].Truncated, cut, e)
+		}
+		if !cut && d[0].Segment != 1000 {
+			t.Errorf("segments of %d", d[0].Segment)
+		}
+	}
+}
+
 // TestErrorQueue sends to a port where nobody is.
 func TestErrorQueue(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, v4 bool) {

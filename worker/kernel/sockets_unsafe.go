@@ -238,7 +238,8 @@ func (s *Sockets) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno
 	for i := range got {
 		m := &s.mmsg[i]
 		d[i].N = int(m.n)
-		d[i].Truncated = m.hdr.Flags&unix.MSG_TRUNC != 0
+		// Of one whose control messages were cut nobody knows where its parts end.
+		d[i].Truncated = m.hdr.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0
 		d[i].Segment = 0
 		d[i].From, d[i].FromPort, d[i].To = packet.Addr{}, 0, packet.Addr{}
 		if m.hdr.Namelen >= unix.SizeofSockaddrInet4 {
