@@ -254,3 +254,46 @@ func TestListenersOfOneAddress(t *testing.T) {
 		}
 	}
 }
+
+// TestKeepAlivesPassOn: a guest that asks whether its peer still lives has the host
+// ask as well. We answer the guest ourselves, so nobody else would.
+func TestKeepAlivesPassOn(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	g := lab.Guest()
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			lab, g := lab.For(t), g.For(t)
+			at := f.at(f.remote, "9400")
+			go netlab.Echo(lab.Remote.Listen("tcp", at))
+			c := g.Dial("tcp", at)
+			if timer := tcpTimer(lab.Host, f, 9400); timer == keepAliveTimer {
+				t.Error("the host asks without being told to")
+			}
+			setOption(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1)
+			setOption(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1)
+			setOption(t, c, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+			if !eventually(15*time.Second, func() bool { return tcpTimer(lab.Host, f, 9400) == keepAliveTimer }) {
+				t.Error("the host does not ask")
+			}
+		})
+	}
+}
+
+// keepAliveTimer is TIMER_KEEPALIVE in /proc/net/tcp, Documentation/networking/proc_net_tcp.rst.
+const keepAliveTimer = "02"
+
+// tcpTimer is the timer that runs for the namespace's connection to a port.
+func tcpTimer(n *netlab.NS, f family, port int) string {
+	table := "/proc/net/tcp"
+	if f.is6() {
+		table += "6"
+	}
+	for line := range strings.Lines(n.Read(table)) {
+		if w := strings.Fields(line); len(w) > 5 && strings.HasSuffix(w[2], fmt.Sprintf(":%04X", port)) {
+			timer, _, _ := strings.Cut(w[5], ":")
+			return timer
+		}
+	}
+	return ""
+}
