@@ -127,8 +127,8 @@ func (c *conn) has(f flag) bool { return c.flags&f != 0 }
 func (c *conn) set(f flag)      { c.flags |= f }
 func (c *conn) clear(f flag)    { c.flags &^= f }
 
-// over tells whether the flow has no use for its socket any more.
-func (c *conn) over() bool { return c.state == stateTimeWait || c.state == stateEnded }
+// over tells, by the order of states, whether the flow has no use for its socket any more.
+func (c *conn) over() bool { return c.state >= stateTimeWait }
 
 // inFlight is how many bytes are sent and not acknowledged.
 func (c *conn) inFlight() uint32 { return c.sndNxt - c.sndUna }
