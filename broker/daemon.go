@@ -184,6 +184,8 @@ func (in *instance) openPID() error {
 	if path == "" {
 		return nil
 	}
+	in.undo.making.Lock()
+	defer in.undo.making.Unlock()
 	fd, err := output.Open(path, output.Options{
 		Flags:   unix.O_WRONLY | unix.O_NOFOLLOW,
 		Guarded: guarded(in.cfg),

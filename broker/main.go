@@ -327,6 +327,8 @@ func (in *instance) prepare() error {
 	case in.cfg.FD >= 0:
 		in.stream = guestsock.Given(in.log)
 	default:
+		in.undo.making.Lock()
+		defer in.undo.making.Unlock()
 		if in.stream, err = guestsock.Listen(in.cfg.SocketPath, in.cfg.OneOff, in.log); err == nil {
 			var st unix.Stat_t
 			if unix.Lstat(in.stream.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {

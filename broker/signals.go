@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +46,7 @@ func (in *instance) endEarly(signals <-chan os.Signal, awaited bool) (started fu
 	go func() {
 		select {
 		case s := <-signals:
-			in.undo.all()
+			in.undo.last()
 			os.Exit(earlyStatus(s.(syscall.Signal), awaited))
 		case <-up:
 		}
@@ -66,8 +67,9 @@ func earlyStatus(s syscall.Signal, awaited bool) int {
 // undo lists what start-up has left in the file system, to be removed if it does
 // not come to its end. Once confined, the process could not, and need not.
 type undo struct {
-	mu    sync.Mutex
-	files []*output.Place
+	making sync.Mutex // held from before a file is made until it is noted
+	mu     sync.Mutex
+	files  []*output.Place
 }
 
 // add notes the file that st is about, which is at path. It has to stay in use.
@@ -83,6 +85,18 @@ func (u *undo) add(path string, st *unix.Stat_t) {
 
 // all removes it, as far as this process still may.
 func (u *undo) all() { u.each((*output.Place).Remove) }
+
+// last is all before the process ends: nothing is made after it. What is being made
+// it waits for, unless that has to wait for somebody itself, as a FIFO does.
+func (u *undo) last() {
+	for end := time.Now().Add(lastWait); !u.making.TryLock() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	u.all()
+}
+
+// lastWait is how long making a file may take once a signal has come.
+const lastWait = 250 * time.Millisecond
 
 // forget leaves everything where it is, from now on.
 func (u *undo) forget() { u.each((*output.Place).Close) }
