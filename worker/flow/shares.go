@@ -71,6 +71,20 @@ func (s *Shares) Take(k Share, n int) {
 	}
 }
 
+// Lend returns what f says if k held one less, for whoever holds a part already and
+// asks whether there is room for what would hold it instead. Nothing is given back.
+func (s *Shares) Lend(k Share, f func() bool) bool {
+	if s == nil {
+		return f()
+	}
+	returned := s.returned
+	s.Take(k, -1)
+	ok := f()
+	s.Take(k, 1)
+	s.returned = returned
+	return ok
+}
+
 // Returned tells whether anything was given back since the last call. A flow may
 // have held a part without a descriptor, whose end nobody hears of.
 func (s *Shares) Returned() bool {

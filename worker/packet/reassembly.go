@@ -156,7 +156,9 @@ func (r *Reassembler) find(k *fragmentKey, version uint8, now int64) *reassembly
 		}
 	}
 	if spare.used {
-		r.Stats.Evicted++
+		if !spare.spoiled { // that one was counted
+			r.Stats.Evicted++
+		}
 		r.release(spare)
 	}
 	timeout := int64(reassemblyTimeout6)

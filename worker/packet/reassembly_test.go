@@ -465,3 +465,21 @@ func TestReassembleUndecoded(t *testing.T) {
 		r.check(t)
 	}
 }
+
+// A datagram that was given up is counted once.
+func TestGivenUpOnce(t *testing.T) {
+	r := NewReassembler()
+	part := func(id uint32, off int, n int) {
+		p := Packet{IPVersion: 4, Proto: 17, FragID: id, FragOffset: off, MoreFragments: true, Fragment: true, Frame: make([]byte, 34+n), L3: 14, L4: 34}
+		p.End = 34 + n
+		r.Reassemble(&p, 1)
+	}
+	part(0, 8, 16)
+	part(0, 16, 16) // overlaps
+	for id := range uint32(MaxReassembly) {
+		part(id+1, 8, 16)
+	}
+	if r.Stats.Overlapped+r.Stats.Evicted != 1 {
+		t.Errorf("one datagram was given up: %+v", r.Stats)
+	}
+}

@@ -267,6 +267,9 @@ func (e *env) settle() {
 			busy = true
 		}
 		e.tr.Sweep()
+		if e.g.Shares.Returned() {
+			e.tr.Freed()
+		}
 		if !busy && !e.tr.Pending() {
 			e.verify()
 			return

@@ -29,8 +29,8 @@ const acceptBurst = 64
 // the descriptors.
 func (t *Translator) hasRoom(s flow.Share) bool {
 	other := flow.ShareIn + flow.ShareOut - s
-	kept := max(t.least[other]-t.made[other], 0)
-	return t.flows.Len()+kept < t.flows.Cap() && t.chunksLeft() >= minReserve*(1+kept) && t.g.Shares.May(s, 1)
+	kept, places := max(t.least[other]-t.made[other], 0), max(t.least[other]-t.places[other], 0)
+	return t.flows.Len()+places < t.flows.Cap() && t.chunksLeft() >= minReserve*(1+kept) && t.g.Shares.May(s, 1)
 }
 
 // makeRoom makes room for a connection that the guest asks for: the oldest that it
@@ -102,6 +102,7 @@ func (t *Translator) insert(k *store.Key, s state) (uint32, *conn) {
 	c.state, c.flags = s, flags
 	t.g.Shares.Take(share, 1)
 	t.made[share]++
+	t.places[share]++
 	if s == stateOpening {
 		t.halfOpen.Add(i)
 	}

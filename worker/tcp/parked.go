@@ -67,8 +67,9 @@ func (t *Translator) mayAccept(l *listener) bool {
 	return t.g.Shares.May(flow.ShareIn, 1) && (t.room(l, byLink) || t.room(l, pastLink))
 }
 
-// place has a connection go its way, after those that wait for the same. One that
-// finds no room waits, with as many others as may, or is reset.
+// place has a connection go its way, after those that wait for the same. One out of
+// the namespace shares nothing with them and goes before. One that finds no room
+// waits, with as many others as may, or is reset.
 func (t *Translator) place(p *parked) {
 	way := byLink
 	if flow.TakesBypass(p.l.flags, &p.peer) {
@@ -76,7 +77,7 @@ func (t *Translator) place(p *parked) {
 	}
 	q := &t.lots[way]
 	switch {
-	case q.n == 0 && t.room(&p.l, way):
+	case (q.n == 0 || p.l.flags&ipc.ListenerNamespace != 0) && t.room(&p.l, way):
 		t.goes(p, way)
 	case q.n == mostParked:
 		t.Stats.NoMemory++
@@ -102,12 +103,11 @@ func (t *Translator) unpark() {
 		q := &t.lots[way]
 		for q.n > 0 {
 			// Its own descriptor counts already.
-			t.g.Shares.Take(flow.ShareIn, -1)
-			if !t.room(&q.ring[q.first].l, way) {
-				t.g.Shares.Take(flow.ShareIn, 1)
+			if !t.g.Shares.Lend(flow.ShareIn, func() bool { return t.room(&q.ring[q.first].l, way) }) {
 				t.starved = true
 				break
 			}
+			t.g.Shares.Take(flow.ShareIn, -1)
 			p := q.get()
 			t.goes(&p, way)
 		}

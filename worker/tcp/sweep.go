@@ -52,6 +52,7 @@ func (t *Translator) Sweep() {
 		t.release(i, c)
 		if c.state == stateEnded {
 			t.wheel.Cancel(t.timer + i)
+			t.places[c.share()]--
 			c.flags, c.state = 0, 0
 			t.flows.Free(i)
 			t.Freed()
@@ -82,7 +83,7 @@ func (t *Translator) release(i uint32, c *conn) {
 	c.reserved = 0
 	t.leaveHalfOpen(i, c)
 	t.giveBack(c)
-	c.flags &= flagDirty | flagReady | flagAckNow | flagGuestFIN
+	c.flags &= flagDirty | flagReady | flagAckNow | flagGuestFIN | flagOut
 }
 
 // trimReady takes those that were freed off the list: with the link stalled, it

@@ -76,6 +76,8 @@ type Translator struct {
 	// made are the flows of each direction, and least what of the table is kept for
 	// it, by ShareOut and ShareIn.
 	made, least [2]int
+	// places are made and those that have nothing left but their place: TIME-WAIT.
+	places [2]int
 
 	// halfOpen are the connections that the guest asks for and that are not made
 	// yet, in the order in which it did. The oldest makes room where there is none.
