@@ -77,8 +77,19 @@ func (c *client) say(format string, args ...any) {
 	}
 }
 
+// dial waits where as many others wait for the instance as may, which connect does
+// not do by itself for a socket that does not block.
+func dial(path string) (conn net.Conn, err error) {
+	for until := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		conn, err = net.DialTimeout("unix", path, patience)
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(until) {
+			return conn, err
+		}
+	}
+}
+
 func (c *client) run(changes []given) error {
-	conn, err := net.DialTimeout("unix", c.path, patience)
+	conn, err := dial(c.path)
 	if err != nil {
 		return failf("Failed to connect to %s: %v", c.path, cause(err))
 	}

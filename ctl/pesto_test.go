@@ -15,6 +15,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"aldente/broker/cli"
 	"aldente/broker/control/wire"
@@ -277,4 +280,38 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%s: %q, %v, want %q", line, got, err, want)
 		}
 	}
+}
+
+// TestFullBacklog: pesto waits where as many wait for the instance as may.
+func TestFullBacklog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	first, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if c, err := net.Dial("unix", path); !errors.Is(err, unix.EAGAIN) {
+		t.Fatalf("the backlog is not full: %v, %v", c, err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() {
+		if n, _, err := unix.Accept(fd); err == nil {
+			unix.Close(n)
+		}
+	})
+	c, err := dial(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }

@@ -223,7 +223,7 @@ func (r *Rule) admit(o SpecOptions) error {
 	switch {
 	case r.Interface != "" && !validIfName(r.Interface):
 		return usagef("Invalid interface name: %q", r.Interface)
-	case o.Outbound && r.Addr.IsValid() && !r.Addr.IsUnspecified(), o.Outbound && r.Interface != "" && r.Interface != "lo":
+	case o.Outbound && r.Addr.IsValid() && !r.wildcard(o), o.Outbound && r.Interface != "" && r.Interface != "lo":
 		return usagef("Listening address not allowed for outbound rule: %v", r)
 	case r.Auto && !o.Auto:
 		return usagef("'auto' port forwarding is only allowed for pasta: %v", r)
@@ -232,6 +232,12 @@ func (r *Rule) admit(o SpecOptions) error {
 		return err
 	}
 	return r.check()
+}
+
+// wildcard tells whether the rule's address is that of a rule without one, where there
+// is one family: outbound rules have that of the run, and no other.
+func (r *Rule) wildcard(o SpecOptions) bool {
+	return r.Addr.IsUnspecified() && (o.IPv4Only && r.Addr.Is4() || o.IPv6Only && r.Addr.Is6())
 }
 
 func familyName(a netip.Addr) string {

@@ -32,8 +32,8 @@ func (f *Forwarder) inForce() plan.Rules {
 
 // Change puts other rules in the place of those in force, all or none: an error names
 // the rule for which nothing was changed. Sockets that both have are not touched. What
-// is new listens before what it replaces is closed. Connections stay, whichever rule
-// they came by.
+// is new listens before what it replaces is closed; but ports that "auto" finds listen
+// a moment later. Connections stay, whichever rule they came by.
 func (f *Forwarder) Change(to plan.Rules) error {
 	f.change.Lock()
 	defer f.change.Unlock()

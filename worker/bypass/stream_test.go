@@ -303,7 +303,9 @@ func TestPipesBounded(t *testing.T) {
 		conns[i] = l.connect("127.0.0.1")
 		defer conns[i].close()
 		must(t, unix.SetNonblock(conns[i].client, true))
-		// Small buffers: a few hundred kilobytes stall the flow.
+		// Small buffers: a few hundred kilobytes stall the flow, and all flows
+		// together stay far below what the kernel lets TCP have (tcp_mem).
+		must(t, unix.SetsockoptInt(conns[i].client, unix.SOL_SOCKET, unix.SO_SNDBUF, 128<<10))
 		must(t, unix.SetsockoptInt(conns[i].server, unix.SOL_SOCKET, unix.SO_RCVBUF, 32<<10))
 		must(t, unix.SetsockoptInt(int(l.t.streams.all[i].sides[far].fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 32<<10))
 	}
