@@ -21,7 +21,7 @@ func (in *instance) attachStream() error {
 		}
 		unix.CloseOnExec(in.cfg.FD)
 		guestsock.Enlarge(in.cfg.FD)
-		in.link, in.linkFD = ipc.Link{Kind: ipc.LinkStream}, in.cfg.FD
+		in.link, in.linkFD = ipc.Link{Kind: in.cfg.LinkKind}, in.cfg.FD
 	}
 	in.configure([6]byte{}, "")
 	return nil

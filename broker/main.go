@@ -329,7 +329,7 @@ func (in *instance) prepare() error {
 	default:
 		in.undo.making.Lock()
 		defer in.undo.making.Unlock()
-		if in.stream, err = guestsock.Listen(in.cfg.SocketPath, in.cfg.OneOff, in.log); err == nil {
+		if in.stream, err = guestsock.Listen(in.cfg.SocketPath, in.cfg.LinkKind, in.cfg.OneOff, in.log); err == nil {
 			var st unix.Stat_t
 			if unix.Lstat(in.stream.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 				in.undo.add(in.stream.Path(), &st)

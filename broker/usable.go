@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/cli"
+	"aldente/broker/guestsock"
 	"aldente/broker/netns"
 )
 
@@ -22,7 +23,7 @@ func usable(cfg *cli.Config) error {
 	if ids := cfg.RunAs; ids != nil && int(ids.UID) != os.Geteuid() && os.Geteuid() != 0 && !maySetuid() {
 		return fmt.Errorf("--runas: only root can run as another user: start as root, or leave it out")
 	}
-	if err := usableFD(cfg.FD); err != nil {
+	if err := guestsock.Usable(cfg.FD, cfg.LinkKind); err != nil {
 		return err
 	}
 	for _, a := range []netip.Addr{cfg.Outbound4, cfg.Outbound6} {
@@ -38,28 +39,6 @@ func maySetuid() bool {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	return unix.Capget(&head, &data[0]) == nil && data[0].Effective>>unix.CAP_SETUID&1 != 0
-}
-
-// usableFD checks the descriptor of -F, unless that was not given.
-func usableFD(fd int) error {
-	if fd < 0 {
-		return nil
-	}
-	what := fmt.Sprintf("-F %d", fd)
-	switch kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); {
-	case errors.Is(err, unix.EBADF):
-		return fmt.Errorf("%s: no such descriptor is open: whoever starts passt has to pass it on, without close-on-exec", what)
-	case errors.Is(err, unix.ENOTSOCK):
-		return fmt.Errorf("%s is not a socket: one end of a connected UNIX stream socket has to be passed on", what)
-	case err != nil:
-		return fmt.Errorf("%s: %w", what, err)
-	case kind != unix.SOCK_STREAM:
-		return fmt.Errorf("%s is not a stream socket: one end of a connected UNIX stream socket has to be passed on", what)
-	}
-	if _, err := unix.Getpeername(fd); err != nil {
-		return fmt.Errorf("%s is not connected: %w; a socket to listen on is named with -s", what, err)
-	}
-	return nil
 }
 
 // notOurs tells whether an address cannot be that of a socket of ours.

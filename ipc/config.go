@@ -99,10 +99,12 @@ type Config struct {
 	Stats     uint32           // seconds between lines of statistics, 0: none
 }
 
-// Kinds of link.
+// Kinds of link: a TUN device in tap mode, and a UNIX stream socket with a length before
+// each frame. A new one goes before the last line.
 const (
-	LinkTap    = 1
-	LinkStream = 2
+	LinkTap = 1 + iota
+	LinkStream
+	linksEnd
 )
 
 // Encode returns the record.
@@ -213,7 +215,7 @@ func decodeFixed(b []byte, k Kind, v any) error {
 	return nil
 }
 
-func linkKind(k uint8) bool { return k == LinkTap || k == LinkStream }
+func linkKind(k uint8) bool { return k >= LinkTap && k < linksEnd }
 
 // Encode returns the record.
 func (l *Link) Encode() []byte { return encodeFixed(KindLink, l) }

@@ -196,6 +196,7 @@ type Config struct {
 
 	// Passt.
 	SocketPath      string // -s
+	LinkKind        uint8  // ipc.Link*; zero before the end of parsing, unless an option names one
 	FD              int    // -F, open descriptor of the link, -1: none; sets OneOff
 	OneOff          bool   // -1
 	VhostUser       bool   // --vhost-user

@@ -75,6 +75,13 @@ func (p *parser) finish() error {
 	if err := c.incompatible(); err != nil {
 		return err
 	}
+	switch {
+	case c.LinkKind != 0:
+	case c.Personality == Passt:
+		c.LinkKind = ipc.LinkStream
+	default:
+		c.LinkKind = ipc.LinkTap
+	}
 	c.NoNDP = c.NoNDP || c.NoICMP
 	c.NoRA = c.NoRA || c.NoNDP
 	c.OneOff = c.OneOff || c.FD >= 0

@@ -267,7 +267,7 @@ func TestDefaults(t *testing.T) {
 		return Forward{Rules: []Rule{r, s}}
 	}
 	want := &Config{
-		Personality: Pasta, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1, PcapSize: -1,
+		Personality: Pasta, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkTap, FD: -1, PcapSize: -1,
 		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
 		TCPPorts: auto(ipc.ProtoTCP, ""), UDPPorts: auto(ipc.ProtoUDP, ""),
 		TCPNS: auto(ipc.ProtoTCP, "lo"), UDPNS: auto(ipc.ProtoUDP, "lo"),
@@ -277,7 +277,7 @@ func TestDefaults(t *testing.T) {
 	}
 
 	want = &Config{
-		Personality: Passt, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1, PcapSize: -1,
+		Personality: Passt, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkStream, FD: -1, PcapSize: -1,
 		DHCPDNS: true, DHCPSearch: true,
 	}
 	if diff := cmp.Diff(want, mustParse(t, "passt"), cmpAddr); diff != "" {
@@ -285,7 +285,7 @@ func TestDefaults(t *testing.T) {
 	}
 
 	want = &Config{
-		Personality: Aldente, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, FD: -1, PcapSize: -1, NoMapGW: true, HideSockets: true,
+		Personality: Aldente, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkTap, FD: -1, PcapSize: -1, NoMapGW: true, HideSockets: true,
 		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
 	}
 	if diff := cmp.Diff(want, mustParse(t, "aldente"), cmpAddr); diff != "" {

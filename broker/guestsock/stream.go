@@ -38,6 +38,7 @@ type Server struct {
 	log  *slog.Logger
 	fd   int
 	path string
+	kind uint8 // of the clients' links, ipc.Link*
 
 	mu     sync.Mutex
 	busy   bool
@@ -91,8 +92,8 @@ func Given(log *slog.Logger) *Server {
 
 // Listen binds the socket: at path, or at the first default path that is
 // free. A socket that nobody listens on is left over and replaced.
-func Listen(path string, oneOff bool, log *slog.Logger) (*Server, error) {
-	s := &Server{log: log, client: -1, oneOff: oneOff, done: make(chan struct{})}
+func Listen(path string, kind uint8, oneOff bool, log *slog.Logger) (*Server, error) {
+	s := &Server{log: log, kind: kind, client: -1, oneOff: oneOff, done: make(chan struct{})}
 	if path != "" {
 		return s, s.bind(path)
 	}
@@ -112,7 +113,7 @@ func (s *Server) bind(path string) error {
 	if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 		unix.Unlink(path)
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, types[s.kind].number|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
@@ -246,7 +247,7 @@ func (s *Server) give(fd int, cred *unix.Ucred, worker Worker) (bool, error) {
 	if s.busy {
 		return false, nil
 	}
-	k := ipc.Link{Kind: ipc.LinkStream}
+	k := ipc.Link{Kind: s.kind}
 	if err := worker.Send(k.Encode(), fd); err != nil {
 		return false, err
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
 )
 
 // worker takes clients over as they come.
@@ -71,7 +73,7 @@ func closedBy(t *testing.T, fd int) {
 // TestClients: one at a time, and the same one again keeps its worker.
 func TestClients(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
-	s, err := Listen(path, false, slog.New(slog.DiscardHandler))
+	s, err := Listen(path, ipc.LinkStream, false, slog.New(slog.DiscardHandler))
 	if err != nil || s.Path() != path {
 		t.Fatal(s.Path(), err)
 	}
@@ -111,7 +113,7 @@ func TestClients(t *testing.T) {
 // TestOneOff: nobody is served after the only client.
 func TestOneOff(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
-	s, err := Listen(path, true, slog.New(slog.DiscardHandler))
+	s, err := Listen(path, ipc.LinkStream, true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +142,7 @@ func TestOneOff(t *testing.T) {
 // TestNoWorker: a client that comes while no worker runs is refused in the end.
 func TestNoWorker(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
-	s, err := Listen(path, false, slog.New(slog.DiscardHandler))
+	s, err := Listen(path, ipc.LinkStream, false, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,28 +156,28 @@ func TestNoWorker(t *testing.T) {
 func TestPaths(t *testing.T) {
 	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
 	path := filepath.Join(dir, "socket")
-	s, err := Listen(path, false, log)
+	s, err := Listen(path, ipc.LinkStream, false, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", st, err)
 	}
-	if _, err := Listen(path, false, log); err == nil || !strings.Contains(err.Error(), "already in use") {
+	if _, err := Listen(path, ipc.LinkStream, false, log); err == nil || !strings.Contains(err.Error(), "already in use") {
 		t.Errorf("in use: %v", err)
 	}
 	unix.Close(s.fd)
-	if _, err := Listen(path, false, log); err != nil {
+	if _, err := Listen(path, ipc.LinkStream, false, log); err != nil {
 		t.Errorf("left over: %v", err)
 	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(file, false, log); err == nil || !strings.Contains(err.Error(), "in the way") {
+	if _, err := Listen(file, ipc.LinkStream, false, log); err == nil || !strings.Contains(err.Error(), "in the way") {
 		t.Errorf("a file: %v", err)
 	}
-	if _, err := Listen(filepath.Join(dir, "none", "socket"), false, log); err == nil || !strings.Contains(err.Error(), "create the directory") {
+	if _, err := Listen(filepath.Join(dir, "none", "socket"), ipc.LinkStream, false, log); err == nil || !strings.Contains(err.Error(), "create the directory") {
 		t.Errorf("no directory: %v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"aldente/broker/cli"
 	"aldente/ipc"
 )
 
@@ -20,7 +19,7 @@ func (p *Plan) workerConfig(h Host) error {
 		Flags:     p.flags(h),
 		OurMAC:    cfg.MAC,
 		MTU:       uint16(g.mtu),
-		LinkKind:  ipc.LinkTap,
+		LinkKind:  cfg.LinkKind,
 		MaxFlows:  uint32(p.Limits.Sockets),
 		MaxUDP:    uint32(p.Limits.WorkerUDP()),
 		DUIDTime:  duidTime,
@@ -28,9 +27,6 @@ func (p *Plan) workerConfig(h Host) error {
 		UDPStream: h.UDPStream,
 		SYNRetry:  synRetries,
 		Stats:     uint32(cfg.Stats),
-	}
-	if cfg.Personality == cli.Passt {
-		c.LinkKind = ipc.LinkStream
 	}
 	put := func(to *[16]byte, a netip.Addr) {
 		if a.IsValid() {
