@@ -162,7 +162,7 @@ func run(cfg *cli.Config, notify int) int {
 }
 
 // run starts the instance and stays until its end.
-func (in *instance) run(notify int, signals <-chan os.Signal) (status int, err error) {
+func (in *instance) run(notify int, signals chan os.Signal) (status int, err error) {
 	cfg := in.cfg
 	in.started = in.endEarly(signals, notify >= 0)
 	defer func() {

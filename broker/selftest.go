@@ -15,6 +15,7 @@ import (
 
 	"aldente/broker/cli"
 	"aldente/broker/fork"
+	"aldente/ipc"
 	"aldente/policy"
 )
 
@@ -26,7 +27,7 @@ func selfTest(given *cli.Config) int {
 	r := &selfReport{}
 	in := &instance{
 		cfg: &cli.Config{
-			Personality: cli.Aldente, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true,
+			Personality: cli.Aldente, LinkKind: ipc.LinkTap, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true,
 			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"},
 		},
 		log: slog.New(r), linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{}),

@@ -17,7 +17,7 @@ import (
 
 // catchSignals takes over the signals that end us. That a file may not become
 // larger is told by EFBIG; the signal that comes with it is for nobody.
-func catchSignals() <-chan os.Signal {
+func catchSignals() chan os.Signal {
 	c := make(chan os.Signal, 4)
 	signal.Notify(c, unix.SIGTERM, unix.SIGQUIT, unix.SIGINT)
 	signal.Notify(make(chan os.Signal, 1), unix.SIGXFSZ)
@@ -40,18 +40,27 @@ func passOn(c *netns.Child, s os.Signal) bool {
 // endEarly ends the process when a signal comes while it starts, whatever it is
 // waiting for at the time: a reader of a FIFO, a file system that does not answer,
 // an agent. Children end with it. After started, signals are for who reads them.
+// Where one has come before, started does not return: what start-up has made is being
+// removed, which a process that goes on to be confined could not end.
 // Awaited says that a process in the foreground waits for this one.
-func (in *instance) endEarly(signals <-chan os.Signal, awaited bool) (started func()) {
+func (in *instance) endEarly(signals chan os.Signal, awaited bool) (started func()) {
 	up := make(chan struct{})
 	go func() {
 		select {
 		case s := <-signals:
-			in.undo.last()
+			if !in.undo.last(up) {
+				signals <- s // which there was room for
+				return
+			}
 			os.Exit(earlyStatus(s.(syscall.Signal), awaited))
 		case <-up:
 		}
 	}()
-	return sync.OnceFunc(func() { close(up) })
+	return sync.OnceFunc(func() {
+		in.undo.making.Lock()
+		defer in.undo.making.Unlock()
+		close(up)
+	})
 }
 
 // earlyStatus is the exit status for a signal while starting. Whoever ends an
@@ -87,12 +96,23 @@ func (u *undo) add(path string, st *unix.Stat_t) {
 func (u *undo) all() { u.each((*output.Place).Remove) }
 
 // last is all before the process ends: nothing is made after it. What is being made
-// it waits for, unless that has to wait for somebody itself, as a FIFO does.
-func (u *undo) last() {
-	for end := time.Now().Add(lastWait); !u.making.TryLock() && time.Now().Before(end); {
+// it waits for, unless that has to wait for somebody itself, as a FIFO does. It
+// reports false and does nothing if start-up has ended before.
+func (u *undo) last(up <-chan struct{}) bool {
+	locked := u.making.TryLock()
+	for end := time.Now().Add(lastWait); !locked && time.Now().Before(end); locked = u.making.TryLock() {
 		time.Sleep(time.Millisecond)
 	}
+	select {
+	case <-up:
+		if locked {
+			u.making.Unlock()
+		}
+		return false
+	default:
+	}
 	u.all()
+	return true
 }
 
 // lastWait is how long making a file may take once a signal has come.
