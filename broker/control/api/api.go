@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package api is what an instance and its clients say to each other on the status
+// socket and on that of --control.
+//
+// A client connects, sends one Request as one line of JSON, and reads until the end:
+// one Reply or, for requests that say so, several, each one line of JSON. Both sides
+// bound what they read, and ignore members that they do not know, so that client and
+// instance may be of different versions.
+package api
+
+// Version is that of the protocol. It changes when a member changes its meaning.
+const Version = 1
+
+// Bounds on what is read, in bytes.
+const (
+	MaxRequest = 64 << 10
+	MaxReply   = 64 << 20
+)
+
+// Prefix is how the names of the status sockets begin. They are abstract, unix(7):
+// they belong to a network namespace and not to a folder, so that none is left over
+// and a guest in a namespace of its own finds none. What follows is the process
+// number and, where that is taken, "-" and a number.
+const Prefix = "aldente/"
+
+// Commands, as Request.Command has them. Those that change something are answered
+// on the socket of --control only.
+const (
+	Status   = "status"    // → Reply.Status
+	Flows    = "flows"     // → Reply.Flows, as often as there are more
+	Counters = "counters"  // → Reply.Counters
+	Rules    = "rules"     // → Reply.Rules
+	Why      = "why"       // Request.Target → Reply.Why
+	Forwards = "forwards"  // → Reply.Forwards
+	Capture  = "capture"   // Request.Capture, with a pipe as descriptor → Reply when it has begun
+	Forward  = "forward"   // Request.Forward: changes port rules
+	LogLevel = "log-level" // Request.Level: changes what the log shows
+)
+
+// Request is what a client asks for.
+type Request struct {
+	Version int          `json:"version"`
+	Command string       `json:"command"`
+	Target  *Target      `json:"target,omitempty"`
+	Capture *CaptureSpec `json:"capture,omitempty"`
+	Forward *ForwardSpec `json:"forward,omitempty"`
+	Level   string       `json:"level,omitempty"` // error, warning, info, debug or trace
+}
+
+// Reply is an answer or a part of one. Where Error is set, there is nothing else.
+type Reply struct {
+	Error    string         `json:"error,omitempty"`
+	Status   *StatusReply   `json:"status,omitempty"`
+	Flows    []Flow         `json:"flows,omitempty"`
+	Counters *CountersReply `json:"counters,omitempty"`
+	Rules    []Rule         `json:"rules,omitempty"`
+	Why      []Step         `json:"why,omitempty"`
+	Forwards []PortRule     `json:"forwards,omitempty"`
+}
+
+// StatusReply says what an instance is and how it fares.
+type StatusReply struct {
+	Version     string   `json:"version"`     // of the program
+	Personality string   `json:"personality"` // passt, pasta or aldente
+	PID         int      `json:"pid"`         // broker's
+	WorkerPID   int      `json:"worker_pid"`  // zero: none at the moment
+	User        int      `json:"user"`        // broker's
+	Started     string   `json:"started"`     // RFC 3339
+	Link        string   `json:"link"`        // kind of link to the guest
+	Connected   bool     `json:"connected"`   // the guest is there
+	Restarts    int      `json:"restarts"`    // of the worker
+	LastDeath   string   `json:"last_death,omitempty"`
+	Guest       string   `json:"guest,omitempty"` // namespace, command or socket
+	Interface   string   `json:"interface,omitempty"`
+	MTU         int      `json:"mtu"`
+	Addresses   []string `json:"addresses"` // given to the guest, with prefix length
+	Gateways    []string `json:"gateways"`
+	Resolvers   []string `json:"resolvers"` // as the guest is told
+	Search      []string `json:"search,omitempty"`
+	Egress      string   `json:"egress"` // in one line
+	LogLevel    string   `json:"log_level"`
+	Control     bool     `json:"control"` // this socket may change things
+	Limits      []Limit  `json:"limits,omitempty"`
+}
+
+// Limit is one budget of the instance.
+type Limit struct {
+	Name    string `json:"name"`
+	Used    uint64 `json:"used"`
+	Max     uint64 `json:"max"`
+	Refused uint64 `json:"refused"` // requests, since the start
+}
+
+// Flow is one flow between the guest and somebody outside.
+type Flow struct {
+	Protocol  string  `json:"protocol"`  // tcp, udp or icmp
+	Direction string  `json:"direction"` // out, in; bypass-out, bypass-in past the link
+	State     string  `json:"state"`     // TCP: RFC 9293's names; others: open
+	Guest     string  `json:"guest"`     // the guest's address and port
+	Remote    string  `json:"remote"`    // the other side's, as the guest sees it
+	Age       float64 `json:"age"`       // seconds
+	Idle      float64 `json:"idle"`      // seconds since something moved
+	RTT       float64 `json:"rtt"`       // seconds, outside; zero: not known
+	Sent      uint64  `json:"sent"`      // bytes from the guest
+	Received  uint64  `json:"received"`  // bytes to the guest
+	// Packets are datagrams, or segments as they crossed the link (super-segments
+	// count once).
+	SentPackets     uint64 `json:"sent_packets"`
+	ReceivedPackets uint64 `json:"received_packets"`
+	Retransmits     uint64 `json:"retransmits"`    // to the guest, and by the kernel outside
+	Queued          uint64 `json:"queued"`         // bytes from the guest that wait here
+	Rule            string `json:"rule,omitempty"` // that allowed it
+	Name            string `json:"name,omitempty"` // of the destination, if it is known
+}
+
+// CountersReply holds all that is counted, since the start of the instance.
+type CountersReply struct {
+	Counters   []Counter   `json:"counters"`
+	Histograms []Histogram `json:"histograms"`
+}
+
+// Counter is one figure. Names are those of OpenMetrics without the prefix aldente_:
+// they end in _total where it only grows.
+type Counter struct {
+	Name   string            `json:"name"`
+	Help   string            `json:"help"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Value  float64           `json:"value"`
+}
+
+// Histogram is how often something took how long.
+type Histogram struct {
+	Name   string    `json:"name"`
+	Help   string    `json:"help"`
+	Bounds []float64 `json:"bounds"` // upper ones, seconds, growing
+	Counts []uint64  `json:"counts"` // one more than bounds: not cumulated
+	Sum    float64   `json:"sum"`    // seconds
+}
+
+// Rule is one rule of where the guest may connect, in the order in which they are
+// asked.
+type Rule struct {
+	Number int    `json:"number"` // from 1
+	Text   string `json:"text"`   // as it would be written as an option
+	Source string `json:"source"` // option, default or built in
+	Hits   uint64 `json:"hits"`   // decisions, since the start
+}
+
+// Target is a destination as the guest would use it.
+type Target struct {
+	Protocol string `json:"protocol"` // tcp, udp or icmp
+	Address  string `json:"address"`  // without a port for icmp
+	Port     uint16 `json:"port,omitempty"`
+}
+
+// Step is one step from the guest's packet to the decision.
+type Step struct {
+	What   string `json:"what"`   // what is looked at, a word or two
+	Result string `json:"result"` // what comes out of it
+	Final  bool   `json:"final"`  // it is decided here
+	Allow  bool   `json:"allow"`  // how, if it is
+}
+
+// CaptureSpec says which frames a client wants to see.
+type CaptureSpec struct {
+	Protocol string `json:"protocol,omitempty"` // tcp, udp, icmp, arp; empty: all
+	Address  string `json:"address,omitempty"`  // either side's
+	Port     uint16 `json:"port,omitempty"`     // either side's
+	Snap     uint32 `json:"snap,omitempty"`     // bytes of each frame, zero: all
+	Drops    bool   `json:"drops,omitempty"`    // only what was dropped or refused
+}
+
+// ForwardSpec changes port rules, all of it or nothing.
+type ForwardSpec struct {
+	Delete bool     `json:"delete,omitempty"` // instead of adding
+	Specs  []string `json:"specs"`            // option and specification, as "-t 8080:80"
+}
+
+// PortRule is one port rule in force.
+type PortRule struct {
+	Direction string `json:"direction"` // in or out
+	Protocol  string `json:"protocol"`
+	Listen    string `json:"listen"` // address and ports, as the tables of pesto
+	Target    string `json:"target"`
+	Flags     string `json:"flags,omitempty"`
+	Listening bool   `json:"listening"`
+}
