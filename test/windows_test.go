@@ -27,6 +27,9 @@ import (
 // that change what others may do.
 const windowsEnv = "ALDENTE_WINDOWS"
 
+// controlArg stands for a control socket in a folder of its own, in window.args.
+const controlArg = "control.sock"
+
 // Users of TestWindows besides netlab.Nobody, who is the ordinary one.
 var (
 	realNobody = &netlab.User{UID: 65534, GID: 65534}
@@ -69,9 +72,11 @@ func TestWindows(t *testing.T) {
 		{"command, sockets hidden", netlab.Nobody, false, "", []string{"--hide-sockets"}, others, ""},
 		{"PID", netlab.Nobody, false, "PID", nil, of(guest), ""},
 		{"path", netlab.Nobody, false, "path", nil, of(guest), ""},
+		{"PID, control socket", netlab.Nobody, false, "PID", []string{"-c", controlArg}, of(guest), ""},
 		{"passt", netlab.Nobody, true, "", nil, others, ""},
 		{"root's command, sockets hidden", netlab.Root, false, "", []string{"--hide-sockets"}, others, ""},
 		{"root's PID", netlab.Root, false, "PID", nil, of(ofRoots), ""},
+		{"root's PID, control socket", netlab.Root, false, "PID", []string{"-c", controlArg}, of(ofRoots), ""},
 		{"root's path", netlab.Root, false, "path", nil, of(ofRoots), ""},
 		{"root's path, without user namespace", netlab.Root, false, "netns", nil, of(ofRoots), ""},
 		{"root's passt", netlab.Root, true, "", nil, others, ""},
@@ -91,7 +96,12 @@ func (w *window) argv(t *testing.T, holder int) []string {
 		return append([]string{filepath.Join(dir, "passt"), "-f", "-s", filepath.Join(openDir(t), "s")}, w.args...)
 	}
 	argv := append([]string{filepath.Join(dir, "pasta"), "-f", "--config-net"}, netlab.NoForward()...)
-	argv = append(argv, w.args...)
+	for _, a := range w.args {
+		if a == controlArg {
+			a = filepath.Join(openDir(t), a)
+		}
+		argv = append(argv, a)
+	}
 	switch w.target {
 	case "PID":
 		return append(argv, strconv.Itoa(holder))
