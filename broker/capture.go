@@ -44,11 +44,11 @@ func openCapture(cfg *cli.Config, log *slog.Logger) (*capture, error) {
 		// Non-blocking: a pipe that nobody reads is not to hold up the guest.
 		Flags:   unix.O_WRONLY | unix.O_APPEND | unix.O_TRUNC | unix.O_NONBLOCK,
 		Guarded: guarded(cfg),
-		Waiting: func() { log.Warn("packet capture " + cfg.Pcap + ": waiting for somebody to read it") },
+		Waiting: func() { log.Warn("packet capture: waiting for somebody to read it", "path", cfg.Pcap) },
 	})
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		// As the original: whoever wants a guest connected, wants that first.
-		log.Warn(fmt.Sprintf("no packet capture: %s: %v%s", cfg.Pcap, err, output.Hint(err)))
+		log.Warn("no packet capture", "path", cfg.Pcap, "error", err.Error()+output.Hint(err))
 		return nil, nil
 	}
 	if err != nil {
@@ -132,5 +132,5 @@ func (c *capture) workerGone() {
 // end ends the capture for good. What is in the file stays.
 func (c *capture) end(why string) {
 	c.ended = true
-	c.log.Warn("packet capture ended: " + why)
+	c.log.Warn("packet capture ended", "cause", why)
 }

@@ -189,7 +189,7 @@ func (in *instance) openPID() error {
 	fd, err := output.Open(path, output.Options{
 		Flags:   unix.O_WRONLY | unix.O_NOFOLLOW,
 		Guarded: guarded(in.cfg),
-		Waiting: func() { in.log.Warn("PID file " + path + ": waiting for somebody to read it") },
+		Waiting: func() { in.log.Warn("PID file: waiting for somebody to read it", "path", path) },
 	})
 	if err != nil {
 		return fmt.Errorf("PID file %s: %w%s", path, err, output.Hint(err))

@@ -2,17 +2,13 @@
 
 package main
 
-import (
-	"fmt"
-
-	"aldente/broker/budget"
-)
+import "aldente/broker/budget"
 
 // tellRefused sums up at the end what the egress rules have refused, unless the
 // lines that name each destination have said it all.
 func (in *instance) tellRefused() {
 	if total, named := in.factory.Refused(); total > named {
-		in.log.Warn(fmt.Sprintf("the egress rules have refused %d times in all, %d destinations are named above", total, named))
+		in.log.Warn("the egress rules have refused more than is named above", "refusals", total, "named", named)
 	}
 }
 

@@ -19,7 +19,7 @@ func (in *instance) lockDown(notify int) error {
 	// from here on a signal ends an instance that is up, a moment later.
 	in.started()
 	if notify >= 0 {
-		in.out.Prepare(in.cfg.Personality.String())
+		in.out.Prepare()
 		var err error
 		if in.null, err = leave(); err != nil {
 			return err

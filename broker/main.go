@@ -139,7 +139,11 @@ func newLog(cfg *cli.Config) (*slog.Logger, *logging.Output, error) {
 	case cfg.Quiet, cfg.Target.Kind == cli.TargetSpawn:
 		level = slog.LevelWarn
 	}
-	return logging.New(logging.Options{Level: level, File: cfg.LogFile, Size: cfg.LogSize, Guarded: guarded(cfg)})
+	who := unprivileged(cfg)
+	return logging.New(logging.Options{
+		Level: level, Tag: cfg.Personality.String(), File: cfg.LogFile, Size: cfg.LogSize,
+		Guarded: who.changes(), Stream: who.own.UID != who.UID,
+	})
 }
 
 // run does everything between parsed options and the exit status.

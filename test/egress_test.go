@@ -280,7 +280,7 @@ func TestEgressLog(t *testing.T) {
 	}
 	g.Close()
 	out := g.Proc.Output()
-	if n := len(line.FindAllString(out, -1)); n != 1 || !strings.Contains(out, "the egress rules have refused 41 times in all, 1 destinations are named above") {
+	if n := len(line.FindAllString(out, -1)); n != 1 || !strings.Contains(out, "the egress rules have refused more than is named above refusals=41 named=1\n") {
 		t.Errorf("%d lines, and the sum:\n%s", n, out)
 	}
 }

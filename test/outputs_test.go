@@ -121,7 +121,7 @@ func TestFullDisk(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{})
 	for option, want := range map[string]string{
 		"--pcap":     "packet capture: no space left on device: goes on when there is room",
-		"--log-file": "log file /dev/full: no space left on device: lines are lost until there is room",
+		"--log-file": `log file: lines are lost until there is room path=/dev/full error="no space left on device"`,
 	} {
 		st, p := pastaRun(t, lab.For(t), "", "-d", "--config-net", option, "/dev/full", "--",
 			"sh", "-c", "ping -c 3 -i 0.1 192.0.2.9 && exit 7")
@@ -263,9 +263,11 @@ func TestDebugNamesFlows(t *testing.T) {
 		t.Error("not refused")
 	}
 	for _, want := range []string{
-		`flow opened: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:7 `, `flow closed: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:7, after \d+ ms`,
-		`flow opened: udp [0-9.]+:\d+ -> 192\.0\.2\.9:7 `, `flow opened: tcp inbound 192\.0\.2\.9:\d+ `, `flow closed: tcp inbound 192\.0\.2\.9:\d+, after`,
-		`flow refused: tcp [0-9.]+:\d+ -> 192\.0\.2\.9:9: by the egress rules`,
+		`flow opened proto=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 `,
+		`flow closed proto=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 ms=\d+ `,
+		`flow opened proto=udp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 `,
+		`flow opened proto=tcp direction=in from=192\.0\.2\.9:\d+ `, `flow closed proto=tcp direction=in from=192\.0\.2\.9:\d+ ms=`,
+		`flow refused proto=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:9 reason="egress rules"`,
 		`refused by the egress rules proto=tcp to=192\.0\.2\.9:9 rule=.*--deny tcp:any:9`,
 	} {
 		re := regexp.MustCompile(want)

@@ -56,7 +56,7 @@ func TestWrongInvocations(t *testing.T) {
 		{"log in no directory", run("-l", "/nonexistent/log", "--", "true"), 1, `^log file /nonexistent/log: no such file or directory \(create the directory first\)$`, false},
 		{"log that may not be written", run("-l", "/etc/passwd", "--", "true"), 1, `permission denied \(name one that this user may write\)$`, false},
 		{"PID file in no directory", run("-P", "/nonexistent/pid", "--", "true"), 1, `^PID file /nonexistent/pid: .* \(create the directory first\)$`, false},
-		{"capture that may not be written", run("-p", "/etc/passwd", "--", "sh", "-c", "exit 5"), 5, `^no packet capture: /etc/passwd: permission denied \(name one that this user may write\)$`, false},
+		{"capture that may not be written", run("-p", "/etc/passwd", "--", "sh", "-c", "exit 5"), 5, `^no packet capture path=/etc/passwd error="permission denied \(name one that this user may write\)"$`, false},
 		{"source address of somebody else", run("-o", "192.0.2.77", "--", "sh", "-c", "exit 5"), 5, `^-o 192\.0\.2\.77 is no address of this host \(see "ip address"\): until it is one, no connection can be opened$`, false},
 		{"MTU too small for IPv6", run("--config-net", "-m", "1000", "--", "sh", "-c", "ip -4 address | grep -q 192.0.2 && exit 5"), 5, `^MTU 1000 is too small for IPv6 \(minimum 1280\)$`, false},
 		{"another user without root", run("--runas", "0", "--", "true"), 1, `^--runas: only root can run as another user: start as root, or leave it out$`, false},

@@ -149,11 +149,11 @@ func (a *autoForward) sync() {
 // once. What is forwarded already stays, the other direction goes on.
 func (a *autoForward) failed(d direction, err error) bool {
 	if err != nil && !a.warn[d] {
-		where := "in the namespace"
+		where := "namespace"
 		if d == outbound {
-			where = "on the host"
+			where = "host"
 		}
-		a.log.Warn("cannot list the ports that are bound "+where+": none of them is newly forwarded until that works", "error", err)
+		a.log.Warn("cannot list the ports that are bound: none is newly forwarded until that works", "where", where, "error", err)
 	}
 	a.warn[d] = err != nil
 	return a.warn[d]

@@ -3,7 +3,6 @@
 package forward
 
 import (
-	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -217,10 +216,10 @@ func (t *transaction) commit() {
 				t.drop(id)
 			}
 		}
-		t.log.Info(fmt.Sprintf("no longer forwarded: %v", &r.Rule))
+		t.log.Info("no longer forwarded", "rule", r.String())
 	}
 	for _, r := range t.fresh {
-		t.log.Info(fmt.Sprintf("forwarded from now on: %v", &r.Rule))
+		t.log.Info("forwarded from now on", "rule", r.String())
 	}
 	t.rules = t.next
 }

@@ -199,7 +199,7 @@ func (o *outcome) judge(r *cli.Rule, log *slog.Logger) error {
 	case o.failed == 0:
 		return nil
 	case r.Weak && errors.Is(o.err, unix.EMFILE):
-		log.Warn(fmt.Sprintf("not all ports are forwarded for rule %s: %v", r, o.err))
+		log.Warn("not all ports are forwarded", "rule", r.String(), "error", o.err)
 		return nil
 	case r.Weak && o.bound > 0:
 		return nil

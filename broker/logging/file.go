@@ -16,6 +16,7 @@ import (
 // file is a log file that is kept below a size by dropping its older half. While
 // it takes no more, lines are counted, and it is told elsewhere, once.
 type file struct {
+	what    string // for messages
 	path    string
 	fd      int
 	regular bool // a file that can be cut
@@ -23,23 +24,29 @@ type file struct {
 	max     int64
 	lost    int // lines since the last one that was written
 
-	elsewhere func(level slog.Level, line []byte)
+	elsewhere func(*event)
 }
 
-func openFile(path string, max int64, guarded bool) (*file, error) {
+// openFile opens a file to write lines to, at most max bytes. flags are O_TRUNC, or
+// zero to go on at its end.
+func openFile(what, path string, flags int, max int64, guarded bool) (*file, error) {
 	// Non-blocking: a FIFO that nobody reads is not to hold us up.
 	fd, err := output.Open(path, output.Options{
-		Flags:   unix.O_TRUNC | unix.O_RDWR | unix.O_APPEND | unix.O_NONBLOCK,
+		Flags:   flags | unix.O_RDWR | unix.O_APPEND | unix.O_NONBLOCK,
 		Guarded: guarded,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("log file %s: %w%s", path, err, output.Hint(err))
+		return nil, fmt.Errorf("%s %s: %w%s", what, path, err, output.Hint(err))
 	}
-	l := &file{path: path, fd: fd, regular: output.Regular(fd), max: max, elsewhere: toStderr}
+	l := &file{what: what, path: path, fd: fd, regular: output.Regular(fd), max: max, elsewhere: toStderr}
 	if n := output.SizeLimit(); l.regular && n >= 0 && n < max {
 		if l.max = n; n < minFile {
-			return nil, fmt.Errorf("log file %s: the limit on file sizes (ulimit -f) is %d bytes: raise it", path, n)
+			return nil, fmt.Errorf("%s %s: the limit on file sizes (ulimit -f) is %d bytes: raise it", what, path, n)
 		}
+	}
+	var st unix.Stat_t
+	if l.regular && unix.Fstat(fd, &st) == nil {
+		l.size = st.Size
 	}
 	return l, nil
 }
@@ -50,20 +57,25 @@ const minFile = 4096
 // stamp is the form of the time before each line.
 const stamp = "2006-01-02 15:04:05.000 "
 
-func (l *file) write(line []byte) {
+// levels are how lines of a file begin, behind the time.
+var levels = map[int]string{3: "error: ", 4: "warning: ", 6: "info: ", 7: "debug: "}
+
+func (l *file) write(e *event) {
 	now := time.Now().Format(stamp)
-	if l.regular && l.size+int64(len(line))+32 > l.max {
+	line := append(append([]byte(now), levels[severity(e.level)]...), e.line...)
+	if l.regular && l.size+int64(len(line))+64 > l.max {
 		l.rotate()
 	}
-	if l.lost > 0 && l.append(fmt.Appendf(nil, "%s%d lines are missing here\n", now, l.lost)) == nil {
+	if l.lost > 0 && l.append(fmt.Appendf(nil, "%swarning: lines are missing here count=%d\n", now, l.lost)) == nil {
 		l.lost = 0
 	}
-	err := l.append(append([]byte(now), line...))
+	err := l.append(line)
 	if err == nil {
 		return
 	}
 	if l.lost++; l.lost == 1 {
-		l.elsewhere(slog.LevelWarn, fmt.Appendf(nil, "log file %s: %v: lines are lost until there is room\n", l.path, err))
+		l.elsewhere(newEvent(slog.LevelWarn, l.what+": lines are lost until there is room",
+			slog.String("path", l.path), slog.Any("error", err)))
 	}
 }
 

@@ -16,7 +16,12 @@ import (
 // noted collects what is told.
 type noted struct{ lines []string }
 
-func (n *noted) note(_ slog.Level, line []byte) { n.lines = append(n.lines, string(line)) }
+func (n *noted) note(e *event) { n.lines = append(n.lines, string(e.line)) }
+
+// line is an event of one line.
+func line(format string, args ...any) *event {
+	return newEvent(slog.LevelInfo, fmt.Sprintf(format, args...))
+}
 
 // smallDisk makes a file system of a few pages.
 func smallDisk(t *testing.T, size string) string {
@@ -38,7 +43,7 @@ func TestLogFileFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "log")
-	l, err := openFile(path, 40<<10, false)
+	l, err := openFile("log file", path, unix.O_TRUNC, 40<<10, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +55,7 @@ func TestLogFileFullDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		l.write(fmt.Appendf(nil, "line %d\n", i))
+		l.write(line("line %d", i))
 	}
 	if len(said.lines) != 1 || !strings.Contains(said.lines[0], "no space left") || !strings.Contains(said.lines[0], path) {
 		t.Errorf("said %q", said.lines)
@@ -64,13 +69,13 @@ func TestLogFileFullDisk(t *testing.T) {
 		text := line[len(stamp):]
 		var n int
 		switch {
-		case strings.HasSuffix(text, " lines are missing here\n"):
-			if _, err := fmt.Sscanf(text, "%d lines", &n); err != nil {
+		case strings.HasPrefix(text, "warning: lines are missing here count="):
+			if _, err := fmt.Sscanf(text, "warning: lines are missing here count=%d\n", &n); err != nil {
 				t.Fatal(err)
 			}
 			next += n
 			missing++
-		case text == fmt.Sprintf("line %d\n", next):
+		case text == fmt.Sprintf("info: line %d\n", next):
 			next++
 		default:
 			t.Fatalf("%q, expected line %d", line, next)
@@ -87,14 +92,14 @@ func TestLogFilePipe(t *testing.T) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := openFile(path, 40<<10, false)
+	l, err := openFile("log file", path, unix.O_TRUNC, 40<<10, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var said noted
 	l.elsewhere = said.note
 	for range 5000 {
-		l.write([]byte("a line that is longer than most\n"))
+		l.write(line("a line that is longer than most"))
 	}
 	if len(said.lines) != 1 || l.lost < 1000 {
 		t.Errorf("said %q, %d lost", said.lines, l.lost)
@@ -104,12 +109,12 @@ func TestLogFilePipe(t *testing.T) {
 // TestLogFileRotates keeps the newer half, whole lines.
 func TestLogFileRotates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := openFile(path, 8192, false)
+	l, err := openFile("log file", path, unix.O_TRUNC, 8192, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 2000 {
-		l.write(fmt.Appendf(nil, "line %d\n", i))
+		l.write(line("line %d", i))
 		if st, err := os.Stat(path); err != nil || st.Size() > 8192 || i > 500 && st.Size() < 3000 {
 			t.Fatalf("%d bytes, %v", st.Size(), err)
 		}
@@ -131,8 +136,8 @@ func TestJournal(t *testing.T) {
 	os.Stderr = w
 	for _, journal := range []bool{true, false} {
 		stderrIsJournal = func() bool { return journal }
-		toStderr(slog.LevelWarn, []byte("two\nlines\n"))
-		toStderr(slog.LevelDebug, []byte("one\n"))
+		toStderr(newEvent(slog.LevelWarn, "two\nlines"))
+		toStderr(newEvent(slog.LevelDebug, "one"))
 	}
 	w.Close()
 	b := make([]byte, 100)

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package logging writes the program's log: to standard error, to a file of bounded
-// size, and in the background to the system log.
+// size, and in the background to the system log. An event is one line: what has
+// happened, and behind that its values, key=value. The journal gets these as fields
+// too.
 package logging
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"strconv"
 	"sync"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -21,6 +23,23 @@ import (
 	"aldente/broker/foreign"
 )
 
+// event is what is logged, as a line and by its parts.
+type event struct {
+	level slog.Level
+	line  []byte      // the message with its values, and a line break
+	attrs []slog.Attr // the values
+}
+
+// newEvent is an event of our own.
+func newEvent(level slog.Level, message string, attrs ...slog.Attr) *event {
+	e := &event{level: level, line: []byte(foreign.Text(message)), attrs: attrs}
+	for _, a := range attrs {
+		e.line = appendAttr(e.line, a)
+	}
+	e.line = append(e.line, '\n')
+	return e
+}
+
 // handler writes records as the original does: the message as it is, with
 // attributes behind it, to whichever output is current. Before the program
 // goes to the background that is standard error; after, a file or the system
@@ -28,40 +47,34 @@ import (
 type handler struct {
 	out   *Output
 	level slog.Level
-	attrs string
+	attrs []slog.Attr // in front of a record's own
 }
 
 // Output is shared by all handlers derived from one.
 type Output struct {
 	mu    sync.Mutex
-	write func(level slog.Level, line []byte)
-	later func(level slog.Level, line []byte) // once standard error is gone, nil: no other
-	file  *file                               // -l, nil: none
+	write func(*event)
+	later func(*event) // once standard error is gone, nil: no other
+	file  *file        // -l, nil: none
+	tag   string       // what the system log knows the program by
 }
 
 func (h *handler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
 
 func (h *handler) Handle(_ context.Context, r slog.Record) error {
-	line := append([]byte(nil), foreign.Text(r.Message)...)
-	line = append(line, h.attrs...)
+	attrs := h.attrs[:len(h.attrs):len(h.attrs)]
 	r.Attrs(func(a slog.Attr) bool {
-		line = appendAttr(line, a)
+		attrs = append(attrs, a)
 		return true
 	})
-	line = append(line, '\n')
-	h.out.mu.Lock()
-	defer h.out.mu.Unlock()
-	h.out.write(r.Level, line)
+	e := newEvent(r.Level, r.Message, attrs...)
+	h.out.say(e)
 	return nil
 }
 
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	n := *h
-	b := []byte(n.attrs)
-	for _, a := range attrs {
-		b = appendAttr(b, a)
-	}
-	n.attrs = string(b)
+	n.attrs = append(h.attrs[:len(h.attrs):len(h.attrs)], attrs...)
 	return &n
 }
 
@@ -83,41 +96,80 @@ func appendAttr(b []byte, a slog.Attr) []byte {
 // Options say where lines go.
 type Options struct {
 	Level   slog.Level // the least that shows
+	Tag     string     // what the system log knows the program by
 	File    string     // -l, empty: standard error
 	Size    int64      // bytes that the file may have
 	Guarded bool       // see output.Options
+	// Stream keeps to standard error where that leads to the journal. The journal
+	// goes by the user of whoever sends, and keeps files of each: it is for a
+	// process that is going to be a user of its own.
+	Stream bool
 }
 
 // New makes the program's log, and what its lines go by. Errors show on standard
 // error too.
 func New(o Options) (*slog.Logger, *Output, error) {
-	out := &Output{write: toStderr}
+	stderr := toStderr
+	if !o.Stream && stderrIsJournal() {
+		stderr = orElse(openJournal(o.Tag), toStderr)
+	}
+	out := &Output{write: stderr, tag: o.Tag}
 	if o.File != "" {
-		f, err := openFile(o.File, o.Size, o.Guarded)
+		f, err := openFile("log file", o.File, unix.O_TRUNC, o.Size, o.Guarded)
 		if err != nil {
 			return nil, nil, err
 		}
+		f.elsewhere = stderr
 		out.file = f
-		out.write = func(l slog.Level, line []byte) {
-			f.write(line)
-			if l >= slog.LevelError {
-				toStderr(l, line)
+		out.write = func(e *event) {
+			f.write(e)
+			if e.level >= slog.LevelError {
+				stderr(e)
 			}
 		}
 	}
 	return slog.New(&handler{out: out, level: o.Level}), out, nil
 }
 
+// Flows makes a log of its own, for flows: to a file that o names, which is gone on
+// with where it is there already, or without one to the system log. It has to be made
+// before this process is confined. That the file takes no more the program's log tells.
+func (o *Output) Flows(of Options) (*slog.Logger, error) {
+	out := &Output{}
+	if of.File == "" {
+		syslog, ok := newSyslog(of.Tag)
+		j := openJournal(of.Tag)
+		if j == nil && !ok {
+			return nil, errors.New("flow log: there is no system log (--flow-log FILE: name a file)")
+		}
+		out.write = orElse(j, syslog)
+	} else {
+		f, err := openFile("flow log", of.File, 0, of.Size, of.Guarded)
+		if err != nil {
+			return nil, err
+		}
+		f.elsewhere = o.say
+		out.write = f.write
+	}
+	return slog.New(&handler{out: out, level: of.Level}), nil
+}
+
+func (o *Output) say(e *event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.write(e)
+}
+
 // toStderr writes to standard error, as the journal wants it if that is where it
 // leads: each line behind its level, sd-daemon(3).
-func toStderr(level slog.Level, line []byte) {
+func toStderr(e *event) {
 	if !stderrIsJournal() {
-		os.Stderr.Write(line)
+		os.Stderr.Write(e.line)
 		return
 	}
 	var b []byte
-	for l := range bytes.Lines(line) {
-		b = append(fmt.Appendf(b, "<%d>", severity(level)), l...)
+	for l := range bytes.Lines(e.line) {
+		b = append(fmt.Appendf(b, "<%d>", severity(e.level)), l...)
 	}
 	os.Stderr.Write(b)
 }
@@ -130,11 +182,16 @@ var stderrIsJournal = sync.OnceValue(func() bool {
 })
 
 // Complain tells why the program ends, where there is no log yet.
-func Complain(err error) { toStderr(slog.LevelError, []byte(err.Error()+"\n")) }
+func Complain(err error) {
+	toStderr(&event{level: slog.LevelError, line: []byte(err.Error() + "\n")})
+}
 
-// Prepare opens what Detach will need: files, which a confined process cannot. tag
-// is what the system log knows the program by.
-func (o *Output) Prepare(tag string) { o.later = newSyslog(tag) }
+// Prepare opens what Detach will need: sockets, to which a confined process could
+// not connect. The system log is the journal, where that is there.
+func (o *Output) Prepare() {
+	syslog, _ := newSyslog(o.tag)
+	o.later = orElse(openJournal(o.tag), syslog)
+}
 
 // Detach is called when standard error is about to be closed: the system log takes
 // over, also to tell of a log file that takes no more.
@@ -148,23 +205,6 @@ func (o *Output) Detach() {
 		o.write = o.later
 	} else {
 		o.file.elsewhere = o.later
-	}
-}
-
-// newSyslog connects to the system log, RFC 3164 as syslogd reads it from
-// /dev/log. Without one, lines are dropped.
-func newSyslog(tag string) func(slog.Level, []byte) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err == nil {
-		err = unix.Connect(fd, &unix.SockaddrUnix{Name: "/dev/log"})
-	}
-	if err != nil {
-		return func(slog.Level, []byte) {}
-	}
-	const daemon = 3 << 3
-	return func(level slog.Level, line []byte) {
-		b := fmt.Appendf(nil, "<%d>%s %s[%d]: ", daemon|severity(level), time.Now().Format(time.Stamp), tag, os.Getpid())
-		unix.Write(fd, append(b, line[:len(line)-1]...))
 	}
 }
 

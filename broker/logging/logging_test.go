@@ -47,7 +47,7 @@ func TestWhere(t *testing.T) {
 			t.Errorf("file %q: standard error has %q", file, got)
 		}
 		var later []string
-		out.later = func(l slog.Level, line []byte) { later = append(later, string(line)) }
+		out.later = func(e *event) { later = append(later, string(e.line)) }
 		out.Detach()
 		before := said()
 		log.Info("later")
@@ -61,7 +61,7 @@ func TestWhere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"told a=1\n", "wrong\n", "later\n"} {
+		for _, want := range []string{" info: told a=1\n", " error: wrong\n", " info: later\n"} {
 			if !strings.Contains(string(b), want) {
 				t.Errorf("%q is missing in the file: %q", want, b)
 			}
@@ -89,7 +89,7 @@ func TestSeverity(t *testing.T) {
 // TestLogIsPlain logs what a captured process might have the log say.
 func TestLogIsPlain(t *testing.T) {
 	var got string
-	out := &Output{write: func(_ slog.Level, line []byte) { got = string(line) }}
+	out := &Output{write: func(e *event) { got = string(e.line) }}
 	log := slog.New(&handler{out: out, level: slog.LevelInfo})
 	for _, tt := range []struct {
 		message string

@@ -4,6 +4,7 @@ package lane
 
 import (
 	"net/netip"
+	"strconv"
 	"syscall"
 
 	"aldente/ipc"
@@ -70,9 +71,9 @@ func (f *flowLog) answer(now int64, fd int32, o *ipc.Opened) {
 	}
 	why := syscall.Errno(o.Errno).Error()
 	if o.Flags&ipc.OpenedProhibited != 0 {
-		why = "by the egress rules"
+		why = "egress rules"
 	}
-	f.say(now, "flow refused: ", &t, ": ", why)
+	f.say(now, "flow refused", &t, " reason=", strconv.Quote(why))
 }
 
 // accepted tells of a connection from outside.
@@ -81,7 +82,7 @@ func (f *flowLog) accepted(now int64, fd int32, peer packet.Addr, port uint16) {
 }
 
 func (f *flowLog) begin(now int64, fd int32, t told) {
-	if f.say(now, "flow opened: ", &t, "", "") && len(f.open) < maxFlowLog {
+	if f.say(now, "flow opened", &t, "", "") && len(f.open) < maxFlowLog {
 		f.open[fd] = t
 	}
 }
@@ -93,24 +94,12 @@ func (f *flowLog) closed(now int64, fd int32) {
 		return
 	}
 	delete(f.open, fd)
-	f.say(now, "flow closed: ", &t, ", after ", millis(now-t.began))
+	f.say(now, "flow closed", &t, " ms=", strconv.FormatInt(max(now-t.began, 0)/1e6, 10))
 }
 
-// millis is a time in whole milliseconds.
-func millis(ns int64) string {
-	var b [24]byte
-	p := len(b)
-	for n := max(ns, 0) / 1e6; ; n /= 10 {
-		p--
-		b[p] = byte('0' + n%10)
-		if n < 10 {
-			return string(b[p:]) + " ms"
-		}
-	}
-}
-
-// say writes one line, unless there were many.
-func (f *flowLog) say(now int64, what string, t *told, more, why string) bool {
+// say writes one line, unless there were many. more is a further value's name, with
+// a space in front and the sign behind, or empty.
+func (f *flowLog) say(now int64, what string, t *told, more, value string) bool {
 	f.free = min(f.free+now-f.last, flowBurst*flowPause)
 	f.last = now
 	if f.free < flowPause {
@@ -119,28 +108,29 @@ func (f *flowLog) say(now int64, what string, t *told, more, why string) bool {
 	}
 	f.free -= flowPause
 	if f.left > 0 {
-		logf(levelDebug, "%d lines about flows left out", f.left)
+		logf(levelDebug, "lines about flows are left out count=%d", f.left)
 		f.left = 0
 	}
 	b := append(f.line[:0], '<', '0'+levelDebug, '>')
 	b = append(b, what...)
 	switch t.proto {
 	case ipc.ProtoTCP:
-		b = append(b, "tcp "...)
+		b = append(b, " proto=tcp"...)
 	case ipc.ProtoUDP:
-		b = append(b, "udp "...)
+		b = append(b, " proto=udp"...)
 	default:
-		b = append(b, "echo "...)
+		b = append(b, " proto=icmp"...)
 	}
 	if t.inbound {
-		b = append(b, "inbound "...)
+		b = append(b, " direction=in from="...)
+	} else {
+		b = append(b, " direction=out from="...)
 	}
 	b = t.from.AppendTo(b)
 	if t.to.IsValid() {
-		b = append(b, " -> "...)
-		b = t.to.AppendTo(b)
+		b = t.to.AppendTo(append(b, " to="...))
 	}
-	b = append(append(b, more...), why...)
+	b = append(append(b, more...), value...)
 	b = append(b, '\n')
 	f.line = b
 	kernel.Print(logFD, b)

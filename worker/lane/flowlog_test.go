@@ -51,12 +51,12 @@ func TestFlowLog(t *testing.T) {
 		f.closed(1_500_000_000, 10) // another's by now
 		f.closed(2e9, 12)
 	})
-	want := "<7>flow opened: tcp 192.0.2.2:1000 -> 192.0.2.9:80\n" +
-		"<7>flow refused: udp 192.0.2.2:1001 -> 192.0.2.9:53: by the egress rules\n" +
-		"<7>flow refused: echo 192.0.2.2:7 -> 192.0.2.9:0: network is unreachable\n" +
-		"<7>flow opened: tcp inbound 192.0.2.8:4000\n" +
-		"<7>flow closed: tcp 192.0.2.2:1000 -> 192.0.2.9:80, after 1500 ms\n" +
-		"<7>flow closed: tcp inbound 192.0.2.8:4000, after 2000 ms\n"
+	want := "<7>flow opened proto=tcp direction=out from=192.0.2.2:1000 to=192.0.2.9:80\n" +
+		"<7>flow refused proto=udp direction=out from=192.0.2.2:1001 to=192.0.2.9:53 reason=\"egress rules\"\n" +
+		"<7>flow refused proto=icmp direction=out from=192.0.2.2:7 to=192.0.2.9:0 reason=\"network is unreachable\"\n" +
+		"<7>flow opened proto=tcp direction=in from=192.0.2.8:4000\n" +
+		"<7>flow closed proto=tcp direction=out from=192.0.2.2:1000 to=192.0.2.9:80 ms=1500\n" +
+		"<7>flow closed proto=tcp direction=in from=192.0.2.8:4000 ms=2000\n"
 	if got != want {
 		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
@@ -84,7 +84,7 @@ func TestFlowLogBounds(t *testing.T) {
 			t.Errorf("%d lines", n)
 		}
 	}
-	if !strings.Contains(first, " lines about flows left out\n") {
+	if !strings.Contains(first, "<7>lines about flows are left out count=") {
 		t.Errorf("nothing about lines left out:\n%s", first)
 	}
 	for i := range 10 * ipc.MaxOutstanding { // a broker that does not answer

@@ -184,7 +184,7 @@ func (l *Lane) linkGone(err error) {
 	if l.guest.Clients {
 		code = ipc.EventLinkClosed
 	}
-	logf(levelInfo, "link closed: %v", err)
+	logf(levelInfo, "link closed cause=%q", err.Error())
 	l.poll.Remove(l.link.FD())
 	l.link.Close()
 	l.linksGone.Add(l.link.Counters())

@@ -23,7 +23,7 @@ func (l *Lane) watchShortage() {
 	fresh := l.shortage.seen == 0 || l.now-l.shortage.last > shortagePause
 	l.shortage = shortage{n, l.now}
 	if fresh {
-		logf(levelWarning, "no room for more than %d TCP connections (--limit sockets=N, ulimit -n): the oldest that nobody has answered make some, others wait",
-			l.tcp.Len())
+		logf(levelWarning, "no room for more TCP connections: the oldest that nobody has answered make some, others wait connections=%d change_by=%q",
+			l.tcp.Len(), "--limit sockets=N, ulimit -n")
 	}
 }

@@ -73,7 +73,7 @@ func (s *statsLog) line() string {
 // else is not: somebody has asked for it.
 func (l *Lane) tellStats() {
 	if line := l.stats.line(); line != "" {
-		logf(levelWarning, "%s", line)
+		logf(levelWarning, "counters %s", line)
 	}
 	l.wheel.Set(l.timer+timerStats, l.now+l.stats.period)
 }

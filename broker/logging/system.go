@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package logging
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/foreign"
+)
+
+// Where the system listens for log lines. Variables for tests.
+var (
+	journalSocket = "/run/systemd/journal/socket"
+	syslogSocket  = "/dev/log"
+)
+
+// daemon is the facility, as syslog(3) numbers them.
+const daemon = 3
+
+// Bounds on what the journal gets of one event, in bytes: a datagram that is too
+// large for the socket would be lost.
+const (
+	maxJournalText  = 16 << 10
+	maxJournalValue = 4 << 10
+	maxJournalName  = 64 // the journal's own
+	maxJournal      = 48 << 10
+)
+
+// dial connects a socket to one that takes datagrams.
+func dial(path string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// orElse sends to the journal, and what that does not take to another. Without a
+// journal, all goes there.
+func orElse(j *journal, other func(*event)) func(*event) {
+	if j == nil {
+		return other
+	}
+	return func(e *event) {
+		if j.send(e) != nil {
+			other(e)
+		}
+	}
+}
+
+// newSyslog connects to the system log, RFC 3164 as syslogd reads it from
+// /dev/log. Without one, lines are dropped, and it reports false.
+func newSyslog(tag string) (func(*event), bool) {
+	fd, err := dial(syslogSocket)
+	if err != nil {
+		return func(*event) {}, false
+	}
+	return func(e *event) {
+		b := fmt.Appendf(nil, "<%d>%s %s[%d]: ", daemon<<3|severity(e.level), time.Now().Format(time.Stamp), tag, os.Getpid())
+		unix.Write(fd, append(b, e.line[:len(e.line)-1]...))
+	}, true
+}
+
+// journal is a connection to systemd's journal, by its own protocol: fields, one
+// datagram for each event.
+type journal struct {
+	fd  int
+	tag string
+	buf []byte
+}
+
+// openJournal connects to the journal; nil: there is none.
+func openJournal(tag string) *journal {
+	fd, err := dial(journalSocket)
+	if err != nil {
+		return nil
+	}
+	return &journal{fd: fd, tag: tag}
+}
+
+func (j *journal) send(e *event) error {
+	b := appendField(j.buf[:0], "MESSAGE", e.line[:min(len(e.line)-1, maxJournalText)])
+	b = fmt.Appendf(b, "PRIORITY=%d\nSYSLOG_FACILITY=%d\nSYSLOG_IDENTIFIER=%s\nSYSLOG_PID=%d\n", severity(e.level), daemon, j.tag, os.Getpid())
+	for _, a := range e.attrs {
+		b = appendAttrField(b, a)
+	}
+	j.buf = b
+	n, err := unix.Write(j.fd, b)
+	if err == nil && n < len(b) {
+		err = unix.EMSGSIZE
+	}
+	return err
+}
+
+// appendAttrField appends an attribute, unless the datagram would get too long.
+// Whoever shows a field is to find no command for a terminal in it.
+func appendAttrField(b []byte, a slog.Attr) []byte {
+	v := []byte(foreign.Text(a.Value.Resolve().String()))
+	v = v[:min(len(v), maxJournalValue)]
+	name := fieldName(a.Key)
+	if len(b)+len(name)+len(v)+10 > maxJournal {
+		return b
+	}
+	return appendField(b, name, v)
+}
+
+// appendField appends a field in the form for text or, if the value has line breaks,
+// in that for any bytes: the name, the length in 64 bits little-endian, the value.
+func appendField(b []byte, name string, value []byte) []byte {
+	b = append(b, name...)
+	if bytes.IndexByte(value, '\n') < 0 {
+		b = append(b, '=')
+	} else {
+		b = binary.LittleEndian.AppendUint64(append(b, '\n'), uint64(len(value)))
+	}
+	return append(append(b, value...), '\n')
+}
+
+// fieldName is the name of the field for an attribute: capital letters, digits and
+// underscores, as the journal wants it.
+func fieldName(key string) string {
+	name := "ALDENTE_" + strings.Map(func(c rune) rune {
+		switch {
+		case 'a' <= c && c <= 'z':
+			return c - 'a' + 'A'
+		case 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+			return c
+		}
+		return '_'
+	}, key)
+	return name[:min(len(name), maxJournalName)]
+}
