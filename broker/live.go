@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"aldente/broker/cli"
 	"aldente/broker/control"
@@ -31,7 +32,7 @@ func (in *instance) listenControl(caller int) (err error) {
 // serveControl lets the rules be changed from now on.
 func (in *instance) serveControl() {
 	if in.control != nil {
-		go in.control.Serve(liveRules{in.plan, in.forward})
+		go in.control.Serve(&liveRules{plan: in.plan, forward: in.forward})
 	}
 }
 
@@ -39,10 +40,11 @@ func (in *instance) serveControl() {
 type liveRules struct {
 	plan    *plan.Plan
 	forward *forward.Forwarder
+	shown   plan.Rules // to the client whose turn it is
 }
 
 // Tables returns them, one table for each direction that there is.
-func (l liveRules) Tables() []wire.Table {
+func (l *liveRules) Tables() []wire.Table {
 	has := l.plan.Capabilities()
 	caps := wire.CapInterfaces
 	for c, ok := range map[wire.Caps]bool{
@@ -53,6 +55,7 @@ func (l liveRules) Tables() []wire.Table {
 		}
 	}
 	now := l.forward.Rules()
+	l.shown = now
 	tables := []wire.Table{{ID: wire.Host, Name: wire.Names[wire.Host], Caps: caps, Rules: now.Inbound}}
 	if has.Namespace {
 		tables = append(tables, wire.Table{ID: wire.Splice, Name: wire.Names[wire.Splice], Caps: caps, Rules: now.Outbound})
@@ -60,22 +63,32 @@ func (l liveRules) Tables() []wire.Table {
 	return tables
 }
 
-// Change puts tables in force. Those that are left out stay.
-func (l liveRules) Change(tables []wire.Table) error {
-	to := l.forward.Rules()
-	for _, t := range tables {
-		switch t.ID {
-		case wire.Host:
-			to.Inbound = t.Rules
-		case wire.Splice:
-			to.Outbound = t.Rules
-		default:
-			return fmt.Errorf("there is no table %d", t.ID)
+// Change puts tables in force. Those that are left out stay. What a client sends back
+// is what it was shown, changed: if somebody has changed rules by --control meanwhile,
+// it has to look again.
+func (l *liveRules) Change(tables []wire.Table) error {
+	return withNext(l.forward.Update(func(now plan.Rules) (plan.Rules, error) {
+		if !slices.Equal(now.Inbound, l.shown.Inbound) || !slices.Equal(now.Outbound, l.shown.Outbound) {
+			return now, errors.New("another client has changed the rules meanwhile (try again)")
 		}
-	}
-	err := l.forward.Change(to)
+		for _, t := range tables {
+			switch t.ID {
+			case wire.Host:
+				now.Inbound = t.Rules
+			case wire.Splice:
+				now.Outbound = t.Rules
+			default:
+				return now, fmt.Errorf("there is no table %d", t.ID)
+			}
+		}
+		return now, nil
+	}))
+}
+
+// withNext has an error say what to do, if it knows that.
+func withNext(err error) error {
 	if u := (*cli.UsageError)(nil); errors.As(err, &u) && u.Next != "" {
-		err = fmt.Errorf("%w (%s)", err, u.Next)
+		return fmt.Errorf("%w (%s)", err, u.Next)
 	}
 	return err
 }

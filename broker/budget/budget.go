@@ -117,6 +117,9 @@ func (b *Budget) May(k Kind, now time.Time) Reason {
 	return r
 }
 
+// Would is May for somebody who only wants to know.
+func (b *Budget) Would(k Kind, now time.Time) Reason { return b.may(k, now) }
+
 func (b *Budget) may(k Kind, now time.Time) Reason {
 	if !b.rates[k].Ready(now) {
 		return TooFast

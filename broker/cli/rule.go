@@ -118,6 +118,19 @@ func (r *Rule) Spec() string {
 	return b.String()
 }
 
+// Option returns the option that makes this rule, see Spec. Outbound ones have no
+// address to listen on.
+func (r *Rule) Option(outbound bool) string {
+	bare, letter := *r, "t"
+	if r.Proto == ipc.ProtoUDP {
+		letter = "u"
+	}
+	if outbound {
+		bare.Addr, bare.Interface, letter = netip.Addr{}, "", strings.ToUpper(letter)
+	}
+	return "-" + letter + " " + bare.Spec()
+}
+
 // check reports what makes the rule impossible by itself.
 func (r *Rule) check() error {
 	switch {

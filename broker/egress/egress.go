@@ -4,6 +4,7 @@
 package egress
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,9 +27,10 @@ const (
 type RuleSet struct {
 	rules atomic.Pointer[[]rule]
 	own   []netip.Addr   // the host's addresses, for the set "host"
-	pins  []netip.Addr   // resolvers, see Pin
+	pins  []*pin         // resolvers, see Pin
 	nat64 []netip.Prefix // translators, see SetNAT64
 	local func(Flow) bool
+	rest  atomic.Uint64 // what no rule fits and no pin
 }
 
 // Flow is a socket as it would be: what a rule set judges.
@@ -44,6 +46,7 @@ type Flow struct {
 type Verdict struct {
 	Allowed bool   // whether the guest may have the socket
 	Rule    string // the option that decided, empty: none fits
+	hits    *atomic.Uint64
 }
 
 // rule is one --allow or --deny.
@@ -56,6 +59,9 @@ type rule struct {
 	exact       bool // one address, not a set or a range of them
 	host        bool // the set "host": prefixes, and what is local when asked
 	text        string
+	source      Source
+	note        string
+	hits        *atomic.Uint64 // a rule that stays when others are replaced keeps it
 }
 
 // Named sets of destinations. Host is completed by New with the host's own
@@ -88,6 +94,9 @@ func prefixes(all ...string) []netip.Prefix {
 type Rule struct {
 	Allow bool   // --allow, else --deny
 	Dest  string // [tcp:|udp:|icmp:]ADDR[/LEN][:PORT[-PORT]], or a named set for ADDR
+
+	Source Source // who says so; empty: an option
+	Note   string // what for, where the rule's own text does not tell
 }
 
 // New parses rules. own are the host's addresses, for the set "host".
@@ -103,6 +112,7 @@ func New(rules []Rule, own []netip.Addr) (*RuleSet, error) {
 // cannot be parsed. It may be called while others ask.
 func (e *RuleSet) Replace(rules []Rule) error {
 	var parsed []rule
+	counters := e.counters()
 	for _, r := range rules {
 		p, err := parse(r.Dest)
 		option := "--deny"
@@ -113,7 +123,8 @@ func (e *RuleSet) Replace(rules []Rule) error {
 			return fmt.Errorf("%s %s: %w", option, r.Dest, err)
 		}
 		p.allow = r.Allow
-		p.text = option + " " + r.Dest
+		p.text, p.source, p.note = option+" "+r.Dest, cmp.Or(r.Source, ByOption), r.Note
+		p.hits = counters.take(p.text)
 		if p.host {
 			p.prefixes = append(p.prefixes, sets["host"]...)
 			for _, a := range e.own {
@@ -231,13 +242,31 @@ func parsePorts(s string) (first, last uint16, err error) {
 // name its very address, or a port, count before that.
 func (e *RuleSet) Pin(resolver netip.Addr) {
 	if resolver.IsValid() {
-		e.pins = append(e.pins, resolver.Unmap().WithZone(""))
+		e.pins = append(e.pins, &pin{addr: resolver.Unmap().WithZone("")})
 	}
 }
 
-// pinned tells whether a pin lets a flow have what wide rules forbid.
-func (e *RuleSet) pinned(f *Flow) bool {
-	return f.Proto != protoICMP && (f.To.Port() == 53 || f.To.Port() == 853) && slices.Contains(e.pins, f.To.Addr())
+// pin is a resolver that stays reachable, on each of pinPorts.
+type pin struct {
+	addr netip.Addr
+	hits [len(pinPorts)]atomic.Uint64
+}
+
+var pinPorts = [...]uint16{53, 853}
+
+// pinned returns the counter of the pin that lets a flow have what wide rules forbid,
+// nil if there is none.
+func (e *RuleSet) pinned(f *Flow) *atomic.Uint64 {
+	port := slices.Index(pinPorts[:], f.To.Port())
+	if port < 0 || f.Proto == protoICMP {
+		return nil
+	}
+	for _, p := range e.pins {
+		if p.addr == f.To.Addr() {
+			return &p.hits[port]
+		}
+	}
+	return nil
 }
 
 // Allowed is Judge for a socket that is bound to nothing.
@@ -247,49 +276,80 @@ func (e *RuleSet) Allowed(proto uint8, dst netip.AddrPort) bool {
 
 // Judge tells whether the guest may have a flow. What its destination may be
 // turned into on the way has to be allowed as well.
-func (e *RuleSet) Judge(f Flow) Verdict {
+func (e *RuleSet) Judge(f Flow) Verdict { return e.judge(f, nil) }
+
+// judge is Judge, and with a trail notes on it which rules were asked.
+func (e *RuleSet) judge(f Flow, t *trail) Verdict {
 	if f.Proto == protoICMPv6 {
 		f.Proto = protoICMP
 	}
 	a := f.To.Addr().Unmap().WithZone("")
 	f.To = netip.AddrPortFrom(a, f.To.Port())
-	v := e.decide(&f)
+	v := e.decide(&f, t)
 	in := embeddedIn(a, e.nat64)
 	for _, v4 := range in.addr[:in.n] {
 		if !v.Allowed {
 			break
 		}
 		// Who sends it on is not known, nor from where.
-		if inner := e.decide(&Flow{Proto: f.Proto, To: netip.AddrPortFrom(v4, f.To.Port())}); !inner.Allowed {
+		if inner := e.decide(&Flow{Proto: f.Proto, To: netip.AddrPortFrom(v4, f.To.Port())}, t); !inner.Allowed {
 			v = inner
 		}
 	}
 	return v
 }
 
-// decide is Judge for one bare address.
-func (e *RuleSet) decide(f *Flow) Verdict {
+// decide is judge for one bare address.
+func (e *RuleSet) decide(f *Flow, t *trail) Verdict {
 	pinned := e.pinned(f)
 	rules := *e.rules.Load()
 	for i := range rules {
-		if r := &rules[i]; (!pinned || r.exact || r.ports) && r.matches(e, f) {
-			return Verdict{r.allow, r.text}
+		r := &rules[i]
+		m := tooWide
+		if pinned == nil || r.exact || r.ports {
+			m = r.matches(e, f)
+		}
+		if t != nil {
+			t.add(f, i, r, m)
+		}
+		if m == fits {
+			return Verdict{r.allow, r.text, r.hits}
 		}
 	}
-	return Verdict{Allowed: true}
+	if pinned == nil {
+		pinned = &e.rest
+	}
+	return Verdict{Allowed: true, hits: pinned}
 }
 
-func (r *rule) matches(e *RuleSet, f *Flow) bool {
+// match is whether a rule fits a flow, or why it does not.
+type match uint8
+
+const (
+	fits match = iota
+	otherProtocol
+	otherPort
+	otherAddress
+	tooWide // names neither the pinned resolver's address nor ports
+)
+
+func (r *rule) matches(e *RuleSet, f *Flow) match {
 	port := f.To.Port()
-	if r.proto != 0 && r.proto != f.Proto || r.ports && (f.Proto == protoICMP || port < r.first || port > r.last) {
-		return false
+	switch {
+	case r.proto != 0 && r.proto != f.Proto:
+		return otherProtocol
+	case r.ports && (f.Proto == protoICMP || port < r.first || port > r.last):
+		return otherPort
 	}
 	for _, p := range r.prefixes {
 		if p.Contains(f.To.Addr()) {
-			return true
+			return fits
 		}
 	}
-	return r.host && e.local != nil && e.local(*f)
+	if r.host && e.local != nil && e.local(*f) {
+		return fits
+	}
+	return otherAddress
 }
 
 // Rules returns the rules as they were given, in order.

@@ -34,9 +34,18 @@ func (f *Forwarder) inForce() plan.Rules {
 // is new listens before what it replaces is closed; but ports that "auto" finds listen
 // a moment later. Connections stay, whichever rule they came by.
 func (f *Forwarder) Change(to plan.Rules) error {
+	return f.Update(func(plan.Rules) (plan.Rules, error) { return to, nil })
+}
+
+// Update is Change for somebody who makes the new rules of those in force: between the
+// two nobody else changes any. An error of next leaves all as it is.
+func (f *Forwarder) Update(next func(now plan.Rules) (plan.Rules, error)) error {
 	f.change.Lock()
 	defer f.change.Unlock()
-	to, err := f.plan.Admit(to)
+	to, err := next(f.inForce())
+	if err == nil {
+		to, err = f.plan.Admit(to)
+	}
 	if err != nil {
 		return err
 	}

@@ -42,11 +42,11 @@ func (p *Plan) Forwarded(rules []cli.Rule) error {
 func egressRules(cfg *cli.Config, outbound []*cli.Rule) []egress.Rule {
 	var rules []egress.Rule
 	for _, r := range cfg.Egress {
-		rules = append(rules, egress.Rule(r))
+		rules = append(rules, egress.Rule{Allow: r.Allow, Dest: r.Dest})
 	}
 	if cfg.Personality == cli.Aldente {
 		rules = append(rules, outboundAllowed(outbound)...)
-		rules = append(rules, egress.Rule{Dest: "host"}, egress.Rule{Dest: "metadata"})
+		rules = append(rules, egress.Rule{Dest: "host", Source: egress.ByDefault}, egress.Rule{Dest: "metadata", Source: egress.ByDefault})
 	}
 	return rules
 }
@@ -65,7 +65,7 @@ func outboundAllowed(outbound []*cli.Rule) []egress.Rule {
 			proto = "udp:"
 		}
 		for _, h := range hosts {
-			rules = append(rules, egress.Rule{Allow: true, Dest: proto + h + ":" + r.Target().String()})
+			rules = append(rules, egress.Rule{Allow: true, Dest: proto + h + ":" + r.Target().String(), Note: "by " + r.Option(true)})
 		}
 	}
 	return rules

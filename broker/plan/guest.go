@@ -47,6 +47,7 @@ type guestFamily struct {
 	dns             []netip.Addr // advertised
 	locals          []netip.Addr // addresses that the guest has itself
 	link            hostnet.Link
+	local           bool // the host has no route: addresses are link-local ones
 }
 
 // settle derives the guest's network. Notes are lines worth telling the user.
@@ -87,7 +88,7 @@ func settle(cfg *cli.Config, n *hostnet.Network, r hostnet.Resolvers) (g guestNe
 
 // family settles addresses of one family.
 func family(cfg *cli.Config, h *hostnet.Family, v4 bool) guestFamily {
-	f := guestFamily{addr: h.Address, gateway: h.Gateway, link: h.Link}
+	f := guestFamily{addr: h.Address, gateway: h.Gateway, link: h.Link, local: h.Local}
 	given, loop, guest, fwd := cfg.Gateway6, cfg.MapHostLoopback6, cfg.MapGuestAddr6, cfg.DNSForward6
 	if v4 {
 		given, loop, guest, fwd = cfg.Gateway4, cfg.MapHostLoopback4, cfg.MapGuestAddr4, cfg.DNSForward4

@@ -51,14 +51,20 @@ func (p *Plan) Admit(r Rules) (Rules, error) {
 	if passt && len(r.Outbound) > 0 {
 		return r, fmt.Errorf("passt has no namespace to forward from: %v", &r.Outbound[0])
 	}
-	o := cli.SpecOptions{Auto: !passt, IPv4Only: p.cfg.IPv4Only, IPv6Only: p.cfg.IPv6Only}
 	var err error
-	if r.Inbound, err = cli.Admit(r.Inbound, o); err != nil {
+	if r.Inbound, err = cli.Admit(r.Inbound, p.SpecOptions(0, false)); err != nil {
 		return r, err
 	}
-	o.Outbound = true
-	r.Outbound, err = cli.Admit(r.Outbound, o)
+	r.Outbound, err = cli.Admit(r.Outbound, p.SpecOptions(0, true))
 	return r, err
+}
+
+// SpecOptions is what the meaning of a port specification depends on here.
+func (p *Plan) SpecOptions(proto uint8, outbound bool) cli.SpecOptions {
+	return cli.SpecOptions{
+		Proto: proto, Outbound: outbound, Auto: p.cfg.Personality != cli.Passt,
+		IPv4Only: p.cfg.IPv4Only, IPv6Only: p.cfg.IPv6Only, Ephemeral: cli.PortRange(p.Factory.ClientPorts),
+	}
 }
 
 // possible tells why a rule cannot be met, whatever it says otherwise.

@@ -20,15 +20,19 @@ type request struct {
 	listener Listener       // on whose behalf; without ID: a flow of the guest's own
 	src      netip.AddrPort // guest's address; with listener: local address that was spoken to
 	dst      netip.AddrPort // destination as the guest sees it; with listener: the remote peer
+
+	asked *[]egress.Asked // for Why: the egress rules that were asked; nil: nobody wants to know
 }
 
 // decision says what to open, or why nothing is opened.
 type decision struct {
 	refused   unix.Errno // zero: open
 	byRules   bool       // it is the egress rules that refuse
-	rule      string     // by this rule of it
-	client    bool       // allowed to a client of the host's own, whatever the egress rules say
-	namespace bool       // in the guest's namespace, not on the host
+	verdict   egress.Verdict
+	always    always  // it is refused whatever the rules say
+	meaning   meaning // how a flow's destination was translated
+	client    bool    // allowed to a client of the host's own, whatever the egress rules say
+	namespace bool    // in the guest's namespace, not on the host
 	to        netip.AddrPort
 	from      netip.AddrPort // where it comes from: address and port, as far as they are decided
 	path
@@ -48,6 +52,31 @@ func (m *path) inet() inet.Path {
 }
 
 func refuse(e unix.Errno) decision { return decision{refused: e} }
+
+// meaning is what an address is to the guest.
+type meaning uint8
+
+const (
+	itself       meaning = iota
+	hostResolver         // DNSForward
+	hostLoopback         // MapHostLoopback
+	guestOnHost          // MapGuestAddr
+)
+
+// always is why nothing leads where a flow of the guest's wants to go, whatever the
+// egress rules say.
+type always uint8
+
+const (
+	possible always = iota
+	noFamily
+	noPort
+	isLoopback
+	isUnspecified
+	isMulticast
+	isBroadcast
+	numAlways
+)
 
 // broadcast is the address of all on a link, RFC 919 section 7.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
@@ -69,21 +98,21 @@ func (c *Config) decide(r *request) decision {
 func (c *Config) decideOut(r *request) decision {
 	fam := c.family(r.dst.Addr())
 	if !fam.Enabled || r.src.Addr().Is4() != r.dst.Addr().Is4() {
-		return refuse(unix.EAFNOSUPPORT)
+		return decision{refused: unix.EAFNOSUPPORT, always: noFamily}
 	}
-	to, ok := fam.translate(r.proto, r.dst)
-	if !ok {
-		return refuse(unix.EACCES)
+	to, meaning, why := fam.translate(r.proto, r.dst)
+	if why != possible {
+		return decision{refused: unix.EACCES, always: why}
 	}
 	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one
-	d := decision{to: to, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
+	d := decision{to: to, meaning: meaning, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
 	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
 		d.Source, d.Interface = netip.Addr{}, ""
 	}
 	if d.Source.IsValid() {
 		d.from = netip.AddrPortFrom(d.Source, r.src.Port())
 	}
-	return c.judged(r.proto, d)
+	return c.judged(r, d)
 }
 
 // decideReply is for the socket of answers to a datagram that came to a UDP
@@ -134,15 +163,15 @@ func (c *Config) decideHostReply(r *request, d decision) decision {
 		local = inet.Any(peer)
 	}
 	d.from = netip.AddrPortFrom(local, l.Port)
-	if d = c.judged(r.proto, d); !d.byRules && !c.strangeLoopback(r.dst) {
+	if d = c.judged(r, d); !d.byRules && !c.strangeLoopback(r.dst) {
 		return d
 	}
 	// A client of the host's own, by any of its addresses, is like a connection
 	// that came by a TCP listener.
 	if c.Client != nil && !local.IsUnspecified() && c.Client(r.dst, d.from) {
-		d.refused, d.byRules, d.rule, d.client = 0, false, "", true
+		d.refused, d.byRules, d.verdict, d.client = 0, false, egress.Verdict{}, true
 	} else if !d.byRules {
-		d.refused = unix.EACCES
+		d.refused, d.verdict = unix.EACCES, egress.Verdict{}
 	}
 	return d
 }
@@ -173,7 +202,7 @@ func (c *Config) decideBypass(r *request) decision {
 	case l.Proto != r.proto || !l.Splice && !l.Namespace || !peer.IsLoopback() || addr.Is4() != peer.Is4():
 		return refuse(unix.EINVAL)
 	case !c.family(addr).Enabled:
-		return refuse(unix.EAFNOSUPPORT)
+		return decision{refused: unix.EAFNOSUPPORT, always: noFamily}
 	case l.Namespace && l.Target.IsValid():
 		addr = l.Target
 	case l.Namespace && !addr.IsLoopback(), !l.Namespace && addr.IsLoopback() && !c.LoToLo,
@@ -190,16 +219,22 @@ func (c *Config) decideBypass(r *request) decision {
 		d.Scope = c.NamespaceScope
 		return d
 	}
-	return c.judged(r.proto, d)
+	return c.judged(r, d)
 }
 
 // judged applies the egress rules to the socket as it would be.
-func (c *Config) judged(proto uint8, d decision) decision {
-	if c.Egress == nil {
+func (c *Config) judged(r *request, d decision) decision {
+	switch {
+	case c.Egress == nil:
+		d.verdict.Allowed = true
 		return d
+	case r.asked != nil:
+		d.verdict, *r.asked = c.Egress.Explain(judgedAs(r.proto, &d))
+	default:
+		d.verdict = c.Egress.Judge(judgedAs(r.proto, &d))
 	}
-	if v := c.Egress.Judge(judgedAs(proto, &d)); !v.Allowed {
-		d.refused, d.byRules, d.rule = unix.EACCES, true, v.Rule
+	if !d.verdict.Allowed {
+		d.refused, d.byRules = unix.EACCES, true
 	}
 	return d
 }
@@ -222,27 +257,33 @@ func (c *Config) family(a netip.Addr) *Family {
 
 func (m *Family) path() path { return path{m.Source, m.Interface, m.Scope, m.Freebind} }
 
-// translate maps the guest's view of a destination to the host's. It reports
-// false for what no guest may name: loopback addresses exist on the host only
+// translate maps the guest's view of a destination to the host's, and tells what it
+// has found, or why no guest may name it: loopback addresses exist on the host only
 // under the names the configuration gives them.
-func (m *Family) translate(proto uint8, dst netip.AddrPort) (netip.AddrPort, bool) {
+func (m *Family) translate(proto uint8, dst netip.AddrPort) (netip.AddrPort, meaning, always) {
 	a, port := dst.Addr(), dst.Port()
 	transport := proto == ipc.ProtoTCP || proto == ipc.ProtoUDP
 	if transport && port == 0 {
-		return dst, false
+		return dst, itself, noPort
 	}
 	switch {
 	case m.DNSForward.IsValid() && a == m.DNSForward && transport && (port == 53 || port == 853) && m.DNSHost.IsValid():
-		return netip.AddrPortFrom(m.DNSHost, port), true
+		return netip.AddrPortFrom(m.DNSHost, port), hostResolver, possible
 	case m.MapHostLoopback.IsValid() && a == m.MapHostLoopback:
 		if a.Is4() {
-			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), true
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), hostLoopback, possible
 		}
-		return netip.AddrPortFrom(netip.IPv6Loopback(), port), true
+		return netip.AddrPortFrom(netip.IPv6Loopback(), port), hostLoopback, possible
 	case m.MapGuestAddr.IsValid() && a == m.MapGuestAddr && m.GuestAddr.IsValid():
-		return netip.AddrPortFrom(m.GuestAddr, port), true
-	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a == broadcast:
-		return dst, false
+		return netip.AddrPortFrom(m.GuestAddr, port), guestOnHost, possible
+	case a.IsLoopback():
+		return dst, itself, isLoopback
+	case a.IsUnspecified():
+		return dst, itself, isUnspecified
+	case a.IsMulticast():
+		return dst, itself, isMulticast
+	case a == broadcast:
+		return dst, itself, isBroadcast
 	}
-	return dst, true
+	return dst, itself, possible
 }

@@ -191,12 +191,12 @@ func checkDecision(t *testing.T, what string, d decision, to string, byRules boo
 			t.Errorf("%s: %v, by the rules: %v; nobody may name it", what, d.refused, d.byRules)
 		}
 	case byRules:
-		if d.refused != unix.EACCES || !d.byRules || d.rule == "" {
-			t.Errorf("%s: %v, by the rules: %v (%s); it has to refuse", what, d.refused, d.byRules, d.rule)
+		if d.refused != unix.EACCES || !d.byRules || d.verdict.Rule == "" {
+			t.Errorf("%s: %v, by the rules: %v (%s); it has to refuse", what, d.refused, d.byRules, d.verdict.Rule)
 		}
 	default:
 		if d.refused != 0 || d.to.Addr() != netip.MustParseAddr(to) {
-			t.Errorf("%s: %v to %v (%s), want %s", what, d.refused, d.to, d.rule, to)
+			t.Errorf("%s: %v to %v (%s), want %s", what, d.refused, d.to, d.verdict.Rule, to)
 		}
 	}
 }

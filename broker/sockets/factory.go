@@ -27,7 +27,9 @@ import (
 // Egress decides whether the guest may have a socket to the host's world, see
 // egress.RuleSet.
 type Egress interface {
-	Judge(egress.Flow) egress.Verdict // allowed or not, and by which rule
+	Judge(egress.Flow) egress.Verdict                     // allowed or not, and by which rule
+	Explain(egress.Flow) (egress.Verdict, []egress.Asked) // the same, with all rules that were asked
+	List() []egress.Listed                                // all rules
 }
 
 // Config is what the factory needs to know.
@@ -81,6 +83,7 @@ type Factory struct {
 	nextID    uint32
 
 	refusals refusals
+	hits     hits
 	ledger   *ledger // nil: no budget
 	ports    *udpPorts
 }
@@ -205,6 +208,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 		}
 	}
 	d := f.cfg.decide(&q)
+	f.hits.count(&q, &d)
 	switch {
 	case d.refused != 0:
 		o = f.refused(&q, &d)
@@ -237,7 +241,7 @@ func (f *Factory) refused(q *request, d *decision) outcome {
 	o := nothing(d.refused)
 	if d.byRules {
 		o.prohibited = true
-		f.refusals.note(f.cfg.Logger, q.proto, d.to, d.rule)
+		f.refusals.note(f.cfg.Logger, q.proto, d.to, d.verdict.Rule)
 	}
 	return o
 }

@@ -88,6 +88,7 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 		}
 		if !again {
 			at = now
+			v.Count()
 			f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, v.Rule)
 		}
 		defied = defied || again && now.Sub(at) > revokeTimeout
@@ -113,6 +114,7 @@ func (f *Factory) refusedNow(flow *egress.Flow) bool {
 	}
 	v := f.cfg.Egress.Judge(*flow)
 	if !v.Allowed {
+		v.Count()
 		f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, v.Rule)
 	}
 	return !v.Allowed

@@ -28,6 +28,10 @@ func (p *turning) Judge(f egress.Flow) egress.Verdict {
 	return egress.Verdict{Allowed: !slices.Contains(p.refused, f.To.Port()), Rule: "--deny host"}
 }
 
+func (p *turning) Explain(f egress.Flow) (egress.Verdict, []egress.Asked) { return p.Judge(f), nil }
+
+func (p *turning) List() []egress.Listed { return nil }
+
 func (p *turning) refuse(ports ...uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

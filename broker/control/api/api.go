@@ -144,7 +144,8 @@ type Rule struct {
 	Number int    `json:"number"` // from 1
 	Text   string `json:"text"`   // as it would be written as an option
 	Source string `json:"source"` // option, default or built in
-	Hits   uint64 `json:"hits"`   // decisions, since the start
+	Note   string `json:"note,omitempty"`
+	Hits   uint64 `json:"hits"` // decisions, since the start
 }
 
 // Target is a destination as the guest would use it.
@@ -184,5 +185,8 @@ type PortRule struct {
 	Listen    string `json:"listen"` // address and ports, as the tables of pesto
 	Target    string `json:"target"`
 	Flags     string `json:"flags,omitempty"`
-	Listening bool   `json:"listening"`
+	Option    string `json:"option"`    // as Specs of ForwardSpec have it
+	Ports     int    `json:"ports"`     // in its range
+	Listens   int    `json:"listens"`   // of them, on which something is waited for
+	Listening bool   `json:"listening"` // on all; with auto-scan on those that are bound
 }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"aldente/broker/egress"
+)
+
+// hits counts what was decided by no rule of the egress rule set.
+type hits struct {
+	always  [numAlways][2]atomic.Uint64 // by family, IPv4 first
+	unruled atomic.Uint64               // allowed, since there are no rules
+}
+
+// count notes a decision about a worker's request.
+func (h *hits) count(q *request, d *decision) {
+	switch {
+	case d.always != possible:
+		h.always[d.always][familyIndex(q.dst.Addr())].Add(1)
+	case !d.verdict.Count() && d.verdict.Allowed:
+		h.unruled.Add(1)
+	}
+}
+
+func familyIndex(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// unnamed are the addresses that no guest may name, in the order in which they are
+// looked for, by family.
+var unnamed = [...]struct {
+	why  always
+	dest [2]string
+}{
+	{isLoopback, [2]string{"127.0.0.0/8", "::1"}},
+	{isUnspecified, [2]string{"0.0.0.0", "::"}},
+	{isMulticast, [2]string{"224.0.0.0/4", "ff00::/8"}},
+	{isBroadcast, [2]string{"255.255.255.255", ""}},
+}
+
+// Rules returns what decides where the guest may connect, in the order in which it is
+// asked: what holds for addresses as the guest names them, and the egress rules, which
+// see what those addresses mean.
+func (f *Factory) Rules() []egress.Listed {
+	all := f.unnameable()
+	if f.cfg.Egress == nil {
+		return append(all, egress.Rest(f.hits.unruled.Load()))
+	}
+	return append(all, f.cfg.Egress.List()...)
+}
+
+// unnameable are the rules that hold for addresses as the guest names them.
+func (f *Factory) unnameable() (all []egress.Listed) {
+	for i, fam := range []*Family{&f.cfg.V4, &f.cfg.V6} {
+		for _, u := range unnamed {
+			if !fam.Enabled || u.dest[i] == "" {
+				continue
+			}
+			all = append(all, egress.Listed{
+				Text: "--deny " + u.dest[i], Source: egress.BuiltIn,
+				Note: "as the guest names it", Hits: f.hits.always[u.why][i].Load(),
+			})
+		}
+	}
+	return all
+}
