@@ -21,7 +21,7 @@ const (
 // Listed is one rule in force, for people to read.
 type Listed struct {
 	Text   string // as it would be written as an option
-	Source Source
+	Source Source // who says so
 	Note   string // what for or to what, where the text does not tell
 	Hits   uint64 // what was decided by it, see Verdict.Count
 }

@@ -7,8 +7,8 @@ import "aldente/broker/cli"
 // State is a rule in force, and how it fares.
 type State struct {
 	cli.Rule
-	Outbound bool
-	Listens  int // ports that are had; with "auto", those of which the target is bound
+	Outbound bool // of -T or -U
+	Listens  int  // ports that are had; with "auto", those of which the target is bound
 }
 
 // States returns the rules in force, inbound ones first, as Rules does.

@@ -141,18 +141,18 @@ type Histogram struct {
 // Rule is one rule of where the guest may connect, in the order in which they are
 // asked.
 type Rule struct {
-	Number int    `json:"number"` // from 1
-	Text   string `json:"text"`   // as it would be written as an option
-	Source string `json:"source"` // option, default or built in
-	Note   string `json:"note,omitempty"`
-	Hits   uint64 `json:"hits"` // decisions, since the start
+	Number int    `json:"number"`         // from 1
+	Text   string `json:"text"`           // as it would be written as an option
+	Source string `json:"source"`         // option, default or built in
+	Note   string `json:"note,omitempty"` // what for, where the text does not tell
+	Hits   uint64 `json:"hits"`           // decisions, since the start
 }
 
 // Target is a destination as the guest would use it.
 type Target struct {
-	Protocol string `json:"protocol"` // tcp, udp or icmp
-	Address  string `json:"address"`  // without a port for icmp
-	Port     uint16 `json:"port,omitempty"`
+	Protocol string `json:"protocol"`       // tcp, udp or icmp
+	Address  string `json:"address"`        // without a port for icmp
+	Port     uint16 `json:"port,omitempty"` // of tcp and udp
 }
 
 // Step is one step from the guest's packet to the decision.
@@ -180,13 +180,13 @@ type ForwardSpec struct {
 
 // PortRule is one port rule in force.
 type PortRule struct {
-	Direction string `json:"direction"` // in or out
-	Protocol  string `json:"protocol"`
-	Listen    string `json:"listen"` // address and ports, as the tables of pesto
-	Target    string `json:"target"`
-	Flags     string `json:"flags,omitempty"`
-	Option    string `json:"option"`    // as Specs of ForwardSpec have it
-	Ports     int    `json:"ports"`     // in its range
-	Listens   int    `json:"listens"`   // of them, on which something is waited for
-	Listening bool   `json:"listening"` // on all; with auto-scan on those that are bound
+	Direction string `json:"direction"`       // in or out
+	Protocol  string `json:"protocol"`        // tcp or udp
+	Listen    string `json:"listen"`          // address and ports, as the tables of pesto
+	Target    string `json:"target"`          // the same, where it leads
+	Flags     string `json:"flags,omitempty"` // best effort, auto-scan
+	Option    string `json:"option"`          // as Specs of ForwardSpec have it
+	Ports     int    `json:"ports"`           // in its range
+	Listens   int    `json:"listens"`         // of them, on which something is waited for
+	Listening bool   `json:"listening"`       // on all; with auto-scan on those that are bound
 }
