@@ -144,6 +144,10 @@ install: all
 	install -D -m 644 packaging/completions/pesto.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/pesto
 	install -D -m 644 packaging/completions/_pesto $(DESTDIR)$(DATADIR)/zsh/site-functions/_pesto
 	install -D -m 644 packaging/completions/pesto.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/pesto.fish
+	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions $(DESTDIR)$(DATADIR)/fish/vendor_completions.d
+	GOOS= GOARCH= $(GO) run ./ctl completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/aldentectl
+	GOOS= GOARCH= $(GO) run ./ctl completion zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_aldentectl
+	GOOS= GOARCH= $(GO) run ./ctl completion fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/aldentectl.fish
 
 clean:
 	rm -rf bin build

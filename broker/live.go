@@ -5,6 +5,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"aldente/broker/cli"
@@ -14,25 +16,67 @@ import (
 	"aldente/broker/plan"
 )
 
-// listenControl binds the control socket, if -c asks for one.
+// listenControl binds the sockets of -c and --control, if they are asked for.
 func (in *instance) listenControl(caller int) (err error) {
+	if in.cfg.Controllable() {
+		if err := in.status.ListenControl(in.cfg.ControlPath); err != nil {
+			return err
+		}
+		if in.shown.controlPath, err = filepath.Abs(in.cfg.ControlPath); err != nil {
+			in.shown.controlPath = in.cfg.ControlPath
+		}
+	}
 	if in.cfg.ConfPath == "" {
 		return nil
 	}
-	users := []uint32{uint32(caller)}
-	if ids := in.cfg.RunAs; ids != nil {
-		users = append(users, ids.UID)
-	}
 	in.control, err = control.Listen(control.Options{
-		Path: in.cfg.ConfPath, Users: users, Guest: in.cfg.Personality != cli.Passt, Logger: in.log,
+		Path: in.cfg.ConfPath, Users: in.clients(caller), Guest: in.cfg.Personality != cli.Passt, Logger: in.log,
 	})
 	return err
 }
 
-// serveControl lets the rules be changed from now on.
+// listenStatus makes the status socket, unless options are against it. An instance
+// without one is as good.
+func (in *instance) listenStatus(caller int) {
+	if in.cfg.ControlPath == cli.NoControl {
+		return
+	}
+	in.shown.pid, in.shown.user = os.Getpid(), unprivileged(in.cfg).own.UID
+	in.status = control.NewStatus(control.StatusOptions{Users: in.clients(caller), Guest: in.cfg.Personality != cli.Passt, Logger: in.log})
+	name, err := in.status.ListenDefault(in.shown.pid)
+	if err != nil {
+		in.log.Debug("no status socket", "error", err)
+		return
+	}
+	in.log.Debug("status socket", "name", name)
+}
+
+// clients are the users who may look at this instance or change it, besides root.
+func (in *instance) clients(caller int) []uint32 {
+	users := []uint32{uint32(caller)}
+	if ids := in.cfg.RunAs; ids != nil {
+		users = append(users, ids.UID)
+	}
+	return users
+}
+
+// serveControl answers clients from now on.
 func (in *instance) serveControl() {
+	if in.status != nil {
+		in.status.Serve(&liveStatus{instance: in})
+	}
 	if in.control != nil {
 		go in.control.Serve(&liveRules{plan: in.plan, forward: in.forward})
+	}
+}
+
+// closeControl removes what belongs to the sockets.
+func (in *instance) closeControl() {
+	if in.status != nil {
+		in.status.Close()
+	}
+	if in.control != nil {
+		in.control.Close()
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -119,6 +120,8 @@ type instance struct {
 
 	forward *forward.Forwarder
 	control *control.Server // -c, nil: none
+	status  *control.Status // --control and the default, nil: none
+	shown   shown           // what its clients are told
 
 	locked chan struct{} // closed when this process is confined
 
@@ -130,31 +133,35 @@ type instance struct {
 	linkFD   int
 }
 
-// newLog makes the log that options ask for. Errors always show; the rest as asked.
-func newLog(cfg *cli.Config) (*slog.Logger, *logging.Output, error) {
-	level := slog.LevelInfo
+// newLog makes the log that options ask for. Errors always show; the rest as asked, until
+// level is changed.
+func newLog(cfg *cli.Config) (*slog.Logger, *logging.Output, *slog.LevelVar, error) {
+	var level slog.LevelVar
 	switch {
 	case cfg.Trace, cfg.Debug:
-		level = slog.LevelDebug
+		level.Set(slog.LevelDebug)
 	case cfg.Quiet, cfg.Target.Kind == cli.TargetSpawn:
-		level = slog.LevelWarn
+		level.Set(slog.LevelWarn)
 	}
 	who := unprivileged(cfg)
-	return logging.New(logging.Options{
-		Level: level, Tag: cfg.Personality.String(), File: cfg.LogFile, Size: cfg.LogSize,
+	log, out, err := logging.New(logging.Options{
+		Level: &level, Tag: cfg.Personality.String(), File: cfg.LogFile, Size: cfg.LogSize,
 		Guarded: who.changes(), Stream: who.own.UID != who.UID,
 	})
+	return log, out, &level, err
 }
 
 // run does everything between parsed options and the exit status.
 func run(cfg *cli.Config, notify int) int {
 	signals := catchSignals()
-	log, out, err := newLog(cfg)
+	began := time.Now()
+	log, out, level, err := newLog(cfg)
 	if err != nil {
 		logging.Complain(err)
 		return 1
 	}
-	in := &instance{cfg: cfg, log: log, out: out, linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{})}
+	in := &instance{cfg: cfg, log: log, out: out, shown: shown{level: level, began: began},
+		linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{})}
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
@@ -173,9 +180,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 		if err != nil {
 			in.undo.all()
 		}
-		if in.control != nil {
-			in.control.Close()
-		}
+		in.closeControl()
 	}()
 	if id := unprivileged(cfg); id.changes() {
 		policy.NonDumpable() // before there is somebody else to look in
@@ -283,6 +288,7 @@ func (in *instance) prepare() error {
 	}
 	// Where the caller may make files, or, with --runas, that user.
 	user := os.Geteuid()
+	in.listenStatus(user)
 	if in.cfg.RunAs == nil {
 		if err := in.listenControl(user); err != nil {
 			return err
@@ -300,7 +306,8 @@ func (in *instance) prepare() error {
 		Setup:    in.setUpWorker,
 		Serve:    in.serveWorker,
 		FileSize: in.capture.bound(), Files: in.plan.Limits.Sockets,
-		OnExit: func(supervise.Exit) {
+		OnExit: func(e supervise.Exit) {
+			in.shown.ends.note(e)
 			in.forward.WorkerGone()
 			in.capture.workerGone()
 			if in.stream != nil {

@@ -28,7 +28,7 @@ func selfTest(given *cli.Config) int {
 	in := &instance{
 		cfg: &cli.Config{
 			Personality: cli.Aldente, LinkKind: ipc.LinkTap, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true,
-			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"},
+			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"}, ControlPath: cli.NoControl,
 		},
 		log: slog.New(r), linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{}),
 		started: func() {}, // a signal ends it at any moment

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command aldentectl speaks to running instances. By the name pesto it is the client
-// of that name: it shows and changes the port rules of an instance that was started
-// with -c, of ours and of passt's own.
+// Command aldentectl speaks to running instances: it finds them, says how they fare
+// and changes what may be changed. By the name pesto it is the client of that name: it
+// shows and changes the port rules of an instance that was started with -c, of ours
+// and of passt's own.
 package main
 
 import (
@@ -36,20 +37,13 @@ func run(argv []string, out, errs io.Writer) int {
 	case "pesto":
 		return pesto(argv[1:], out, errs)
 	}
-	fmt.Fprintf(errs, "%s: there is no command '%s'\nTry '%s --help' for more information.\n", name, argv[1], name)
+	for i := range commands {
+		if commands[i].name == argv[1] {
+			return commands[i].main(argv, out, errs)
+		}
+	}
+	fmt.Fprintf(clean{errs}, "%s: there is no command '%s'\nTry '%s --help' for more information.\n", name, argv[1], name)
 	return 1
-}
-
-func usage(name string) string {
-	return fmt.Sprintf(`Usage: %s COMMAND [ARG]...
-
-Commands:
-  pesto [OPTION]... PATH      show or change port rules, as the program of that
-                              name does: see "%s pesto --help"
-
-  -h, --help                  print this text and exit
-      --version               print the version and exit
-`, name, name)
 }
 
 func version(name string) string {

@@ -77,9 +77,11 @@ func (c *client) say(format string, args ...any) {
 	}
 }
 
-// dial waits where as many others wait for the instance as may, which connect does
+func dial(path string) (net.Conn, error) { return dialFor(path, patience) }
+
+// dialFor waits where as many others wait for the instance as may, which connect does
 // not do by itself for a socket that does not block.
-func dial(path string) (conn net.Conn, err error) {
+func dialFor(path string, patience time.Duration) (conn net.Conn, err error) {
 	for until := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		conn, err = net.DialTimeout("unix", path, patience)
 		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(until) {

@@ -81,6 +81,12 @@ type Target struct {
 	Name string     // without a slash
 }
 
+// NoControl is the argument of --control that is no path.
+const NoControl = "none"
+
+// Controllable tells whether --control names a socket.
+func (c *Config) Controllable() bool { return c.ControlPath != "" && c.ControlPath != NoControl }
+
 // EgressOption is one --allow or --deny, unparsed. Package egress gives Dest
 // its meaning; the order of options is the order of rules.
 type EgressOption struct {
@@ -105,20 +111,21 @@ type Config struct {
 	Warnings    []string    // to be logged at start, one line each
 
 	// Process.
-	Debug      bool   // -d, --trace
-	Trace      bool   // --trace
-	Quiet      bool   // -q; takes back -d and --trace before it, and the reverse
-	Foreground bool   // -f
-	Stderr     bool   // -e, deprecated, without effect
-	LogFile    string // -l
-	LogSize    int64  // --log-size, bytes, at least MinLogSize; default DefaultLogSize
-	Stats      int    // --stats, seconds between statistics lines
-	RunAs      *IDs   // --runas, nil: nobody if started as root
-	PIDFile    string // -P
-	Pcap       string // -p
-	PcapSize   int64  // --pcap-size, bytes, at least MinPcapSize; -1: any number
-	ConfPath   string // -c, control socket
-	Strict     bool   // --strict: a missing sandbox layer is an error
+	Debug       bool   // -d, --trace
+	Trace       bool   // --trace
+	Quiet       bool   // -q; takes back -d and --trace before it, and the reverse
+	Foreground  bool   // -f
+	Stderr      bool   // -e, deprecated, without effect
+	LogFile     string // -l
+	LogSize     int64  // --log-size, bytes, at least MinLogSize; default DefaultLogSize
+	Stats       int    // --stats, seconds between statistics lines
+	RunAs       *IDs   // --runas, nil: nobody if started as root
+	PIDFile     string // -P
+	Pcap        string // -p
+	PcapSize    int64  // --pcap-size, bytes, at least MinPcapSize; -1: any number
+	ConfPath    string // -c, control socket
+	ControlPath string // --control; NoControl: not even the status socket
+	Strict      bool   // --strict: a missing sandbox layer is an error
 
 	// Guest's addresses and routes.
 	MTU          int            // -m, bytes; -1: not given, 0: not advertised

@@ -114,6 +114,7 @@ func (c *Config) incompatible() error {
 		{c.NoCopyRoutes && !c.ConfigNet, "--no-copy-routes needs --config-net"},
 		{c.NoCopyAddrs && !c.ConfigNet, "--no-copy-addrs needs --config-net"},
 		{c.Stats != 0 && !c.Foreground && c.Target.Kind != TargetSpawn, "--stats prints to standard error: it needs -f, or a command"},
+		{c.Controllable() && c.ControlPath == c.ConfPath, "--control and -c speak different protocols: each needs a path of its own"},
 		{c.RepairPath != "" && c.RepairPath != "none" && !c.VhostUser, "--repair-path is for vhost-user mode only"},
 		{c.MigrateExit && !c.VhostUser, "--migrate-exit is for vhost-user mode only"},
 		{c.MigrateNoLinger && !c.VhostUser, "--migrate-no-linger is for vhost-user mode only"},

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package control is the socket by which the port rules of a running instance are
-// looked at and changed (-c). It reads the requests of the instance's own user and of
-// root, and nothing of the guest's.
+// Package control is how a running instance is looked at and changed: the socket of
+// pesto's protocol (-c), and that of our own, by which the instance says how it fares
+// and, with --control, is changed. It reads the requests of the instance's own user
+// and of root, and nothing of the guest's.
 package control
 
 import (
@@ -12,7 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,13 +46,8 @@ type Rules interface {
 
 // Server has one client at a time.
 type Server struct {
-	log      *slog.Logger
-	listener *os.File
+	*gate
 	remover  *remover
-	users    []uint32 // who may connect
-	cookie   uint64   // of our network namespace; zero: any may be the client's
-	told     time.Time
-	untold   int // refusals since
 	patience time.Duration
 }
 
@@ -69,21 +64,23 @@ type Options struct {
 // Listen binds the socket. It must be called before the process is confined, and
 // starts a process that removes the socket when this one ends.
 func Listen(o Options) (*Server, error) {
-	fd, r, err := bind(o.Path)
+	fd, r, err := bind(o.Path, "-c")
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{
-		log: o.Logger, listener: os.NewFile(uintptr(fd), o.Path), remover: r,
-		users: append([]uint32{0}, o.Users...), patience: patience,
-	}
+	s := &Server{gate: newGate(fd, o.Path, o.Users, o.Logger), remover: r, patience: patience}
 	if o.Guest {
-		if s.cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || s.cookie == 0 {
+		if err = s.guarded(fd); err != nil {
 			s.Close()
-			return nil, fmt.Errorf("-c: this kernel cannot tell clients from the guest's processes (Linux 5.14 or later can): %w", err)
+			return nil, blind("-c", err)
 		}
 	}
 	return s, nil
+}
+
+// blind is the error where clients cannot be told from the guest's processes.
+func blind(option string, err error) error {
+	return fmt.Errorf("%s: this kernel cannot tell clients from the guest's processes (Linux 5.14 or later can): %w", option, err)
 }
 
 // Close ends the server and removes its socket, which otherwise happens when this
@@ -96,87 +93,14 @@ func (s *Server) Close() {
 // Serve has one client after the other, until Close.
 func (s *Server) Serve(rules Rules) {
 	for {
-		fd, err := s.accept()
-		switch {
-		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
-			time.Sleep(acceptPause)
-			continue
-		case errors.Is(err, os.ErrClosed):
-			return
-		case err != nil:
-			s.log.Error("control socket: no further client can be had", "error", err)
+		v, ok := s.next()
+		if !ok {
 			return
 		}
-		client := os.NewFile(uintptr(fd), "control client")
-		if why := s.stranger(fd); why != "" {
-			client.Close()
-			s.refused(why)
-			time.Sleep(refusalPause)
-			continue
-		}
+		client := os.NewFile(uintptr(v.fd), "control client")
 		s.serve(client, rules)
 		client.Close()
 	}
-}
-
-// accept waits for a client by way of the runtime's poller.
-func (s *Server) accept() (fd int, err error) {
-	conn, err := s.listener.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	failed := conn.Read(func(l uintptr) bool {
-		for {
-			fd, _, err = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-			if err != unix.EINTR && err != unix.ECONNABORTED {
-				return err != unix.EAGAIN
-			}
-		}
-	})
-	if failed != nil {
-		return -1, os.ErrClosed
-	}
-	return fd, err
-}
-
-// stranger returns why a client may not be one, or "".
-//
-// The namespace is that in which the client made its socket: the kernel makes ours
-// for it in the same. That is settled before the socket is connected, and no process
-// gets into a network namespace without privileges over it. So it does not matter
-// what has become of the client since, nor which file it has found: a process of the
-// guest's is not where this one is.
-func (s *Server) stranger(fd int) string {
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	if err != nil {
-		return "no credentials"
-	}
-	who := fmt.Sprintf("process %d of user %d", cred.Pid, cred.Uid)
-	if !slices.Contains(s.users, cred.Uid) {
-		return who + " is neither this instance's user nor root"
-	}
-	if s.cookie == 0 {
-		return ""
-	}
-	if cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || cookie != s.cookie {
-		return who + " is in another network namespace than this instance, as the guest is"
-	}
-	return ""
-}
-
-// refused tells of a client that was refused, once in a while.
-func (s *Server) refused(why string) {
-	now := time.Now()
-	if now.Sub(s.told) < refusalsTold {
-		s.untold++
-		return
-	}
-	args := []any{"reason", why}
-	if s.untold > 0 {
-		args = append(args, "more", s.untold)
-	}
-	s.told, s.untold = now, 0
-	s.log.Warn("control client refused", args...)
 }
 
 // serve is one client's turn.

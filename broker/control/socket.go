@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/control/api"
 	"aldente/broker/output"
 )
 
@@ -26,8 +28,9 @@ const (
 const backlog = 64
 
 // bind makes the socket and returns it with what removes it, see remover. What is at
-// path stays, unless it is the socket of an instance that has ended.
-func bind(path string) (fd int, r *remover, err error) {
+// path stays, unless it is the socket of an instance that has ended. Messages name the
+// option that path is of.
+func bind(path, option string) (fd int, r *remover, err error) {
 	dir, name := filepath.Split(path)
 	if dir == "" {
 		dir = "."
@@ -37,7 +40,7 @@ func bind(path string) (fd int, r *remover, err error) {
 		return -1, nil, fmt.Errorf("control socket %s: %w%s", path, err, output.Hint(err))
 	}
 	defer unix.Close(folder)
-	if err := vacate(folder, name, path); err != nil {
+	if err := vacate(folder, name, path, option); err != nil {
 		return -1, nil, err
 	}
 	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -63,7 +66,7 @@ func bind(path string) (fd int, r *remover, err error) {
 }
 
 // vacate makes room at a path.
-func vacate(folder int, name, path string) error {
+func vacate(folder int, name, path, option string) error {
 	for tries := 0; ; tries++ {
 		var st unix.Stat_t
 		err := unix.Fstatat(folder, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -73,7 +76,7 @@ func vacate(folder int, name, path string) error {
 		case err != nil:
 			return fmt.Errorf("control socket %s: %w%s", path, err, output.Hint(err))
 		case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
-			return fmt.Errorf("control socket %s: there is a file of that name, which is no socket (remove it, or name another path with -c)", path)
+			return fmt.Errorf("control socket %s: there is a file of that name, which is no socket (remove it, or name another path with %s)", path, option)
 		}
 		used := inUse(path)
 		if tries < removalTries || used && tries < handOverTries {
@@ -81,7 +84,7 @@ func vacate(folder int, name, path string) error {
 			continue
 		}
 		if used {
-			return fmt.Errorf("control socket %s is already in use (name another path with -c)", path)
+			return fmt.Errorf("control socket %s is already in use (name another path with %s)", path, option)
 		}
 		if err := unix.Unlinkat(folder, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("control socket %s is left over and cannot be removed: %w%s", path, err, output.Hint(err))
@@ -101,4 +104,34 @@ func inUse(path string) bool {
 	defer unix.Close(fd)
 	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 	return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED)
+}
+
+// mostNames is how many names are tried for a status socket: who takes them may be
+// instances with the same process number in PID namespaces of their own, or anybody.
+const mostNames = 16
+
+// bindAbstract makes a status socket for a process number and returns its name,
+// without the NUL. What clients see as its owner is who this process is now.
+func bindAbstract(pid int) (fd int, name string, err error) {
+	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, "", err
+	}
+	for n := range mostNames {
+		name = api.Prefix + strconv.Itoa(pid)
+		if n > 0 {
+			name += "-" + strconv.Itoa(n)
+		}
+		if err = unix.Bind(fd, &unix.SockaddrUnix{Name: "@" + name}); !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
+	if err == nil {
+		err = unix.Listen(fd, backlog)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, "", err
+	}
+	return fd, name, nil
 }

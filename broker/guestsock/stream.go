@@ -159,6 +159,13 @@ func inUse(path string) bool {
 // Path is where the socket is, empty for the server of Given.
 func (s *Server) Path() string { return s.path }
 
+// Connected tells whether a virtual machine is connected.
+func (s *Server) Connected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.busy && !s.ended
+}
+
 // Done is closed when the only client of --one-off is gone.
 func (s *Server) Done() <-chan struct{} { return s.done }
 

@@ -46,7 +46,7 @@ func newEvent(level slog.Level, message string, attrs ...slog.Attr) *event {
 // log.
 type handler struct {
 	out   *Output
-	level slog.Level
+	level slog.Leveler
 	attrs []slog.Attr // in front of a record's own
 }
 
@@ -59,7 +59,7 @@ type Output struct {
 	tag   string       // what the system log knows the program by
 }
 
-func (h *handler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
+func (h *handler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }
 
 func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	attrs := h.attrs[:len(h.attrs):len(h.attrs)]
@@ -95,11 +95,11 @@ func appendAttr(b []byte, a slog.Attr) []byte {
 
 // Options say where lines go.
 type Options struct {
-	Level   slog.Level // the least that shows
-	Tag     string     // what the system log knows the program by
-	File    string     // -l, empty: standard error
-	Size    int64      // bytes that the file may have
-	Guarded bool       // see output.Options
+	Level   slog.Leveler // the least that shows, asked for each line; nil: information
+	Tag     string       // what the system log knows the program by
+	File    string       // -l, empty: standard error
+	Size    int64        // bytes that the file may have
+	Guarded bool         // see output.Options
 	// Stream keeps to standard error where that leads to the journal. The journal
 	// goes by the user of whoever sends, and keeps files of each: it is for a
 	// process that is going to be a user of its own.
@@ -109,6 +109,9 @@ type Options struct {
 // New makes the program's log, and what its lines go by. Errors show on standard
 // error too.
 func New(o Options) (*slog.Logger, *Output, error) {
+	if o.Level == nil {
+		o.Level = slog.LevelInfo
+	}
 	stderr := toStderr
 	if !o.Stream && stderrIsJournal() {
 		stderr = orElse(openJournal(o.Tag), toStderr)

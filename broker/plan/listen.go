@@ -34,8 +34,8 @@ type Rules struct {
 	Outbound []cli.Rule // -T, -U: from the namespace's loopback to the host's
 }
 
-// Live tells whether rules may change while the instance runs (-c).
-func (p *Plan) Live() bool { return p.cfg.ConfPath != "" }
+// Live tells whether rules may change while the instance runs (-c, --control).
+func (p *Plan) Live() bool { return p.cfg.ConfPath != "" || p.cfg.Controllable() }
 
 // Admit looks at rules that are to take the place of those in force, as the options
 // would have allowed them.

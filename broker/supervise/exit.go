@@ -19,6 +19,8 @@ type Exit struct {
 	Call   string             // name of the forbidden system call, where the kernel's log could be read
 	Panic  []string           // what the runtime said as it died, bounded; its first line is in Cause
 
+	Renewed bool // it was to end, by Renew
+
 	wasReady bool
 }
 

@@ -56,7 +56,7 @@ func (s *Supervisor) run() {
 		}
 		if s.takeRenewed() {
 			s.opts.Logger.Debug("worker renewed", "lived", time.Since(started).Round(time.Millisecond))
-			if s.opts.OnExit != nil {
+			if exit.Renewed = true; s.opts.OnExit != nil {
 				s.opts.OnExit(exit)
 			}
 			continue

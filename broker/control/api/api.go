@@ -40,55 +40,56 @@ const (
 
 // Request is what a client asks for.
 type Request struct {
-	Version int          `json:"version"`
-	Command string       `json:"command"`
-	Target  *Target      `json:"target,omitempty"`
-	Capture *CaptureSpec `json:"capture,omitempty"`
-	Forward *ForwardSpec `json:"forward,omitempty"`
-	Level   string       `json:"level,omitempty"` // error, warning, info, debug or trace
+	Version int          `json:"version"`           // the constant of that name
+	Command string       `json:"command"`           // one of the constants
+	Target  *Target      `json:"target,omitempty"`  // of why
+	Capture *CaptureSpec `json:"capture,omitempty"` // of capture
+	Forward *ForwardSpec `json:"forward,omitempty"` // of forward
+	Level   string       `json:"level,omitempty"`   // error, warning, info, debug or trace
 }
 
 // Reply is an answer or a part of one. Where Error is set, there is nothing else.
 type Reply struct {
-	Error    string         `json:"error,omitempty"`
-	Status   *StatusReply   `json:"status,omitempty"`
-	Flows    []Flow         `json:"flows,omitempty"`
-	Counters *CountersReply `json:"counters,omitempty"`
-	Rules    []Rule         `json:"rules,omitempty"`
-	Why      []Step         `json:"why,omitempty"`
-	Forwards []PortRule     `json:"forwards,omitempty"`
+	Error    string         `json:"error,omitempty"`    // one line, for people
+	Status   *StatusReply   `json:"status,omitempty"`   // of status
+	Flows    []Flow         `json:"flows,omitempty"`    // of flows, a part of them
+	Counters *CountersReply `json:"counters,omitempty"` // of counters
+	Rules    []Rule         `json:"rules,omitempty"`    // of rules
+	Why      []Step         `json:"why,omitempty"`      // of why, in order
+	Forwards []PortRule     `json:"forwards,omitempty"` // of forwards
 }
 
 // StatusReply says what an instance is and how it fares.
 type StatusReply struct {
-	Version     string   `json:"version"`     // of the program
-	Personality string   `json:"personality"` // passt, pasta or aldente
-	PID         int      `json:"pid"`         // broker's
-	WorkerPID   int      `json:"worker_pid"`  // zero: none at the moment
-	User        int      `json:"user"`        // broker's
-	Started     string   `json:"started"`     // RFC 3339
-	Link        string   `json:"link"`        // kind of link to the guest
-	Connected   bool     `json:"connected"`   // the guest is there
-	Restarts    int      `json:"restarts"`    // of the worker
-	LastDeath   string   `json:"last_death,omitempty"`
-	Guest       string   `json:"guest,omitempty"` // namespace, command or socket
-	Interface   string   `json:"interface,omitempty"`
-	MTU         int      `json:"mtu"`
-	Addresses   []string `json:"addresses"` // given to the guest, with prefix length
-	Gateways    []string `json:"gateways"`
-	Resolvers   []string `json:"resolvers"` // as the guest is told
-	Search      []string `json:"search,omitempty"`
-	Egress      string   `json:"egress"` // in one line
-	LogLevel    string   `json:"log_level"`
-	Control     bool     `json:"control"` // this socket may change things
-	Limits      []Limit  `json:"limits,omitempty"`
+	Version     string   `json:"version"`                // of the program
+	Personality string   `json:"personality"`            // passt, pasta or aldente
+	PID         int      `json:"pid"`                    // broker's
+	WorkerPID   int      `json:"worker_pid"`             // zero: none at the moment
+	User        int      `json:"user"`                   // broker's
+	Started     string   `json:"started"`                // RFC 3339
+	Link        string   `json:"link"`                   // kind of link to the guest
+	Connected   bool     `json:"connected"`              // the guest is there
+	Restarts    int      `json:"restarts"`               // of the worker
+	LastDeath   string   `json:"last_death,omitempty"`   // when and how a worker ended that was not to
+	Guest       string   `json:"guest,omitempty"`        // namespace, command or socket
+	Interface   string   `json:"interface,omitempty"`    // the guest's, where the instance makes it
+	MTU         int      `json:"mtu"`                    // bytes, zero: the guest is told none
+	Addresses   []string `json:"addresses"`              // given to the guest, with prefix length
+	Gateways    []string `json:"gateways"`               // the guest's default routers
+	Resolvers   []string `json:"resolvers"`              // as the guest is told
+	Search      []string `json:"search,omitempty"`       // domains, as the guest is told
+	Egress      string   `json:"egress"`                 // in one line
+	LogLevel    string   `json:"log_level"`              // the least that the log shows
+	Control     bool     `json:"control"`                // this socket may change things
+	ControlPath string   `json:"control_path,omitempty"` // where things may be changed, absolute
+	Limits      []Limit  `json:"limits,omitempty"`       // budgets of what the guest may use up
 }
 
 // Limit is one budget of the instance.
 type Limit struct {
-	Name    string `json:"name"`
-	Used    uint64 `json:"used"`
-	Max     uint64 `json:"max"`
+	Name    string `json:"name"`    // of what
+	Used    uint64 `json:"used"`    // at the moment
+	Max     uint64 `json:"max"`     // zero: unlimited
 	Refused uint64 `json:"refused"` // requests, since the start
 }
 
@@ -107,32 +108,32 @@ type Flow struct {
 	// Packets are datagrams, or segments as they crossed the link (super-segments
 	// count once).
 	SentPackets     uint64 `json:"sent_packets"`
-	ReceivedPackets uint64 `json:"received_packets"`
-	Retransmits     uint64 `json:"retransmits"`    // to the guest, and by the kernel outside
-	Queued          uint64 `json:"queued"`         // bytes from the guest that wait here
-	Rule            string `json:"rule,omitempty"` // that allowed it
-	Name            string `json:"name,omitempty"` // of the destination, if it is known
+	ReceivedPackets uint64 `json:"received_packets"` // to the guest
+	Retransmits     uint64 `json:"retransmits"`      // to the guest, and by the kernel outside
+	Queued          uint64 `json:"queued"`           // bytes from the guest that wait here
+	Rule            string `json:"rule,omitempty"`   // that allowed it
+	Name            string `json:"name,omitempty"`   // of the destination, if it is known
 }
 
 // CountersReply holds all that is counted, since the start of the instance.
 type CountersReply struct {
-	Counters   []Counter   `json:"counters"`
-	Histograms []Histogram `json:"histograms"`
+	Counters   []Counter   `json:"counters"`   // all, in a fixed order
+	Histograms []Histogram `json:"histograms"` // likewise
 }
 
 // Counter is one figure. Names are those of OpenMetrics without the prefix aldente_:
 // they end in _total where it only grows.
 type Counter struct {
-	Name   string            `json:"name"`
-	Help   string            `json:"help"`
-	Labels map[string]string `json:"labels,omitempty"`
-	Value  float64           `json:"value"`
+	Name   string            `json:"name"`             // without the prefix
+	Help   string            `json:"help"`             // one line
+	Labels map[string]string `json:"labels,omitempty"` // that tell counters of one name apart
+	Value  float64           `json:"value"`            // at the moment
 }
 
 // Histogram is how often something took how long.
 type Histogram struct {
-	Name   string    `json:"name"`
-	Help   string    `json:"help"`
+	Name   string    `json:"name"`   // without the prefix
+	Help   string    `json:"help"`   // one line
 	Bounds []float64 `json:"bounds"` // upper ones, seconds, growing
 	Counts []uint64  `json:"counts"` // one more than bounds: not cumulated
 	Sum    float64   `json:"sum"`    // seconds

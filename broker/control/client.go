@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/control/api"
+)
+
+// Client is one client of the status socket, or of that of --control.
+type Client struct {
+	// Changes tells whether it may change something.
+	Changes bool
+	// Who it is, for the log.
+	Who string
+
+	file     *os.File
+	fd       int // that came with the request, -1: none
+	patience time.Duration
+	until    time.Time // no answer after that; zero: whenever
+	out      bool      // another has taken its place
+}
+
+// TakeFD returns the descriptor that came with the request, -1 if none did. It is the
+// caller's to close.
+func (c *Client) TakeFD() int {
+	fd := c.fd
+	c.fd = -1
+	return fd
+}
+
+func (c *Client) close() {
+	c.file.Close()
+	if c.fd >= 0 {
+		unix.Close(c.fd)
+	}
+}
+
+// Reply sends a reply, or a part of one. A client that does not read it in time has
+// gone: the handler then returns the error.
+func (c *Client) Reply(r *api.Reply) error {
+	line, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	end := time.Now().Add(c.patience)
+	if !c.until.IsZero() && c.until.Before(end) {
+		end = c.until
+	}
+	if err := c.file.SetWriteDeadline(end); err != nil {
+		return errGone
+	}
+	if _, err := c.file.Write(append(line, '\n')); err != nil {
+		return errGone
+	}
+	return nil
+}
+
+// errGone is that nobody is there to be told of an error.
+var errGone = errors.New("the client is gone")
+
+// awaitEnd returns when the client is gone: it says nothing more after its request.
+func (c *Client) awaitEnd() {
+	_ = c.file.SetReadDeadline(time.Time{})
+	_, _ = c.file.Read(make([]byte, 1))
+}
+
+// request reads what the client wants, with the descriptor that comes with it.
+func (c *Client) request() (*api.Request, error) {
+	var line []byte
+	for {
+		line = append(line, make([]byte, max(512, len(line)))...)[:len(line)]
+		n, err := c.receive(line[len(line):min(cap(line), api.MaxRequest+1)])
+		if err != nil {
+			return nil, err
+		}
+		line = line[:len(line)+n]
+		if end := bytes.IndexByte(line[len(line)-n:], '\n'); end >= 0 {
+			end += len(line) - n
+			if end != len(line)-1 {
+				return nil, errors.New("more than one request")
+			}
+			return decodeRequest(line)
+		}
+		if len(line) > api.MaxRequest {
+			return nil, fmt.Errorf("a request of more than %d bytes", api.MaxRequest)
+		}
+		if n == 0 {
+			return nil, io.ErrUnexpectedEOF
+		}
+	}
+}
+
+// receive is read, with descriptors.
+func (c *Client) receive(b []byte) (n int, err error) {
+	conn, err := c.file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	oob := make([]byte, unix.CmsgSpace(4*2))
+	oobn, flags := 0, 0
+	if e := conn.Read(func(fd uintptr) bool {
+		for {
+			n, oobn, flags, _, err = unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	}); e != nil {
+		return 0, e
+	}
+	if err != nil {
+		return 0, err
+	}
+	return n, c.keep(oob[:oobn], flags)
+}
+
+// keep takes the one descriptor that a request may have.
+func (c *Client) keep(oob []byte, flags int) error {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return err
+	}
+	excess := flags&unix.MSG_CTRUNC != 0
+	for i := range messages {
+		fds, err := unix.ParseUnixRights(&messages[i])
+		if err != nil {
+			continue // no descriptors
+		}
+		for _, fd := range fds {
+			if c.fd >= 0 {
+				unix.Close(fd)
+				excess = true
+				continue
+			}
+			c.fd = fd
+		}
+	}
+	if excess {
+		return errors.New("more than one descriptor")
+	}
+	return nil
+}
+
+// decodeRequest decodes a request and looks whether it is one that this version knows.
+func decodeRequest(line []byte) (*api.Request, error) {
+	r := &api.Request{}
+	if err := json.Unmarshal(line, r); err != nil {
+		return nil, fmt.Errorf("no request: %w", err)
+	}
+	if r.Version < 1 || r.Version > api.Version {
+		return nil, fmt.Errorf("this instance speaks version %d, the client version %d (use the client of the instance's version)", api.Version, r.Version)
+	}
+	return r, nil
+}
