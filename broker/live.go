@@ -63,7 +63,7 @@ func (in *instance) clients(caller int) []uint32 {
 // serveControl answers clients from now on.
 func (in *instance) serveControl() {
 	if in.status != nil {
-		in.status.Serve(&liveStatus{instance: in})
+		in.status.Serve(&liveStatus{instance: in, explained: explained{in}})
 	}
 	if in.control != nil {
 		go in.control.Serve(&liveRules{plan: in.plan, forward: in.forward})

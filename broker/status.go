@@ -49,7 +49,10 @@ type shown struct {
 }
 
 // liveStatus is the instance as clients of the status socket see it.
-type liveStatus struct{ *instance }
+type liveStatus struct {
+	*instance
+	explained
+}
 
 // linkNames are what clients know the kinds of link by.
 var linkNames = map[uint8]string{ipc.LinkTap: "tap", ipc.LinkStream: "stream socket"}

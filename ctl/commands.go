@@ -21,6 +21,7 @@ type command struct {
 	about  about
 	least  int // operands; most: -1: any number
 	most   int
+	short  string            // options of one letter, which are operands
 	run    func(*call) error // nil: has its own way with arguments, and its own usage
 }
 
@@ -58,6 +59,12 @@ func init() {
 			help: "instances of this user, as root those of all"},
 		{name: "status", run: status,
 			help: "what an instance is and how it fares"},
+		{name: "rules", run: rules,
+			help: "where the guest may connect: all rules, in order,\nand how often each has decided"},
+		{name: "why", args: "PROTO HOST[:PORT]", least: 2, most: 2, values: []string{"tcp", "udp", "icmp"}, run: why,
+			help: "what would become of a connection of the guest's,\nstep by step; none is made"},
+		{name: "forward", args: "list|add|delete [[-t|-u|-T|-U] SPEC]...", least: 1, most: -1, values: []string{"list", "add", "delete"}, short: portLetters, run: forward,
+			help: "show port rules, or add or delete some: that needs\n--control"},
 		{name: "log-level", args: "LEVEL", least: 1, most: 1, values: []string{"error", "warning", "info", "debug"}, run: logLevel,
 			help: "what the log shows from now on: error, warning,\ninfo or debug; needs --control"},
 		{name: "bugreport", run: bugreport, flags: []flag{{long: "redact", help: "replace addresses and search domains"}},
@@ -142,7 +149,7 @@ func (c *call) parse(args []string) error {
 				value, args = args[0], args[1:]
 			}
 			c.given[name] = value
-		case len(arg) > 1 && arg[0] == '-':
+		case len(arg) > 1 && arg[0] == '-' && strings.IndexByte(c.short, arg[1]) < 0:
 			return c.wrong("invalid option '%s'", arg)
 		default:
 			c.args = append(c.args, arg)

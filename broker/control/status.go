@@ -23,6 +23,15 @@ type Instance interface {
 	Status() api.StatusReply
 	// SetLogLevel changes what the log shows.
 	SetLogLevel(level string) error
+	// Rules are those of where the guest may connect, in the order in which they are
+	// asked.
+	Rules() []api.Rule
+	// Why explains what would become of a connection of the guest's, without making it.
+	Why(*api.Target) ([]api.Step, error)
+	// Forwards are the port rules in force.
+	Forwards() []api.PortRule
+	// Forward changes them, all that is asked for or nothing.
+	Forward(*api.ForwardSpec) error
 }
 
 // handler answers one command.
@@ -40,6 +49,10 @@ type handler struct {
 var handlers = map[string]handler{
 	api.Status:   {run: answerStatus},
 	api.LogLevel: {run: answerLogLevel, changes: true},
+	api.Rules:    {run: answerRules},
+	api.Why:      {run: answerWhy},
+	api.Forwards: {run: answerForwards},
+	api.Forward:  {run: answerForward, changes: true},
 }
 
 func answerStatus(_ context.Context, in Instance, _ *api.Request, c *Client) error {

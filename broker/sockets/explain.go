@@ -27,8 +27,8 @@ func (e *Explanation) step(what, format string, args ...any) {
 	e.Steps = append(e.Steps, Step{what, fmt.Sprintf(format, args...)})
 }
 
-// decided is the last step.
-func (e *Explanation) decided(allowed bool, format string, args ...any) *Explanation {
+// Decided adds the last step.
+func (e *Explanation) Decided(allowed bool, format string, args ...any) *Explanation {
 	e.Allowed = allowed
 	e.step("verdict", format, args...)
 	return e
@@ -50,7 +50,7 @@ func (f *Factory) Why(proto uint8, dst netip.AddrPort) *Explanation {
 	switch name := familyName(dst.Addr()); {
 	case d.always == noFamily:
 		e.step("family", "the guest has no %s", name)
-		return e.decided(false, "refused: an option takes %s away (-4, -6, a small MTU), or the host has none of it", name)
+		return e.Decided(false, "refused: an option takes %s away (-4, -6, a small MTU), or the host has none of it", name)
 	case !q.splice:
 		e.step("family", "the guest has %s", name)
 	}
@@ -81,24 +81,24 @@ func (f *Factory) explainAddress(e *Explanation, q *request, d *decision, fam *F
 	a := q.dst.Addr()
 	switch d.always {
 	case noPort:
-		e.decided(false, "refused: nothing has port 0")
+		e.Decided(false, "refused: nothing has port 0")
 		return false
 	case possible:
 		if d.refused != 0 && !d.byRules {
-			e.decided(false, "refused: %v", d.refused)
+			e.Decided(false, "refused: %v", d.refused)
 			return false
 		}
 		e.step("address", "%s", d.meaningText(q, fam))
 		return true
 	case isLoopback:
 		e.step("address", "%v is the guest itself: no packet to it leaves the guest, and none is taken", a)
-		e.decided(false, "refused: the host's loopback has %s", f.loopbackHint(q.proto, q.dst, fam))
+		e.Decided(false, "refused: the host's loopback has %s", f.loopbackHint(q.proto, q.dst, fam))
 		return false
 	}
 	e.step("address", "%v is %s", a, map[always]string{
 		isUnspecified: "no destination", isMulticast: "multicast, which is not forwarded", isBroadcast: "the broadcast address, which is not forwarded",
 	}[d.always])
-	e.decided(false, "refused, whatever the rules say: name one address")
+	e.Decided(false, "refused, whatever the rules say: name one address")
 	return false
 }
 
@@ -161,11 +161,11 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 	}
 	if d.byRules && len(asked) > 0 {
 		last := &asked[len(asked)-1]
-		return e.decided(false, "refused by \"%s\": the guest hears \"administratively prohibited\"; %s", last.Text, remedy(q, d, last))
+		return e.Decided(false, "refused by \"%s\": the guest hears \"administratively prohibited\"; %s", last.Text, remedy(q, d, last))
 	}
 	switch {
 	case d.byRules:
-		return e.decided(false, "refused by \"%s\"", d.verdict.Rule)
+		return e.Decided(false, "refused by \"%s\"", d.verdict.Rule)
 	case f.cfg.Egress == nil:
 		e.step("rules", "there are none")
 	case d.verdict.Rule == "":
@@ -174,10 +174,10 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 	if f.ledger != nil {
 		text, reason := f.ledger.would(kindOf(q))
 		if e.step("limits", "%s", text); reason != budget.Granted {
-			return e.decided(false, "refused at the moment: see --limit")
+			return e.Decided(false, "refused at the moment: see --limit")
 		}
 	}
-	return e.decided(true, "allowed: to %s", place(q.proto, d.to))
+	return e.Decided(true, "allowed: to %s", place(q.proto, d.to))
 }
 
 // remedy says which option would allow a flow that a rule refuses.
