@@ -136,8 +136,8 @@ func levelName(l slog.Level) string {
 	return levels[len(levels)-1].name
 }
 
-// SetLogLevel changes what the log shows, of the worker's lines as well. A line for each
-// packet the worker writes only if it was started for that.
+// SetLogLevel changes what the log shows, of the worker's lines as well. Lines about each
+// flow and packet the worker writes only if it was started for that.
 func (l *liveStatus) SetLogLevel(name string) error {
 	for _, n := range levels {
 		if n.name == name {

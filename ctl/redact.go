@@ -18,31 +18,38 @@ type redactor struct {
 
 func newRedactor() *redactor { return &redactor{seen: map[string]string{}, kinds: map[string]int{}} }
 
-// hardware, IPv6 and IPv4 addresses, the longer forms first: a hardware address looks
-// like the beginning of another.
-var addressLike = regexp.MustCompile(`\b(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\b|[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:]*(?:\d+\.\d+\.\d+\.\d+)?|\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b`)
+// addressLike is what may be an address: hardware, IPv6 and IPv4, the longer forms first.
+var addressLike = regexp.MustCompile(`\b(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\b` +
+	`|[0-9A-Fa-f]*:[0-9A-Fa-f:]*\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|[0-9A-Fa-f]*:[0-9A-Fa-f:]*` +
+	`|\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b`)
 
 // text returns a text without them.
 func (r *redactor) text(s string) string {
-	s = addressLike.ReplaceAllStringFunc(s, func(word string) string {
-		if len(word) == len("00:00:00:00:00:00") && strings.Count(word, ":") == 5 && !strings.Contains(word, "::") {
-			return r.name("mac", strings.ToLower(word))
-		}
-		tail := ""
-		a, err := netip.ParseAddr(word)
-		for err != nil && strings.HasSuffix(word, ":") { // a sentence may go on behind it
-			word, tail = word[:len(word)-1], tail+":"
-			a, err = netip.ParseAddr(word)
-		}
-		if err != nil {
-			return word + tail
-		}
-		return r.address(a) + tail
-	})
+	s = addressLike.ReplaceAllStringFunc(s, r.word)
 	for i, n := range r.names {
 		if n != "" {
 			s = strings.ReplaceAll(s, n, fmt.Sprintf("domain-%d", i+1))
 		}
+	}
+	return s
+}
+
+// word replaces an address with what may stand before and behind it: a colon of the
+// sentence, a protocol.
+func (r *redactor) word(s string) string {
+	if len(s) == len("00:00:00:00:00:00") && strings.Count(s, ":") == 5 && !strings.Contains(s, "::") {
+		return r.name("mac", strings.ToLower(s))
+	}
+	if a, err := netip.ParseAddr(s); err == nil {
+		return r.address(a)
+	}
+	if t, ok := strings.CutSuffix(s, ":"); ok {
+		if a, err := netip.ParseAddr(t); err == nil {
+			return r.address(a) + ":"
+		}
+	}
+	if before, rest, ok := strings.Cut(s, ":"); ok {
+		return before + ":" + r.word(rest)
 	}
 	return s
 }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/control/api"
+	"aldente/fuzz"
 )
 
 // fake is an instance that can say one thing and have one thing changed.
@@ -414,7 +415,7 @@ func TestTakenNames(t *testing.T) {
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{wantStatus, "{}", "null", "[", `{"version":1,"command":"why","target":{"protocol":"tcp","address":"::1","port":70000}}`,
 		`{"version":1,"command":"forward","forward":{"specs":["-t 80"]}}`, `{"version":1e9}`, `{"VERSION":1,"command":"log-level","level":"debug"}`} {
-		f.Add([]byte(s))
+		fuzz.Add(f, []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > api.MaxRequest {

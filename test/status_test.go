@@ -1,0 +1,567 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/control/api"
+	"aldente/test/netlab"
+)
+
+// aldentectl runs our client on the host, as a user, and returns its status and what it
+// prints.
+func aldentectl(t *testing.T, lab *netlab.Lab, user *netlab.User, args ...string) (int, string) {
+	t.Helper()
+	if user == netlab.Root {
+		user = nil
+	}
+	p := lab.For(t).Host.Start(netlab.Spec{Args: append([]string{filepath.Join(netlab.Stage(), "aldentectl")}, args...), User: user})
+	return p.Wait(), p.Output()
+}
+
+// instanceSays is what an instance says of itself.
+func instanceSays(t *testing.T, lab *netlab.Lab, user *netlab.User, args ...string) (s api.StatusReply) {
+	t.Helper()
+	st, out := aldentectl(t, lab, user, append([]string{"status", "--json"}, args...)...)
+	if err := json.Unmarshal([]byte(out), &s); st != 0 || err != nil {
+		t.Fatalf("status %v: status %d, %v: %s", args, st, err, out)
+	}
+	return s
+}
+
+// statusSockets are the names of those in the host's network namespace.
+func statusSockets(lab *netlab.Lab) (all []string) {
+	for line := range strings.Lines(lab.Host.Read("/proc/net/unix")) {
+		if f := strings.Fields(line); len(f) == 8 && strings.HasPrefix(f[7], "@"+api.Prefix) && f[3] == "00010000" {
+			all = append(all, f[7])
+		}
+	}
+	return all
+}
+
+// TestStatus: each personality says by its status socket what it is, started by root and
+// by a user; and to its own user and to root only.
+func TestStatus(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for _, user := range []*netlab.User{netlab.Nobody, netlab.Root} {
+		for _, program := range []string{"pasta", "aldente"} {
+			t.Run(fmt.Sprintf("%s, user %d", program, user.UID), func(t *testing.T) {
+				g := lab.For(t).GuestWith(netlab.GuestSpec{Binary: filepath.Join(netlab.Stage(), program), User: user, Args: []string{"--config-net"}})
+				s := instanceSays(t, lab, user)
+				processes := g.Processes()
+				if s.Personality != program || s.PID != g.Proc.PID || !slices.Contains(processes, s.WorkerPID) || s.WorkerPID == s.PID || s.Restarts != 0 ||
+					!s.Connected || s.Link != "tap" || s.MTU != 65520 || s.Control || s.ControlPath != "" || s.Interface != g.Interface() ||
+					!strings.HasPrefix(s.Guest, "command ") || len(s.Limits) == 0 || s.LogLevel != "warning" {
+					t.Errorf("%+v", s)
+				}
+				for _, a := range append(s.Addresses, s.Gateways...) {
+					address, _, _ := strings.Cut(a, "/")
+					if !strings.Contains(g.Must("ip", "address")+g.Must("ip", "route")+g.Must("ip", "-6", "route"), address) {
+						t.Errorf("the guest does not know %s", a)
+					}
+				}
+				if len(s.Addresses) != 2 || len(s.Gateways) != 2 {
+					t.Errorf("addresses %q, gateways %q", s.Addresses, s.Gateways)
+				}
+				if at, err := time.Parse(time.RFC3339, s.Started); err != nil || time.Since(at) < 0 || time.Since(at) > time.Hour {
+					t.Errorf("started %s, %v", s.Started, err)
+				}
+				if (s.Egress == "everywhere") != (program == "pasta") {
+					t.Errorf("egress: %s", s.Egress)
+				}
+				st, out := aldentectl(t, lab, user, "list")
+				if lines := strings.Split(out, "\n"); st != 0 || len(lines) != 3 || !strings.HasPrefix(lines[1], strconv.Itoa(g.Proc.PID)+" ") || !strings.Contains(lines[1], program) {
+					t.Errorf("list: status %d\n%s", st, out)
+				}
+				if !netlab.Nested() {
+					instanceSays(t, lab, netlab.Root) // root may look at all
+				}
+
+				// The worker's end is told.
+				if err := syscall.Kill(s.WorkerPID, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					now := instanceSays(t, lab, user, "--pid", strconv.Itoa(g.Proc.PID))
+					if now.Restarts == 1 && now.WorkerPID > 0 && now.WorkerPID != s.WorkerPID && strings.Contains(now.LastDeath, "killed") {
+						break
+					}
+					if time.Now().After(deadline) {
+						t.Fatalf("after its worker was killed: %+v", now)
+					}
+				}
+			})
+		}
+		t.Run(fmt.Sprintf("passt, user %d", user.UID), func(t *testing.T) {
+			path, control := filepath.Join(socketDir(t), "s"), filepath.Join(socketDir(t), "c")
+			p := lab.For(t).StartPasta(netlab.GuestSpec{Binary: filepath.Join(netlab.Stage(), "passt"), User: user}, "-f", "-s", path, "--control", control)
+			awaitSocket(t, p, path)
+			s := instanceSays(t, lab, user)
+			if s.Personality != "passt" || s.PID != p.PID || s.Connected || s.Link != "stream socket" || s.Guest != "socket "+path || s.ControlPath != control || s.LogLevel != "info" {
+				t.Errorf("%+v", s)
+			}
+			c, err := lab.Host.DialError("unix", path, 5*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			for deadline := time.Now().Add(10 * time.Second); !instanceSays(t, lab, user).Connected; time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("a machine is connected, and it does not say so")
+				}
+			}
+			if s := instanceSays(t, lab, user, "--socket", control); !s.Control {
+				t.Errorf("by the socket of --control: %+v", s)
+			}
+		})
+	}
+}
+
+// awaitSocket waits for a socket that a process is to make, and for the process to be up.
+func awaitSocket(t *testing.T, p *netlab.Proc, path string) {
+	t.Helper()
+	for range 400 {
+		if _, err := os.Lstat(path); err == nil {
+			return
+		}
+		if p.Exited() {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("no socket %s\n%s", path, p.Output())
+}
+
+// TestStatusOfSeveral: with two instances one has to be chosen; one without a socket is
+// not seen and runs as well; what has ended is gone.
+func TestStatusOfSeveral(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	if st, out := aldentectl(t, lab, netlab.Nobody, "status"); st != 1 || !strings.Contains(out, "no instance runs") {
+		t.Errorf("none: status %d: %s", st, out)
+	}
+	hidden := lab.Guest("--control", "none")
+	if n := statusSockets(lab); len(n) != 0 {
+		t.Errorf("with --control none there are %q", n)
+	}
+	one, two := lab.Guest(), lab.Guest()
+	for _, g := range []*netlab.Guest{one, two} {
+		if s := instanceSays(t, lab, netlab.Nobody, "--pid", strconv.Itoa(g.Proc.PID)); s.PID != g.Proc.PID {
+			t.Errorf("process %d says it is %d", g.Proc.PID, s.PID)
+		}
+	}
+	st, out := aldentectl(t, lab, netlab.Nobody, "status")
+	if st != 1 || !strings.Contains(out, "2 instances run") || !strings.Contains(out, fmt.Sprintf("--pid %d ", one.Proc.PID)) || strings.Contains(out, fmt.Sprint(hidden.Proc.PID)) {
+		t.Errorf("two: status %d: %s", st, out)
+	}
+	if st, out := aldentectl(t, lab, netlab.Nobody, "status", "--pid", strconv.Itoa(hidden.Proc.PID)); st != 1 || !strings.Contains(out, "no instance") {
+		t.Errorf("the hidden one: status %d: %s", st, out)
+	}
+	if st, out := aldentectl(t, lab, netlab.Nobody, "log-level", "debug", "--pid", strconv.Itoa(one.Proc.PID)); st != 1 || !strings.Contains(out, "without --control") {
+		t.Errorf("a change without --control: status %d: %s", st, out)
+	}
+	if !netlab.Nested() {
+		if st, out := aldentectl(t, lab, &netlab.User{UID: 61235, GID: 61235}, "list", "--json"); st != 0 || strings.TrimSpace(out) != "[]" {
+			t.Errorf("another user sees: status %d: %s", st, out)
+		}
+	}
+	_ = one.Proc.Signal(syscall.SIGKILL)
+	one.Proc.WaitFor(5 * time.Second)
+	if n := statusSockets(lab); len(n) != 1 {
+		t.Errorf("once one was killed there are %q", n)
+	}
+	instanceSays(t, lab, netlab.Nobody)
+}
+
+// TestStatusSamePID: instances with the same process number in PID namespaces of their
+// own both have a socket.
+func TestStatusSamePID(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for range 2 {
+		lab.GuestWith(netlab.GuestSpec{User: netlab.Root, Wrap: []string{"unshare", "-p", "-f", "--kill-child", "--mount-proc"}, Args: []string{"--config-net", "--runas", "61234:61234"}})
+	}
+	names := statusSockets(lab)
+	if len(names) != 2 || names[0] == names[1] {
+		t.Fatalf("sockets %q", names)
+	}
+	for _, n := range []string{"@" + api.Prefix + "1", "@" + api.Prefix + "1-1"} {
+		if !slices.Contains(names, n) {
+			t.Errorf("%q, want %s among them", names, n)
+		}
+	}
+	var all []api.StatusReply
+	st, out := aldentectl(t, lab, netlab.Root, "list", "--json")
+	if err := json.Unmarshal([]byte(out), &all); st != 0 || err != nil || len(all) != 2 {
+		t.Errorf("status %d, %v: %s", st, err, out)
+	}
+	// The user that they run as may look at them, too.
+	if st, out := aldentectl(t, lab, netlab.Nobody, "list"); st != 0 || strings.Count(out, "\n") != 3 {
+		t.Errorf("status %d: %s", st, out)
+	}
+}
+
+// TestLogLevel: by the socket of --control the log shows more and less, at once.
+func TestLogLevel(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	path := filepath.Join(socketDir(t), "s")
+	g := lab.Guest("--control", path, "--deny", "tcp:any:9001-9010")
+	port := 9000
+	// refused has the egress rules refuse a destination, of which they tell once, and
+	// reports whether the log has it.
+	refused := func(wanted bool) {
+		t.Helper()
+		port++
+		at := fmt.Sprintf("%s:%d", lab.Remote4, port)
+		if c, err := g.DialError("tcp", at, 5*time.Second); err == nil {
+			c.Close()
+			t.Errorf("%s is not refused", at)
+		}
+		shown := func() bool { return strings.Contains(g.Proc.Output(), "to="+at) }
+		if wanted && !eventually(10*time.Second, shown) || !wanted && eventually(200*time.Millisecond, shown) {
+			t.Errorf("%s is shown: %v\n%s", at, !wanted, g.Proc.Output())
+		}
+	}
+	set := func(args ...string) {
+		t.Helper()
+		if st, out := aldentectl(t, lab, netlab.Nobody, append([]string{"log-level"}, args...)...); st != 0 || out != "" {
+			t.Fatalf("log-level %q: status %d: %s", args, st, out)
+		}
+	}
+	refused(true)
+	set("error") // it finds the path by itself
+	refused(false)
+	if s := instanceSays(t, lab, netlab.Nobody); s.LogLevel != "error" {
+		t.Errorf("%+v", s)
+	}
+	set("debug", "--socket", path)
+	refused(true)
+	if out := g.Proc.Output(); strings.Count(out, "changed by a client") != 1 {
+		t.Errorf("who changed it: %s", out)
+	}
+	for _, level := range []string{"trace", "loud"} {
+		if st, out := aldentectl(t, lab, netlab.Nobody, "log-level", level); st != 1 || strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: status %d: %s", level, st, out)
+		}
+	}
+}
+
+// TestControlSocket: where the socket of --control may be, and that it goes with the
+// instance, however that ends.
+func TestControlSocket(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	dir := socketDir(t)
+	path := filepath.Join(dir, "s")
+	for name, want := range map[string]string{
+		"/dev/null": "another path with --control", dir: "another path with --control", filepath.Join(dir, "none", "s"): "create the directory",
+		strings.Repeat("x", 120): "at most 107 bytes",
+	} {
+		p := lab.For(t).StartPasta(netlab.GuestSpec{User: netlab.Nobody}, "--control", name, "--config-net", "--", "true")
+		if st := p.Wait(); st != 1 || !strings.Contains(p.Output(), want) {
+			t.Errorf("--control %s: status %d: %s", name, st, p.Output())
+		}
+	}
+	p := lab.For(t).StartPasta(netlab.GuestSpec{User: netlab.Nobody}, "--control", path, "-c", path, "--config-net", "--", "true")
+	if st := p.Wait(); st != 1 || !strings.Contains(p.Output(), "a path of its own") {
+		t.Errorf("one path for both: status %d: %s", st, p.Output())
+	}
+	for _, end := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		g := lab.Guest("--control", path)
+		if st, err := os.Lstat(path); err != nil || st.Mode() != os.ModeSocket|0o600 {
+			t.Errorf("the socket is %v, %v", st.Mode(), err)
+		}
+		_ = g.Proc.Signal(end)
+		g.Proc.WaitFor(5 * time.Second)
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the socket is left after %v", end)
+			}
+		}
+	}
+}
+
+// TestStatusGuest: a command in the guest, of the same user and with the same files,
+// finds no instance, learns nothing and changes nothing, by any socket, in whatever
+// namespaces of its own it asks.
+func TestStatusGuest(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for _, program := range []string{"pasta", "aldente"} {
+		t.Run(program, func(t *testing.T) {
+			dir := socketDir(t)
+			client := filepath.Join(dir, "ctl") // aldente leaves of /tmp the working directory
+			b, err := os.ReadFile(filepath.Join(netlab.Stage(), "aldentectl"))
+			if err == nil {
+				err = os.WriteFile(client, b, 0o755)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var script strings.Builder
+			script.WriteString("ls -l s c\n")
+			for _, in := range []string{"", "unshare -Ur ", "unshare -Urn ", "unshare -Urmpf ", "nsenter -t 1 -n "} {
+				fmt.Fprintf(&script, "%s./ctl list --json\n", in)
+				for _, what := range []string{"status", "log-level debug", "log-level debug --socket s", "status --socket s", "status --socket c", "status --socket @aldente/$BROKER", "pesto -A -t 9002 c"} {
+					fmt.Fprintf(&script, "%s./ctl %s; echo \"[$?]\"\n", in, what)
+				}
+			}
+			script.WriteString("touch ready; while ! test -e go; do sleep 0.05; done\n")
+			p := lab.For(t).StartPasta(netlab.GuestSpec{Binary: filepath.Join(netlab.Stage(), program), User: netlab.Nobody,
+				Wrap: []string{"sh", "-c", `cd "$0" && BROKER=$$ exec "$@"`, dir}}, "--config-net", "-t", "none", "-u", "none", "-T", "none", "-U", "none",
+				"--control", "s", "-c", "c", "--", "sh", "-c", script.String())
+			awaitSocket(t, p, filepath.Join(dir, "ready"))
+			s := instanceSays(t, lab, netlab.Nobody)
+			if s.PID != p.PID || s.LogLevel != "warning" || s.ControlPath != filepath.Join(dir, "s") {
+				t.Errorf("%+v", s)
+			}
+			if st, out := aldentectl(t, lab, netlab.Nobody, "log-level", "info"); st != 0 { // who is outside may
+				t.Errorf("status %d: %s", st, out)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			p.Wait()
+			out := p.Output()
+			if strings.Count(out, "srw-------") != 2 {
+				t.Errorf("the guest does not see the sockets: the test shows nothing\n%s", out)
+			}
+			if strings.Contains(out, "[0]") || strings.Count(out, "[1]") < 7*4 || strings.Count(out, "[]") < 4 || strings.Contains(out, "personality") || strings.Contains(out, "HOST") {
+				t.Errorf("not refused:\n%s", out)
+			}
+			if !strings.Contains(out, "in another network namespace") {
+				t.Errorf("the log says nothing of it:\n%s", out)
+			}
+		})
+	}
+}
+
+// TestStatusHeld: the broker alone has its sockets, and captured code in it, or in the
+// agent, makes none to connect by.
+func TestStatusHeld(t *testing.T) {
+	needOurs(t)
+	needRoot(t) // descriptors of processes that cannot be dumped
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	path := filepath.Join(socketDir(t), "s")
+	g := lab.Guest("--control", path)
+	var sockets []string
+	for line := range strings.Lines(lab.Host.Read("/proc/net/unix")) {
+		if f := strings.Fields(line); len(f) == 8 && (f[7] == path || strings.HasPrefix(f[7], "@"+api.Prefix)) {
+			sockets = append(sockets, "socket:["+f[6]+"]")
+		}
+	}
+	if len(sockets) != 2 {
+		t.Fatalf("sockets %q", sockets)
+	}
+	for _, pid := range append(g.Processes(), g.Holder) {
+		held := 0
+		dir := fmt.Sprintf("/proc/%d/fd/", pid)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if link, err := os.Readlink(dir + e.Name()); err == nil && slices.Contains(sockets, link) {
+				held++
+			}
+		}
+		if want := map[bool]int{true: 2}[pid == g.Proc.PID]; held != want {
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			t.Errorf("%s holds %d of the sockets, want %d", comm, held, want)
+		}
+	}
+	for _, who := range []string{"broker", "agent"} {
+		for _, attempt := range strings.Fields("socket-unix socketpair unlinkat") {
+			if got := tryCaptive(t, lab, who, attempt, "--control", filepath.Join(socketDir(t), "s")); got != "killed" {
+				t.Errorf("%s, with --control: %s: %s", who, attempt, got)
+			}
+		}
+	}
+}
+
+// TestStatusOtherUsers: whoever is another user is told nothing by the status socket,
+// which has no mode; and connecting without end it keeps neither the instance's user
+// nor traffic from their turn.
+func TestStatusOtherUsers(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := netlab.New(t, netlab.Options{})
+	g := lab.Guest()
+	ln := lab.Remote.Listen("tcp", ":9000")
+	go netlab.Echo(ln)
+	name := statusSockets(lab)[0]
+	stop := make(chan struct{})
+	said := make(chan error, 1)
+	go func() {
+		said <- lab.Host.Do(func() error {
+			const other = 61235
+			keep := ^uintptr(0)
+			// Of this thread only: it ends with Do, or is root again.
+			if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keep, other, keep); e != 0 {
+				return e
+			}
+			defer unix.RawSyscall(unix.SYS_SETRESUID, keep, 0, keep)
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					if n < 10 {
+						return fmt.Errorf("only %d connections", n)
+					}
+					return nil
+				default:
+				}
+				fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				tv := unix.Timeval{Sec: 5}
+				_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
+				_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+				if err := unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+					unix.Close(fd)
+					return err
+				}
+				b := make([]byte, 64)
+				_, _ = unix.Write(fd, []byte(`{"version":1,"command":"status"}`+"\n"))
+				n, err := unix.Read(fd, b)
+				unix.Close(fd)
+				if n > 0 || err == unix.EAGAIN {
+					return fmt.Errorf("it is told %q, %v", b[:max(n, 0)], err)
+				}
+			}
+		})
+	}()
+	for range 10 {
+		if s := instanceSays(t, lab, netlab.Nobody); s.PID != g.Proc.PID {
+			t.Errorf("%+v", s)
+		}
+		if got, err := netlab.Ask(g.NS, "tcp", lab.Remote4+":9000", "?"); err != nil || got != "?" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	close(stop)
+	if err := <-said; err != nil {
+		t.Errorf("another user: %v", err)
+	}
+	if out := g.Proc.Output(); !strings.Contains(out, "neither this instance's user nor root") || strings.Count(out, "refused") > 60 {
+		t.Errorf("the log: %s", out)
+	}
+}
+
+// TestSquattedName: a socket of another user's with an instance's name is not spoken to,
+// nor listed.
+func TestSquattedName(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	g := lab.Guest()
+	const name = "@" + api.Prefix + "4242"
+	squat := -1
+	if err := lab.Host.Do(func() (err error) {
+		const other = 61235
+		keep := ^uintptr(0)
+		if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keep, other, keep); e != 0 {
+			return e
+		}
+		defer unix.RawSyscall(unix.SYS_SETRESUID, keep, 0, keep)
+		if squat, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		if err = unix.Bind(squat, &unix.SockaddrUnix{Name: name}); err == nil {
+			err = unix.Listen(squat, 5)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(squat)
+	if s := instanceSays(t, lab, netlab.Nobody); s.PID != g.Proc.PID {
+		t.Errorf("%+v", s)
+	}
+	if st, out := aldentectl(t, lab, netlab.Nobody, "status", "--socket", name); st != 1 || !strings.Contains(out, "another user's") {
+		t.Errorf("status %d: %s", st, out)
+	}
+	for range 2 { // both have connected
+		fd, _, err := unix.Accept(squat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 64)
+		if n, err := unix.Read(fd, b); n > 0 || err != nil {
+			t.Errorf("it was told %q, %v", b[:max(n, 0)], err)
+		}
+		unix.Close(fd)
+	}
+}
+
+// TestStatusClients: clients that are slow, or say nothing that makes sense, disturb
+// neither traffic nor other clients.
+func TestStatusClients(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	g := lab.Guest()
+	ln := lab.Remote.Listen("tcp", ":9000")
+	go netlab.Echo(ln)
+	name := statusSockets(lab)[0]
+	var held []net.Conn
+	for i := range 40 {
+		c, err := lab.Host.DialError("unix", name, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+		_, _ = io.WriteString(c, []string{"", "{", "GET / HTTP/1.0\r\n\r\n", strings.Repeat("[", 60_000), "\x00\xff\n"}[i%5])
+		if i%8 != 0 {
+			continue
+		}
+		if got, err := netlab.Ask(g.NS, "tcp", lab.Remote4+":9000", "?"); err != nil || got != "?" {
+			t.Errorf("beside %d clients: %q, %v", i+1, got, err)
+		}
+		instanceSays(t, lab, netlab.Nobody)
+	}
+	for _, c := range held {
+		c.Close()
+	}
+}
+
+// TestBugReport: it has what it says, and with --redact no address.
+func TestBugReport(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	g := lab.Guest("--search", "corp.example")
+	st, out := aldentectl(t, lab, netlab.Nobody, "bugreport")
+	for _, want := range []string{"== About", "== System", "kernel ", "== Self-test", "all layers are in force", "== Status", strconv.Itoa(g.Proc.PID), netlab.Host4, "== Egress rules", "Max open files"} {
+		if st != 0 || !strings.Contains(out, want) {
+			t.Errorf("status %d, no %q\n%s", st, want, out)
+		}
+	}
+	st, out = aldentectl(t, lab, netlab.Nobody, "bugreport", "--redact", "--json")
+	var sections []struct{ Title, Text string }
+	if err := json.Unmarshal([]byte(out), &sections); err != nil || len(sections) < 5 {
+		t.Errorf("status %d, %v: %s", st, err, out)
+	}
+	if strings.Contains(out, netlab.Host4) || strings.Contains(out, netlab.Host6) || strings.Contains(out, "corp.example") || !strings.Contains(out, "ipv4-1") {
+		t.Errorf("not redacted: %s", out)
+	}
+}
