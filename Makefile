@@ -20,6 +20,9 @@ GOBUILD     = CGO_ENABLED=0 $(GO) build -trimpath
 LDFLAGS     = -s -w -X aldente/broker/supervise.libexecDir=$(LIBEXECDIR)
 TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
+# Of another architecture the client does not run here.
+CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
+
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
 .PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance fuzz fuzz-coverage generate debug-filter soak chaos changes windows mutate install clean
@@ -145,9 +148,9 @@ install: all
 	install -D -m 644 packaging/completions/_pesto $(DESTDIR)$(DATADIR)/zsh/site-functions/_pesto
 	install -D -m 644 packaging/completions/pesto.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/pesto.fish
 	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions $(DESTDIR)$(DATADIR)/fish/vendor_completions.d
-	GOOS= GOARCH= $(GO) run ./ctl completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/aldentectl
-	GOOS= GOARCH= $(GO) run ./ctl completion zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_aldentectl
-	GOOS= GOARCH= $(GO) run ./ctl completion fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/aldentectl.fish
+	$(CTL) completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/aldentectl
+	$(CTL) completion zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_aldentectl
+	$(CTL) completion fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/aldentectl.fish
 
 clean:
 	rm -rf bin build

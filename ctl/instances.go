@@ -199,32 +199,35 @@ type running struct {
 }
 
 // instances asks all that this user may look at, and returns them by their numbers.
-func instances() ([]running, error) {
+// Others are how many more there are.
+func instances() (all []running, others int, err error) {
 	table, err := os.Open(socketTable)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer table.Close()
 	var (
 		wg   sync.WaitGroup
 		mu   sync.Mutex
-		all  []running
 		room = make(chan struct{}, atATime)
 	)
 	for _, path := range names(table) {
 		room <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-room }()
-			if r, err := probe(path); err == nil {
-				mu.Lock()
-				defer mu.Unlock()
-				all = append(all, *r)
+			r, err := probe(path)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				others++
+				return
 			}
+			all = append(all, *r)
 		})
 	}
 	wg.Wait()
 	slices.SortFunc(all, func(a, b running) int { return cmp.Or(cmp.Compare(a.pid, b.pid), cmp.Compare(a.path, b.path)) })
-	return all, nil
+	return all, others, nil
 }
 
 // probe asks one.
@@ -255,7 +258,7 @@ func (c *call) choose() (*running, error) {
 		}
 		return r, nil
 	}
-	all, err := instances()
+	all, others, err := instances()
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +274,11 @@ func (c *call) choose() (*running, error) {
 	}
 	switch len(all) {
 	case 0:
-		return nil, errors.New("no instance runs that this user may look at, in this network namespace")
+		none := "no instance runs that this user may look at, in this network namespace"
+		if others > 0 {
+			none += fmt.Sprintf(" (%d more are other users', or of user namespaces that do not know this one: ask as the user that they were started by)", others)
+		}
+		return nil, errors.New(none)
 	case 1:
 		return &all[0], nil
 	}

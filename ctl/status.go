@@ -15,7 +15,7 @@ import (
 
 // list shows all instances.
 func list(c *call) error {
-	all, err := instances()
+	all, _, err := instances()
 	if err != nil {
 		return err
 	}

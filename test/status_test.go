@@ -218,6 +218,41 @@ func TestStatusSamePID(t *testing.T) {
 	}
 }
 
+// TestStatusRootless: an instance in a user namespace, as rootless Podman starts it, is
+// its user's outside, and not root's.
+func TestStatusRootless(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	g := lab.GuestWith(netlab.GuestSpec{Wrap: []string{"unshare", "-Ur", "-m"}, Args: []string{"--config-net"}})
+	if s := instanceSays(t, lab, netlab.Nobody); s.PID != g.Proc.PID || s.User != 0 {
+		t.Errorf("%+v", s)
+	}
+	if netlab.Nested() {
+		return // there is no other root
+	}
+	if st, out := aldentectl(t, lab, netlab.Root, "status"); st != 1 || !strings.Contains(out, "1 more are other users'") {
+		t.Errorf("root outside: status %d: %s", st, out)
+	}
+}
+
+// TestStatusOfProcess: an instance in the background, for the namespace of a process, by
+// the number that its PID file has; no process that waits for it is held up.
+func TestStatusOfProcess(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	pid := holder(t, lab)
+	file := filepath.Join(openDir(t), "pid")
+	p := lab.For(t).StartPasta(netlab.GuestSpec{User: netlab.Nobody}, "--config-net", "-P", file, strconv.Itoa(pid))
+	if st := p.Wait(); st != 0 || p.Leaked() {
+		t.Fatalf("status %d, output still open %v: %s", st, p.Leaked(), p.Output())
+	}
+	broker := readPID(t, file)
+	defer func() { _ = syscall.Kill(broker, syscall.SIGTERM) }()
+	if s := instanceSays(t, lab, netlab.Nobody); s.PID != broker || s.Guest != fmt.Sprintf("namespace of process %d", pid) || !s.Connected || s.LogLevel != "info" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestLogLevel: by the socket of --control the log shows more and less, at once.
 func TestLogLevel(t *testing.T) {
 	needOurs(t)
