@@ -44,9 +44,9 @@ type Flow struct {
 
 // Verdict is what a rule set says of a flow.
 type Verdict struct {
-	Allowed bool   // whether the guest may have the socket
-	Rule    string // the option that decided, empty: none fits
-	hits    *atomic.Uint64
+	Allowed bool           // whether the guest may have the socket
+	Rule    string         // the option that decided, empty: none fits
+	hits    *atomic.Uint64 // of what decided
 }
 
 // rule is one --allow or --deny.
@@ -241,8 +241,9 @@ func parsePorts(s string) (first, last uint16, err error) {
 // guest that may not reach the host can still have names resolved. Rules that
 // name its very address, or a port, count before that.
 func (e *RuleSet) Pin(resolver netip.Addr) {
-	if resolver.IsValid() {
-		e.pins = append(e.pins, &pin{addr: resolver.Unmap().WithZone("")})
+	a := resolver.Unmap().WithZone("")
+	if a.IsValid() && !slices.ContainsFunc(e.pins, func(p *pin) bool { return p.addr == a }) {
+		e.pins = append(e.pins, &pin{addr: a})
 	}
 }
 
