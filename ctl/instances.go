@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/control/api"
+	"aldente/ctl/watch"
 )
 
 // Bounds on what instances, or whoever has taken their names, may cost.
@@ -174,7 +175,7 @@ func readReply(in *bufio.Reader) (*api.Reply, error) {
 		return nil, fmt.Errorf("no answer of an instance: %w", err)
 	}
 	if r.Error != "" {
-		return nil, errors.New(r.Error)
+		return nil, watch.Refusal(r.Error)
 	}
 	return r, nil
 }

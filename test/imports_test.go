@@ -246,6 +246,35 @@ func TestWorkerDependencies(t *testing.T) {
 	}
 }
 
+// TestClientLibraries: what draws screens and serves metrics is linked into the client
+// alone, which holds nothing of a guest's. Its parts stand on what it asks with.
+func TestClientLibraries(t *testing.T) {
+	found := 0
+	for program, isClient := range map[string]bool{"./broker": false, "./worker": false, "./ctl": true} {
+		for pkg := range goList(t, program, "-deps") {
+			for _, tree := range []string{"charm.land", "github.com/charmbracelet", "github.com/prometheus", "google.golang.org/protobuf", "net/http", "aldente/ctl"} {
+				switch {
+				case !isIn(pkg, tree):
+				case isClient:
+					found++
+				default:
+					t.Errorf("%s is linked with %s", program, pkg)
+				}
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("the client has none of them: are the names right?")
+	}
+	for pkg, imports := range goList(t, "./ctl/...") {
+		for _, imp := range imports {
+			if pkg != "aldente/ctl" && isIn(imp, "aldente") && !slices.Contains([]string{"aldente/broker/control/api", "aldente/broker/foreign", "aldente/ctl/watch"}, imp) {
+				t.Errorf("%s imports %s", pkg, imp)
+			}
+		}
+	}
+}
+
 // TestWhoMakesSystemCalls parses the lane and the translators: they may name errors
 // of the kernel and nothing that enters it.
 func TestWhoMakesSystemCalls(t *testing.T) {
