@@ -64,6 +64,34 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		r.Encode(out)
 		return out, err
 	},
+	KindAsk: func(b []byte) ([]byte, error) {
+		var r Ask
+		err := r.Decode(b)
+		out := make([]byte, AskSize)
+		r.Encode(out)
+		return out, err
+	},
+	KindFlow: func(b []byte) ([]byte, error) {
+		var r Flow
+		err := r.Decode(b)
+		out := make([]byte, FlowSize)
+		r.Encode(out)
+		return out, err
+	},
+	KindFigures: func(b []byte) ([]byte, error) {
+		var r Figures
+		err := r.Decode(b)
+		out := make([]byte, FiguresSize)
+		r.Encode(out)
+		return out, err
+	},
+	KindAnswered: func(b []byte) ([]byte, error) {
+		var r Answered
+		err := r.Decode(b)
+		out := make([]byte, AnsweredSize)
+		r.Encode(out)
+		return out, err
+	},
 }
 
 // FuzzRecords feeds any message to the decoders of all kinds, of both channels.
@@ -98,6 +126,9 @@ func FuzzRecords(f *testing.F) {
 		(&AgentPorts{Last: 1, Errno: 105}).Encode()} {
 		fuzz.Add(f, append([]byte{0}, b...))
 		fuzz.Add(f, append([]byte{1}, b...))
+	}
+	for _, b := range hostileFigures() {
+		fuzz.Add(f, append([]byte{0}, b...))
 	}
 	fuzz.Add(f, []byte{0})
 	fuzz.Add(f, make([]byte, MaxRecord+2))
@@ -158,6 +189,10 @@ func checkMeaning(t *testing.T, rec []byte) {
 		report   AgentReport
 		layer    AgentLayer
 		asked    AgentOpen
+		ask      Ask
+		flow     Flow
+		figures  Figures
+		answered Answered
 	)
 	bad := false
 	switch {
@@ -181,6 +216,19 @@ func checkMeaning(t *testing.T, rec []byte) {
 	case asked.Decode(rec) == nil:
 		bound := asked.Flags&AgentOpenBind != 0
 		bad = !bound && (asked.LocalPort != 0 || asked.Local != [16]byte{} || asked.Flags&AgentOpenListen != 0)
+	case ask.Decode(rec) == nil:
+		bad = ask.Max < 1 || ask.Max > 32 || ask.What != AskFlows && ask.What != AskFigures || ask.Cursor >= MaxCursor
+	case flow.Decode(rec) == nil:
+		echo := flow.Proto == ProtoICMP || flow.Proto == ProtoICMPv6
+		bad = !echo && flow.Proto != ProtoTCP && flow.Proto != ProtoUDP || echo && (flow.RemotePort != 0 || flow.Direction != FlowOut) ||
+			(flow.State >= FlowSynSent) != (flow.Proto == ProtoTCP) || flow.State == 0 || flow.State > FlowTimeWait || flow.Direction > FlowBypassIn
+	case figures.Decode(rec) == nil:
+		bad = figures.N == 0 || figures.N > FigureValues || int(figures.First)+int(figures.N) > NumFigures
+		for _, v := range figures.Values[min(figures.N, FigureValues):] {
+			bad = bad || v != 0
+		}
+	case answered.Decode(rec) == nil:
+		bad = answered.Next >= MaxCursor
 	}
 	if bad {
 		t.Fatalf("taken: %x", rec)

@@ -53,8 +53,7 @@ const MaxRecord = 8192
 const MaxOutstanding = 256
 
 // MaxBatch is how many Open records the worker may put into one message. They
-// are the one kind that comes in arrays, so that a burst of connections costs
-// the broker one wake-up.
+// come in arrays, so that a burst of connections costs the broker one wake-up.
 const MaxBatch = 32
 
 // ErrMalformed is returned for any record that is not exactly what its kind
@@ -171,7 +170,7 @@ type Opened struct {
 	Errno     uint16   // zero: the descriptor comes with this record
 	Flags     uint16   // Opened*
 	LocalPort uint16   // port or echo identifier that the socket has, 0 if unknown
-	PeerPort  uint16   // UDP: port that the socket is connected to, 0 if unknown
+	PeerPort  uint16   // port that the socket is connected to, 0 if unknown
 	Addr      [16]byte // where the socket is really connected, after translation
 }
 

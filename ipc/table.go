@@ -68,10 +68,14 @@ var table = [...]Row{
 	row(KindUnlisten, "Unlisten", ToWorker, Running, Without, 26),
 	row(KindRetarget, "Retarget", ToWorker, Running, Without, 26),
 	{KindRevoke, "Revoke", ToWorker, Running, Without, RevokeSize, RevokeSize, 1},
+	{KindAsk, "Ask", ToWorker, Running, Without, AskSize, AskSize, 1},
 
 	row(KindReady, "Ready", FromWorker, Starting, Without, 0),
 	{KindOpen, "Open", FromWorker, Running, Without, OpenSize, OpenSize, MaxBatch},
 	row(KindEvent, "Event", FromWorker, Running, Without, 4),
+	{KindFlow, "Flow", FromWorker, Running, Without, FlowSize, FlowSize, MaxFigures},
+	{KindFigures, "Figures", FromWorker, Running, Without, FiguresSize, FiguresSize, MaxFigures},
+	row(KindAnswered, "Answered", FromWorker, Running, Without, 8),
 
 	row(AgentKindSetup, "AgentSetup", ToAgent, Starting, Without, 40),
 	{AgentKindChange, "AgentChange", ToAgent, Starting, Without, changeHead, changeHead + MaxChange, 1},

@@ -67,15 +67,20 @@ func TestCheck(t *testing.T) {
 
 // TestCheckMany: as many records as may be in one message, and no more.
 func TestCheckMany(t *testing.T) {
-	b := ipctest.Records()[KindOpen]
-	var all []byte
-	for n := 1; n <= MaxBatch+1; n++ {
-		all = append(all, b...)
-		if _, err := FromWorker.Check(all, false, Running); (err == nil) != (n <= MaxBatch) {
-			t.Errorf("%d requests: %v", n, err)
+	for kind, most := range map[Kind]int{KindOpen: MaxBatch, KindFlow: MaxFigures, KindFigures: MaxFigures} {
+		b := ipctest.Records()[kind]
+		var all []byte
+		for n := 1; n <= most+1; n++ {
+			all = append(all, b...)
+			if _, err := FromWorker.Check(all, false, Running); (err == nil) != (n <= most) {
+				t.Errorf("%d records of kind %#x: %v", n, kind, err)
+			}
+			if _, err := FromWorker.Check(all[:len(all)-1], false, Running); err == nil {
+				t.Errorf("%d records of kind %#x less a byte pass", n, kind)
+			}
 		}
-		if _, err := FromWorker.Check(all[:len(all)-1], false, Running); err == nil {
-			t.Errorf("%d requests less a byte pass", n)
+		if most*len(b) > MaxRecord {
+			t.Errorf("%d records of kind %#x are more than a receiver has room for", most, kind)
 		}
 	}
 }

@@ -75,6 +75,9 @@ type Factory struct {
 	cfg Config
 	// OnEvent is called for the worker's events.
 	OnEvent func(code uint32)
+	// OnFigures takes a message of the worker's with figures, which is of this kind.
+	// Its error is the worker's end, as is any such message where nobody takes it.
+	OnFigures func(kind ipc.Kind, msg []byte) error
 
 	confined atomic.Bool // see Confined
 
@@ -114,7 +117,7 @@ func (f *Factory) SetNamespace(n Namespace, scope uint32) {
 // io.EOF, or the worker sends what no worker of ours sends, which is
 // ipc.ErrMalformed.
 func (f *Factory) Serve(control int) error {
-	buf := make([]byte, ipc.MaxBatch*ipc.OpenSize)
+	buf := make([]byte, ipc.MaxRecord) // all that may come in one message
 	var replies ipc.Replies
 	s := &served{fd: control}
 	defer s.end()
@@ -128,7 +131,7 @@ func (f *Factory) Serve(control int) error {
 		if err != nil {
 			return err
 		}
-		pace.take(max(n/ipc.OpenSize, 1), time.Now())
+		pace.take(weight(buf[:n]), time.Now())
 		if fd >= 0 {
 			unix.Close(fd)
 		}
@@ -165,6 +168,11 @@ func (f *Factory) message(kind ipc.Kind, b []byte, replies *ipc.Replies, s *serv
 			f.OnEvent(e.Code)
 		}
 		return nil
+	case ipc.KindFlow, ipc.KindFigures, ipc.KindAnswered:
+		if f.OnFigures != nil {
+			return f.OnFigures(kind, b)
+		}
+		return fmt.Errorf("%w: figures that nobody has asked for", ipc.ErrMalformed)
 	case ipc.KindOpen:
 	default:
 		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))

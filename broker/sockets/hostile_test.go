@@ -45,6 +45,7 @@ func work(t testing.TB, rules ...egress.Rule) *atWork {
 		V4: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("192.0.2.77")},
 		V6: Family{Enabled: true, Scope: 1},
 	})
+	f.OnFigures = func(ipc.Kind, []byte) error { return nil }
 	_ = unix.SetsockoptTimeval(ours, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 100_000})
 	_ = unix.SetsockoptTimeval(theirs, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
 	w := &atWork{f, theirs, make(chan error, 1)}

@@ -47,7 +47,7 @@ func (o *outcome) record(token uint64, proto uint8, to netip.AddrPort) ipc.Opene
 	}
 	if to.IsValid() {
 		a.Addr = to.Addr().As16()
-		if proto == ipc.ProtoUDP {
+		if proto == ipc.ProtoUDP || proto == ipc.ProtoTCP {
 			a.PeerPort = to.Port()
 		}
 	}

@@ -2,7 +2,11 @@
 
 package sockets
 
-import "time"
+import (
+	"time"
+
+	"aldente/ipc"
+)
 
 // How many records a worker may have handled: twice what a busy guest's
 // connections come to, and all that its queue holds at once.
@@ -23,6 +27,15 @@ type pace struct {
 	tokens float64
 	last   time.Time
 	sleep  func(time.Duration) // nil: time.Sleep
+}
+
+// weight is what a message counts for: its requests, or as much as one. An answer is
+// none to a flood, since we have asked for it.
+func weight(msg []byte) int {
+	if ipc.KindOf(msg) == ipc.KindOpen {
+		return max(len(msg)/ipc.OpenSize, 1)
+	}
+	return 1
 }
 
 // take waits until n records may be handled.

@@ -3,6 +3,7 @@
 package sockets
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"testing"
@@ -33,5 +34,40 @@ func TestRecordsTaken(t *testing.T) {
 		if want := ipctest.Permitted(&m, ipc.FromWorker, ipc.Running); want != errors.Is(err, io.EOF) || want == errors.Is(err, ipc.ErrMalformed) {
 			t.Errorf("%s: %v, the table says %v", m.Name, err, want)
 		}
+	}
+}
+
+// TestFiguresUnasked: figures are for whoever has asked, and what that says is the
+// worker's end. Where there is nobody, any are.
+func TestFiguresUnasked(t *testing.T) {
+	for kind, rec := range ipctest.Records() {
+		if kind != ipc.KindFlow && kind != ipc.KindFigures && kind != ipc.KindAnswered {
+			continue
+		}
+		var f Factory
+		if err := f.message(kind, rec, nil, nil); !errors.Is(err, ipc.ErrMalformed) {
+			t.Errorf("kind %#x, and nobody has asked: %v", kind, err)
+		}
+		f.OnFigures = func(k ipc.Kind, msg []byte) error {
+			if k != kind || len(msg) != len(rec) {
+				t.Errorf("kind %#x with %d bytes, want %#x with %d", k, len(msg), kind, len(rec))
+			}
+			return io.ErrUnexpectedEOF
+		}
+		if err := f.message(kind, rec, nil, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("kind %#x: %v", kind, err)
+		}
+	}
+}
+
+// TestAnswersAreNoFlood: a long answer does not use up what requests may, and a long
+// message of requests counts for all of them.
+func TestAnswersAreNoFlood(t *testing.T) {
+	all := ipctest.Records()
+	if n := weight(bytes.Repeat(all[ipc.KindFlow], ipc.MaxFigures)); n != 1 {
+		t.Errorf("an answer counts for %d records", n)
+	}
+	if n := weight(bytes.Repeat(all[ipc.KindOpen], ipc.MaxBatch)); n != ipc.MaxBatch {
+		t.Errorf("%d requests count for %d", ipc.MaxBatch, n)
 	}
 }

@@ -14,6 +14,13 @@ func Records() map[ipc.Kind][]byte {
 	(&ipc.Open{Token: 7, Proto: ipc.ProtoUDP, Listener: 3, Src: [16]byte{1}, Dst: [16]byte{2}, SrcPort: 5, DstPort: 53}).Encode(open)
 	(&ipc.Opened{Token: 7, Flags: ipc.OpenedInProgress, LocalPort: 4, PeerPort: 9, Addr: [16]byte{15: 1}}).Encode(opened)
 	(&ipc.Event{Code: ipc.EventLinkClosed}).Encode(event)
+	ask, flow, figures, answered := make([]byte, ipc.AskSize), make([]byte, ipc.FlowSize), make([]byte, ipc.FiguresSize), make([]byte, ipc.AnsweredSize)
+	(&ipc.Ask{ID: 1, What: ipc.AskFlows, Max: ipc.MaxFigures}).Encode(ask)
+	(&ipc.Flow{ID: 1, Proto: ipc.ProtoTCP, Direction: ipc.FlowIn, State: ipc.FlowEstablished, GuestPort: 80, RemotePort: 40000, RTT: 100,
+		Guest: [16]byte{15: 1}, Remote: [16]byte{15: 2}, Age: 9, Idle: 8, Sent: 7, Received: 6, SentPackets: 5, ReceivedPackets: 4, Queued: 3,
+		Retransmits: 2}).Encode(flow)
+	(&ipc.Figures{ID: 1, First: uint16(ipc.NumFigures - 2), N: 2, Values: [ipc.FigureValues]uint64{1, 1 << 63}}).Encode(figures)
+	(&ipc.Answered{ID: 1, Next: 64}).Encode(answered)
 	return map[ipc.Kind][]byte{
 		ipc.KindConfig: (&ipc.Config{Flags: ipc.FlagIPv4 | ipc.FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
 			Search: [ipc.MaxSearch]ipc.Name{name}, LinkKind: ipc.LinkTap}).Encode(),
@@ -28,6 +35,10 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindReady:    ipc.Empty(ipc.KindReady),
 		ipc.KindOpen:     open,
 		ipc.KindEvent:    event,
+		ipc.KindAsk:      ask,
+		ipc.KindFlow:     flow,
+		ipc.KindFigures:  figures,
+		ipc.KindAnswered: answered,
 
 		ipc.AgentKindSetup: (&ipc.AgentSetup{ID: 1, Flags: ipc.AgentSetupConfigure, Name: interfaceName("eth0"), MAC: [6]byte{2, 0, 0, 0, 0, 1},
 			MTU: 65520, QueueLen: 1000}).Encode(),

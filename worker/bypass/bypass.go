@@ -31,6 +31,7 @@ type Env interface {
 	flow.Errors
 	flow.Options
 	flow.Names
+	flow.Paths
 	// Read takes what a stream has.
 	Read(fd int32, b []byte) (int, syscall.Errno)
 	// Pipe makes a non-blocking pipe that holds size bytes, or what the kernel

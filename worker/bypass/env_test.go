@@ -193,7 +193,10 @@ type connection struct {
 
 // connect makes a flow: a client's connection is accepted and given to the
 // translator, whose far end is connected to a server.
-func (l *lane) connect(addr string) connection {
+func (l *lane) connect(addr string) connection { return l.connectBy(addr, ipc.ListenerMayBypass) }
+
+// connectBy is connect by a listener with these flags.
+func (l *lane) connectBy(addr string, flags uint8) connection {
 	l.tb.Helper()
 	front, frontAt := listenTCP(l.tb, addr)
 	back, backAt := listenTCP(l.tb, addr)
@@ -202,7 +205,7 @@ func (l *lane) connect(addr string) connection {
 	l.open = func(*ipc.Open) (int, syscall.Errno) { return l.dial(addr, backAt) }
 	c := newSocket(l.tb, addr, unix.SOCK_STREAM)
 	must(l.tb, unix.Connect(c, frontAt))
-	l.accept(front, ipc.ListenerMayBypass)
+	l.accept(front, flags)
 	opened := l.t.Stats.Opened
 	l.until("open", func() bool { return l.t.Stats.Opened > opened })
 	s, _, err := unix.Accept4(back, unix.SOCK_CLOEXEC)

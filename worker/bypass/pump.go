@@ -24,6 +24,7 @@ const (
 // turn moves what can be moved, both ways, and ends the flow when all is said.
 func (t *Translator) turn(i uint32, s *stream) {
 	again := false
+	s.last = t.env.Now()
 	for k := range s.sides {
 		if s.state == stateEnded {
 			return
@@ -77,6 +78,7 @@ func (t *Translator) pump(from, to *side) (more, ok bool) {
 			}
 			t.Stats.Spliced += uint64(n)
 			from.steady.moved = min(from.steady.moved+uint32(n), maxSteady)
+			from.passed += uint64(n)
 			moved += n
 			if from.held -= int32(n); from.held == 0 {
 				t.pipes.put(t.env, from.pipe)
@@ -97,6 +99,7 @@ func (t *Translator) pump(from, to *side) (more, ok bool) {
 			if !ok {
 				return false, false
 			}
+			from.passed += uint64(n)
 			moved += n
 		}
 	}

@@ -54,6 +54,7 @@ type side struct {
 	flags  uint8
 	seen   uint8 // what the lane reports: flow.Readable, flow.Writable
 	steady steadiness
+	passed uint64 // bytes that the other side has taken
 }
 
 func (s *side) has(f uint8) bool { return s.flags&f != 0 }
@@ -68,6 +69,11 @@ type stream struct {
 	// Who asks for the far end: for the second attempt.
 	port     uint16
 	listener uint32
+
+	// For whoever asks which flows there are.
+	farPort    uint16
+	born, last int64       // when it began, and when something moved, in nanoseconds
+	peer, to   packet.Addr // of the near end, and of the far one
 }
 
 func (s *stream) has(f uint8) bool { return s.flags&f != 0 }
@@ -152,7 +158,9 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 		s.flags |= flagOut
 	}
 	t.g.Shares.Take(s.share(), 2)
-	s.port, s.listener = port, listener
+	s.port, s.listener, s.peer = port, listener, peer
+	s.born = t.env.Now()
+	s.last = s.born
 	if peer.Is4() {
 		s.flags |= flagPeer4
 	}
@@ -170,6 +178,7 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 
 // openFar asks for the far end. It reports false if that is not possible now.
 func (t *Translator) openFar(i uint32, s *stream, to, as packet.Addr) bool {
+	s.to = to
 	t.open = ipc.Open{
 		Token: token(s.gen, i, far, 0), Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: s.listener,
 		Src: to, Dst: as, SrcPort: 0, DstPort: s.port,
@@ -207,6 +216,7 @@ func (t *Translator) opened(i uint32, s *stream, fd int32, o *ipc.Opened) {
 		return
 	}
 	s.sides[far].fd = fd
+	s.farPort = o.PeerPort
 	s.state = stateConnecting
 	s.sides[near].flags |= writable
 	s.sides[near].seen, s.sides[far].seen = flow.Readable, flow.Readable|flow.Writable

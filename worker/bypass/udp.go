@@ -41,6 +41,8 @@ type dflow struct {
 	queue    datagram.Queue // of the peer's first datagrams, while the far socket is on its way
 	last     int64          // when it was used, in nanoseconds
 
+	flow.Traffic // of a flow out of the namespace; of others the other way round
+
 	// Where the far socket is connected to. The near one's peer is in the key.
 	farAddr packet.Addr
 	farPort uint16
@@ -171,6 +173,7 @@ func (t *Translator) openUDP(k *store.Key, listener uint32, flags uint8) uint32 
 	f.sides[near].sock.FD, f.sides[far].sock.FD = -1, -1
 	f.listener = listener
 	f.last = t.env.Now()
+	f.Born = f.last
 	t.unanswered.Add(i)
 	t.numUnanswered++
 	t.wheel.Set(t.timer+i, f.last+t.lifetime(f))
@@ -198,7 +201,7 @@ func (t *Translator) openFarUDP(i uint32, f *dflow, to, as packet.Addr, from uin
 // openOtherUDP is openOther for datagrams.
 func (t *Translator) openOtherUDP(i uint32, f *dflow, o *ipc.Opened) bool {
 	k := t.flows.Key(i)
-	if f.other || k[16]&ipc.ListenerNamespace != 0 && k[17] == 0 || !flow.LacksFamily(syscall.Errno(o.Errno)) {
+	if f.other || outOfNamespace(k) || !flow.LacksFamily(syscall.Errno(o.Errno)) {
 		return false
 	}
 	f.other = true
@@ -206,6 +209,9 @@ func (t *Translator) openOtherUDP(i uint32, f *dflow, o *ipc.Opened) bool {
 	to, as := t.otherFar(peer.Is4())
 	return !to.IsUnspecified() && to.Is4() == as.Is4() && t.openFarUDP(i, f, to, as, from)
 }
+
+// outOfNamespace tells whether a flow came by a listener in the namespace.
+func outOfNamespace(k *store.Key) bool { return k[16]&ipc.ListenerNamespace != 0 && k[17] == 0 }
 
 // nearAddr is the address that a flow's peer spoke to.
 func nearAddr(k *store.Key) packet.Addr {
@@ -365,6 +371,11 @@ func (t *Translator) forward(f *dflow, side int, d []flow.Datagram) {
 		if d[k].Truncated {
 			t.Stats.Dropped++
 			continue
+		}
+		if side == far {
+			f.Out(d[k].N, flow.Packets(d[k].N, d[k].Segment))
+		} else {
+			f.In(d[k].N, flow.Packets(d[k].N, d[k].Segment))
 		}
 		data, size := d[k].Buf[:d[k].N], d[k].N
 		if d[k].Segment > 0 {

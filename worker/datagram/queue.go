@@ -52,6 +52,14 @@ func (q *Queue) Len() int { return int(q.count) }
 // Chunks is the number of chunks held.
 func (q *Queue) Chunks() int { return int(q.chunks) }
 
+// Bytes is what the entries hold.
+func (q *Queue) Bytes() int {
+	if q.count == 0 {
+		return 0
+	}
+	return int(q.chunks-1-q.spare)*store.ChunkSize + int(q.put) - int(q.get) - int(q.count)*queueHead
+}
+
 // Add puts a datagram, of up to 65,535 bytes, at the end of a queue. It reports
 // false if there is no room: then nothing is added.
 func (s *Queues) Add(q *Queue, data []byte, m Mark) bool {

@@ -113,6 +113,7 @@ func (t *Translator) reply(i uint32, msg []byte) {
 	seq := binary.BigEndian.Uint16(msg[6:])
 	n := packet.PutEcho(t.frame, &t.ends, false, id, seq, msg[headerLen:])
 	t.Stats.ToGuest++
+	t.flows.At(i).In(len(msg), 1)
 	if n-packet.EthernetLen <= t.g.LinkMTU() {
 		t.send(t.frame[:n], nil)
 		return

@@ -52,6 +52,8 @@ type conn struct {
 	queue   datagram.Queue // of requests, in state opening
 	last    int64          // when it was used, in nanoseconds
 	peer    packet.Addr    // where the socket is really connected to
+
+	flow.Traffic
 }
 
 // Stats counts messages, where nothing else is said.
@@ -133,6 +135,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, e *packet.Echo) 
 		}
 	}
 	c := t.flows.At(i)
+	c.Out(len(p.Payload()), 1)
 	switch c.state {
 	case stateOpen:
 		c.last = t.env.Now()
@@ -164,6 +167,7 @@ func (t *Translator) openOut(k *store.Key, p *packet.Packet, id uint16) uint32 {
 	t.g.Shares.Take(flow.ShareEcho, 1)
 	c := t.flows.At(i)
 	c.sock, c.state, c.last = datagram.NewSocket(-1, 0), stateOpening, t.env.Now()
+	c.Born = c.last
 	t.wheel.Set(t.timer+i, c.last+idleLife)
 	t.open = ipc.Open{
 		Token: flow.Token(flow.OwnerICMP, t.flows.Gen(i), i), Proto: p.Proto,

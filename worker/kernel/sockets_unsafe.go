@@ -90,6 +90,12 @@ func (s *Sockets) RTT(fd int32) (time.Duration, syscall.Errno) {
 	return time.Duration(info.Min_rtt) * time.Microsecond, e
 }
 
+// Path is what TCP_INFO says of the way to the peer.
+func (s *Sockets) Path(fd int32) (flow.Path, syscall.Errno) {
+	info, e := s.info(fd)
+	return flow.Path{RTT: time.Duration(info.Rtt) * time.Microsecond, Retransmits: info.Total_retrans}, e
+}
+
 func (s *Sockets) info(fd int32) (info unix.TCPInfo, e syscall.Errno) {
 	n := uint32(unsafe.Sizeof(info))
 	_, e = raw6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,

@@ -48,6 +48,7 @@ const (
 	timerRA = iota
 	timerSolicit
 	timerStats
+	timerAnswer
 	laneTimers
 )
 
@@ -117,8 +118,9 @@ type Lane struct {
 	answer            ipc.Opened // the broker's, being handled
 	err               error
 
-	stats *statsLog // nil: not asked for
-	Stats Stats     // since New
+	figures figures
+	stats   *statsLog // nil: not asked for
+	Stats   Stats     // since New
 }
 
 // New reads the start-up records from the broker's channel and makes the lane
@@ -218,6 +220,7 @@ func (l *Lane) configure(rec []byte) error {
 	t.add(flow.OwnerICMP, l.icmp)
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady
 	t.ready[flow.OwnerLane], t.fire[flow.OwnerLane] = l.ready, l.expire
+	l.newFigures(nTCP, nUDP, nICMP, nBypass, nBypassUDP)
 	if g.Stats != 0 {
 		l.stats = newStatsLog(l, g.Stats)
 		l.wheel.Set(l.timer+timerStats, l.now+l.stats.period)
@@ -282,6 +285,7 @@ func (l *Lane) Open(r *ipc.Open) bool {
 	if !l.channel.add(r) {
 		return false
 	}
+	l.figures.requested(r.Token, l.now)
 	if l.flows != nil {
 		l.flows.ask(r)
 	}

@@ -20,9 +20,11 @@ import (
 // turn waits for events and does all that they call for.
 func (l *Lane) turn() {
 	l.tick()
+	l.figures.turnEnds(l.now)
 	began := l.now
 	n := l.wait()
 	l.tick()
+	l.figures.woke = l.now
 	l.busy = l.now-began < kernel.RawWait*1e6
 	_, first := l.poll.At(0)
 	soon := l.now-began < spinTime && l.oneConversation(n, first)
@@ -39,6 +41,9 @@ func (l *Lane) turn() {
 	}
 	l.continueWork()
 	l.finish()
+	if l.figures.owed {
+		l.answerAsked()
+	}
 	l.conversing = soon && l.small()
 }
 
@@ -230,6 +235,8 @@ func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
 		return l.revoke(rec)
 	case ipc.KindCapture:
 		return l.newCapture(rec, fd)
+	case ipc.KindAsk:
+		return l.ask(rec)
 	}
 	return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 }
@@ -257,6 +264,7 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 	if l.flows != nil {
 		l.flows.answer(l.now, fd, o)
 	}
+	l.figures.answered(o.Token, l.now)
 	l.table.owner[owner].Opened(o.Token, fd, o)
 	return nil
 }
@@ -357,6 +365,7 @@ func (l *Lane) expire(id uint32) {
 		l.solicit()
 	case timerStats:
 		l.tellStats()
+	case timerAnswer: // the turn's end tries again
 	}
 }
 

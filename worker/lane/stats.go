@@ -6,14 +6,24 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
-
-	"aldente/worker/link"
 )
 
-// counters are all that a lane counts, as values that can be compared.
+// counters are what a part of the lane counts.
 type counters struct {
 	name string
-	now  func() any
+	at   any // points to them
+}
+
+// now returns them as a value that can be compared.
+func (c *counters) now() any { return reflect.ValueOf(c.at).Elem().Interface() }
+
+// counters are all that a lane counts, once it has its translators: in the order of
+// ipc.Counters.
+func (l *Lane) counters() []counters {
+	return []counters{
+		{"lane", &l.Stats}, {"link", &l.figures.links}, {"fragments", &l.reasm.Stats},
+		{"tcp", &l.tcp.Stats}, {"udp", &l.udp.Stats}, {"icmp", &l.icmp.Stats}, {"bypass", &l.bypass.Stats},
+	}
 }
 
 // statsLog writes what was counted since the last time, for --stats.
@@ -25,28 +35,21 @@ type statsLog struct {
 
 // newStatsLog makes the log of a lane that has its translators.
 func newStatsLog(l *Lane, seconds uint32) *statsLog {
-	s := &statsLog{period: int64(seconds) * 1e9, all: []counters{
-		{"lane", func() any { return l.Stats }},
-		{"link", func() any { return l.linkCounters() }},
-		{"fragments", func() any { return l.reasm.Stats }},
-		{"tcp", func() any { return l.tcp.Stats }},
-		{"udp", func() any { return l.udp.Stats }},
-		{"icmp", func() any { return l.icmp.Stats }},
-		{"bypass", func() any { return l.bypass.Stats }},
-	}}
+	s := &statsLog{period: int64(seconds) * 1e9, all: l.counters()}
+	l.sumLinks()
 	for _, c := range s.all {
 		s.last = append(s.last, c.now())
 	}
 	return s
 }
 
-// linkCounters are those of all links that the lane has had.
-func (l *Lane) linkCounters() link.Counters {
-	sum := l.linksGone
+// sumLinks brings the counters of all links that the lane has had up to date.
+func (l *Lane) sumLinks() {
+	sum := &l.figures.links
+	*sum = l.linksGone
 	if l.link != nil {
 		sum.Add(l.link.Counters())
 	}
-	return sum
 }
 
 // line returns what has changed since the last call, "" if nothing has: each
@@ -72,6 +75,7 @@ func (s *statsLog) line() string {
 // tellStats writes the line that is due, and plans the next. It is shown whatever
 // else is not: somebody has asked for it.
 func (l *Lane) tellStats() {
+	l.sumLinks()
 	if line := l.stats.line(); line != "" {
 		logf(levelWarning, "counters %s", line)
 	}

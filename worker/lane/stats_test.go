@@ -47,6 +47,7 @@ func TestLinksCounted(t *testing.T) {
 	w.connectLink()
 	w.turn()
 	w.l.link.Counters().Refused += 4
+	w.l.sumLinks()
 	if got := s.line(); !strings.Contains(got, "link.Refused=7") {
 		t.Errorf("%q, want link.Refused=7", got)
 	}

@@ -3,6 +3,7 @@
 package lane
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -71,6 +72,7 @@ type world struct {
 	allocs   uint64 // found
 	told     int    // records with a link or a listener
 	settled  int    // of them, what the lane has heard
+	curious         // what it was asked
 
 	skipped  string // TCPACKSkippedChallenge when it began
 	patience int    // milliseconds that the kernel is given until bytes move
@@ -126,6 +128,11 @@ func newWorld(t testing.TB, r *rand.Rand, kind uint8, mtu uint16, peek bool) *wo
 }
 
 func newFixture(t testing.TB, kind uint8, mtu uint16, peek bool) *fixture {
+	return newFixtureFor(t, kind, mtu, peek, 0)
+}
+
+// newFixtureFor makes one that may hold so many descriptors.
+func newFixtureFor(t testing.TB, kind uint8, mtu uint16, peek bool, descriptors uint32) *fixture {
 	ours, theirs, err := ipc.Pair()
 	if err != nil {
 		t.Fatal(err)
@@ -133,7 +140,7 @@ func newFixture(t testing.TB, kind uint8, mtu uint16, peek bool) *fixture {
 	cfg := ipc.Config{
 		Flags:  ipc.FlagIPv4 | ipc.FlagIPv6 | ipc.FlagTCP | ipc.FlagUDP | ipc.FlagICMP | ipc.FlagDHCP | ipc.FlagNDP | ipc.FlagLoToLo,
 		OurMAC: ourMAC, GuestMAC: guestMAC, MTU: mtu, LinkKind: kind, SYNRetry: 6,
-		Addr4: guest4, Prefix4: 24, Our4: our4, Addr6: guest6, Prefix6: 64, Our6: our6,
+		Addr4: guest4, Prefix4: 24, Our4: our4, Addr6: guest6, Prefix6: 64, Our6: our6, MaxFlows: descriptors,
 	}
 	if peek {
 		cfg.Flags |= ipc.FlagPeekOff4 | ipc.FlagPeekOff6
@@ -193,6 +200,7 @@ func ready(fd int, events int16, wait int) bool {
 
 // turn has the lane take turns until it would sleep.
 func (w *world) turn() {
+	w.askAgain()
 	for k := 0; w.awake(); k++ {
 		w.take()
 		if w.l.err != nil {
@@ -299,12 +307,9 @@ func (w *world) hear() {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		if kind != ipc.KindOpen {
-			w.heard(kind, b)
-			continue
-		}
-		for ; len(b) > 0; b = b[ipc.OpenSize:] {
-			w.heard(kind, b[:ipc.OpenSize])
+		size := int(binary.LittleEndian.Uint16(b[2:])) // several of a kind may be in a message
+		for ; len(b) > 0; b = b[size:] {
+			w.heard(kind, b[:size])
 		}
 	}
 }
@@ -326,6 +331,8 @@ func (w *world) heard(kind ipc.Kind, rec []byte) {
 		if err := e.Decode(rec); err != nil {
 			w.t.Fatal(err)
 		}
+	case ipc.KindFlow, ipc.KindFigures, ipc.KindAnswered:
+		w.answerHeard(kind, rec)
 	default:
 		w.t.Fatalf("the lane sends a record of kind %d", kind)
 	}

@@ -194,6 +194,12 @@ func (t *Table[V]) Key(i uint32) *Key { return &t.keys[i] }
 // Gen is the flow's generation, of which a token keeps 24 bits.
 func (t *Table[V]) Gen(i uint32) uint32 { return t.gens[i] & 0xffffff }
 
+// Used is the number of places that flows have or have had: they are those below it.
+func (t *Table[V]) Used() uint32 { return t.next }
+
+// Has tells whether a place below Used has a flow that has not ended.
+func (t *Table[V]) Has(i uint32) bool { return t.gens[i]&1 == 1 }
+
 // Live tells whether index and generation name a flow that exists. Generations
 // are odd while a flow lives: Insert and Remove both count.
 func (t *Table[V]) Live(i, gen uint32) bool {

@@ -37,6 +37,7 @@ func (s *sink) Close(int32)                               { s.closed++ }
 func (s *sink) Abort(int32)                               { s.closed++ }
 func (s *sink) TakeError(int32) syscall.Errno             { return 0 }
 func (s *sink) RTT(int32) (time.Duration, syscall.Errno)  { return 0, 0 }
+func (s *sink) Path(int32) (flow.Path, syscall.Errno)     { return flow.Path{}, 0 }
 func (s *sink) Watch(int32, uint64, uint32) syscall.Errno { return 0 }
 
 func (s *sink) Rewatch(int32, uint64, uint32) syscall.Errno { return 0 }

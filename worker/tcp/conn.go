@@ -12,6 +12,7 @@
 package tcp
 
 import (
+	"aldente/worker/flow"
 	"aldente/worker/packet"
 )
 
@@ -112,6 +113,7 @@ type conn struct {
 	srtt         uint32 // microseconds, RFC 6298
 	rttvar       uint32
 	rttSeq       uint32
+	retransmits  uint32 // segments sent to the guest once more
 	rttStart     int64
 	rtoAt        int64
 	ackAt        int64 // a delayed ACK is due
@@ -119,6 +121,10 @@ type conn struct {
 	deqAt        int64 // acknowledged bytes leave the receive queue by then
 	seenAt       int64 // last segment from the guest
 	timerAt      int64 // what the wheel is set to
+
+	// Bytes from the guest count once the socket has them, those to the guest when
+	// they are sent first.
+	flow.Traffic
 }
 
 const noCwnd = ^uint32(0)

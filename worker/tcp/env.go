@@ -20,6 +20,7 @@ type Env interface {
 	flow.GatherWriter
 	flow.Failures
 	flow.Options
+	flow.Paths
 	// Accept takes one connection, non-blocking and close-on-exec.
 	Accept(fd int32) (conn int32, peer packet.Addr, port uint16, err syscall.Errno)
 	// RecvSkip is recv with MSG_PEEK behind the first skip bytes, for

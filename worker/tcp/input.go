@@ -19,6 +19,7 @@ func (t *Translator) Input(p *packet.Packet, s *packet.TCP) {
 	}
 	c := t.flows.At(i)
 	c.seenAt = t.env.Now()
+	c.SentPackets++
 	switch c.state {
 	case stateOpen:
 		if s.Flags&packet.SYN != 0 && t.reusePort(i, c, s) {

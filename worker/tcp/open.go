@@ -113,6 +113,7 @@ func (t *Translator) insert(k *store.Key, s state) (uint32, *conn) {
 	c.rcvScale = rcvScale
 	c.quickReplies = t.quickReplies
 	c.seenAt = t.env.Now()
+	c.Born = c.seenAt
 	t.reserveFirst(c)
 	return i, c
 }

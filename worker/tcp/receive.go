@@ -252,6 +252,7 @@ func (t *Translator) keep(i uint32, c *conn, bufs [][]byte, n int) {
 func (t *Translator) took(c *conn, n int) {
 	c.hostSeq += uint32(n)
 	c.taken += uint32(n)
+	c.Sent += uint64(n)
 	if n > 0 && c.has(flagDetached) {
 		c.seenAt = t.env.Now()
 	}

@@ -73,6 +73,7 @@ func (t *Translator) sendAck(i uint32, c *conn) {
 		t.makeReady(i, c)
 		return
 	}
+	c.ReceivedPackets++
 	c.acked()
 }
 
@@ -102,6 +103,7 @@ func (t *Translator) sendSYN(i uint32, c *conn) {
 	}
 	t.fields.Window = uint16(wnd)
 	t.emit(nil)
+	c.ReceivedPackets++
 }
 
 // sendRST resets the guest's side: in sequence, so that it is believed.
@@ -337,8 +339,12 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 		c.acked() // carried, unless there is SACK to report or the segment may be old
 	}
 	c.noteReply(t.env.Now())
+	c.ReceivedPackets++
 	t.pushed += len(b)
 	end := seq + uint32(len(b))
+	if after(end, c.sndMax) {
+		c.Received += uint64(end - c.sndMax)
+	}
 	if fin {
 		c.set(flagFINSent)
 		end++
@@ -351,6 +357,7 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 		c.sndMax = end
 	} else {
 		t.Stats.Retransmits++
+		c.retransmits++
 		c.clear(flagTimedRTT) // Karn's rule, RFC 6298 section 3
 	}
 	if seq == c.sndNxt {

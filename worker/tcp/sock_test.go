@@ -22,6 +22,7 @@ type sock struct {
 	closes  int
 	watched bool
 	rtt     time.Duration
+	path    flow.Path
 	bounded []int  // SO_RCVBUF, as it was set
 	events  uint32 // given to Watch
 	token   uint64
@@ -329,6 +330,8 @@ func (e *env) Option(fd int32, o flow.Option, v int) syscall.Errno {
 }
 
 func (e *env) RTT(fd int32) (time.Duration, syscall.Errno) { return e.sock(fd).rtt, 0 }
+
+func (e *env) Path(fd int32) (flow.Path, syscall.Errno) { return e.sock(fd).path, 0 }
 
 func (e *env) TakeError(fd int32) syscall.Errno {
 	s := e.sock(fd)

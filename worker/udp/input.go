@@ -39,6 +39,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 		c.out = 2
 	}
 	c.out = min(c.out+1, 2)
+	c.Out(len(u.Payload), flow.Packets(len(u.Payload), size))
 	switch c.state {
 	case stateOpen:
 		t.touch(i, c)

@@ -112,6 +112,9 @@ func (t *Translator) deliver(i uint32, c *conn, d []flow.Datagram) {
 	limit := t.maxPayload()
 	for len(d) > 0 {
 		n := datagram.Run(d, limit, datagram.MaxWrite-20)
+		for k := range n {
+			c.In(d[k].N, flow.Packets(d[k].N, d[k].Segment))
+		}
 		switch first := &d[0]; {
 		case first.Truncated:
 			t.Stats.Truncated++

@@ -59,6 +59,8 @@ type conn struct {
 	byHost          uint32
 	// localPort is the socket's port on the host: zero while it is not known.
 	localPort uint16
+
+	flow.Traffic
 }
 
 // Stats counts datagrams, where nothing else is said.
@@ -203,6 +205,7 @@ func (t *Translator) insert(k *store.Key, as state) (uint32, *conn) {
 	c.sock = datagram.NewSocket(-1, 0)
 	_, c.peerPort = k.Remote()
 	c.last = t.env.Now()
+	c.Born = c.last
 	if as == stateUnanswered {
 		t.unanswered.Add(i)
 		t.numUnanswered++

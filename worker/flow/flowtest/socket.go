@@ -57,7 +57,8 @@ type Socket struct {
 	SetCalls  int                 // calls of Option
 	Pending   syscall.Errno       // SO_ERROR
 
-	RTT time.Duration // the least round-trip time
+	RTT  time.Duration // the least round-trip time
+	Peer flow.Path     // what is known of the way to the peer
 
 	Local     packet.Addr // what LocalAddr returns
 	LocalPort uint16      // likewise
@@ -347,6 +348,15 @@ func (h *Host) RTT(fd int32) (time.Duration, syscall.Errno) {
 		return 0, syscall.EBADF
 	}
 	return s.RTT, 0
+}
+
+// Path implements flow.Paths.
+func (h *Host) Path(fd int32) (flow.Path, syscall.Errno) {
+	s := h.at(fd)
+	if s == nil {
+		return flow.Path{}, syscall.EBADF
+	}
+	return s.Peer, 0
 }
 
 // TakeError implements flow.Failures.
