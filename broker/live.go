@@ -57,7 +57,11 @@ func (in *instance) clients(caller int) []uint32 {
 	if ids := in.cfg.RunAs; ids != nil {
 		users = append(users, ids.UID)
 	}
-	return users
+	if inInitialUserNamespace() {
+		return users
+	}
+	// There all users that the namespace does not know have this number.
+	return slices.DeleteFunc(users, func(u uint32) bool { return u == nobody })
 }
 
 // serveControl answers clients from now on.

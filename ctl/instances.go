@@ -175,7 +175,7 @@ func readReply(in *bufio.Reader) (*api.Reply, error) {
 		return nil, fmt.Errorf("no answer of an instance: %w", err)
 	}
 	if r.Error != "" {
-		return nil, watch.Refusal(r.Error)
+		return nil, watch.Refusal(cell(r.Error))
 	}
 	return r, nil
 }
@@ -210,34 +210,48 @@ func instances() (all []running, others int, err error) {
 	var (
 		wg   sync.WaitGroup
 		mu   sync.Mutex
+		busy []string // they have as many clients waiting as may
 		room = make(chan struct{}, atATime)
 	)
-	for _, path := range names(table) {
+	ask := func(path string, wait time.Duration) {
 		room <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-room }()
-			r, err := probe(path)
+			r, err := probe(path, wait)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
+			switch {
+			case err == nil:
+				all = append(all, *r)
+			case wait == 0 && errors.Is(err, syscall.EAGAIN):
+				busy = append(busy, path)
+			default:
 				others++
-				return
 			}
-			all = append(all, *r)
 		})
 	}
+	for _, path := range names(table) {
+		ask(path, 0)
+	}
 	wg.Wait()
+	// Whoever fills sockets of these names has others wait no longer than this.
+	for _, path := range busy[:min(len(busy), atATime)] {
+		ask(path, probeTime)
+	}
+	wg.Wait()
+	others += max(len(busy)-atATime, 0)
 	slices.SortFunc(all, func(a, b running) int { return cmp.Or(cmp.Compare(a.pid, b.pid), cmp.Compare(a.path, b.path)) })
 	return all, others, nil
 }
 
-// probe asks one.
-func probe(path string) (*running, error) {
-	s, err := connect(path, probeTime)
+// probe asks one, and waits for its turn to be a client that long.
+func probe(path string, wait time.Duration) (*running, error) {
+	s, err := connect(path, wait)
 	if err != nil {
 		return nil, err
 	}
 	defer s.Close()
+	s.time = probeTime
 	r, err := s.first(&api.Request{Command: api.Status})
 	if err != nil {
 		return nil, err
@@ -253,7 +267,7 @@ var errNoAnswer = errors.New("it has answered something else")
 // choose finds the instance that a command is about.
 func (c *call) choose() (*running, error) {
 	if path := c.given[flagSocket.long]; path != "" {
-		r, err := probe(path)
+		r, err := probe(path, probeTime)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
@@ -286,7 +300,7 @@ func (c *call) choose() (*running, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d instances run: choose one by --pid or --socket", len(all))
 	for i := range all {
-		fmt.Fprintf(&b, "\n  --pid %d  %s, %s", all[i].pid, all[i].status.Personality, all[i].status.Guest)
+		fmt.Fprintf(&b, "\n  --pid %d  %s, %s", all[i].pid, cell(all[i].status.Personality), cell(all[i].status.Guest))
 	}
 	return nil, errors.New(b.String())
 }

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"testing"
 	"time"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 
 	"aldente/broker/control/api"
 	"aldente/fuzz"
@@ -130,6 +133,14 @@ func TestSilentInstance(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	fd, err := l.(*net.UnixListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	if err := unix.Listen(int(fd.Fd()), 0); err != nil {
+		t.Fatal(err)
+	}
 	s, err := connect(path, 100*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
@@ -137,6 +148,11 @@ func TestSilentInstance(t *testing.T) {
 	defer s.Close()
 	if _, err := s.first(&api.Request{Command: api.Status}); err == nil || !strings.Contains(err.Error(), "no answer in time") {
 		t.Errorf("%v", err)
+	}
+	for _, wait := range []time.Duration{0, 100 * time.Millisecond} {
+		if _, err := probe(path, wait); !errors.Is(err, unix.EAGAIN) {
+			t.Errorf("no room, after %v: %v", wait, err)
+		}
 	}
 }
 

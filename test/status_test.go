@@ -235,6 +235,62 @@ func TestStatusRootless(t *testing.T) {
 	}
 }
 
+// TestStatusUnmapped: where the user namespace that an instance was started in does not
+// know its user, all users look like that one: nobody is told anything.
+func TestStatusUnmapped(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	path := filepath.Join(socketDir(t), "s")
+	p := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Timeout: time.Minute,
+		Args: []string{"unshare", "-U", filepath.Join(netlab.Stage(), "passt"), "-f", "-s", path}})
+	awaitSocket(t, p, path)
+	names := statusSockets(lab)
+	if len(names) != 1 {
+		t.Fatalf("sockets %q\n%s", names, p.Output())
+	}
+	for _, user := range []int{61235, int(netlab.Nobody.UID)} {
+		if err := lab.Host.Do(func() error { return toldNothing(user, names[0]) }); err != nil {
+			t.Errorf("user %d: %v", user, err)
+		}
+	}
+}
+
+// asUser runs f as another user, on this thread, which has to be locked.
+func asUser(user int, f func() error) error {
+	keep := ^uintptr(0)
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(user), keep); e != 0 {
+		return e
+	}
+	defer unix.RawSyscall(unix.SYS_SETRESUID, keep, 0, keep)
+	return f()
+}
+
+// toldNothing asks by a status socket, as a user, and returns what is wrong if that is
+// told anything.
+func toldNothing(user int, name string) error {
+	return asUser(user, func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		tv := unix.Timeval{Sec: 5}
+		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
+		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+			return err
+		}
+		b := make([]byte, 64)
+		_, _ = unix.Write(fd, []byte(`{"version":1,"command":"status"}`+"\n"))
+		n, err := unix.Read(fd, b)
+		if n > 0 || err == unix.EAGAIN {
+			return fmt.Errorf("it is told %q, %v", b[:max(n, 0)], err)
+		}
+		return nil
+	})
+}
+
 // TestStatusOfProcess: an instance in the background, for the namespace of a process, by
 // the number that its PID file has; no process that waits for it is held up.
 func TestStatusOfProcess(t *testing.T) {
@@ -450,13 +506,6 @@ func TestStatusOtherUsers(t *testing.T) {
 	said := make(chan error, 1)
 	go func() {
 		said <- lab.Host.Do(func() error {
-			const other = 61235
-			keep := ^uintptr(0)
-			// Of this thread only: it ends with Do, or is root again.
-			if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keep, other, keep); e != 0 {
-				return e
-			}
-			defer unix.RawSyscall(unix.SYS_SETRESUID, keep, 0, keep)
 			for n := 0; ; n++ {
 				select {
 				case <-stop:
@@ -466,23 +515,8 @@ func TestStatusOtherUsers(t *testing.T) {
 					return nil
 				default:
 				}
-				fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-				if err != nil {
+				if err := toldNothing(61235, name); err != nil {
 					return err
-				}
-				tv := unix.Timeval{Sec: 5}
-				_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
-				_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
-				if err := unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-					unix.Close(fd)
-					return err
-				}
-				b := make([]byte, 64)
-				_, _ = unix.Write(fd, []byte(`{"version":1,"command":"status"}`+"\n"))
-				n, err := unix.Read(fd, b)
-				unix.Close(fd)
-				if n > 0 || err == unix.EAGAIN {
-					return fmt.Errorf("it is told %q, %v", b[:max(n, 0)], err)
 				}
 			}
 		})
@@ -513,20 +547,16 @@ func TestSquattedName(t *testing.T) {
 	g := lab.Guest()
 	const name = "@" + api.Prefix + "4242"
 	squat := -1
-	if err := lab.Host.Do(func() (err error) {
-		const other = 61235
-		keep := ^uintptr(0)
-		if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keep, other, keep); e != 0 {
-			return e
-		}
-		defer unix.RawSyscall(unix.SYS_SETRESUID, keep, 0, keep)
-		if squat, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+	if err := lab.Host.Do(func() error {
+		return asUser(61235, func() (err error) {
+			if squat, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+				return err
+			}
+			if err = unix.Bind(squat, &unix.SockaddrUnix{Name: name}); err == nil {
+				err = unix.Listen(squat, 5)
+			}
 			return err
-		}
-		if err = unix.Bind(squat, &unix.SockaddrUnix{Name: name}); err == nil {
-			err = unix.Listen(squat, 5)
-		}
-		return err
+		})
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -577,6 +607,33 @@ func TestStatusClients(t *testing.T) {
 	}
 	for _, c := range held {
 		c.Close()
+	}
+
+	// Nothing is left of a client.
+	ask := func(times int) {
+		t.Helper()
+		for range times {
+			c, err := lab.Host.DialError("unix", name, 5*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_, _ = io.WriteString(c, `{"version":1,"command":"status"}`+"\n")
+			if b, err := io.ReadAll(c); err != nil || !strings.Contains(string(b), "personality") {
+				t.Fatalf("%q, %v", b, err)
+			}
+			c.Close()
+		}
+	}
+	count := func() int {
+		fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.Proc.PID))
+		return len(fds)
+	}
+	ask(200)
+	fds, memory := count(), rss(g.Proc.PID)
+	ask(1000)
+	if !eventually(5*time.Second, func() bool { return count() <= fds }) || rss(g.Proc.PID) > memory+8<<10 {
+		t.Errorf("%d descriptors and %d KiB after 1000 clients, %d and %d before", count(), rss(g.Proc.PID), fds, memory)
 	}
 }
 

@@ -4,7 +4,8 @@
 // socket and on that of --control.
 //
 // A client connects, sends one Request as one line of JSON, and reads until the end:
-// one Reply or, for requests that say so, several, each one line of JSON. Both sides
+// one Reply or, for requests that say so, several, each one line of JSON. It leaves its
+// own side open: one that has closed it has gone, which ends what lasts. Both sides
 // bound what they read, and ignore members that they do not know, so that client and
 // instance may be of different versions.
 package api
