@@ -118,10 +118,11 @@ type instance struct {
 	started func() // ends the time in which a signal ends start-up
 	undo    undo   // what start-up leaves behind if it does not come to its end
 
-	forward *forward.Forwarder
-	control *control.Server // -c, nil: none
-	status  *control.Status // --control and the default, nil: none
-	shown   shown           // what its clients are told
+	forward  *forward.Forwarder
+	control  *control.Server // -c, nil: none
+	status   *control.Status // --control and the default, nil: none
+	shown    shown           // what its clients are told
+	captures captures        // that clients look at
 
 	locked chan struct{} // closed when this process is confined
 
@@ -320,6 +321,7 @@ func (in *instance) prepare() error {
 		return err
 	}
 	in.forward.SetWorker(in.worker)
+	in.captures.send = in.worker.Send
 	in.first = make(chan error, 1)
 	go func() { in.first <- in.worker.Start() }()
 	if id.changes() {

@@ -37,6 +37,7 @@ const (
 // flag is an option of a command.
 type flag struct {
 	long   string
+	short  byte     // 0: none
 	arg    string   // placeholder, "": takes none
 	values []string // what arg may be, where that is a list
 	file   bool     // arg is a path
@@ -47,7 +48,7 @@ var (
 	flagJSON   = flag{long: "json", help: "JSON instead of text"}
 	flagPID    = flag{long: "pid", arg: "PID", help: "the instance of that process number"}
 	flagSocket = flag{long: "socket", arg: "PATH", file: true, help: "the instance with that socket of --control"}
-	flagHelp   = flag{long: "help", help: "print this text and exit"}
+	flagHelp   = flag{long: "help", short: 'h', help: "print this text and exit"}
 )
 
 // commands is set by init, since what prints the table is in it.
@@ -75,6 +76,14 @@ func init() {
 			help: "show port rules, or add or delete some: that needs\n--control"},
 		{name: "log-level", args: "LEVEL", least: 1, most: 1, values: []string{"error", "warning", "info", "debug"}, run: logLevel,
 			help: "what the log shows from now on: error, warning,\ninfo or debug; needs --control"},
+		{name: "capture", args: "[FILTER]...", most: -1, run: capture, values: []string{"tcp", "udp", "icmp", "arp", "host", "port"},
+			flags: []flag{
+				{long: "write", short: 'w', arg: "FILE", file: true, help: "write there; -, the default: to standard output"},
+				{long: "drops", help: "only frames that were dropped or refused"},
+				{long: "snap", arg: "BYTES", help: "so many bytes of each frame, instead of all"},
+				{long: "count", arg: "N", help: "end after so many frames"},
+			},
+			help: "frames of the link as they come, in pcapng, with\nwhy some are dropped and flows refused; FILTER:\ntcp, udp, icmp or arp, host ADDRESS, port NUMBER"},
 		{name: "bugreport", run: bugreport, flags: []flag{{long: "redact", help: "replace addresses and search domains"}},
 			help: "print what a bug report needs: versions, sandbox,\nand what an instance says of itself"},
 		{name: "completion", args: "SHELL", least: 1, most: 1, values: []string{"bash", "zsh", "fish"}, about: noInstance, run: completion,
@@ -140,8 +149,6 @@ func (c *call) parse(args []string) error {
 		switch {
 		case arg == "--":
 			c.args, args = append(c.args, args...), nil
-		case arg == "-h":
-			c.given[flagHelp.long] = ""
 		case strings.HasPrefix(arg, "--"):
 			name, value, has := strings.Cut(arg[2:], "=")
 			f := c.flag(name)
@@ -158,7 +165,17 @@ func (c *call) parse(args []string) error {
 			}
 			c.given[name] = value
 		case len(arg) > 1 && arg[0] == '-' && strings.IndexByte(c.short, arg[1]) < 0:
-			return c.wrong("invalid option '%s'", arg)
+			f := c.shortFlag(arg[1])
+			switch {
+			case f == nil || f.arg == "" && len(arg) > 2:
+				return c.wrong("invalid option '%s'", arg)
+			case f.arg != "" && len(arg) == 2:
+				if len(args) == 0 {
+					return c.wrong("option '%s' requires an argument", arg)
+				}
+				arg, args = arg+args[0], args[1:]
+			}
+			c.given[f.long] = arg[2:]
 		default:
 			c.args = append(c.args, arg)
 		}
@@ -180,6 +197,24 @@ func (c *call) flag(name string) *flag {
 		}
 	}
 	return nil
+}
+
+func (c *call) shortFlag(short byte) *flag {
+	for _, f := range c.all() {
+		if f.short == short {
+			return &f
+		}
+	}
+	return nil
+}
+
+// names is a flag as usage has it.
+func (f *flag) names() string {
+	s := "      --" + f.long
+	if f.short != 0 {
+		s = "  -" + string(f.short) + ", --" + f.long
+	}
+	return strings.TrimRight(s+" "+f.arg, " ")
 }
 
 // wrong is the error for arguments that make no sense.
@@ -223,7 +258,7 @@ func (c *command) usage(program string) string {
 	fmt.Fprintf(&b, "Usage: %s\n\n", strings.TrimSpace(fmt.Sprintf("%s %s [OPTION]... %s", program, c.name, c.args)))
 	b.WriteString(strings.ToUpper(c.help[:1]) + strings.ReplaceAll(c.help[1:], "\n", " ") + ".\n\n")
 	for _, f := range c.all() {
-		entry(&b, strings.TrimRight("      --"+f.long+" "+f.arg, " "), f.help)
+		entry(&b, f.names(), f.help)
 	}
 	if c.about == oneInstance {
 		b.WriteString("\nWithout --pid and --socket it is about the one instance that runs.\n")

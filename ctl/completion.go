@@ -32,6 +32,9 @@ func (c *command) words() []string {
 	}
 	all := slices.Clone(c.values)
 	for _, f := range c.all() {
+		if f.short != 0 {
+			all = append(all, "-"+string(f.short))
+		}
 		all = append(all, "--"+f.long)
 	}
 	return all
@@ -44,6 +47,9 @@ func after() (values map[string][]string, paths []string) {
 		for _, f := range commands[i].all() {
 			switch name := "--" + f.long; {
 			case f.file && !slices.Contains(paths, name):
+				if f.short != 0 {
+					paths = append(paths, "-"+string(f.short))
+				}
 				paths = append(paths, name)
 			case f.values != nil:
 				values[name] = f.values
@@ -121,6 +127,13 @@ func zshCompletion() string {
 		b.WriteString("\t\t_arguments")
 		for _, f := range c.all() {
 			spec := fmt.Sprintf("--%s[%s]", f.long, brief(f.help))
+			if f.short != 0 {
+				fmt.Fprintf(&b, " \\\n\t\t\t'-%c[%s]", f.short, brief(f.help))
+				if f.arg != "" {
+					fmt.Fprintf(&b, ":%s:_files", f.arg)
+				}
+				b.WriteString("'")
+			}
 			switch {
 			case f.file:
 				spec += ":" + f.arg + ":_files"
@@ -153,6 +166,9 @@ func fishCompletion() string {
 		}
 		for _, f := range c.all() {
 			fmt.Fprintf(&b, "%s -l %s", in, f.long)
+			if f.short != 0 {
+				fmt.Fprintf(&b, " -s %c", f.short)
+			}
 			switch {
 			case f.file:
 				b.WriteString(" -r -F")

@@ -117,19 +117,15 @@ func peer(c *net.UnixConn) (cred *unix.Ucred, err error) {
 	return cred, err
 }
 
-// ask sends a request, with a descriptor unless fd is negative.
-func (s *session) ask(r *api.Request, fd int) error {
+// ask sends a request.
+func (s *session) ask(r *api.Request) error {
 	r.Version = api.Version
 	line, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	var oob []byte
-	if fd >= 0 {
-		oob = unix.UnixRights(fd)
-	}
 	_ = s.conn.SetWriteDeadline(time.Now().Add(s.time))
-	if _, _, err := s.conn.WriteMsgUnix(append(line, '\n'), oob, nil); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+	if _, err := s.conn.Write(append(line, '\n')); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 		return cause(err) // others may have said why
 	}
 	return nil
@@ -182,7 +178,7 @@ func readReply(in *bufio.Reader) (*api.Reply, error) {
 
 // first is the reply to a request that has one.
 func (s *session) first(r *api.Request) (*api.Reply, error) {
-	if err := s.ask(r, -1); err != nil {
+	if err := s.ask(r); err != nil {
 		return nil, err
 	}
 	reply, err := s.next()

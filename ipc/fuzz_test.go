@@ -36,6 +36,7 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		return r.Encode(KindRetarget), err
 	},
 	KindCapture: func(b []byte) ([]byte, error) { var r Capture; err := r.Decode(b); return r.Encode(), err },
+	KindLive:    func(b []byte) ([]byte, error) { var r Live; err := r.Decode(b); return r.Encode(), err },
 	KindRevoke: func(b []byte) ([]byte, error) {
 		var r Revoke
 		err := r.Decode(b)
@@ -117,7 +118,8 @@ func FuzzRecords(f *testing.F) {
 	(&Open{Proto: ProtoICMPv6, Flags: OpenBypass, Listener: 1}).Encode(bypass)
 	(&Opened{Errno: 13, Flags: OpenedProhibited}).Encode(answer)
 	text, _ := MakeName("a\x1b")
-	for _, b := range [][]byte{echo, bypass, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Link{Kind: 3}).Encode(),
+	for _, b := range [][]byte{echo, bypass, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Live{ID: 2, Flags: LiveEnd}).Encode(),
+		(&Live{ID: 2, Flags: LiveEnd, Port: 1}).Encode(), (&Live{ID: 1, Proto: LiveARP, Port: 1, Name: name16("eth0")}).Encode(), (&Live{ID: 1, Name: name16("a b")}).Encode(), (&Link{Kind: 3}).Encode(),
 		(&AgentReport{Fatal: 2}).Encode(), (&AgentReport{Text: text}).Encode(), (&AgentLayer{Name: text}).Encode(), (&AgentLayer{State: 3}).Encode(),
 		(&AgentTap{Index: 1, Name: name16("..")}).Encode(), (&AgentTap{Index: 1, Name: name16("a/b")}).Encode(),
 		(&AgentTap{Index: 1, Name: [16]byte{0: 'a', 5: 'b'}}).Encode(), (&AgentChange{Type: 1}).Encode(),
@@ -193,6 +195,7 @@ func checkMeaning(t *testing.T, rec []byte) {
 		flow     Flow
 		figures  Figures
 		answered Answered
+		live     Live
 	)
 	bad := false
 	switch {
@@ -209,6 +212,10 @@ func checkMeaning(t *testing.T, rec []byte) {
 		name := string(bytes.TrimRight(tap.Name[:], "\x00"))
 		bad = tap.Index == 0 || tap.Padding != [2]byte{} || name == "" || len(name) > 15 || name == "." || name == ".." ||
 			strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c == '/' || c == ':' || c == 0x7f })
+	case live.Decode(rec) == nil:
+		ends := live.Flags&LiveEnd != 0
+		bad = live.ID == 0 || live.Flags&^(LiveEnd|LiveDrops) != 0 || ends && live != (Live{ID: live.ID, Flags: LiveEnd}) ||
+			!ends && live.Name[0] == 0 || live.Name[15] != 0 || live.Port != 0 && live.Proto != 0 && live.Proto != ProtoTCP && live.Proto != ProtoUDP
 	case report.Decode(rec) == nil:
 		bad = report.Fatal > 1 || hasControl(report.Text)
 	case layer.Decode(rec) == nil:

@@ -35,6 +35,7 @@ const (
 	KindUnlisten // Listener: stop using and close this listener
 	KindRevoke   // Revoke: end the flows that it names
 	KindRetarget // Listener: what comes by it from now on is for another port or address
+	KindLive     // Live, with a pipe unless it ends one: a capture that is looked at while it goes on
 
 	// Worker to broker.
 	KindReady // Empty: confined, start-up records read, translating

@@ -93,6 +93,8 @@ func (c *scriptedWorker) take(kind ipc.Kind, rec []byte, fd int) {
 		c.held.Link = fd
 	case ipc.KindCapture:
 		c.held.Capture = fd
+	case ipc.KindLive:
+		c.held.Live = fd
 	case ipc.KindListener:
 		var l ipc.Listener
 		if l.Decode(rec, ipc.KindListener) != nil {
@@ -164,7 +166,7 @@ func (c *scriptedWorker) classes() string {
 	for _, h := range []struct {
 		name string
 		fd   int
-	}{{"link", c.held.Link}, {"TCP listener", c.held.Listener}, {"UDP listener", c.held.Datagram}, {"capture", c.held.Capture}} {
+	}{{"link", c.held.Link}, {"TCP listener", c.held.Listener}, {"UDP listener", c.held.Datagram}, {"capture", c.held.Capture}, {"pipe to a client", c.held.Live}} {
 		if h.fd >= 0 {
 			names = append(names, h.name)
 		}

@@ -24,30 +24,42 @@ type Client struct {
 	Who string
 
 	file     *os.File
-	fd       int // that came with the request, -1: none
 	patience time.Duration
 	until    time.Time // no answer after that; zero: whenever
 	out      bool      // another has taken its place
 }
 
-// TakeFD returns the descriptor that came with the request, -1 if none did. It is the
-// caller's to close.
-func (c *Client) TakeFD() int {
-	fd := c.fd
-	c.fd = -1
-	return fd
-}
-
-func (c *Client) close() {
-	c.file.Close()
-	if c.fd >= 0 {
-		unix.Close(c.fd)
-	}
-}
+func (c *Client) close() { c.file.Close() }
 
 // Reply sends a reply, or a part of one. A client that does not read it in time has
 // gone: the handler then returns the error.
-func (c *Client) Reply(r *api.Reply) error {
+func (c *Client) Reply(r *api.Reply) error { return c.send(r, c.file.Write) }
+
+// ReplyWith is Reply with a descriptor, of which the client gets its own.
+func (c *Client) ReplyWith(r *api.Reply, fd int) error {
+	return c.send(r, func(line []byte) (n int, err error) {
+		conn, err := c.file.SyscallConn()
+		if err != nil {
+			return 0, err
+		}
+		if e := conn.Write(func(to uintptr) bool {
+			for {
+				n, err = unix.SendmsgN(int(to), line, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
+				if err != unix.EINTR {
+					return err != unix.EAGAIN
+				}
+			}
+		}); e != nil {
+			return 0, e
+		}
+		if err == nil && n < len(line) {
+			n, err = c.file.Write(line[n:])
+		}
+		return n, err
+	})
+}
+
+func (c *Client) send(r *api.Reply, write func(line []byte) (int, error)) error {
 	line, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -59,7 +71,7 @@ func (c *Client) Reply(r *api.Reply) error {
 	if err := c.file.SetWriteDeadline(end); err != nil {
 		return errGone
 	}
-	if _, err := c.file.Write(append(line, '\n')); err != nil {
+	if _, err := write(append(line, '\n')); err != nil {
 		return errGone
 	}
 	return nil
@@ -74,13 +86,14 @@ func (c *Client) awaitEnd() {
 	_, _ = c.file.Read(make([]byte, 1))
 }
 
-// request reads what the client wants, with the descriptor that comes with it.
+// request reads what the client wants. Descriptors that come with it the kernel closes,
+// since nobody takes them.
 func (c *Client) request() (*api.Request, error) {
 	var line []byte
 	for {
 		line = append(line, make([]byte, max(512, len(line)))...)[:len(line)]
-		n, err := c.receive(line[len(line):min(cap(line), api.MaxRequest+1)])
-		if err != nil {
+		n, err := c.file.Read(line[len(line):min(cap(line), api.MaxRequest+1)])
+		if err != nil && err != io.EOF {
 			return nil, err
 		}
 		line = line[:len(line)+n]
@@ -98,57 +111,6 @@ func (c *Client) request() (*api.Request, error) {
 			return nil, io.ErrUnexpectedEOF
 		}
 	}
-}
-
-// receive is read, with descriptors.
-func (c *Client) receive(b []byte) (n int, err error) {
-	conn, err := c.file.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	oob := make([]byte, unix.CmsgSpace(4*2))
-	oobn, flags := 0, 0
-	if e := conn.Read(func(fd uintptr) bool {
-		for {
-			n, oobn, flags, _, err = unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC)
-			if err != unix.EINTR {
-				return err != unix.EAGAIN
-			}
-		}
-	}); e != nil {
-		return 0, e
-	}
-	if err != nil {
-		return 0, err
-	}
-	return n, c.keep(oob[:oobn], flags)
-}
-
-// keep takes the one descriptor that a request may have.
-func (c *Client) keep(oob []byte, flags int) error {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return err
-	}
-	excess := flags&unix.MSG_CTRUNC != 0
-	for i := range messages {
-		fds, err := unix.ParseUnixRights(&messages[i])
-		if err != nil {
-			continue // no descriptors
-		}
-		for _, fd := range fds {
-			if c.fd >= 0 {
-				unix.Close(fd)
-				excess = true
-				continue
-			}
-			c.fd = fd
-		}
-	}
-	if excess {
-		return errors.New("more than one descriptor")
-	}
-	return nil
 }
 
 // decodeRequest decodes a request and looks whether it is one that this version knows.

@@ -32,6 +32,9 @@ type Instance interface {
 	Forwards() []api.PortRule
 	// Forward changes them, all that is asked for or nothing.
 	Forward(*api.ForwardSpec) error
+	// Capture begins a capture of the guest's link, and returns the pipe that it comes
+	// out of, which is the caller's, and what ends it.
+	Capture(spec *api.CaptureSpec) (pipe int, end func(), err error)
 }
 
 // handler answers one command.
@@ -53,6 +56,7 @@ var handlers = map[string]handler{
 	api.Why:      {run: answerWhy},
 	api.Forwards: {run: answerForwards},
 	api.Forward:  {run: answerForward, changes: true},
+	api.Capture:  {run: answerCapture, lasts: true},
 }
 
 func answerStatus(_ context.Context, in Instance, _ *api.Request, c *Client) error {
@@ -166,7 +170,7 @@ func (s *Status) Serve(in Instance) {
 
 // welcome serves a client beside the others, if there is room for one.
 func (s *Status) welcome(v visitor, changes bool, in Instance) {
-	c := &Client{Changes: changes, Who: v.who, file: os.NewFile(uintptr(v.fd), "client"), fd: -1, patience: s.patience}
+	c := &Client{Changes: changes, Who: v.who, file: os.NewFile(uintptr(v.fd), "client"), patience: s.patience}
 	_ = c.file.SetReadDeadline(time.Now().Add(s.patience))
 	if !s.admit(c) {
 		_ = c.Reply(&api.Reply{Error: fmt.Sprintf("%d clients are being served, which is as many as there may be (try again later)", maxClients)})

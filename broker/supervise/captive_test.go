@@ -70,7 +70,7 @@ func captivePath(t testing.TB) string {
 }
 
 // held are the descriptors that captives get.
-type held struct{ link, listener, datagram, flow, stream, echo, capture *os.File }
+type held struct{ link, listener, datagram, flow, stream, echo, capture, live *os.File }
 
 func newHeld(t testing.TB) *held {
 	t.Helper()
@@ -109,8 +109,13 @@ func newHeld(t testing.TB) *held {
 	if fd, err := unix.Open(os.TempDir(), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600); err == nil {
 		h.capture = os.NewFile(uintptr(fd), "pcap")
 	}
+	reader, live, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.live = live
 	t.Cleanup(func() {
-		for _, c := range []io.Closer{link, other, listener, datagram, flow, stream, h.echo, h.capture} {
+		for _, c := range []io.Closer{link, other, listener, datagram, flow, stream, h.echo, h.capture, reader, live} {
 			c.Close()
 		}
 	})
@@ -138,6 +143,7 @@ func (h *held) send(control int) error {
 		{opened(ipc.ProtoTCP), h.stream},
 		{opened(ipc.ProtoICMP), h.echo},
 		{ipc.Empty(ipc.KindCapture), h.capture},
+		{ipc.Empty(ipc.KindLive), h.live},
 	} {
 		if r.file != nil {
 			errs = append(errs, ipc.Send(control, r.rec, int(r.file.Fd())))
@@ -248,6 +254,8 @@ var refusedByKernel = []struct{ attempt, want string }{
 	{"splice-listener", "EDESTADDRREQ"}, //
 	{"write-tcplistener", "EPIPE"},      //
 	{"read-capture", "EBADF"},           // open to be written only
+	{"read-live", "EBADF"},              //
+	{"splice-live", "EBADF"},            //
 }
 
 func TestRefusedByKernel(t *testing.T) {

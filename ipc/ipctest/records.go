@@ -32,6 +32,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindUnlisten: (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP}).Encode(ipc.KindUnlisten),
 		ipc.KindRevoke:   revoke,
 		ipc.KindRetarget: (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP, GuestPort: 80, Target: [16]byte{15: 1}}).Encode(ipc.KindRetarget),
+		ipc.KindLive:     (&ipc.Live{ID: 1, Snap: 96, Flags: ipc.LiveDrops, Proto: ipc.ProtoTCP, Port: 443, Addr: [16]byte{15: 1}, Name: interfaceName("eth0")}).Encode(),
 		ipc.KindReady:    ipc.Empty(ipc.KindReady),
 		ipc.KindOpen:     open,
 		ipc.KindEvent:    event,

@@ -195,6 +195,7 @@ func Broker() List {
 			unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC),
 		plain("ipc", "records and descriptors; answers to many requests in one call", "sendmsg", "recvmsg", "sendmmsg"),
 		plain("broker", "waiting on a channel", "ppoll"),
+		plain("broker", "pipes by which clients look at a capture", "pipe2"),
 		inet(),
 		outward(),
 		plain(broker, "virtual machines on the stream socket", "accept4", "shutdown"),

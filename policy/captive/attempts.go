@@ -25,6 +25,7 @@ type Held struct {
 	Stream   int // TCP, connected
 	Echo     int // ping socket, connected
 	Capture  int // regular file
+	Live     int // pipe, to write to
 	Channel  int // to another process
 	Log      int // pipe
 	User     int // user namespace of the worker
@@ -32,7 +33,7 @@ type Held struct {
 }
 
 // Nothing is Held by a process that has no descriptor to try with.
-func Nothing() Held { return Held{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1} }
+func Nothing() Held { return Held{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1} }
 
 // Try makes the attempt and returns how it ended, if it came back: "succeeded",
 // the name of an error number, or another text.

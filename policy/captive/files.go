@@ -56,6 +56,21 @@ var files = attempts{
 	"read-capture": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_READ, uintptr(h.Capture), addr(&[8]byte{}), 8}
 	}),
+	"read-live": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_READ, uintptr(h.Live), addr(&[8]byte{}), 8}
+	}),
+	"splice-live": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_SPLICE, uintptr(h.Live), 0, uintptr(h.Flow), 0, 1, unix.SPLICE_F_NONBLOCK}
+	}),
+	"fcntl-live": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_FCNTL, uintptr(h.Live), unix.F_SETFL, 0}
+	}),
+	"tee-live": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_TEE, uintptr(h.Live), uintptr(h.Live), 1, 0}
+	}),
+	"vmsplice-live": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_VMSPLICE, uintptr(h.Live), addr(&unix.Iovec{}), 1, 0}
+	}),
 	"fcntl-pipe": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_FCNTL, uintptr(h.Log), unix.F_SETPIPE_SZ, 1 << 19}
 	}),

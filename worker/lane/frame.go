@@ -29,6 +29,15 @@ func (l *Lane) frame(f *link.Frame) {
 	if l.capture != nil {
 		l.capture.Frame(time.Now(), &f.Offload, f.Data, nil)
 	}
+	if l.live != nil {
+		l.live.take(f)
+		return
+	}
+	l.translate(f)
+}
+
+// translate does what a frame from the guest calls for.
+func (l *Lane) translate(f *link.Frame) {
 	p := &l.pkt
 	if p.Decode(f.Data) != nil {
 		l.Stats.BadFrames++

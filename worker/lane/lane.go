@@ -58,6 +58,9 @@ var (
 	tokenLink    = flow.Token(flow.OwnerLane, 0, 1)
 )
 
+// indexLive is the first index of the tokens of captures, behind those two.
+const indexLive = 2
+
 // Stats counts frames.
 type Stats struct {
 	Frames       uint64 // from the guest
@@ -90,6 +93,8 @@ type Lane struct {
 	blocked   bool          // the link had a backlog when last looked at
 	batch     *link.Batch
 	capture   *link.Capture
+	live      *live    // captures that somebody looks at, nil: nobody does
+	idle      *live    // what live was, for the next
 	flows     *flowLog // nil unless debugging
 	trace     *trace   // nil unless asked for
 	mark      int32    // eventfd of the capture, -1: none
@@ -264,7 +269,11 @@ func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 	if l.capture != nil {
 		l.capture.Frame(time.Now(), o, headers, payload)
 	}
-	if !l.link.Send(o, headers, payload) {
+	ok := l.link.Send(o, headers, payload)
+	if l.live != nil {
+		l.live.sent(o, headers, payload, ok)
+	}
+	if !ok {
 		l.Stats.SendDropped++
 		return false
 	}
@@ -309,6 +318,15 @@ func (l *Lane) Watch(fd int32, token uint64, events uint32) syscall.Errno {
 // Rewatch implements flow.Rewatcher.
 func (l *Lane) Rewatch(fd int32, token uint64, events uint32) syscall.Errno {
 	return l.poll.Rewatch(fd, token, events)
+}
+
+// TakeError implements flow.Failures.
+func (l *Lane) TakeError(fd int32) syscall.Errno {
+	e := l.Sockets.TakeError(fd)
+	if l.live != nil && e != 0 {
+		l.live.verdict = link.Note{"the socket outside: ", e.Error()}
+	}
+	return e
 }
 
 // Close implements flow.Watcher.

@@ -35,6 +35,9 @@ func (l *Lane) turn() {
 		events, token := l.poll.At(k)
 		owner, _, _ := flow.SplitToken(token)
 		l.table.ready[owner](token, events)
+		if l.live != nil {
+			l.live.verdict = link.Note{} // it was that event's
+		}
 	}
 	if l.readable || l.more {
 		l.receive()
@@ -51,6 +54,10 @@ func (l *Lane) turn() {
 func (l *Lane) ready(token uint64, events uint32) {
 	if token == tokenControl {
 		l.broker()
+		return
+	}
+	if token != tokenLink {
+		l.liveReady(token, events)
 		return
 	}
 	l.writable(events)
@@ -111,6 +118,9 @@ func (l *Lane) finish() {
 		if news := l.capture.Warning(); news != "" {
 			logf(levelWarning, "%s", news)
 		}
+	}
+	if l.live != nil {
+		l.live.flush()
 	}
 	if l.link == nil {
 		return
@@ -237,6 +247,8 @@ func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
 		return l.newCapture(rec, fd)
 	case ipc.KindAsk:
 		return l.ask(rec)
+	case ipc.KindLive:
+		return l.lookAt(rec, fd)
 	}
 	return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 }
@@ -265,7 +277,13 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 		l.flows.answer(l.now, fd, o)
 	}
 	l.figures.answered(o.Token, l.now)
+	if l.live != nil {
+		l.live.verdict = verdictOf(o)
+	}
 	l.table.owner[owner].Opened(o.Token, fd, o)
+	if l.live != nil {
+		l.live.verdict = link.Note{}
+	}
 	return nil
 }
 

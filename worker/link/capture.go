@@ -46,26 +46,24 @@ type CaptureTo struct {
 // fit into the buffer are left out whole. So what is written never holds half a
 // record followed by another.
 type Capture struct {
+	gather // what it begins with is a record's beginning
 	to     CaptureTo
 	header bool // the file's header is what is gathered first
 	full   bool // no more is recorded, what is gathered is still to be written
 	ended  bool
-	buf    []byte
-	n      int // bytes gathered, from a record's first
-	done   int // of them, written already
 	cut    cutter
 
-	stalled unix.Errno // why nothing can be written at the moment
-	left    uint64     // records left out since the last news of that
-	warned  bool       // there was news of this stall
-	seen    int64      // when the last frame came, in seconds
-	next    int64      // no news of a stall before
+	now     time.Time // when the frame came that is being recorded
+	left    uint64    // frames left out since the last news of that, super-frames counting once
+	warned  bool      // there was news of this stall
+	seen    int64     // when the last frame came, in seconds
+	next    int64     // no news of a stall before
 	warning string
 }
 
 // NewCapture starts a capture.
 func NewCapture(to CaptureTo) *Capture {
-	c := &Capture{to: to, buf: make([]byte, captureSize)}
+	c := &Capture{to: to, gather: gather{fd: to.FD, buf: make([]byte, captureSize)}}
 	if to.Room >= 0 && to.Room < pcapHeader {
 		c.full = true
 	}
@@ -83,54 +81,41 @@ func NewCapture(to CaptureTo) *Capture {
 	return c
 }
 
-// Frame records one frame. o may be nil. A super-frame that cannot be cut is
-// recorded as it is.
+// Frame records one frame, as cutter.record tells. o may be nil.
 func (c *Capture) Frame(now time.Time, o *packet.Offload, headers, payload []byte) {
 	if c.full {
 		return
 	}
-	if o == nil || o.GSOType == packet.GSONone || !c.cut.start(o, headers, payload, MaxFrame) {
-		if b := c.record(now, len(headers)+len(payload)); b != nil {
-			n := copy(b, headers)
-			copy(b[n:], payload)
-			if o != nil && o.GSOType == packet.GSONone {
-				complete(b, nil, o)
-			}
-		}
-		return
-	}
-	for c.cut.more() {
-		b := c.record(now, c.cut.hlen+min(c.cut.size, len(c.cut.payload)))
-		if b == nil {
-			return
-		}
-		copy(b[c.cut.hlen:], c.cut.next(b))
-	}
+	c.now = now
+	c.cut.record(c, o, headers, payload)
 }
 
-// record makes room for a frame of size bytes and writes what precedes it. It
+// begin makes room for a frame of size bytes and writes what precedes it. It
 // returns nil when the frame is left out.
-func (c *Capture) record(now time.Time, size int) []byte {
-	c.seen = now.Unix()
+func (c *Capture) begin(size int) []byte {
+	c.seen = c.now.Unix()
 	if c.to.Room >= 0 && int64(c.n+pcapRecord+size) > c.to.Room {
 		c.full = true
 		return nil
 	}
-	if c.stalled == 0 && (c.n >= captureFlush || c.n+pcapRecord+size > len(c.buf)) {
+	if c.due(pcapRecord + size) {
 		c.Flush()
 	}
-	if c.full || c.n+pcapRecord+size > len(c.buf) {
+	if c.full || !c.fits(pcapRecord+size) {
 		c.leaveOut()
 		return nil
 	}
 	h := c.buf[c.n : c.n+pcapRecord]
 	binary.NativeEndian.PutUint32(h[0:], uint32(c.seen))
-	binary.NativeEndian.PutUint32(h[4:], uint32(now.Nanosecond()/1000))
+	binary.NativeEndian.PutUint32(h[4:], uint32(c.now.Nanosecond()/1000))
 	binary.NativeEndian.PutUint32(h[8:], uint32(size))
 	binary.NativeEndian.PutUint32(h[12:], uint32(size))
 	c.n += pcapRecord + size
 	return c.buf[c.n-size : c.n : c.n]
 }
+
+// end has nothing left to do: the record is as long as it was said to be.
+func (c *Capture) end() {}
 
 // Flush writes what is gathered, as far as there is room for it. It is to be
 // called once each turn.
@@ -138,25 +123,18 @@ func (c *Capture) Flush() {
 	if c.ended {
 		return
 	}
-	for c.done < c.n {
-		n, e := write(c.to.FD, c.buf[c.done:c.n])
-		if e == 0 && n == 0 {
-			e = unix.EIO
-		}
-		c.done += n
-		if e != 0 {
-			c.written()
-			c.stop(e)
-			return
-		}
-	}
+	e := c.push()
 	c.written()
+	if e != 0 {
+		c.stop(e)
+		return
+	}
 	if c.stalled != 0 {
 		c.stalled = 0
 		c.goOn()
 	}
 	if c.full {
-		c.end("its size is reached (--pcap-size)")
+		c.finish("its size is reached (--pcap-size)")
 	}
 }
 
@@ -179,8 +157,8 @@ func (c *Capture) written() {
 		binary.NativeEndian.PutUint64(b[:], uint64(whole))
 		write(c.to.Mark, b[:])
 	}
-	copy(c.buf, c.buf[whole:c.n])
-	c.n, c.done, c.header = c.n-whole, c.done-whole, false
+	c.release(whole)
+	c.header = false
 }
 
 // recordAt returns the size of what begins at p in the buffer.
@@ -201,7 +179,7 @@ func (c *Capture) stop(e unix.Errno) {
 			c.warned = c.tell(e.Error() + ": goes on when there is room")
 		}
 	default:
-		c.end(e.Error())
+		c.finish(e.Error())
 		return
 	}
 	c.stalled = e
@@ -232,8 +210,8 @@ func (c *Capture) tell(text string) bool {
 	return true
 }
 
-// end ends the capture for good.
-func (c *Capture) end(why string) {
+// finish ends the capture for good.
+func (c *Capture) finish(why string) {
 	c.full, c.ended, c.n, c.done = true, true, 0, 0
 	c.warning = "packet capture ended: " + why
 	closeFD(c.to.FD)

@@ -34,7 +34,7 @@ const (
 	Rules    = "rules"     // → Reply.Rules
 	Why      = "why"       // Request.Target → Reply.Why
 	Forwards = "forwards"  // → Reply.Forwards
-	Capture  = "capture"   // Request.Capture, with a pipe as descriptor → Reply when it has begun
+	Capture  = "capture"   // Request.Capture → Reply, with the pipe to read pcapng from: until the client writes no more
 	Forward  = "forward"   // Request.Forward: changes port rules
 	LogLevel = "log-level" // Request.Level: changes what the log shows
 )
