@@ -30,8 +30,8 @@ var (
 	flagSort     = flag{long: "sort", arg: "ORDER", values: watch.Orders, help: "by which column, rate if it is not said"}
 	flagReverse  = flag{long: "reverse", help: "the order turned round"}
 	flagInterval = flag{long: "interval", arg: "SECONDS", help: "look again after that time, and show rates"}
-	flagCount    = flag{long: "count", arg: "NUMBER", help: "with --interval: how many tables, 0 for no end;\none if it is not said"}
-	flagLooks    = flag{long: "count", arg: "NUMBER", help: "with --once: after how many looks, two if\nnot said; the curves show those"}
+	flagCount    = flag{long: "count", arg: "N", help: "with --interval: how many tables, 0 for no end;\none if it is not said"}
+	flagLooks    = flag{long: "count", arg: "N", help: "with --once: after how many looks, two if\nnot said; the curves show those"}
 	flagOnce     = flag{long: "once", help: "print one screen, and need no terminal"}
 
 	flowsFlags = []flag{flagProtocol, flagDirection, flagState, flagAddress, flagPort, flagSort, flagReverse, flagInterval, flagCount}
