@@ -338,22 +338,3 @@ func (c *call) only(r *api.Request) (*api.Reply, error) {
 	defer s.Close()
 	return s.first(r)
 }
-
-// each calls do with all replies to a request.
-func (c *call) each(r *api.Request, do func(*api.Reply) error) error {
-	s, err := c.connect()
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	reply, err := s.first(r)
-	for ; err == nil; reply, err = s.next() {
-		if err := do(reply); err != nil {
-			return err
-		}
-	}
-	if err == io.EOF {
-		err = nil
-	}
-	return err
-}

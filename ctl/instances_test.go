@@ -191,7 +191,7 @@ func (endless) Read(p []byte) (int, error) {
 // FuzzReply: whatever an instance says is a reply or an error, and what is shown of it is
 // text.
 func FuzzReply(f *testing.F) {
-	for _, s := range []string{"{}\n", `{"error":"no"}` + "\n", `{"status":{"guest":"\u001b[2J","started":"2026-01-01T00:00:00Z","limits":[{"max":1}]}}` + "\n",
+	for _, s := range []string{"{}\n", `{"error":"no"}` + "\n", `{"status":{"guest":"\u001b[2J\u009b1m\u202e\ud83d\ude00\udb40\udc01","started":"2026-01-01T00:00:00Z","limits":[{"max":1}]}}` + "\n",
 		`{"status":{"addresses":["192.0.2.2/24"],"mtu":-1}}` + "\n" + `{"flows":null}` + "\n", "[\n", "\n\n", "{\"status\":{}}", `{"status":{"egress":"` + "\xff\xc2" + `"}}` + "\n"} {
 		fuzz.Add(f, []byte(s))
 	}

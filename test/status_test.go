@@ -483,7 +483,7 @@ func TestStatusHeld(t *testing.T) {
 		}
 	}
 	for _, who := range []string{"broker", "agent"} {
-		for _, attempt := range strings.Fields("socket-unix socketpair unlinkat") {
+		for _, attempt := range strings.Fields("socket-unix connect-status unlinkat") {
 			if got := tryCaptive(t, lab, who, attempt, "--control", filepath.Join(socketDir(t), "s")); got != "killed" {
 				t.Errorf("%s, with --control: %s: %s", who, attempt, got)
 			}

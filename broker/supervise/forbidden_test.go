@@ -24,7 +24,7 @@ var forbidden = []struct{ attempt, call string }{
 	{"socket-tcp", "socket"},
 	{"socket-udp", "socket"},
 	{"socket-mptcp", "socket"},
-	{"socket-unix", "socket"},
+	{"socket-unix", "socket"}, {"connect-status", "socket"},
 	{"socket-netlink", "socket"},
 	{"socket-raw", "socket"},
 	{"socket-vsock", "socket"},

@@ -4,7 +4,15 @@
 
 package captive
 
-import "golang.org/x/sys/unix"
+import (
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// statusPrefix is how the names of status sockets begin, see broker/control/api.
+const statusPrefix = "aldente/"
 
 var sockets = attempts{
 	"socket-tcp":          call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP),
@@ -95,6 +103,7 @@ var sockets = attempts{
 	"listen-stream":     withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_LISTEN, uintptr(h.Stream), 1} }),
 	"connect-listener":  withHeld(func(h Held) []uintptr { return []uintptr{unix.SYS_CONNECT, uintptr(h.Listener), addr(loopback()), 16} }),
 	"passfd":            passDescriptor,
+	"connect-status":    connectStatus,
 }
 
 func flowOption(level, name uintptr) func(Held) error {
@@ -141,6 +150,18 @@ func pairConnect(Held) error {
 		return err
 	}
 	return raw(unix.SYS_CONNECT, uintptr(p[0]), addr(&[16]byte{}), 16) // AF_UNSPEC
+}
+
+// connectStatus connects to the status socket of this process, which is in reach of any
+// other process of its user's.
+func connectStatus(Held) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	a := append([]byte{unix.AF_UNIX, 0, 0}, statusPrefix+strconv.Itoa(os.Getpid())...)
+	kept = append(kept, a)
+	return raw(unix.SYS_CONNECT, uintptr(fd), addr((*[3]byte)(a)), uintptr(len(a)))
 }
 
 // passDescriptor sends a descriptor over the channel.
