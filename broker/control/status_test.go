@@ -162,7 +162,7 @@ func TestRequestsInPieces(t *testing.T) {
 // connect without end keep nobody else from being served, and are over after their
 // time.
 func TestHostileClients(t *testing.T) {
-	shows, _, _ := both(t, &fake{}, func(s *Status) { s.patience = 300 * time.Millisecond })
+	shows, _, _ := both(t, &fake{}, func(s *Status) { s.patience = 2 * time.Second })
 	var slow []*net.UnixConn
 	for i := range 3 * maxClients {
 		c := dial(t, shows)
