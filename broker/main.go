@@ -25,6 +25,7 @@ import (
 	"aldente/broker/agent"
 	"aldente/broker/cli"
 	"aldente/broker/control"
+	"aldente/broker/figures"
 	"aldente/broker/follow"
 	"aldente/broker/forward"
 	"aldente/broker/guestsock"
@@ -118,6 +119,7 @@ type instance struct {
 	started func() // ends the time in which a signal ends start-up
 	undo    undo   // what start-up leaves behind if it does not come to its end
 
+	figures  *figures.Collector
 	forward  *forward.Forwarder
 	control  *control.Server // -c, nil: none
 	status   *control.Status // --control and the default, nil: none
@@ -300,6 +302,8 @@ func (in *instance) prepare() error {
 		mode = "stream"
 	}
 	in.factory.OnEvent = in.workerEvent
+	in.figures = figures.New(in.factory)
+	in.factory.OnFigures = in.figures.Take
 	id := unprivileged(in.cfg)
 	in.worker, err = supervise.New(supervise.Options{
 		Identity: id.worker(),
@@ -308,6 +312,7 @@ func (in *instance) prepare() error {
 		Serve:    in.serveWorker,
 		FileSize: in.capture.bound(), Files: in.plan.Limits.Sockets,
 		OnExit: func(e supervise.Exit) {
+			in.figures.WorkerGone()
 			in.shown.ends.note(e)
 			in.forward.WorkerGone()
 			in.capture.workerGone()
@@ -322,6 +327,7 @@ func (in *instance) prepare() error {
 	}
 	in.forward.SetWorker(in.worker)
 	in.captures.send = in.worker.Send
+	in.figures.SetWorker(in.worker)
 	in.first = make(chan error, 1)
 	go func() { in.first <- in.worker.Start() }()
 	if id.changes() {

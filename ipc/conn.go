@@ -34,6 +34,16 @@ func Send(conn int, rec []byte, fd int) error {
 	}
 }
 
+// SendNow is Send without a descriptor and without waiting for room: then it fails.
+func SendNow(conn int, rec []byte) error {
+	for {
+		err := unix.Sendmsg(conn, rec, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
 // Receive reads one message into buf and the descriptor that came with it, or
 // -1. At the end of the channel it returns io.EOF. A message that is longer
 // than buf, or that brings more than one descriptor, is malformed; whatever

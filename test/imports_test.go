@@ -36,7 +36,7 @@ var brokerFloors = [][]string{
 	{"egress", "budget", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile"},
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging"},
 	{"hostnet", "follow", "ports", "control/wire"},
-	{"control"},
+	{"control", "figures"},
 	{"sockets", "agent", "supervise"},
 	{"plan"},
 	{"forward"},

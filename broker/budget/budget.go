@@ -34,6 +34,7 @@ const (
 	TooMany          // there are as many as there may be
 	TooFast          // there were too many in too short a time
 	HostShort        // the host itself has few ports left
+	Reasons          // how many there are
 )
 
 // A recount looks at every socket that there is. One that found much to be gone
@@ -76,12 +77,13 @@ type Budget struct {
 
 // Usage is how a kind of socket was used so far.
 type Usage struct {
-	Limit   int    // at a time
-	Held    int    // as last known; sockets that were closed since may be among them
-	Most    int    // most at a time
-	Opened  uint64 // in all
-	Refused uint64 // for want of budget
-	Ended   uint64 // connections under way that made room for others
+	Limit   int             // at a time
+	Held    int             // as last known; sockets that were closed since may be among them
+	Most    int             // most at a time
+	Opened  uint64          // in all
+	Refused uint64          // for want of budget
+	By      [Reasons]uint64 // Refused, by reason
+	Ended   uint64          // connections under way that made room for others
 }
 
 // New makes a budget.
@@ -113,6 +115,7 @@ func (b *Budget) May(k Kind, now time.Time) Reason {
 	r := b.may(k, now)
 	if r != Granted {
 		b.usage[k].Refused++
+		b.usage[k].By[r]++
 	}
 	return r
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"os"
 	"slices"
@@ -35,6 +36,10 @@ type Instance interface {
 	// Capture begins a capture of the guest's link, and returns the pipe that it comes
 	// out of, which is the caller's, and what ends it.
 	Capture(spec *api.CaptureSpec) (pipe int, end func(), err error)
+	// Flows are the flows that there are, some at a time. An error is the last.
+	Flows(context.Context) iter.Seq2[[]api.Flow, error]
+	// Counters are all that is counted.
+	Counters(context.Context) api.CountersReply
 }
 
 // handler answers one command.
@@ -57,6 +62,8 @@ var handlers = map[string]handler{
 	api.Forwards: {run: answerForwards},
 	api.Forward:  {run: answerForward, changes: true},
 	api.Capture:  {run: answerCapture, lasts: true},
+	api.Flows:    {run: answerFlows},
+	api.Counters: {run: answerCounters},
 }
 
 func answerStatus(_ context.Context, in Instance, _ *api.Request, c *Client) error {

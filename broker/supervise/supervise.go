@@ -207,6 +207,17 @@ func (s *Supervisor) Send(rec []byte, fd int) error {
 	return ipc.Send(s.current.control, rec, fd)
 }
 
+// SendNow is Send without a descriptor and without waiting for room, which a worker that
+// takes nothing may not make: then it returns unix.EAGAIN.
+func (s *Supervisor) SendNow(rec []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil || !s.current.ready.Load() {
+		return unix.EPIPE
+	}
+	return ipc.SendNow(s.current.control, rec)
+}
+
 // Pid returns the process identifier of the running worker, or -1.
 func (s *Supervisor) Pid() int {
 	s.mu.Lock()

@@ -98,8 +98,8 @@ type Limit struct {
 type Flow struct {
 	Protocol  string  `json:"protocol"`  // tcp, udp or icmp
 	Direction string  `json:"direction"` // out, in; bypass-out, bypass-in past the link
-	State     string  `json:"state"`     // TCP: RFC 9293's names; others: open
-	Guest     string  `json:"guest"`     // the guest's address and port
+	State     string  `json:"state"`     // TCP: RFC 9293's names; others: open, opening, unanswered or refused
+	Guest     string  `json:"guest"`     // the guest's address and port; empty where it is not known any more
 	Remote    string  `json:"remote"`    // the other side's, as the guest sees it
 	Age       float64 `json:"age"`       // seconds
 	Idle      float64 `json:"idle"`      // seconds since something moved
