@@ -87,9 +87,7 @@ func (l *Lane) ip(p *packet.Packet, o *packet.Offload) {
 	case p.Proto == packet.ProtoUDP:
 		l.datagram(p, o)
 	case p.Proto == packet.ProtoICMP && p.IPVersion == 4 && l.guest.Has(ipc.FlagICMP):
-		if l.echo.Decode(p.Payload()) == nil && l.echo.Type == packet.ICMPEchoRequest {
-			l.icmp.Input(p, o, &l.echo)
-		}
+		l.request(p, o, packet.ICMPEchoRequest)
 	case p.Proto == packet.ProtoICMPv6 && p.IPVersion == 6:
 		l.icmpv6(p, o)
 	default:
@@ -119,6 +117,18 @@ func (l *Lane) datagram(p *packet.Packet, o *packet.Offload) {
 	}
 }
 
+// request takes an echo request. Nobody here serves any other message.
+func (l *Lane) request(p *packet.Packet, o *packet.Offload, typ uint8) {
+	switch {
+	case l.echo.Decode(p.Payload()) != nil:
+		l.Stats.BadFrames++
+	case l.echo.Type != typ:
+		l.Stats.Ignored++
+	default:
+		l.icmp.Input(p, o, &l.echo)
+	}
+}
+
 // forServer tells whether a DHCPv6 message to a is for us: to
 // All_DHCP_Relay_Agents_and_Servers (RFC 8415 section 7.1) or our own address.
 func (l *Lane) forServer(a *packet.Addr) bool {
@@ -139,9 +149,7 @@ func (l *Lane) icmpv6(p *packet.Packet, o *packet.Offload) {
 		}
 		l.sendOwn(ndp.Handle(&l.guest, p, l.out))
 	case t == packet.ICMPv6EchoRequest && l.guest.Has(ipc.FlagICMP):
-		if l.echo.Decode(b) == nil {
-			l.icmp.Input(p, o, &l.echo)
-		}
+		l.request(p, o, packet.ICMPv6EchoRequest)
 	default:
 		l.Stats.Ignored++
 	}

@@ -163,6 +163,7 @@ func (v *live) settle(i int) {
 
 // flush ends a turn. Without captures, the lane has no live any more.
 func (v *live) flush() {
+	v.verdict = link.Note{}
 	none := true
 	for i := range v.captures {
 		c := &v.captures[i]

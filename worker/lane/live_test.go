@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -187,6 +188,8 @@ func TestLiveNotes(t *testing.T) {
 			}
 			k.from(other, none)
 			k.from(append(make([]byte, 12), 0x88, 0xcc, 1, 2), none)
+			k.from(message(v6, 8), none)
+			k.from(message(v6, 6), &packet.Offload{Flags: packet.OffloadDataValid}) // else short ones count as damaged
 			k.from(good, o)
 			k.refuse(syscall.EACCES, ipc.OpenedProhibited)
 			again, o := syn(v6, 1001)
@@ -205,6 +208,8 @@ func TestLiveNotes(t *testing.T) {
 				"from the guest: dropped: malformed: shorter than its headers say",
 				"from the guest: dropped: of a protocol or for an address that nobody here serves",
 				"from the guest: dropped: of a protocol or for an address that nobody here serves",
+				"from the guest: dropped: of a protocol or for an address that nobody here serves",
+				"from the guest: dropped: malformed",
 				"from the guest", "to the guest: refused by the egress rules",
 				"from the guest", "to the guest: refused: connection refused",
 				"from the guest", "to the guest: refused by the egress rules",
@@ -221,10 +226,63 @@ func TestLiveNotes(t *testing.T) {
 				t.Errorf("of drops, shown is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			got, _ = noted(t, udp)
-			if want := want[8:13]; !slices.Equal(got, want) {
+			if want := want[10:15]; !slices.Equal(got, want) {
 				t.Errorf("of UDP, shown is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 		})
+	}
+}
+
+// message is an ICMP message that is no request of so many bytes, or an echo request
+// where there is no room for one.
+func message(v6 bool, size int) []byte {
+	b, o := make([]byte, 128), packet.Offload{}
+	_ = packet.PutUDP(b, guestEnds(v6), 0, 0, 0, &o)
+	end := 34 + 20*boolInt(v6) + size
+	l4 := b[end-size : end]
+	copy(l4, make([]byte, size))
+	if l4[0] = 13; size < 8 {
+		l4[0] = 8
+	}
+	sum := uint64(0)
+	if b[23] = packet.ProtoICMP; v6 {
+		if b[20], l4[0] = packet.ProtoICMPv6, 139; size < 8 {
+			l4[0] = packet.ICMPv6EchoRequest
+		}
+		b[18], b[19], b[23] = 0, byte(size), 0
+		copy(b[22:], guest6[:])
+		sum = packet.Sum(b[22:54], packet.ProtoICMPv6+uint64(size))
+	} else {
+		b[16], b[17] = 0, byte(20+size)
+		b = correct4(b)
+	}
+	binary.BigEndian.PutUint16(l4[2:], ^packet.Fold(packet.Sum(l4, sum)))
+	return b[:end]
+}
+
+// TestLiveReasons: of what a lane counts, each counter is a reason why a frame of the
+// guest's is dropped, or is known to be none.
+func TestLiveReasons(t *testing.T) {
+	l := newLooked(t).l
+	known := map[uintptr]bool{}
+	for _, r := range l.reasons() {
+		known[reflect.ValueOf(r.count).Pointer()] = true
+	}
+	none := map[string]string{
+		"lane":      "Frames Sent SendDropped",
+		"fragments": "Completed TimedOut Evicted",
+		"tcp":       "Opened Accepted Refused Reset Retransmits Timeouts OutOfOrder Challenges Evicted",
+		"udp":       "ToHost ToGuest WriteFailed Strangers Returned Truncated NoTarget SendFailed Opened Refused Inbound Expired Evicted Revoked Broken Errors",
+		"icmp":      "ToHost ToGuest Strange SendFailed Opened Refused Expired Broken Revoked Errors",
+	}
+	for name, stats := range map[string]any{"lane": &l.Stats, "fragments": &l.reasm.Stats, "tcp": &l.tcp.Stats, "udp": &l.udp.Stats, "icmp": &l.icmp.Stats} {
+		v := reflect.ValueOf(stats).Elem()
+		for i := range v.NumField() {
+			field := v.Type().Field(i).Name
+			if listed := slices.Contains(strings.Fields(none[name]), field); listed == known[v.Field(i).Addr().Pointer()] {
+				t.Errorf("%s.%s: a capture has to tell of it, or must not: %v", name, field, !listed)
+			}
+		}
 	}
 }
 
