@@ -363,6 +363,9 @@ func (w *watched) written() (int64, error) {
 func TestCaptureEnds(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
+	if st, out := ask(lab, lab.For(t).Guest("--splice-only"), "capture", "--json"); st != 1 || !strings.Contains(out, "there is no link") {
+		t.Errorf("without a link: status %d: %s", st, out)
+	}
 	g := lab.Guest()
 	w := watch(t, lab, g)
 	if err := syscall.Kill(mustWorker(t, g), syscall.SIGKILL); err != nil {
