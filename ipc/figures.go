@@ -186,18 +186,18 @@ type Flow struct {
 	ID              uint32        // of Ask
 	Proto           uint8         // ProtoTCP, ProtoUDP, ProtoICMP or ProtoICMPv6
 	Direction       FlowDirection // echo has FlowOut only
-	State           FlowState
-	GuestPort       uint16 // or echo identifier
-	RemotePort      uint16 // zero for echo
-	RTT             uint32 // to the remote, microseconds; zero: not known
-	Guest, Remote   [16]byte
-	Age, Idle       uint64 // since it began, and since something came; nanoseconds
-	Sent            uint64 // bytes from the guest
-	Received        uint64 // bytes to the guest
-	SentPackets     uint64
-	ReceivedPackets uint64
-	Queued          uint64 // bytes from the guest that wait in the worker
-	Retransmits     uint64 // segments, to the guest and to the remote
+	State           FlowState     // as TCP has them, or open
+	GuestPort       uint16        // or echo identifier
+	RemotePort      uint16        // zero for echo
+	RTT             uint32        // to the remote, microseconds; zero: not known
+	Guest, Remote   [16]byte      // addresses
+	Age, Idle       uint64        // since it began, and since something came; nanoseconds
+	Sent            uint64        // bytes from the guest
+	Received        uint64        // bytes to the guest
+	SentPackets     uint64        // datagrams, or segments as they crossed the link
+	ReceivedPackets uint64        // likewise
+	Queued          uint64        // bytes from the guest that wait in the worker
+	Retransmits     uint64        // segments, to the guest and to the remote
 }
 
 // FlowSize is the encoded size of Flow, header included.

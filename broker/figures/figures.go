@@ -39,7 +39,10 @@ type Worker interface {
 
 // Broker is what the broker counts itself.
 type Broker interface {
+	// Usage is how each limit was used.
 	Usage() [budget.Kinds]budget.Usage
+	// Refused is how often the egress rules have refused, and how many destinations
+	// the log has named.
 	Refused() (total, named int)
 }
 
