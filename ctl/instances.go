@@ -73,6 +73,7 @@ type session struct {
 	in   *bufio.Reader
 	path string // of the socket; "@" and a name: abstract
 	pid  int    // the instance's, as this process numbers it
+	peer int32  // the same, as the kernel knows it: zero where this process has no number for it
 	uid  int
 	time time.Duration // for a reply
 }
@@ -97,7 +98,7 @@ func connect(path string, patience time.Duration) (*session, error) {
 		c.Close()
 		return nil, err
 	}
-	s.pid, s.uid = int(cred.Pid), int(cred.Uid)
+	s.pid, s.peer, s.uid = int(cred.Pid), cred.Pid, int(cred.Uid)
 	if s.pid == 0 { // of a PID namespace that is not ours
 		number, _, _ := strings.Cut(strings.TrimPrefix(path, "@"+api.Prefix), "-")
 		s.pid, _ = strconv.Atoi(number)
@@ -192,6 +193,7 @@ func (s *session) first(r *api.Request) (*api.Reply, error) {
 type running struct {
 	path   string
 	pid    int
+	peer   int32
 	status *api.StatusReply
 }
 
@@ -255,7 +257,7 @@ func probe(path string, wait time.Duration) (*running, error) {
 	if r.Status == nil {
 		return nil, errNoAnswer
 	}
-	return &running{path, s.pid, r.Status}, nil
+	return &running{path, s.pid, s.peer, r.Status}, nil
 }
 
 var errNoAnswer = errors.New("it has answered something else")
@@ -325,6 +327,11 @@ func (c *call) connectToChange() (*session, error) {
 	s, err := connect(path, answerTime)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	// Who it is has said where: nobody else is to get what is meant for it.
+	if s.peer != r.peer {
+		s.Close()
+		return nil, fmt.Errorf("%s is not the socket of process %d", path, r.pid)
 	}
 	return s, nil
 }

@@ -580,6 +580,34 @@ func TestSquattedName(t *testing.T) {
 	}
 }
 
+// TestControlPathOfAnother: what says that another process's socket is its own has nobody
+// speak to that one.
+func TestControlPathOfAnother(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	path := filepath.Join(socketDir(t), "s")
+	lab.Guest("--control", path)
+	const name = "@" + api.Prefix + "4242"
+	ln := lab.Host.Listen("unix", name)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 4096))
+			fmt.Fprintf(c, `{"status":{"personality":"pasta","control_path":%q}}`+"\n", path)
+			c.Close()
+		}
+	}()
+	if st, out := aldentectl(t, lab, netlab.Root, "log-level", "debug", "--socket", name); st != 1 || !strings.Contains(out, "is not the socket of process") {
+		t.Errorf("status %d: %s", st, out)
+	}
+	if s := instanceSays(t, lab, netlab.Root, "--socket", path); s.LogLevel != "warning" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestStatusClients: clients that are slow, or say nothing that makes sense, disturb
 // neither traffic nor other clients.
 func TestStatusClients(t *testing.T) {
