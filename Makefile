@@ -25,7 +25,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance fuzz fuzz-coverage generate debug-filter soak chaos changes windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos changes windows mutate install clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -94,6 +94,11 @@ bench-sandbox: all
 ## performance: the tables and plots of docs/performance.md, of the results in docs/performance
 performance:
 	$(GO) run ./bench/render
+
+## pictures: the SVG of docs/pictures, of what the programs print at that moment; root
+pictures: all
+	ALDENTE_PICTURES=$(CURDIR)/docs/pictures $(GOTEST) -count=1 -run 'TestPictures$$' ./test
+	$(GO) run ./ctl/picture docs/pictures/*.ansi
 
 ## fuzz: each target for FUZZTIME; RUN selects by package and name
 fuzz:

@@ -95,7 +95,7 @@ func (x *terminal) await(t *testing.T, from int, what string) {
 func TestTopAtTerminal(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
-	lab.Guest("--config-net")
+	busyGuest(t, lab)
 	top := []string{filepath.Join(netlab.Stage(), "aldentectl"), "top", "--interval", "0.2"}
 	for name, end := range map[string]func(x *terminal){
 		"q":       func(x *terminal) { _, _ = x.master.WriteString("q") },
@@ -107,7 +107,7 @@ func TestTopAtTerminal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := atTerminal(t, lab.For(t).Host, 30, 120, []string{"TERM=xterm-256color"}, top...)
-			x.await(t, 0, "MTU 65520")
+			x.await(t, 0, "198.51.100.9:80")
 			if name == "q" {
 				from := x.size()
 				if err := pty.Setsize(x.master, &pty.Winsize{Rows: 8, Cols: 60}); err != nil {
@@ -115,9 +115,8 @@ func TestTopAtTerminal(t *testing.T) {
 				}
 				x.await(t, from, "REMOTE")
 				from = x.size()
-				_, _ = x.master.WriteString("/udp")
-				x.await(t, from, "udp")
-				_, _ = x.master.WriteString("\r")
+				_, _ = x.master.WriteString("/udp\r")
+				x.await(t, from, "198.51.100.9:53")
 			}
 			end(x)
 			select {
@@ -145,7 +144,7 @@ func TestTopAtTerminal(t *testing.T) {
 	coloured := regexp.MustCompile(`\x1b\[[0-9;]*3[1-6][;m]`)
 	for env, want := range map[string]bool{"NO_COLOR=": true, "NO_COLOR=1": false} {
 		x := atTerminal(t, lab.Host, 30, 120, []string{"TERM=xterm-256color", env}, top...)
-		x.await(t, 0, "MTU 65520")
+		x.await(t, 0, "198.51.100.9:80")
 		_, _ = x.master.WriteString("q")
 		<-x.done
 		if got := coloured.MatchString(x.since(0)); got != want {

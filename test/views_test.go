@@ -72,7 +72,7 @@ var ourMetric = regexp.MustCompile(`\baldente_[a-z_]+`)
 func TestMonitoring(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
-	lab.Guest()
+	busyGuest(t, lab)
 	other := lab.Guest()
 	const at = "127.0.0.1:9741"
 	e := lab.Host.Start(netlab.Spec{Args: []string{filepath.Join(netlab.Stage(), "aldentectl"), "exporter"}})

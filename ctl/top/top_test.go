@@ -61,7 +61,12 @@ func sample(pid, second int) *watch.Sample {
 			{Protocol: "tcp", Direction: "in", State: "SYN-SENT", Guest: "[2001:db8:1::2]:80", Remote: "[2001:db8:2::9]:51234", Age: 0.4, Idle: 0.4},
 			{Protocol: "udp", Direction: "bypass-out", State: "open", Guest: "127.0.0.1:5353", Remote: "127.0.0.1:53", Age: 70_000, Idle: 4000, Sent: 99_999, Received: 12},
 		},
-		Counters: &api.CountersReply{},
+		Counters: &api.CountersReply{Counters: []api.Counter{
+			{Name: "link_bytes_total", Labels: map[string]string{"direction": "from_guest"}, Value: 1100 * float64(n)},
+			{Name: "link_bytes_total", Labels: map[string]string{"direction": "to_guest"}, Value: 1_100_000 * float64(n*n)},
+			{Name: "dropped_packets_total", Labels: map[string]string{"protocol": "udp", "reason": "queue_full"}, Value: float64(n / 4)},
+			{Name: "egress_refused_total", Value: 4},
+		}},
 	}
 	for i := range 20 {
 		s.Flows = append(s.Flows, api.Flow{Protocol: "tcp", Direction: "out", State: "ESTABLISHED", Guest: fmt.Sprintf("192.0.2.2:%d", 41_000+i),

@@ -221,13 +221,13 @@ func (m *Model) counts() string {
 	return s
 }
 
-// limits shows the budgets that are used most.
+// limits shows the budgets that are used most, if any is.
 func (m *Model) limits() string {
 	if m.last == nil || m.last.Status == nil {
 		return ""
 	}
 	limits := slices.Clone(m.last.Status.Limits)
-	limits = slices.DeleteFunc(limits, func(l api.Limit) bool { return l.Max == 0 })
+	limits = slices.DeleteFunc(limits, func(l api.Limit) bool { return l.Max == 0 || l.Used == 0 && l.Refused == 0 })
 	part := func(l api.Limit) float64 { return float64(l.Used) / float64(l.Max) }
 	slices.SortStableFunc(limits, func(a, b api.Limit) int { return cmp.Compare(part(b), part(a)) })
 	var parts []string

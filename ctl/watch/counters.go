@@ -2,13 +2,19 @@
 
 package watch
 
+import "strings"
+
 // Names of counters that top sums up. An instance of a version that lacks them shows
 // less.
 const (
-	counterBytes   = "traffic_bytes_total"
-	counterDrops   = "drops_total"
-	counterRefused = "refused_flows_total"
+	linkBytes     = "link_bytes_total"
+	directionUp   = "from_guest"
+	directionDown = "to_guest"
+	rulesRefused  = "egress_refused_total"
 )
+
+// drops are what counts what was not passed on.
+var drops = []string{"dropped_packets_total", "link_dropped_frames_total"}
 
 // sum is the sum of all counters of a name, whose label has a value if one is given.
 func (s *Sample) sum(name, label, value string) (total float64, found bool) {
@@ -34,32 +40,44 @@ func grown(before, now *Sample, name, label, value string) (rate float64, known 
 	return max(v-old, 0) / passed, true
 }
 
-// Traffic is what moved between two samples, in bytes per second: as counted by the
-// instance, or else the sum over its flows, in which those are missing that have
-// ended.
+// Traffic is what moved between two samples, in bytes per second: on the link as the
+// instance has counted it, headers and flows that have ended included, and past the
+// link by the flows that there are. Without counters it is the flows' sum.
 func Traffic(before, now *Sample, rows []Row) (sent, received float64) {
-	sent, ok := grown(before, now, counterBytes, "direction", "sent")
-	received, ok2 := grown(before, now, counterBytes, "direction", "received")
-	if ok && ok2 {
-		return sent, received
+	up, ok := grown(before, now, linkBytes, "direction", directionUp)
+	down, ok2 := grown(before, now, linkBytes, "direction", directionDown)
+	counted := ok && ok2
+	if counted {
+		sent, received = up, down
 	}
-	return Sum(rows)
+	for i := range rows {
+		if r := &rows[i]; !counted || strings.HasPrefix(r.Direction, "bypass-") {
+			sent, received = sent+r.SentRate, received+r.ReceivedRate
+		}
+	}
+	return sent, received
 }
 
 // Drops is how much was not passed on between two samples, per second.
-func Drops(before, now *Sample) float64 {
-	rate, _ := grown(before, now, counterDrops, "", "")
+func Drops(before, now *Sample) (rate float64) {
+	for _, name := range drops {
+		r, _ := grown(before, now, name, "", "")
+		rate += r
+	}
 	return rate
 }
 
 // Dropped is what was not passed on since the start.
-func Dropped(s *Sample) float64 {
-	n, _ := s.sum(counterDrops, "", "")
-	return n
+func Dropped(s *Sample) (total float64) {
+	for _, name := range drops {
+		n, _ := s.sum(name, "", "")
+		total += n
+	}
+	return total
 }
 
-// Refused is how many flows were refused since the start.
+// Refused is how often the egress rules have refused something since the start.
 func Refused(s *Sample) float64 {
-	n, _ := s.sum(counterRefused, "", "")
+	n, _ := s.sum(rulesRefused, "", "")
 	return n
 }

@@ -120,11 +120,3 @@ func Rows(before, now *Sample) []Row {
 // slack is how much later than the clock here an instance may have looked at its
 // own, in seconds.
 const slack = 0.5
-
-// Sum is the rate of all rows together.
-func Sum(rows []Row) (sent, received float64) {
-	for i := range rows {
-		sent, received = sent+rows[i].SentRate, received+rows[i].ReceivedRate
-	}
-	return sent, received
-}

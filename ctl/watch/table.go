@@ -3,6 +3,7 @@
 package watch
 
 import (
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -16,6 +17,7 @@ type Column struct {
 	Right bool              // numbers stand right
 	Rank  int               // where there is no room, the highest goes first
 	Rates bool              // makes sense only with two samples
+	Spare bool              // is left out where no row has anything in it
 	Text  func(*Row) string // what is shown
 }
 
@@ -35,7 +37,7 @@ var Columns = []Column{
 	{Title: "QUEUED", Order: "queued", Right: true, Rank: 11, Text: func(r *Row) string { return Bytes(float64(r.Queued)) }},
 	{Title: "AGE", Order: "age", Right: true, Rank: 12, Text: func(r *Row) string { return Span(r.Age) }},
 	{Title: "IDLE", Order: "idle", Right: true, Rank: 10, Text: func(r *Row) string { return Span(r.Idle) }},
-	{Title: "RULE", Order: "rule", Rank: 13, Text: func(r *Row) string { return orDash(r.Rule) }},
+	{Title: "RULE", Order: "rule", Rank: 13, Spare: true, Text: func(r *Row) string { return orDash(r.Rule) }},
 }
 
 // remote is the other side, with its name if there is one.
@@ -91,6 +93,7 @@ func Layout(rows []Row, columns []Column, width int) Table {
 			widths[i] = max(widths[i], ansi.StringWidth(cells[i][j]))
 		}
 	}
+	columns, cells, widths = used(columns, cells, widths)
 	shown := fit(columns, widths, width)
 	t := Table{Lines: make([]string, len(rows))}
 	for i, c := range columns {
@@ -115,6 +118,16 @@ func Layout(rows []Row, columns []Column, width int) Table {
 		t.Lines[j] = line(func(i int) string { return cells[i][j] })
 	}
 	return t
+}
+
+// used leaves out the columns that may go where they are empty.
+func used(columns []Column, cells [][]string, widths []int) (c []Column, x [][]string, w []int) {
+	for i := range columns {
+		if !columns[i].Spare || slices.ContainsFunc(cells[i], func(s string) bool { return s != "-" }) {
+			c, x, w = append(c, columns[i]), append(x, cells[i]), append(w, widths[i])
+		}
+	}
+	return c, x, w
 }
 
 // fit says which columns find room.

@@ -77,6 +77,9 @@ func TestTable(t *testing.T) {
 		}
 	}
 	golden(t, "table.txt", b.String())
+	if l := Layout(Rows(nil, &Sample{Flows: some()[1:]}), Columns, 0); strings.Contains(l.Head, "RULE") {
+		t.Errorf("a column of nothing: %q", l.Head)
+	}
 	if l := Layout(nil, Columns, 80); len(l.Lines) != 0 || !strings.HasPrefix(l.Head, "PROTO") {
 		t.Errorf("without rows: %+v", l)
 	}
@@ -291,4 +294,38 @@ type failing struct{ script }
 
 func (failing) Ask(context.Context, api.Request, func(*api.Reply) error) error {
 	return os.ErrDeadlineExceeded
+}
+
+// TestTraffic: what is counted on the link, and what goes past it; a worker that was
+// replaced counts anew; without counters it is the flows' sum.
+func TestTraffic(t *testing.T) {
+	counters := func(up, down, dropped float64) *api.CountersReply {
+		return &api.CountersReply{Counters: []api.Counter{
+			{Name: linkBytes, Labels: map[string]string{"direction": directionUp}, Value: up},
+			{Name: linkBytes, Labels: map[string]string{"direction": directionDown}, Value: down},
+			{Name: drops[0], Labels: map[string]string{"protocol": "udp"}, Value: dropped},
+			{Name: drops[0], Labels: map[string]string{"protocol": "icmp"}, Value: 1},
+			{Name: drops[1], Value: 2},
+			{Name: rulesRefused, Value: 7},
+		}}
+	}
+	before, now := samples()
+	now.Flows[2].Sent += 500 // past the link
+	rows := Rows(before, now)
+	if up, down := Traffic(before, now, rows); up != 250 || down != 125_000_000 {
+		t.Errorf("by flows: %v, %v", up, down)
+	}
+	before.Counters, now.Counters = counters(1000, 0, 0), counters(3000, 4000, 10)
+	if up, down := Traffic(before, now, rows); up != 1250 || down != 2000 {
+		t.Errorf("by counters: %v, %v", up, down)
+	}
+	if r, n := Drops(before, now), Dropped(now); r != 5 || n != 13 || Refused(now) != 7 {
+		t.Errorf("drops %v per second, %v, refused %v", r, n, Refused(now))
+	}
+	if up, down := Traffic(now, &Sample{At: now.At.Add(time.Second), Counters: counters(1, 1, 0)}, nil); up != 0 || down != 0 {
+		t.Errorf("counted anew: %v, %v", up, down)
+	}
+	if Drops(&Sample{}, &Sample{}) != 0 || Dropped(&Sample{}) != 0 {
+		t.Error("nothing was counted")
+	}
 }
