@@ -26,6 +26,7 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/control"
 	"aldente/broker/figures"
+	"aldente/broker/flowlog"
 	"aldente/broker/follow"
 	"aldente/broker/forward"
 	"aldente/broker/guestsock"
@@ -113,6 +114,8 @@ type instance struct {
 	routes  *follow.Watcher   // nil: the egress rules do not depend on them
 	stream  *guestsock.Server // passt: where virtual machines connect
 	capture *capture          // -p, nil: none
+	flows   *flowlog.Log      // --flow-log, nil: none
+	flowLog flowlog.Options   // it is made of them; without Logger: none
 	null    int               // /dev/null, for standard streams in the background
 
 	pidFile int    // -P until it is written, -1: none
@@ -192,6 +195,9 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 		}
 	}
 
+	if err := in.openFlowLog(); err != nil {
+		return 1, err
+	}
 	if err := in.setUp(notify); err != nil {
 		return 1, err
 	}
@@ -209,6 +215,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	// to be the agent's, for which nobody waits.
 	status, err = in.wait(signals)
 	in.tellRefused()
+	in.endFlowLog()
 	in.forward.Release()
 	in.tellUsage()
 	if in.linkFD >= 0 {

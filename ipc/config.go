@@ -27,6 +27,7 @@ const (
 	FlagTrace                  // log each frame's summary
 	FlagLoToLo                 // bypass from the host's loopback: to the namespace's loopback, not its public address
 	FlagSpliceOnly             // there is no link: all but the bypass is refused
+	FlagFlowLog                // tell of flows that come by listeners, and of all that end
 )
 
 // Limits on the lists that Config carries.

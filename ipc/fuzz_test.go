@@ -58,6 +58,20 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		r.Encode(out)
 		return out, err
 	},
+	KindAccepted: func(b []byte) ([]byte, error) {
+		var r Accepted
+		err := r.Decode(b)
+		out := make([]byte, AcceptedSize)
+		r.Encode(out)
+		return out, err
+	},
+	KindEnded: func(b []byte) ([]byte, error) {
+		var r Ended
+		err := r.Decode(b)
+		out := make([]byte, EndedSize)
+		r.Encode(out)
+		return out, err
+	},
 	KindEvent: func(b []byte) ([]byte, error) {
 		var r Event
 		err := r.Decode(b)
@@ -132,6 +146,13 @@ func FuzzRecords(f *testing.F) {
 	for _, b := range hostileFigures() {
 		fuzz.Add(f, append([]byte{0}, b...))
 	}
+	nobody, endless, strange := make([]byte, AcceptedSize), make([]byte, EndedSize), make([]byte, EndedSize)
+	(&Accepted{Token: 1}).Encode(nobody)
+	(&Ended{Token: 1}).Encode(endless)
+	(&Ended{Token: 1, How: 200}).Encode(strange)
+	for _, b := range [][]byte{nobody, endless, strange} {
+		fuzz.Add(f, append([]byte{0}, b...))
+	}
 	fuzz.Add(f, []byte{0})
 	fuzz.Add(f, make([]byte, MaxRecord+2))
 	for kind := uint16(0); kind < 12; kind++ {
@@ -191,6 +212,8 @@ func checkMeaning(t *testing.T, rec []byte) {
 		report   AgentReport
 		layer    AgentLayer
 		asked    AgentOpen
+		accepted Accepted
+		ended    Ended
 		ask      Ask
 		flow     Flow
 		figures  Figures
@@ -206,6 +229,10 @@ func checkMeaning(t *testing.T, rec []byte) {
 		echo := open.Proto == ProtoICMP || open.Proto == ProtoICMPv6
 		bad = !echo && open.Proto != ProtoTCP && open.Proto != ProtoUDP || echo && (open.DstPort != 0 || open.Listener != 0) ||
 			open.Flags&OpenBypass != 0 && open.Listener == 0 || open.Flags&OpenBypass == 0 && open.Proto == ProtoTCP && open.Listener != 0
+	case accepted.Decode(rec) == nil:
+		bad = accepted.Listener == 0
+	case ended.Decode(rec) == nil:
+		bad = ended.How < EndClosed || ended.How > EndUnused || ended.How.String() == "unknown"
 	case listener.Decode(rec, KindListener) == nil:
 		bad = listener.ID == 0 || listener.Proto != ProtoTCP && listener.Proto != ProtoUDP
 	case tap.Decode(rec) == nil:

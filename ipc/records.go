@@ -38,9 +38,11 @@ const (
 	KindLive     // Live, with a pipe unless it ends one: a capture that is looked at while it goes on
 
 	// Worker to broker.
-	KindReady // Empty: confined, start-up records read, translating
-	KindOpen  // Open
-	KindEvent // Event
+	KindReady    // Empty: confined, start-up records read, translating
+	KindOpen     // Open
+	KindEvent    // Event
+	KindAccepted // Accepted
+	KindEnded    // Ended
 )
 
 // HeaderSize is the length of the header of each record, in bytes.

@@ -78,6 +78,8 @@ var table = [...]Row{
 	{KindFlow, "Flow", FromWorker, Running, Without, FlowSize, FlowSize, MaxFigures},
 	{KindFigures, "Figures", FromWorker, Running, Without, FiguresSize, FiguresSize, MaxFigures},
 	row(KindAnswered, "Answered", FromWorker, Running, Without, 8),
+	{KindAccepted, "Accepted", FromWorker, Running, Without, AcceptedSize, AcceptedSize, MaxBatch},
+	{KindEnded, "Ended", FromWorker, Running, Without, EndedSize, EndedSize, MaxBatch},
 
 	row(AgentKindSetup, "AgentSetup", ToAgent, Starting, Without, 40),
 	{AgentKindChange, "AgentChange", ToAgent, Starting, Without, changeHead, changeHead + MaxChange, 1},

@@ -124,6 +124,7 @@ type Config struct {
 	Pcap        string // -p
 	PcapSize    int64  // --pcap-size, bytes, at least MinPcapSize; -1: any number
 	ConfPath    string // -c, control socket
+	FlowLog     string // --flow-log: file or "syslog", empty: none
 	ControlPath string // --control; NoControl: not even the status socket
 	Strict      bool   // --strict: a missing sandbox layer is an error
 

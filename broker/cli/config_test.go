@@ -43,6 +43,8 @@ func TestConfig(t *testing.T) {
 		},
 		"aldente -4m 1279":                                           func(c *Config) { c.MTU, c.IPv4Only = 1279, true },
 		"pasta -p a --pcap-size 4096":                                func(c *Config) { c.Pcap, c.PcapSize = "a", 4096 },
+		"pasta --flow-log a":                                         func(c *Config) { c.FlowLog = "a" },
+		"passt --flow-log=syslog":                                    func(c *Config) { c.FlowLog = "syslog" },
 		"aldente -l a -l b --log-size 40960":                         func(c *Config) { c.LogFile, c.LogSize = "b", 40960 },
 		"aldente -P p -p q -c r":                                     func(c *Config) { c.PIDFile, c.Pcap, c.ConfPath = "p", "q", "r" },
 		"aldente --stats 5 --chroot-fallback":                        func(c *Config) { c.Stats = 5 },

@@ -149,6 +149,7 @@ func TestErrors(t *testing.T) {
 		"pasta --fqdn " + strings.Repeat("a", 254): "Invalid FQDN: " + strings.Repeat("a", 254),
 		"pasta -p ''":                           "Invalid pcap path: ",
 		"pasta -P ''":                           "Invalid PID file: ",
+		"pasta --flow-log ''":                   "Invalid flow log path: ",
 		"pasta -l ''":                           "Invalid log file path: ",
 		"pasta -c ''":                           "Invalid configuration path: ",
 		"passt -s ''":                           "Invalid socket path: ",

@@ -134,9 +134,10 @@ func New(o Options) (*slog.Logger, *Output, error) {
 	return slog.New(&handler{out: out, level: o.Level}), out, nil
 }
 
-// Flows makes a log of its own, for flows: to a file that o names, which is gone on
+// Flows makes a log of its own, for flows: to a file that of names, which is gone on
 // with where it is there already, or without one to the system log. It has to be made
 // before this process is confined. That the file takes no more the program's log tells.
+// The level of it does not count.
 func (o *Output) Flows(of Options) (*slog.Logger, error) {
 	out := &Output{}
 	if of.File == "" {
@@ -154,7 +155,7 @@ func (o *Output) Flows(of Options) (*slog.Logger, error) {
 		f.elsewhere = o.say
 		out.write = f.write
 	}
-	return slog.New(&handler{out: out, level: of.Level}), nil
+	return slog.New(&handler{out: out, level: slog.LevelInfo}), nil
 }
 
 func (o *Output) say(e *event) {

@@ -201,3 +201,58 @@ func TestSystemLog(t *testing.T) {
 		t.Errorf("%q", said())
 	}
 }
+
+// TestFlows: a log of its own goes on behind what its file has, and the program's log
+// tells that the file takes no more. Without a file it goes to the system log.
+func TestFlows(t *testing.T) {
+	atJournal(t, false)
+	said := stderr(t)
+	path := filepath.Join(t.TempDir(), "flows")
+	if err := os.WriteFile(path, []byte("of before\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, out, err := New(Options{Level: slog.LevelWarn, Tag: "pasta"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	flows, err := out.Flows(Options{Tag: "pasta", File: path, Size: 8192})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Warn("one")
+	for range 5 {
+		flows.Info("flow", "a", 1)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || !strings.HasPrefix(string(b), "of before\n") || strings.Count(string(b), " info: flow a=1\n") != 5 || said() != "one\n" {
+		t.Errorf("%q, %v; standard error has %q", b, err, said())
+	}
+	for range 1000 {
+		flows.Info("flow", "a", 1)
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() > 8192 || st.Size() < 3000 {
+		t.Errorf("%d bytes, %v", st.Size(), err)
+	}
+	full, err := out.Flows(Options{Tag: "pasta", File: "/dev/full", Size: 8192})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full.Info("flow")
+	full.Info("flow")
+	want := "one\nflow log: lines are lost until there is room path=/dev/full error=\"no space left on device\"\n"
+	if said() != want {
+		t.Errorf("standard error has %q, want %q", said(), want)
+	}
+	absent(t, &journalSocket)
+	absent(t, &syslogSocket)
+	if _, err := out.Flows(Options{Tag: "pasta"}); err == nil || !strings.Contains(err.Error(), "there is no system log") {
+		t.Error(err)
+	}
+	next := listener(t, &journalSocket)
+	if flows, err = out.Flows(Options{Tag: "pasta"}); err != nil {
+		t.Fatal(err)
+	}
+	if flows.Info("flow", "end", "closed"); !strings.HasSuffix(next(), "\nALDENTE_END=closed\n") {
+		t.Error("the journal has no fields")
+	}
+}

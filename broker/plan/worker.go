@@ -104,6 +104,7 @@ func (p *Plan) flags(h Host) uint64 {
 		{cfg.Trace, ipc.FlagTrace},
 		{cfg.HostLoToNSLo, ipc.FlagLoToLo},
 		{cfg.SpliceOnly, ipc.FlagSpliceOnly},
+		{cfg.FlowLog != "", ipc.FlagFlowLog},
 	} {
 		if b.on {
 			f |= b.bit

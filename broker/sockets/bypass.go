@@ -157,6 +157,11 @@ func (f *Factory) later(req ipc.AgentOpen, q *request, d *decision, s *served, u
 		return outcome{fd: -1}, fmt.Errorf("%w: more than %d requests unanswered", ipc.ErrMalformed, ipc.MaxOutstanding)
 	}
 	token, proto, to := q.token, q.proto, d.to
+	tell := func(*outcome) {}
+	if f.cfg.Flows != nil {
+		q, d := *q, *d // which would be allocated for each request otherwise
+		tell = func(o *outcome) { f.tellFlow(&q, &d, o) }
+	}
 	f.cfg.Namespace.Open(req, func(fd int, err error) {
 		var o outcome
 		if err != nil {
@@ -164,6 +169,7 @@ func (f *Factory) later(req ipc.AgentOpen, q *request, d *decision, s *served, u
 		} else {
 			o = use(fd)
 		}
+		tell(&o)
 		a := o.record(token, proto, to)
 		s.answer(&a, o.fd)
 	})

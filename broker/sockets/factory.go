@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/egress"
+	"aldente/broker/flowlog"
 	"aldente/broker/inet"
 	"aldente/broker/limiter"
 	"aldente/ipc"
@@ -36,6 +37,7 @@ type Egress interface {
 type Config struct {
 	Logger *slog.Logger // required
 	Egress Egress       // nil: everything is allowed
+	Flows  *flowlog.Log // nil: not asked for
 
 	V4, V6 Family // IPv4 and IPv6
 
@@ -168,6 +170,8 @@ func (f *Factory) message(kind ipc.Kind, b []byte, replies *ipc.Replies, s *serv
 			f.OnEvent(e.Code)
 		}
 		return nil
+	case ipc.KindAccepted, ipc.KindEnded:
+		return f.flowNews(kind, b)
 	case ipc.KindFlow, ipc.KindFigures, ipc.KindAnswered:
 		if f.OnFigures != nil {
 			return f.OnFigures(kind, b)
@@ -225,6 +229,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 	default:
 		o, err = f.openWithin(&q, &d, s)
 	}
+	f.tellFlow(&q, &d, &o)
 	return o, d.to, err
 }
 

@@ -23,12 +23,15 @@ import (
 func FuzzServe(f *testing.F) {
 	event := make([]byte, ipc.EventSize)
 	(&ipc.Event{Code: ipc.EventLinkClosed}).Encode(event)
+	ended, accepted := make([]byte, ipc.EndedSize), make([]byte, ipc.AcceptedSize)
+	(&ipc.Ended{Token: 7, How: ipc.EndReset, Sent: 1}).Encode(ended)
+	(&ipc.Accepted{Token: 8, Listener: 1, Port: 9}).Encode(accepted)
 	tcp, icmp, far := goodOpen, goodOpen, goodOpen
 	tcp.Proto, tcp.DstPort = ipc.ProtoTCP, 1
 	icmp.Proto, icmp.DstPort, icmp.SrcPort = ipc.ProtoICMP, 0, 77
 	far.Dst = [16]byte{0x20, 1, 15: 1}
 	far.Src = [16]byte{0x20, 1, 15: 2}
-	for _, b := range [][]byte{encode(goodOpen), bytes.Repeat(encode(goodOpen), 3), event, changed(ipc.HeaderSize+9, 0x80),
+	for _, b := range [][]byte{encode(goodOpen), bytes.Repeat(encode(goodOpen), 3), event, ended, accepted, bytes.Repeat(ended, 3), bytes.Repeat(accepted, 3), changed(ipc.HeaderSize+9, 0x80),
 		encode(tcp), encode(icmp), encode(far), changed(ipc.HeaderSize+12, 1), append(encode(goodOpen), event...),
 		bytes.Repeat(encode(goodOpen), ipc.MaxBatch+1), {1, 2, 3}} {
 		fuzz.Add(f, b)

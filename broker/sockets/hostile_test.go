@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/egress"
+	"aldente/broker/flowlog"
 	"aldente/ipc"
 )
 
@@ -40,8 +41,9 @@ func work(t testing.TB, rules ...egress.Rule) *atWork {
 	if err != nil {
 		t.Fatal(err)
 	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	f := New(Config{
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Egress: set,
+		Logger: log, Egress: set, Flows: flowlog.New(flowlog.Options{Logger: log, Max: 100}),
 		V4: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("192.0.2.77")},
 		V6: Family{Enabled: true, Scope: 1},
 	})
@@ -100,8 +102,10 @@ func TestMalformedIsTheEnd(t *testing.T) {
 		binary.LittleEndian.PutUint16(b[2:], uint16(size))
 		return b
 	}
-	event := make([]byte, ipc.EventSize)
+	event, ended, accepted := make([]byte, ipc.EventSize), make([]byte, ipc.EndedSize), make([]byte, ipc.AcceptedSize)
 	(&ipc.Event{Code: 99}).Encode(event)
+	(&ipc.Ended{How: ipc.EndUnused + 1}).Encode(ended)
+	(&ipc.Accepted{}).Encode(accepted)
 	good := encode(goodOpen)
 	const body = ipc.HeaderSize
 	records := map[string][]byte{
@@ -135,6 +139,8 @@ func TestMalformedIsTheEnd(t *testing.T) {
 		"bypass without a listener":        with(func(o *ipc.Open) { o.Flags = ipc.OpenBypass }),
 		"bypass of echo":                   with(func(o *ipc.Open) { o.Proto, o.DstPort, o.Listener, o.Flags = ipc.ProtoICMP, 0, 1, ipc.OpenBypass }),
 		"event unknown":                    event,
+		"end of a flow unknown":            ended,
+		"accepted by no listener":          accepted,
 		"event too long":                   append(event, 0),
 		"33 requests":                      bytes.Repeat(good, ipc.MaxBatch+1),
 		"longer than any message":          bytes.Repeat(good, 200),

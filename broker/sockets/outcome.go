@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/budget"
 	"aldente/broker/inet"
 	"aldente/ipc"
 )
@@ -21,6 +22,8 @@ type outcome struct {
 	localPort  uint16     // port or echo identifier that the socket has; zero: of no concern
 	later      bool       // the answer comes by itself, nothing else counts
 	kept       bool       // a copy of the socket stays with us: the descriptor is not to be closed
+
+	limit budget.Reason // why the budget has none; Granted: it has
 }
 
 // nothing is the outcome of a request that gets no socket.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
+	"aldente/broker/flowlog"
 	"aldente/ipc"
 )
 
@@ -34,7 +35,9 @@ func (f *Factory) openWithin(q *request, d *decision, s *served) (outcome, error
 	kind := kindOf(q)
 	if reason := f.ledger.may(kind); reason != budget.Granted {
 		f.overBudget(kind, reason)
-		return nothing(overBudgetErrno(reason)), nil
+		o := nothing(overBudgetErrno(reason))
+		o.limit = reason
+		return o, nil
 	}
 	o, err := f.carryOut(q, d, s)
 	switch {
@@ -139,5 +142,8 @@ func (f *Factory) await(control int, soon bool) error {
 func (f *Factory) workerGone() {
 	if f.ledger != nil {
 		f.ledger.gone()
+	}
+	if f.cfg.Flows != nil {
+		f.cfg.Flows.Gone(flowlog.Lost)
 	}
 }

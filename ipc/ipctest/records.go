@@ -21,6 +21,9 @@ func Records() map[ipc.Kind][]byte {
 		Retransmits: 2}).Encode(flow)
 	(&ipc.Figures{ID: 1, First: uint16(ipc.NumFigures - 2), N: 2, Values: [ipc.FigureValues]uint64{1, 1 << 63}}).Encode(figures)
 	(&ipc.Answered{ID: 1, Next: 64}).Encode(answered)
+	accepted, ended := make([]byte, ipc.AcceptedSize), make([]byte, ipc.EndedSize)
+	(&ipc.Accepted{Token: 7, Listener: 3, Port: 40000, Addr: [16]byte{15: 2}}).Encode(accepted)
+	(&ipc.Ended{Token: 7, How: ipc.EndReset, Sent: 1, Received: 1 << 40, SentPackets: 2, ReceivedPackets: 1 << 63}).Encode(ended)
 	return map[ipc.Kind][]byte{
 		ipc.KindConfig: (&ipc.Config{Flags: ipc.FlagIPv4 | ipc.FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
 			Search: [ipc.MaxSearch]ipc.Name{name}, LinkKind: ipc.LinkTap}).Encode(),
@@ -36,6 +39,8 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindReady:    ipc.Empty(ipc.KindReady),
 		ipc.KindOpen:     open,
 		ipc.KindEvent:    event,
+		ipc.KindAccepted: accepted,
+		ipc.KindEnded:    ended,
 		ipc.KindAsk:      ask,
 		ipc.KindFlow:     flow,
 		ipc.KindFigures:  figures,

@@ -69,6 +69,9 @@ type Translator struct {
 
 	datagrams
 
+	// Ended hears of flows whose far socket is about to be closed. Nil: nobody asks.
+	Ended func(fd int32, how ipc.How, t *flow.Traffic)
+
 	Stats Stats // since New
 }
 

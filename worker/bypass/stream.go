@@ -65,6 +65,7 @@ type stream struct {
 	gen   uint32
 	state state
 	flags uint8
+	how   ipc.How // it has ended; zero: not yet
 
 	// Who asks for the far end: for the second attempt.
 	port     uint16
@@ -235,6 +236,7 @@ func (t *Translator) ready(i uint32, s *stream, k int, events uint32) {
 		if e := t.env.TakeError(d.fd); e != 0 {
 			if s.state == stateConnecting {
 				t.Stats.Refused++
+				s.ends(ipc.EndRefused)
 			}
 			t.abort(i, s)
 			return
@@ -285,10 +287,27 @@ func (t *Translator) watch(i uint32, s *stream, k int, events uint8) {
 	}
 }
 
+// ends notes how a flow has ended, unless that is known.
+func (s *stream) ends(how ipc.How) {
+	if s.how == 0 {
+		s.how = how
+	}
+}
+
+// traffic is what a flow has moved.
+func (s *stream) traffic() flow.Traffic {
+	guest, remote := near, far
+	if !s.has(flagOut) {
+		guest, remote = far, near
+	}
+	return flow.Traffic{Born: s.born, Sent: s.sides[guest].passed, Received: s.sides[remote].passed}
+}
+
 // end marks a flow that is over: nothing is moved or reported any more. What it
 // holds is freed when the turn ends, so that whoever has it in hand may touch it.
 func (t *Translator) end(i uint32, s *stream) {
 	if s.state != stateEnded {
+		s.ends(ipc.EndClosed)
 		s.state = stateEnded
 		t.ended = append(t.ended, i)
 	}
@@ -298,6 +317,7 @@ func (t *Translator) end(i uint32, s *stream) {
 func (t *Translator) abort(i uint32, s *stream) {
 	if s.state != stateEnded {
 		t.Stats.Reset++
+		s.ends(ipc.EndReset)
 		s.flags |= flagAbort
 		t.end(i, s)
 	}
@@ -313,6 +333,10 @@ func (t *Translator) Sweep() {
 }
 
 func (t *Translator) free(i uint32, s *stream) {
+	if fd := s.sides[far].fd; fd >= 0 && t.Ended != nil {
+		moved := s.traffic()
+		t.Ended(fd, s.how, &moved)
+	}
 	for k := range s.sides {
 		d := &s.sides[k]
 		if d.pipe != 0 {

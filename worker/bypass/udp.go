@@ -3,6 +3,7 @@
 package bypass
 
 import (
+	"cmp"
 	"syscall"
 
 	"aldente/ipc"
@@ -32,11 +33,12 @@ const (
 type dflow struct {
 	sides    [2]dside
 	listener uint32
-	opening  bool // the far socket is on its way
-	asked    bool // the near socket was asked for
-	refused  bool // the broker had no socket
-	answered bool // there was traffic in both directions
-	other    bool // the far socket was asked for by the family that the peer is not of
+	opening  bool    // the far socket is on its way
+	asked    bool    // the near socket was asked for
+	refused  bool    // the broker had no socket
+	how      ipc.How // it ends; zero: another has its place
+	answered bool    // there was traffic in both directions
+	other    bool    // the far socket was asked for by the family that the peer is not of
 	busy     [2]bool
 	queue    datagram.Queue // of the peer's first datagrams, while the far socket is on its way
 	last     int64          // when it was used, in nanoseconds
@@ -266,7 +268,8 @@ func (t *Translator) openedUDP(i, gen uint32, side int, fd int32, o *ipc.Opened)
 	case f.refused:
 		t.Stats.Dropped += uint64(f.queue.Len())
 		t.queues.Clear(&f.queue)
-		t.closeSides(f)
+		f.how = ipc.EndRefused
+		t.closeSides(i, f)
 		f.last = t.env.Now()
 		t.wheel.Set(t.timer+i, f.last+datagram.RefusedLife)
 	case side == far:
@@ -452,6 +455,7 @@ func (t *Translator) Timer(id uint32) {
 		return
 	}
 	t.Stats.Expired++
+	f.how = ipc.EndIdle
 	t.removeUDP(i, f)
 }
 
@@ -476,7 +480,14 @@ func (t *Translator) evict(i uint32) {
 	t.removeUDP(i, t.flows.At(i))
 }
 
-func (t *Translator) closeSides(f *dflow) {
+func (t *Translator) closeSides(i uint32, f *dflow) {
+	if fd := f.sides[far].sock.FD; fd >= 0 && t.Ended != nil {
+		moved := f.Traffic
+		if !outOfNamespace(t.flows.Key(i)) {
+			moved.Sent, moved.SentPackets, moved.Received, moved.ReceivedPackets = moved.Received, moved.ReceivedPackets, moved.Sent, moved.SentPackets
+		}
+		t.Ended(fd, cmp.Or(f.how, ipc.EndEvicted), &moved)
+	}
 	for k := range f.sides {
 		if f.sides[k].sock.FD >= 0 {
 			t.env.Close(f.sides[k].sock.FD)
@@ -487,7 +498,7 @@ func (t *Translator) closeSides(f *dflow) {
 
 func (t *Translator) removeUDP(i uint32, f *dflow) {
 	t.queues.Clear(&f.queue)
-	t.closeSides(f)
+	t.closeSides(i, f)
 	t.wheel.Cancel(t.timer + i)
 	t.unlist(i, f)
 	t.g.Shares.Take(flow.ShareBypass, -2)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"syscall"
 
+	"aldente/ipc"
 	"aldente/worker/datagram"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
@@ -133,6 +134,7 @@ func (t *Translator) send(headers, payload []byte) {
 func (t *Translator) drainErrors(i uint32, c *conn) {
 	if !t.notices.Drain(c.sock.FD, t.flows.Key(i), c.peer) {
 		t.Stats.Broken++
+		c.how = ipc.EndReset
 		t.remove(i, c)
 	}
 }

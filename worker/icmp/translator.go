@@ -8,6 +8,7 @@
 package icmp
 
 import (
+	"cmp"
 	"syscall"
 
 	"aldente/ipc"
@@ -46,7 +47,8 @@ const (
 // conn is one flow: an identifier of the guest's, and a remote.
 type conn struct {
 	state   state
-	more    bool // there is more to read than one turn allows
+	more    bool    // there is more to read than one turn allows
+	how     ipc.How // it ends; zero: before it was used
 	sock    datagram.Socket
 	refusal flow.Refusal   // stateRefused: what the guest is told
 	queue   datagram.Queue // of requests, in state opening
@@ -80,6 +82,9 @@ type Translator struct {
 	timer uint32 // first timer id
 	flows *store.Table[conn]
 	more  int // flows with more set
+
+	// Ended hears of flows whose socket is about to be closed. Nil: nobody asks.
+	Ended func(fd int32, how ipc.How, t *flow.Traffic)
 
 	queues  datagram.Queues
 	buf     []byte // one message from a socket
@@ -268,6 +273,7 @@ func (t *Translator) Timer(id uint32) {
 		return
 	}
 	t.Stats.Expired++
+	c.how = ipc.EndIdle
 	t.remove(i, c)
 }
 
@@ -275,6 +281,9 @@ func (t *Translator) Timer(id uint32) {
 func (t *Translator) remove(i uint32, c *conn) {
 	t.queues.Clear(&c.queue)
 	if c.sock.FD >= 0 {
+		if t.Ended != nil {
+			t.Ended(c.sock.FD, cmp.Or(c.how, ipc.EndUnused), &c.Traffic)
+		}
 		t.env.Close(c.sock.FD)
 	}
 	t.setMore(c, false)
@@ -289,6 +298,7 @@ func (t *Translator) Revoke(peer packet.Addr) {
 	t.flows.Each(func(i uint32) {
 		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer {
 			t.Stats.Revoked++
+			c.how = ipc.EndRevoked
 			t.remove(i, c)
 		}
 	})

@@ -57,6 +57,9 @@ func TestRecordsTaken(t *testing.T) {
 			continue // it has one, and one comes in each world
 		}
 		fd := spareFD(t, m.FD)
+		if m.Kind == ipc.KindOpened && m.FD && ipctest.Permitted(&m, ipc.ToWorker, ipc.Running) {
+			w.flowBegins(flow.Token(flow.OwnerTCP, 1, 1))
+		}
 		send(t, w.broker, m.Bytes, fd)
 		w.l.broker()
 		if want := ipctest.Permitted(&m, ipc.ToWorker, ipc.Running); want == errors.Is(w.l.err, ipc.ErrMalformed) {

@@ -96,6 +96,7 @@ type Lane struct {
 	live      *live    // captures that somebody looks at, nil: nobody does
 	idle      *live    // what live was, for the next
 	flows     *flowLog // nil unless debugging
+	ends      *ends    // nil unless there is a flow log
 	trace     *trace   // nil unless asked for
 	mark      int32    // eventfd of the capture, -1: none
 	freed     bool     // a descriptor was closed since tcp was told
@@ -233,6 +234,9 @@ func (l *Lane) configure(rec []byte) error {
 	l.tcp.BypassRoom = l.bypass.Room
 	l.tcp.Bypass, l.udp.Bypass = l.bypass.Accepted, l.bypass.Datagrams
 	l.bypass.Return = l.udp.Return
+	if g.Has(ipc.FlagFlowLog) {
+		l.tellEnds(int(g.MaxFlows))
+	}
 	l.batch = link.NewBatch()
 	return nil
 }
@@ -333,6 +337,9 @@ func (l *Lane) TakeError(fd int32) syscall.Errno {
 func (l *Lane) Close(fd int32) {
 	if l.flows != nil {
 		l.flows.closed(l.now, fd)
+	}
+	if l.ends != nil {
+		l.ends.closed(fd)
 	}
 	kernel.Close(fd)
 	l.freed = true

@@ -83,14 +83,20 @@ func (l *Lane) timeout() int {
 	if l.more || l.table.pending() {
 		return 0
 	}
-	next := l.wheel.Next()
-	if next == store.NoTimer {
-		return -1
+	longest := 1 << 30
+	if l.ends != nil && l.ends.n > 0 {
+		longest = endsRetry
 	}
-	if next <= l.now {
+	next := l.wheel.Next()
+	switch {
+	case next == store.NoTimer && longest == endsRetry:
+		return endsRetry
+	case next == store.NoTimer:
+		return -1
+	case next <= l.now:
 		return 0
 	}
-	return int(min((next-l.now+store.Tick-1)/store.Tick, 1<<30))
+	return int(min((next-l.now+store.Tick-1)/store.Tick, int64(longest)))
 }
 
 // continueWork continues what the last turn left for the sake of fairness.
@@ -110,7 +116,7 @@ func (l *Lane) continueWork() {
 // finish sends what the turn has collected: requests to the broker, frames
 // that the link has gathered.
 func (l *Lane) finish() {
-	if l.channel.n > 0 && !l.channel.flush() {
+	if l.channel.n > 0 && !l.channel.flush() || l.ends != nil && !l.ends.flush(l.channel.fd) {
 		l.err = io.EOF
 	}
 	if l.capture != nil {
@@ -277,6 +283,9 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 		l.flows.answer(l.now, fd, o)
 	}
 	l.figures.answered(o.Token, l.now)
+	if l.ends != nil {
+		l.ends.opened(fd, o.Token)
+	}
 	if l.live != nil {
 		l.live.verdict = verdictOf(o)
 	}

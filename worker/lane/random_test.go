@@ -370,6 +370,9 @@ func (w *world) empty(sockets int) {
 		w.t.Fatalf("left over: %s, %d and %d chunks, %d requests, %d outstanding", w.state(), l.chunks.Used(), l.datagrams.Used(),
 			l.channel.n, l.channel.outstanding)
 	}
+	if w.hear(); len(w.living) != 0 {
+		w.t.Fatalf("of flows %v no end was told", w.living)
+	}
 	if next := l.wheel.Next(); next != store.NoTimer {
 		w.t.Fatalf("a timer is left over, due in %d ms", (next-w.now)/ms)
 	}

@@ -98,6 +98,7 @@ type fixture struct {
 	// Identifies fragments. The lane may still hold some of the last world, with
 	// the same addresses.
 	lastFragment uint32
+	living       map[uint64]bool // by token: sockets that the lane has, and has not told the end of
 }
 
 var fixtures = map[string]*fixture{}
@@ -154,7 +155,8 @@ func newFixtureFor(t testing.TB, kind uint8, mtu uint16, peek bool, descriptors 
 	if err := unix.SetNonblock(ours, true); err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{l: l, broker: ours, kind: kind, peek: peek, reasm: packet.NewReassembler()}
+	l.tellEnds(1 << 16)
+	return &fixture{l: l, broker: ours, kind: kind, peek: peek, reasm: packet.NewReassembler(), living: map[uint64]bool{}}
 }
 
 func send(t testing.TB, conn int, rec []byte, fd int) {
@@ -169,7 +171,21 @@ func send(t testing.TB, conn int, rec []byte, fd int) {
 
 // tell sends the lane a record, with a descriptor that is the lane's from then
 // on.
-func (w *world) tell(rec []byte, fd int) { send(w.t, w.broker, rec, fd) }
+func (w *world) tell(rec []byte, fd int) {
+	var o ipc.Opened
+	if o.Decode(rec) == nil && fd >= 0 {
+		w.flowBegins(o.Token)
+	}
+	send(w.t, w.broker, rec, fd)
+}
+
+// flowBegins takes note of a socket of the lane's.
+func (w *world) flowBegins(token uint64) {
+	if w.living[token] {
+		w.t.Fatalf("flow %x begins again", token)
+	}
+	w.living[token] = true
+}
 
 // clock notes what time it is for the lane.
 func (w *world) clock() { w.now = int64(time.Since(w.l.start)) }
@@ -333,6 +349,21 @@ func (w *world) heard(kind ipc.Kind, rec []byte) {
 		}
 	case ipc.KindFlow, ipc.KindFigures, ipc.KindAnswered:
 		w.answerHeard(kind, rec)
+	case ipc.KindAccepted:
+		var a ipc.Accepted
+		if err := a.Decode(rec); err != nil {
+			w.t.Fatal(err)
+		}
+		w.flowBegins(a.Token)
+	case ipc.KindEnded:
+		var e ipc.Ended
+		if err := e.Decode(rec); err != nil {
+			w.t.Fatal(err)
+		}
+		if !w.living[e.Token] {
+			w.t.Fatalf("flow %x ends, which has not begun or has ended: %+v", e.Token, e)
+		}
+		delete(w.living, e.Token)
 	default:
 		w.t.Fatalf("the lane sends a record of kind %d", kind)
 	}

@@ -12,6 +12,7 @@
 package tcp
 
 import (
+	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 )
@@ -104,6 +105,7 @@ type conn struct {
 	sndScale uint8  // shift of the guest's window
 	rcvScale uint8  // shift of ours
 	dupAcks  uint8
+	how      ipc.How // it has ended; zero: not yet
 
 	// Timers. Times are nanoseconds, zero: off.
 	retries      uint8

@@ -3,6 +3,7 @@
 package tcp
 
 import (
+	"aldente/ipc"
 	"aldente/worker/flow"
 	"aldente/worker/packet"
 	"aldente/worker/store"
@@ -354,6 +355,7 @@ func (t *Translator) token(i uint32) uint64 {
 // hostReset passes a reset of the host's side on to the guest.
 func (t *Translator) hostReset(i uint32, c *conn) {
 	t.sendRST(i, c)
+	c.ends(ipc.EndReset)
 	t.end(i, c)
 }
 

@@ -44,6 +44,7 @@ func (t *Translator) makeRoom() {
 		}
 		t.Stats.Evicted++
 		c := t.flows.At(i)
+		c.ends(ipc.EndEvicted)
 		t.sendRST(i, c)
 		t.abort(i, c)
 		t.Sweep()
@@ -222,6 +223,7 @@ func (t *Translator) connected(i uint32, c *conn) {
 // ICMP error that a router would have sent (RFC 1122 section 4.2.3.9).
 func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool) {
 	t.Stats.Refused++
+	c.ends(ipc.EndRefused)
 	if prohibited {
 		e = syscall.EACCES
 	}
@@ -360,6 +362,9 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 		return
 	}
 	c.fd = fd
+	if t.Accepted != nil {
+		t.Accepted(fd, t.token(i), l.id, peer, port)
+	}
 	if e := t.env.Watch(fd, t.token(i), flow.Readable); e != 0 {
 		t.abort(i, c)
 		return

@@ -2,6 +2,8 @@
 
 package tcp
 
+import "aldente/ipc"
+
 // A flow ends in the middle of what is done for it: a write fails, and those who
 // asked for it go on. So a flow that ends is marked, and no more: it is not found,
 // nothing is said or written for it, and what it holds is freed at the end of the
@@ -13,6 +15,7 @@ func (t *Translator) end(i uint32, c *conn) {
 	if c.state == stateEnded {
 		return
 	}
+	c.ends(ipc.EndClosed)
 	if t.batch.of(i) {
 		t.batch.reset()
 	}
@@ -21,12 +24,20 @@ func (t *Translator) end(i uint32, c *conn) {
 	t.mark(i, c)
 }
 
+// ends notes how a flow has ended, unless that is known.
+func (c *conn) ends(how ipc.How) {
+	if c.how == 0 {
+		c.how = how
+	}
+}
+
 // abort ends a flow and resets the host's side.
 func (t *Translator) abort(i uint32, c *conn) {
 	if c.state == stateEnded {
 		return
 	}
 	t.Stats.Reset++
+	c.ends(ipc.EndReset)
 	c.set(flagAbort)
 	t.end(i, c)
 }
@@ -66,6 +77,10 @@ func (t *Translator) Sweep() {
 
 // release frees all that a flow holds but for its place in the table.
 func (t *Translator) release(i uint32, c *conn) {
+	if t.Ended != nil && c.fd >= 0 {
+		c.ends(ipc.EndClosed) // one that waits for a last FIN
+		t.Ended(c.fd, c.how, &c.Traffic)
+	}
 	switch {
 	case c.fd < 0:
 	case c.has(flagAbort):

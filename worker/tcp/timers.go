@@ -5,6 +5,7 @@ package tcp
 import (
 	"time"
 
+	"aldente/ipc"
 	"aldente/worker/packet"
 )
 
@@ -85,6 +86,7 @@ func (t *Translator) keepAt(c *conn) int64 {
 func (t *Translator) expire(i uint32, c *conn) {
 	now := t.env.Now()
 	if c.has(flagDetached) && now >= c.seenAt+detachedIdle {
+		c.ends(ipc.EndTimeout)
 		t.abort(i, c) // nobody is to be asked whether it lives
 		return
 	}
@@ -96,6 +98,7 @@ func (t *Translator) expire(i uint32, c *conn) {
 	} else if c.state == stateOpen {
 		// Counted, not timed: the wheel may have been late.
 		if c.probes++; c.probes > keepProbes {
+			c.ends(ipc.EndTimeout)
 			t.sendRST(i, c)
 			t.abort(i, c)
 			return
@@ -125,6 +128,7 @@ func (t *Translator) timedOut(i uint32, c *conn) {
 			limit = max(t.g.SYNRetry, 1)
 		}
 		if c.retries > limit {
+			c.ends(ipc.EndTimeout)
 			t.abort(i, c)
 			return
 		}
@@ -136,6 +140,7 @@ func (t *Translator) timedOut(i uint32, c *conn) {
 		return
 	}
 	if c.retries > maxRetries && t.env.Now()-c.seenAt > 2*maxRTO {
+		c.ends(ipc.EndTimeout)
 		t.sendRST(i, c)
 		t.abort(i, c)
 		return

@@ -63,6 +63,11 @@ type Translator struct {
 	// set where listeners have a flag that says so.
 	Bypass func(listener uint32, flags uint8, fd int32, peer packet.Addr, port uint16)
 
+	// Accepted hears of connections that come by a listener and go by the guest's
+	// link. Nil: nobody asks.
+	Accepted func(fd int32, token uint64, listener uint32, peer packet.Addr, port uint16)
+	// Ended hears of connections whose socket is about to be closed. Nil: nobody asks.
+	Ended func(fd int32, how ipc.How, t *flow.Traffic)
 	// BypassRoom tells whether there is room for one more of those, nil: there is.
 	BypassRoom func(flags uint8) bool
 

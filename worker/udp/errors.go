@@ -5,6 +5,7 @@ package udp
 import (
 	"syscall"
 
+	"aldente/ipc"
 	"aldente/worker/packet"
 	"aldente/worker/store"
 )
@@ -14,6 +15,7 @@ import (
 func (t *Translator) drainErrors(i uint32, c *conn) {
 	if !t.notices.Drain(c.sock.FD, t.flows.Key(i), c.peer) {
 		t.Stats.Broken++
+		c.how = ipc.EndReset
 		t.remove(i, c)
 	}
 }

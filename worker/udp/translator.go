@@ -11,6 +11,7 @@
 package udp
 
 import (
+	"cmp"
 	"hash/maphash"
 
 	"aldente/ipc"
@@ -45,6 +46,7 @@ type conn struct {
 	bulk     bool            // has had several datagrams at a time
 	inbound  bool            // came by a listener
 	in, out  uint8           // datagrams in each direction, up to 2
+	how      ipc.How         // it ends; zero: another has its place
 	sock     datagram.Socket // the socket
 	refusal  flow.Refusal    // stateRefused: what the guest is told
 	queue    datagram.Queue  // of the guest's datagrams, while the socket is on its way
@@ -116,6 +118,9 @@ type Translator struct {
 	// Bypass takes datagrams of one peer that do not go by the guest's link. It
 	// must be set where listeners have a flag that says so.
 	Bypass func(listener uint32, flags uint8, port uint16, d []flow.Datagram)
+
+	// Ended hears of flows whose socket is about to be closed. Nil: nobody asks.
+	Ended func(fd int32, how ipc.How, t *flow.Traffic)
 
 	listeners    []listener
 	lastListener int      // behind the one that was looked for last
@@ -258,6 +263,9 @@ func (t *Translator) remove(i uint32, c *conn) {
 	}
 	t.queues.Clear(&c.queue)
 	if c.sock.FD >= 0 {
+		if t.Ended != nil {
+			t.Ended(c.sock.FD, cmp.Or(c.how, ipc.EndEvicted), &c.Traffic)
+		}
 		t.env.Close(c.sock.FD)
 	}
 	if c.ready {
@@ -310,6 +318,7 @@ func (t *Translator) Timer(id uint32) {
 		return
 	}
 	t.Stats.Expired++
+	c.how = ipc.EndIdle
 	t.remove(i, c)
 }
 
@@ -343,6 +352,7 @@ func (t *Translator) Revoke(peer packet.Addr, port uint16) {
 	t.flows.Each(func(i uint32) {
 		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer && c.peerPort == port {
 			t.Stats.Revoked++
+			c.how = ipc.EndRevoked
 			t.remove(i, c)
 		}
 	})

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+
+	"aldente/broker/flowlog"
+	"aldente/broker/limiter"
+	"aldente/broker/logging"
+)
+
+// systemLog is the word for --flow-log that is no file.
+const systemLog = "syslog"
+
+// How many lines the flow log takes: what a guest can have written is bounded. The
+// system log is everybody's.
+var (
+	flowLines       = limiter.Rate{PerSecond: 2000, Burst: 20000}
+	systemFlowLines = limiter.Rate{PerSecond: 200, Burst: 2000}
+)
+
+// maxFlowLog bounds the flows that are remembered until they end.
+const maxFlowLog = 128 << 10
+
+// openFlowLog opens what --flow-log names, as the caller.
+func (in *instance) openFlowLog() (err error) {
+	cfg := in.cfg
+	o := logging.Options{Tag: cfg.Personality.String(), Size: cfg.LogSize, Guarded: guarded(cfg)}
+	switch cfg.FlowLog {
+	case "":
+		return nil
+	case systemLog:
+		in.flowLog.Rate = systemFlowLines
+	case cfg.LogFile:
+		return fmt.Errorf("flow log %s: that is the log file (name another)", cfg.FlowLog)
+	default:
+		o.File, in.flowLog.Rate = cfg.FlowLog, flowLines
+	}
+	in.flowLog.Logger, err = in.out.Flows(o)
+	return err
+}
+
+// makeFlowLog makes the flow log, nil if there is none.
+func (in *instance) makeFlowLog() *flowlog.Log {
+	if in.flowLog.Logger == nil {
+		return nil
+	}
+	o := in.flowLog
+	o.Max = min(in.plan.Limits.Sockets, maxFlowLog)
+	for k, a := range [][16]byte{in.plan.Worker.Addr4, in.plan.Worker.Addr6} {
+		if a != [16]byte{} {
+			o.Guest[k] = netip.AddrFrom16(a).Unmap()
+		}
+	}
+	in.flows = flowlog.New(o)
+	return in.flows
+}
+
+// endFlowLog tells of the flows that end with the instance.
+func (in *instance) endFlowLog() {
+	if in.flows != nil {
+		in.flows.Gone(flowlog.Stopped)
+	}
+}
