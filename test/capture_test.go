@@ -405,6 +405,11 @@ func TestCaptureHostile(t *testing.T) {
 			t.Fatalf("%s: %d bytes came back, %v\n%s", when, len(s), err, g.Proc.Output())
 		}
 	}
+	// Where there are as many clients as may be, one is told so and closed, whatever it
+	// is about to say.
+	full := func(err error) bool {
+		return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, io.EOF)
+	}
 	client := func(words string, fds ...int) *net.UnixConn {
 		var conn net.Conn
 		if !eventually(10*time.Second, func() bool {
@@ -418,7 +423,7 @@ func TestCaptureHostile(t *testing.T) {
 		}
 		c := conn.(*net.UnixConn)
 		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, _, err := c.WriteMsgUnix([]byte(words+"\n"), unix.UnixRights(fds...), nil); err != nil {
+		if _, _, err := c.WriteMsgUnix([]byte(words+"\n"), unix.UnixRights(fds...), nil); err != nil && !full(err) {
 			t.Fatal(err)
 		}
 		return c
@@ -428,7 +433,7 @@ func TestCaptureHostile(t *testing.T) {
 		c := client(ask)
 		line, oob := make([]byte, 1000), make([]byte, 1000)
 		n, oobn, _, _, err := c.ReadMsgUnix(line, oob)
-		if err != nil {
+		if err != nil && !full(err) {
 			t.Fatal(err)
 		}
 		if m, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(m) == 1 {
@@ -490,7 +495,8 @@ func TestCaptureHostile(t *testing.T) {
 		if !eventually(10*time.Second, func() bool {
 			var said string
 			if c, fd, said = begin(); fd < 0 {
-				if c.Close(); !strings.Contains(said, "captures are going on") {
+				c.Close()
+				if said != "" && !strings.Contains(said, "captures are going on") && !strings.Contains(said, "clients are being served") {
 					t.Fatal(said)
 				}
 			}
