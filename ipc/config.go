@@ -72,7 +72,7 @@ type Config struct {
 	Addr6   [16]byte // the same of IPv6
 	Prefix6 uint8    // 0 to 128
 	Our4    [16]byte // our address on the link, IPv4: the guest's gateway
-	Our6    [16]byte // our address on the link, IPv6, global or link-local
+	Our6    [16]byte // our address on the link, IPv6: the guest's gateway, global or link-local
 	OurLL6  [16]byte // our link-local address, source of RAs
 
 	MapHostLoopback4 [16]byte // loopback sources appear to the guest as this

@@ -124,6 +124,23 @@ func TestWorkerAddresses(t *testing.T) {
 	}
 }
 
+// TestWorkerOwn6: beside our link-local address stands one that routers behind the guest
+// forward, where the guest's gateway is one.
+func TestWorkerOwn6(t *testing.T) {
+	for _, tt := range []struct{ command, own, link string }{
+		{"pasta", "fe80::1", "fe80::1"},
+		{"pasta -g fe80::77", "fe80::77", "fe80::77"},
+		{"pasta -a fc00::3 -g fc00::1 --no-map-gw", "fc00::1", "fe80::1"},
+		{"pasta -4", "-", "-"},
+	} {
+		h := home()
+		w := &newPlan(t, tt.command, h).Worker
+		if own, link := said(w.Our6), said(w.OurLL6); own != tt.own || link != tt.link {
+			t.Errorf("%s: %s and %s, want %s and %s", tt.command, own, link, tt.own, tt.link)
+		}
+	}
+}
+
 func prefixBits(n uint8) string {
 	p := netip.PrefixFrom(netip.IPv6Unspecified(), int(n)).String()
 	return p[strings.IndexByte(p, '/')+1:]

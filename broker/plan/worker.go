@@ -45,6 +45,7 @@ func (p *Plan) workerConfig(h Host) error {
 		put(&c.Addr6, g.v6.addr.Addr())
 		c.Prefix6 = uint8(max(g.v6.addr.Bits(), 0))
 		put(&c.Our6, g.v6.our)
+		put(&c.Our6, g.v6.gateway) // routers pass on what comes from it
 		put(&c.OurLL6, g.linkLL)
 		put(&c.MapHostLoopback6, g.v6.mapHostLoopback)
 		put(&c.MapGuestAddr6, g.v6.mapGuestAddr)

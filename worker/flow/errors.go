@@ -152,10 +152,14 @@ func (g *Guest) Offender(by, peer, remote packet.Addr) packet.Addr {
 			return a
 		}
 	}
-	if own := g.Own(v4); !own.IsZero() {
-		return own
+	own := g.Own(v4)
+	switch {
+	case own.IsZero():
+		return remote
+	case remote.IsLinkLocal():
+		return g.linkLocal()
 	}
-	return remote
+	return own
 }
 
 // ICMPError is what the guest is told of something that it has sent: an ICMP or

@@ -105,6 +105,14 @@ func TestOffender(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
+	// Errors reach who is behind the guest only from an address that routers forward.
+	global, remoteLL := packet.Addr{0: 0xfc, 15: 1}, packet.Addr{0: 0xfe, 1: 0x80, 15: 9}
+	g.Our6, g.OurLL6 = global, our6
+	for remote, want := range map[packet.Addr]packet.Addr{remote6: global, remoteLL: our6} {
+		if got := g.Offender(packet.Addr{}, packet.Addr{}, remote); got != want {
+			t.Errorf("%v: %v, want %v", remote, got, want)
+		}
+	}
 	g = &Guest{} // without an address of ours, the remote has to do
 	if got := g.Offender(packet.Addr{}, peer4, remote4); got != remote4 {
 		t.Errorf("%v", got)

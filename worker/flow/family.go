@@ -42,6 +42,17 @@ func (g *Guest) Inbound(peer packet.Addr) (remote, target packet.Addr) {
 	return remote, target
 }
 
+// InboundTo is how a target that a rule names sees the peer. It may be beyond the guest,
+// in a container on a bridge, say, and nothing whose source is a link-local address is
+// forwarded there (RFC 4291 section 2.5.6).
+func (g *Guest) InboundTo(target, peer packet.Addr) packet.Addr {
+	remote := g.InboundSource(peer)
+	if !target.IsLinkLocal() && remote == packet.Addr(g.OurLL6) && g.Our6 != [16]byte{} {
+		return g.Our6
+	}
+	return remote
+}
+
 // silent6 tells whether a guest that is up has sent no packet of IPv6. One that has
 // IPv6 sends some by itself as its interface comes up (RFC 4862, RFC 9777).
 func (g *Guest) silent6() bool { return g.heard4 && !g.heard6 }

@@ -9,6 +9,32 @@ import (
 	"aldente/worker/packet"
 )
 
+// TestInboundTo: what a rule sends on beyond the guest comes from an address that
+// routers forward.
+func TestInboundTo(t *testing.T) {
+	ll, global, far := packet.Addr{0: 0xfe, 1: 0x80, 15: 1}, packet.Addr{0: 0xfc, 15: 1}, packet.Addr{0: 0x20, 15: 9}
+	lo4, our4 := packet.AddrFrom4([4]byte{127, 0, 0, 1}), packet.AddrFrom4([4]byte{192, 0, 2, 1})
+	beyond, guestLL, beyond4 := packet.Addr{0: 0xfd, 15: 2}, packet.Addr{0: 0xfe, 1: 0x80, 15: 2}, packet.AddrFrom4([4]byte{10, 89, 0, 2})
+	for _, tt := range []struct {
+		name               string
+		our, mapped        packet.Addr
+		target, peer, want packet.Addr
+	}{
+		{name: "loopback", our: global, target: beyond, peer: packet.Addr{15: 1}, want: global},
+		{name: "loopback, mapped", our: global, mapped: packet.Addr{0: 0x20, 15: 7}, target: beyond, peer: packet.Addr{15: 1}, want: packet.Addr{0: 0x20, 15: 7}},
+		{name: "the guest's address on the host", our: global, target: beyond, peer: packet.Addr{0: 0x20, 15: 2}, want: global},
+		{name: "another host", our: global, target: beyond, peer: far, want: far},
+		{name: "on the link", our: global, target: guestLL, peer: packet.Addr{15: 1}, want: ll},
+		{name: "no other address of ours", our: ll, target: beyond, peer: packet.Addr{15: 1}, want: ll},
+		{name: "IPv4", our: global, target: beyond4, peer: lo4, want: our4},
+	} {
+		g := Guest{Config: ipc.Config{Our4: our4, Our6: tt.our, OurLL6: ll, MapHostLoopback6: tt.mapped, Addr6: packet.Addr{0: 0x20, 15: 2}}}
+		if got := g.InboundTo(tt.target, tt.peer); got != tt.want {
+			t.Errorf("%s: from %v", tt.name, got)
+		}
+	}
+}
+
 // TestInboundFamily: a client of the host's loopback reaches a guest by the family
 // that it has, others by their own or not at all.
 func TestInboundFamily(t *testing.T) {

@@ -93,9 +93,17 @@ func (g *Guest) InboundSource(a packet.Addr) packet.Addr {
 		if v4 {
 			return g.Our4
 		}
-		return g.Our6
+		return g.linkLocal()
 	}
 	return a
+}
+
+// linkLocal is our link-local address, or the one that we have.
+func (g *Guest) linkLocal() packet.Addr {
+	if g.OurLL6 != [16]byte{} {
+		return g.OurLL6
+	}
+	return g.Our6
 }
 
 // InboundTarget is the guest's address for a connection or datagram whose

@@ -137,6 +137,7 @@ func TestAcceptErrors(t *testing.T) {
 func TestAcceptWhere(t *testing.T) {
 	other := packet.AddrFrom4([4]byte{10, 0, 2, 77})
 	local := packet.AddrFrom4([4]byte{127, 0, 0, 1})
+	other6, ll6 := packet.Addr{0: 0xfd, 1: 9, 15: 0x77}, packet.Addr{0: 0xfe, 1: 0x80, 15: 1}
 	for _, tt := range []struct {
 		name     string
 		peer     packet.Addr
@@ -147,12 +148,14 @@ func TestAcceptWhere(t *testing.T) {
 		{"the guest", remote4, packet.Addr{}, guest4, remote4, guest4},
 		{"a target", remote4, other, guest4, remote4, other},
 		{"from loopback", local, packet.Addr{}, guest4, our4, guest4},
+		{"a target, from loopback", local, other, guest4, our4, other},
+		{"a target, from loopback, IPv6", packet.Addr{15: 1}, other6, guest4, our6, other6},
 		{"guest not known", remote4, packet.Addr{}, packet.Addr{}, packet.Addr{}, packet.Addr{}},
 		{"other family", remote6, guest4, guest4, packet.Addr{}, packet.Addr{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := newEnv(t)
-			e.g.Seen4 = tt.seen
+			e.g.Seen4, e.g.OurLL6 = tt.seen, ll6
 			l := e.newSock()
 			l.listening = true
 			e.tr.AddListener(&ipc.Listener{ID: 9, Proto: ipc.ProtoTCP, GuestPort: 80, Target: tt.target}, l.fd)

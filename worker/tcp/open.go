@@ -345,7 +345,7 @@ func (t *Translator) accept(l *listener) {
 func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16) {
 	remote, guest := t.g.Inbound(peer)
 	if !l.target.IsZero() {
-		remote, guest = t.g.InboundSource(peer), l.target
+		remote, guest = t.g.InboundTo(l.target, peer), l.target
 	}
 	if guest.IsZero() || guest.Is4() != remote.Is4() {
 		t.resetSocket(fd)

@@ -255,7 +255,7 @@ func (t *Translator) openIn(host *store.Key, l *listener, all []flow.Datagram, l
 	d := &all[0]
 	remote, guest := t.g.Inbound(d.From)
 	if !l.target.IsZero() {
-		remote, guest = t.g.InboundSource(d.From), l.target
+		remote, guest = t.g.InboundTo(l.target, d.From), l.target
 	}
 	if guest.IsUnspecified() || guest.Is4() != remote.Is4() || !unicast(&remote) || d.FromPort == 0 {
 		t.Stats.NoTarget += uint64(len(all))

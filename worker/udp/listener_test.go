@@ -32,6 +32,7 @@ func TestInbound(t *testing.T) {
 	host4 := packet.AddrFrom4([4]byte{198, 51, 100, 7})
 	host6 := packet.Addr{0: 0x20, 1: 1, 2: 0xd, 3: 0xb8, 4: 5, 15: 7}
 	other4 := packet.AddrFrom4([4]byte{10, 0, 0, 77})
+	other6, global6 := packet.Addr{0: 0xfd, 1: 9, 15: 0x77}, packet.Addr{0: 0xfc, 15: 1}
 	tests := []struct {
 		name     string
 		target   packet.Addr
@@ -44,12 +45,14 @@ func TestInbound(t *testing.T) {
 		{"IPv6", packet.Addr{}, remote6, host6, remote6, guest6, host6},
 		{"loopback", packet.Addr{}, loop4, loop4, our4, guest4, loop4},
 		{"target", other4, remote4, host4, remote4, other4, host4},
+		{"target, IPv6 loopback", other6, packet.Addr{15: 1}, packet.Addr{15: 1}, global6, other6, packet.Addr{15: 1}},
 		{"no local address", packet.Addr{}, remote4, packet.Addr{}, remote4, guest4, packet.Addr{}},
 		{"to everybody", packet.Addr{}, remote4, packet.AddrFrom4([4]byte{255, 255, 255, 255}), remote4, guest4, packet.Addr{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t)
+			r.guest.OurLL6, r.guest.Our6 = our6, global6
 			l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53, Target: tt.target})
 			l.Datagrams = []flow.Datagram{from(tt.peer, 2000, tt.to, "one"), from(tt.peer, 2000, tt.to, "two")}
 			r.ListenerReady(l.Token, flow.Readable)
@@ -63,7 +66,7 @@ func TestInbound(t *testing.T) {
 			if n := len(r.host.TakeOpens()); n != 0 {
 				t.Errorf("%d requests before the guest has answered", n)
 			}
-			if tt.dst == other4 {
+			if tt.dst == tt.target {
 				return // the helper below speaks for the guest's own address only
 			}
 			r.input(r.frame(tt.seen, 53, 2000, []byte("answer")), 0)
