@@ -43,9 +43,10 @@ func bulk() int64 {
 // engine is Podman for one user on the lab's host, with storage, images and
 // configuration of its own.
 type engine struct {
-	t   *testing.T
-	lab *netlab.Lab
-	dir string
+	t    *testing.T
+	lab  *netlab.Lab
+	dir  string
+	next bool // the Podman of /next
 }
 
 // newLab is a host and a remote with a resolver.
@@ -64,11 +65,22 @@ func newLab(t *testing.T, shape netlab.Shape) *netlab.Lab {
 // newEngine makes Podman usable. conf is added to containers.conf.
 func newEngine(t *testing.T, lab *netlab.Lab, conf string) *engine {
 	t.Helper()
+	return makeEngine(t, lab, conf, os.Getenv("ALDENTE_PODMAN") == "next")
+}
+
+// makeEngine is newEngine with a Podman of one's choice.
+func makeEngine(t *testing.T, lab *netlab.Lab, conf string, next bool) *engine {
+	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "podman")
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &engine{t: t, lab: lab, dir: dir}
+	e := &engine{t: t, lab: lab, dir: dir, next: next}
+	helpers := []string{filepath.Dir(netlab.Pasta())}
+	if next {
+		helpers = append(helpers, "/next/usr/lib/podman", "/next/usr/libexec/podman")
+	}
+	helpers = append(helpers, "/usr/libexec/podman", "/usr/lib/podman", "/usr/bin")
 	// Storage by copies: a container is 2 MB, and so neither overlayfs on
 	// whatever is below nor FUSE has to work.
 	e.write("config/containers/storage.conf", "[storage]\ndriver = \"vfs\"\n")
@@ -76,10 +88,10 @@ func newEngine(t *testing.T, lab *netlab.Lab, conf string) *engine {
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
-helper_binaries_dir = [%q, "/usr/libexec/podman", "/usr/lib/podman", "/usr/bin"]
+helper_binaries_dir = ["%s"]
 [containers]
 log_driver = "k8s-file"
-%s`, filepath.Dir(netlab.Pasta()), conf))
+%s`, strings.Join(helpers, `", "`), conf))
 	e.write("root/etc/services", "")
 	busybox := "root/bin/busybox"
 	command(t, "install", "-D", "/usr/bin/busybox", filepath.Join(dir, busybox))
@@ -93,7 +105,7 @@ log_driver = "k8s-file"
 
 // For returns the engine as a subtest uses it.
 func (e *engine) For(t *testing.T) *engine {
-	return &engine{t: t, lab: e.lab.For(t), dir: e.dir}
+	return &engine{t: t, lab: e.lab.For(t), dir: e.dir, next: e.next}
 }
 
 func (e *engine) write(name, text string) {
@@ -124,8 +136,12 @@ func tarball(t *testing.T, dir string) string {
 
 // environment is what the user's programs run under.
 func (e *engine) environment() []string {
+	first := ""
+	if e.next {
+		first = "/next/usr/bin:"
+	}
 	return []string{"env", "-i", "HOME=" + e.dir, "XDG_RUNTIME_DIR=" + e.dir + "/run", "XDG_CONFIG_HOME=" + e.dir + "/config",
-		"XDG_DATA_HOME=" + e.dir + "/data", "TMPDIR=/tmp", "PATH=" + filepath.Dir(netlab.Pasta()) + ":/usr/bin:/usr/sbin:/bin:/sbin"}
+		"XDG_DATA_HOME=" + e.dir + "/data", "TMPDIR=/tmp", "PATH=" + first + filepath.Dir(netlab.Pasta()) + ":/usr/bin:/usr/sbin:/bin:/sbin"}
 }
 
 // start starts a program of the user's on the lab's host.

@@ -2,37 +2,63 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the tests with rootless Podman and RootlessKit, both the newest, in a
 # Debian unstable of their own below build/. Needs root, debootstrap and the
-# network, and 600 MB: that is why "make test" leaves these tests out.
+# network, and 900 MB: that is why "make test" leaves these tests out.
+#
+# /next in there is what Debian unstable does not have yet: Podman and netavark of
+# Debian experimental, RootlessKit from its own source. Tests of Podman 6 take
+# these, and all tests do with ALDENTE_PODMAN=next.
 #
 #	test/podman/run.sh                       with bin/pasta
 #	test/podman/run.sh -test.run Publish     arguments go to the test binary
 #	ALDENTE_PASTA=DIR/pasta test/podman/run.sh   with the programs in DIR
 #	ALDENTE_PASTA=original test/podman/run.sh    with Debian's pasta
+#	ALDENTE_PODMAN=next test/podman/run.sh       all with the Podman of /next
 set -eu
 cd "$(dirname "$0")/../.."
 repo=$PWD
 root=$repo/build/podman
 test "$(id -u)" = 0 || { echo "$0: needs root, to make the tree; Podman itself runs as another user" >&2; exit 1; }
 
+# inside runs a program in the tree, with /proc.
+inside() {
+	unshare -m sh -c 'mount --bind /proc "$1/proc" && shift && DEBIAN_FRONTEND=noninteractive chroot "$@"' sh "$root" "$root" "$@"
+}
+mirror=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+	awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ { print $3; exit }')
+
 if ! test -e "$root/ready"; then
 	command -v debootstrap >/dev/null || { echo "$0: debootstrap is not installed" >&2; exit 1; }
-	mirror=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-		awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ { print $3; exit }')
 	rm -rf "$root"
 	mkdir -p "$root"
 	# shellcheck disable=SC2086
 	debootstrap --variant=minbase sid "$root" $mirror
 	printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 	chmod 755 "$root/usr/sbin/policy-rc.d"
-	unshare -m sh -c 'mount --bind /proc "$1/proc" && DEBIAN_FRONTEND=noninteractive chroot "$1" \
-		apt-get install -qq -y --no-install-recommends podman buildah crun netavark aardvark-dns nftables passt \
-		uidmap catatonit rootlesskit busybox-static iproute2' sh "$root"
+	inside apt-get install -qq -y --no-install-recommends podman buildah crun netavark aardvark-dns nftables passt \
+		uidmap catatonit rootlesskit busybox-static iproute2
 	chroot "$root" useradd -m -u 1000 podman
 	grep -q ^podman: "$root/etc/subuid" || for f in subuid subgid; do echo podman:100000:65536 >>"$root/etc/$f"; done
 	mkdir -p "$root/repo" "$root/old" "$root/under-test"
 	rm -rf "$root/var/cache/apt/archives" "$root/var/lib/apt/lists"
 	echo 127.0.0.1 localhost >"$root/etc/hosts"
 	touch "$root/ready"
+fi
+
+# A mirror may be a snapshot, whose index is past its date.
+if ! test -e "$root/next/ready"; then
+	rm -rf "$root/next"
+	mkdir -p "$root/next/usr/bin"
+	# The tree's own index may be gone: the folder of lists is one for this alone.
+	echo "deb ${mirror:-http://deb.debian.org/debian} experimental main" >"$root/next/sources.list"
+	inside sh -c 'cd /next && set -- -qq -o Acquire::Check-Valid-Until=false -o Dir::Etc::SourceList=/next/sources.list \
+			-o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User=root &&
+		apt-get "$@" update && apt-get "$@" download podman/experimental netavark/experimental &&
+		for deb in *.deb; do dpkg-deb -x "$deb" /next || exit; done && rm -rf -- *.deb /var/lib/apt/lists'
+	# It is a program of its own: nothing of it becomes part of this module.
+	GOFLAGS='' CGO_ENABLED=0 GOBIN="$root/next/usr/bin" go install \
+		github.com/rootless-containers/rootlesskit/v3/cmd/rootlesskit@latest \
+		github.com/rootless-containers/rootlesskit/v3/cmd/rootlessctl@latest
+	touch "$root/next/ready"
 fi
 
 # Compiled here: there is no Go in there.
