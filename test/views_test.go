@@ -97,6 +97,15 @@ func TestMonitoring(t *testing.T) {
 			}
 		}
 	}
+	doc, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (aldente_\w+)`).FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(string(doc), "`"+m[1]+"`") {
+			t.Errorf("docs/operations.md does not name %s", m[1])
+		}
+	}
 	_ = other.Proc.Signal(syscall.SIGSTOP)
 	// The signal has its time, too.
 	left := regexp.MustCompile(`aldente_exporter_skipped_instances_total\{reason="timeout"\} [1-9]`)
