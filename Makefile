@@ -61,7 +61,7 @@ permissions: all
 	$(GO) build -o build/permissions ./test/permissions
 	build/permissions $(if $(RUN),-counts) $(MAKE) e2e
 
-## test-podman: rootless Podman and RootlessKit with these programs; root, debootstrap, 900 MB; RUN selects by name
+## test-podman: rootless Podman and RootlessKit with these programs; root, debootstrap, 600 MB; RUN selects by name
 test-podman: all
 	test/podman/run.sh $(if $(RUN),-test.run '$(RUN)')
 

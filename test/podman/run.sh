@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the tests with rootless Podman and RootlessKit, both the newest, in a
 # Debian unstable of their own below build/. Needs root, debootstrap and the
-# network, and 900 MB: that is why "make test" leaves these tests out.
+# network, and 600 MB: that is why "make test" leaves these tests out.
 #
 # /next in there is what Debian unstable does not have yet: Podman and netavark of
 # Debian experimental, RootlessKit from its own source. Tests of Podman 6 take
