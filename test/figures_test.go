@@ -198,3 +198,72 @@ func TestCountersSurvive(t *testing.T) {
 		t.Errorf("%v workers were replaced", n)
 	}
 }
+
+// TestFiguresLie: whatever a captured worker says of its figures, who has asked gets
+// an answer or is told why not, in plain characters and in bounded time; what is
+// malformed, or was not asked for, is its end, and the broker lives.
+func TestFiguresLie(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for _, tt := range []struct {
+		how   string
+		lives bool
+	}{{"absurd", true}, {"endless", true}, {"silence", true}, {"more", false}, {"other", false}, {"circles", false}, {"unasked", false}} {
+		t.Run(tt.how, func(t *testing.T) {
+			script := "figures=" + tt.how
+			if tt.how == "silence" {
+				script = "sleep=1ms"
+			}
+			g := hostileGuest(t, lab, script)
+			before := vitals(t, g.Proc.PID)
+			for _, command := range []string{"flows", "counters"} {
+				began := time.Now()
+				c := dialStatus(t, lab, g)
+				_, _ = fmt.Fprintf(c, `{"version":1,"command":%q}`+"\n", command)
+				n, err := io.Copy(checkLines{t}, io.LimitReader(c, api.MaxReply)) // more no client of ours reads
+				c.Close()
+				t.Logf("%s: %d bytes in %v", command, n, time.Since(began))
+				if took := time.Since(began); took > 45*time.Second || n == 0 || err != nil {
+					t.Errorf("%s: %d bytes in %v, %v", command, n, took, err)
+				}
+			}
+			if tt.lives {
+				if strings.Contains(g.Proc.Output(), "worker ended") {
+					t.Errorf("the worker has ended:\n%s", g.Proc.Output())
+				}
+			} else if cause := ended(t, g); !strings.Contains(cause, "killed by the broker: malformed record") {
+				t.Errorf("cause %q", cause)
+			}
+			if g.Proc.Exited() {
+				t.Fatal("the broker is gone")
+			}
+			// A worker that is about to start takes a few descriptors.
+			if after := vitals(t, g.Proc.PID); after.fds > before.fds+16 || after.rss > before.rss+64<<10 {
+				t.Errorf("%+v before, %+v after", before, after)
+			}
+		})
+	}
+}
+
+// checkLines is where an answer goes that has to be printable.
+type checkLines struct{ t *testing.T }
+
+func (c checkLines) Write(b []byte) (int, error) {
+	for _, ch := range b {
+		if ch != '\n' && (ch < ' ' || ch > '~') {
+			c.t.Fatalf("a character %#x", ch)
+		}
+	}
+	return len(b), nil
+}
+
+// dialStatus connects to the status socket of a guest's instance, as root.
+func dialStatus(t *testing.T, lab *netlab.Lab, g *netlab.Guest) net.Conn {
+	t.Helper()
+	c, err := lab.Host.DialError("unix", fmt.Sprintf("@%s%d", api.Prefix, g.Proc.PID), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	return c
+}

@@ -34,6 +34,7 @@ var protocols = map[string]uint8{
 //	unread=N,PROTO,DST,PORT            N requests, no answer read
 //	hold=N,PROTO,DST,PORT           N flows, none closed
 //	events=N                         N events
+//	figures=HOW                      lies about figures, see lie
 //	fd=                              a descriptor, which takes a forbidden call
 func (c *scriptedWorker) hostile(key, value string) string {
 	f := strings.Split(value, ",")
@@ -46,6 +47,8 @@ func (c *scriptedWorker) hostile(key, value string) string {
 		return c.ask(&o)
 	case "record":
 		return c.record(value)
+	case "figures":
+		return c.lie(value)
 	case "hold":
 		n, _ := strconv.Atoi(f[0])
 		o, err := c.request("open", f[1:])

@@ -293,7 +293,12 @@ func TestCuriousWorlds(t *testing.T) {
 			w.curious.always = true
 			w.counting = s%4 == 0
 			w.live()
-			for w.curious.always = false; w.curious.waiting; {
+			w.curious.always = false
+			for k := 0; w.curious.waiting; k++ {
+				if k == 100 {
+					t.Fatal("no answer")
+				}
+				w.sleep(answerRetry)
 				w.turn()
 			}
 			answers += w.curious.answers

@@ -44,14 +44,15 @@ func TestDescribed(t *testing.T) {
 			p.s.say(1000)
 			e.settle()
 			p.acks(1001, 0xffff)
+			p.send(0, 10)
 			p.s.txRoom = 60
 			p.send(0, 100)
 			got := e.described()
 			e.take()
 			want := ipc.Flow{
 				Proto: ipc.ProtoTCP, Direction: ipc.FlowOut, State: ipc.FlowEstablished, Guest: p.guest, GuestPort: p.port,
-				Remote: p.remote, RemotePort: remotePort, Age: uint64(e.now - began), Sent: 60, Received: 1000, Queued: 40,
-				SentPackets: handshake.SentPackets + 2, ReceivedPackets: handshake.ReceivedPackets + 2, RTT: 30_000, Retransmits: 3,
+				Remote: p.remote, RemotePort: remotePort, Age: uint64(e.now - began), Sent: 70, Received: 1000, Queued: 40,
+				SentPackets: handshake.SentPackets + 3, ReceivedPackets: handshake.ReceivedPackets + 3, RTT: 30_000, Retransmits: 3,
 			}
 			if name == "in" {
 				want.Direction = ipc.FlowIn
