@@ -100,6 +100,7 @@ func requestRows(clients []int) []row {
 		r.sysctl = 1 // with the default the bulk of some hardly moves
 		rows = append(rows, r)
 	}
+	rows = append(rows, askedRow())
 	for _, n := range clients {
 		rows = append(rows, rateRow(fmt.Sprintf("connect/request/close, %d clients", n),
 			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {

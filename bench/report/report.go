@@ -177,7 +177,9 @@ func Median(v []float64) (float64, bool) {
 }
 
 // lowerIsBetter tells by a row's unit.
-func lowerIsBetter(unit string) bool { return unit != "Gbit/s" && unit != "1/s" }
+func lowerIsBetter(unit string) bool {
+	return unit != "Gbit/s" && unit != "1/s" && unit != "× without"
+}
 
 // number has three significant digits, or all before the point.
 func number(v float64) string {
