@@ -10,12 +10,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"aldente/broker/control/api"
 	"aldente/test/netlab"
 
 	"golang.org/x/sys/unix"
@@ -49,7 +52,8 @@ func TestNoHelpers(t *testing.T) {
 
 // TestNowhereElse looks for sockets by which anybody could command an instance
 // (CVE-2021-4024 was a control port open to the network): it listens on the
-// ports that it was asked to forward.
+// ports that it was asked to forward, and by one local socket that shows and changes
+// nothing.
 func TestNowhereElse(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
@@ -80,13 +84,30 @@ func TestNowhereElse(t *testing.T) {
 	if listens == 0 {
 		t.Error("the forwarded port was not found")
 	}
+	status := 0
 	for line := range strings.Lines(lab.Host.Read("/proc/net/unix")) {
 		// Flags 0x10000: it accepts connections. A path or an abstract name
 		// would be the eighth field.
-		if f := strings.Fields(line); len(f) > 6 && ours[f[6]] && (f[3] == "00010000" || len(f) > 7) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) < 7 || !ours[f[6]] || f[3] != "00010000" && len(f) == 7:
+		case len(f) == 8 && slices.Contains(g.Processes(), pidOf(f[7])):
+			status++ // whom that one answers is for TestStatusOtherUsers and TestStatusGuest
+		default:
 			t.Errorf("a local socket that others can reach: %s", line)
 		}
 	}
+	if status != 1 {
+		t.Errorf("%d status sockets", status)
+	}
+}
+
+// pidOf is the process number in the name of a status socket, as /proc/net/unix shows
+// it; zero if it is another name.
+func pidOf(name string) int {
+	pid, _ := strings.CutPrefix(name, "@"+api.Prefix)
+	n, _ := strconv.Atoi(pid)
+	return n
 }
 
 // TestAwkwardTraffic sends what has ended others by an assertion or a loop:

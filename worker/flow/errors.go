@@ -156,7 +156,7 @@ func (g *Guest) Offender(by, peer, remote packet.Addr) packet.Addr {
 	switch {
 	case own.IsZero():
 		return remote
-	case remote.IsLinkLocal():
+	case !v4 && remote.IsLinkLocal():
 		return g.linkLocal()
 	}
 	return own

@@ -88,6 +88,7 @@ func TestOffender(t *testing.T) {
 	remote4, peer4 := packet.AddrFrom4([4]byte{198, 51, 100, 1}), packet.AddrFrom4([4]byte{10, 0, 0, 9})
 	remote6, router4 := packet.Addr{0: 0x20, 1: 1, 15: 9}, packet.AddrFrom4([4]byte{203, 0, 113, 7})
 	lo4 := packet.AddrFrom4([4]byte{127, 0, 0, 1})
+	local4, local6 := packet.AddrFrom4([4]byte{169, 254, 169, 254}), packet.Addr{0: 0xfe, 1: 0x80, 15: 7}
 	g := &Guest{}
 	g.Our4, g.Our6 = our4, our6
 	for _, tt := range []struct {
@@ -100,6 +101,8 @@ func TestOffender(t *testing.T) {
 		{"the host, IPv6", packet.Addr{}, remote6, remote6, our6},
 		{"the host's loopback", lo4, peer4, remote4, our4},
 		{"a router of the other family", router4, remote6, remote6, our6},
+		{"the host, to a link-local remote", packet.Addr{}, local4, local4, our4},
+		{"the host, to a link-local remote, IPv6", packet.Addr{}, local6, local6, our6},
 	} {
 		if got := g.Offender(tt.by, tt.peer, tt.remote); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
