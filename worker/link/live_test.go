@@ -316,6 +316,8 @@ func FuzzLive(f *testing.F) {
 	}
 	for _, frame := range fuzz.Captured("ping", "curl") {
 		fuzz.Add(f, slices.Concat([]byte{9, 100}, frame))
+		fuzz.Add(f, slices.Concat([]byte{0x50, 0}, frame))
+		fuzz.Add(f, slices.Concat([]byte{9, 0}, frame[:20]))
 	}
 	for _, b := range superSeeds() {
 		fuzz.Add(f, slices.Concat([]byte{0x80, 40}, b))
@@ -350,7 +352,18 @@ func FuzzLive(f *testing.F) {
 			want = expectRecords(frame, false)
 			c.Frame(42, FromGuest, &note, &frame.o, frame.headers, frame.payload)
 		}
+		if late := c.WantsLate(frame.headers); late != (wanted && to.Drops) {
+			t.Fatalf("wanted %v, late %v", wanted, late)
+		}
 		got := []byte(nil)
+		if n := 1; mode&0x10 != 0 && len(want) == 1 {
+			for ; c.dropped == 0; n++ { // nobody reads
+				c.Frame(42, FromGuest, &note, &frame.o, frame.headers, frame.payload)
+			}
+			got = drain(r)
+			c.Frame(42, FromGuest, &note, &frame.o, frame.headers, frame.payload)
+			want = slices.Repeat(want, n+1-int(c.dropped))
+		}
 		for c.End(); !c.Over(); c.Flush() {
 			got = append(got, drain(r)...)
 		}
