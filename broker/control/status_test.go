@@ -345,7 +345,7 @@ func TestDescriptors(t *testing.T) {
 		c.Close()
 		settled(before)
 	}
-	in.fails = true
+	in.fails.Store(true)
 	c := say(wantCapture)
 	if r := replies(t, c); len(r) != 1 || r[0].Error != "no worker" {
 		t.Errorf("%+v", r)
@@ -357,14 +357,14 @@ func TestDescriptors(t *testing.T) {
 // capturing is an instance that can be captured.
 type capturing struct {
 	fake
-	fails bool
+	fails atomic.Bool
 	going atomic.Int32
 	spec  atomic.Pointer[api.CaptureSpec]
 }
 
 func (k *capturing) Capture(spec *api.CaptureSpec) (int, func(), error) {
 	var p [2]int
-	if k.fails {
+	if k.fails.Load() {
 		return -1, nil, errors.New("no worker")
 	}
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {

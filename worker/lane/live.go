@@ -25,7 +25,8 @@ type live struct {
 	captures [ipc.MaxLive]link.Live
 	ids      [ipc.MaxLive]uint32
 	tokens   [ipc.MaxLive]uint64
-	gen      uint32 // of the last token
+	until    [ipc.MaxLive]int64 // of those that end: when what nobody has read is given up
+	gen      uint32             // of the last token
 
 	reasons []reason
 	before  []uint64    // the reasons' counters, before the frame in hand
@@ -35,6 +36,10 @@ type live struct {
 	verdict link.Note   // why a flow ends, while it does: of what the guest is told of that
 	pkt     packet.Packet
 }
+
+// lastWords is how long a capture that has ended waits for somebody to read what is
+// left, in nanoseconds. After that, it goes with the next turn that there is.
+const lastWords = 5_000_000_000
 
 // reason is why a frame from the guest is dropped: that a counter grows.
 type reason struct {
@@ -140,6 +145,7 @@ func (v *live) end(id uint32) {
 	for i := range v.captures {
 		if v.ids[i] == id {
 			v.captures[i].End()
+			v.until[i] = v.l.now + lastWords
 		}
 	}
 }
@@ -168,6 +174,9 @@ func (v *live) flush() {
 	for i := range v.captures {
 		c := &v.captures[i]
 		c.Flush()
+		if c.Ending() && v.l.now >= v.until[i] {
+			c.Drop()
+		}
 		v.settle(i)
 		none = none && c.None()
 	}

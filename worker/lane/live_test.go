@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gopacket/gopacket/pcapgo"
 	"golang.org/x/sys/unix"
@@ -374,6 +375,12 @@ func TestLiveEnds(t *testing.T) {
 	k.from(question(false, 53), &packet.Offload{})
 	if got, ended := noted(t, next); ended || len(got) != 1 {
 		t.Errorf("a new one shows %q, ended %v", got, ended)
+	}
+	k.lastID -= ipc.MaxLive - 1 // the second of those that nobody reads
+	end()
+	k.l.start = k.l.start.Add(-time.Duration(lastWords) - time.Millisecond)
+	if k.from(question(false, 53), &packet.Offload{}); !k.l.live.captures[1].None() {
+		t.Error("what nobody reads is kept for ever")
 	}
 	for _, fd := range append(pipes, next) {
 		unix.Close(fd)
