@@ -77,13 +77,13 @@ func (e *ends) closed(fd int32) {
 	if fd < 0 || int(fd) >= len(e.token) || e.token[fd] == 0 {
 		return
 	}
-	if e.fd != fd {
-		e.last = ipc.Ended{How: ipc.EndUnused}
+	told := ipc.Ended{How: ipc.EndUnused}
+	if e.fd == fd { // a flow may have another socket, which is closed before
+		told, e.fd = e.last, -1
 	}
-	e.last.Token = e.token[fd]
-	e.fd, e.token[fd] = -1, 0
+	told.Token, e.token[fd] = e.token[fd], 0
 	if n := e.add(ipc.EndedSize); n != nil {
-		e.last.Encode(n.rec[:])
+		told.Encode(n.rec[:])
 	}
 }
 

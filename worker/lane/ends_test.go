@@ -97,6 +97,24 @@ func TestEnds(t *testing.T) {
 	ours = -1
 }
 
+// TestEndsOfTwoSockets: a flow past the link has two, and what it has carried belongs to
+// that of which there is a line.
+func TestEndsOfTwoSockets(t *testing.T) {
+	e := newEnds(8)
+	e.opened(3, 30)
+	e.opened(4, 40)
+	e.ended(4, ipc.EndIdle, &flow.Traffic{Sent: 5, Received: 6})
+	e.closed(3)
+	e.closed(4)
+	want := []ipc.Ended{{Token: 30, How: ipc.EndUnused}, {Token: 40, How: ipc.EndIdle, Sent: 5, Received: 6}}
+	for k, w := range want {
+		var got ipc.Ended
+		if e.n != len(want) || got.Decode(e.queue[k].rec[:ipc.EndedSize]) != nil || got != w {
+			t.Errorf("%d records: %+v, want %+v", e.n, got, w)
+		}
+	}
+}
+
 // TestEndsWaitForTheBroker: what a full channel does not take comes when there is room,
 // in its order, without an event, and more than may wait is lost.
 func TestEndsWaitForTheBroker(t *testing.T) {
