@@ -27,7 +27,7 @@ const patience = 2 * time.Second
 // Errors of those who ask.
 var (
 	ErrNoWorker = errors.New("no worker runs at the moment (try again in a moment)")
-	ErrSilent   = errors.New("the worker does not answer")
+	ErrSilent   = errors.New("the worker does not answer (try again)")
 	ErrGone     = errors.New("the worker has ended meanwhile (try again)")
 )
 

@@ -4,10 +4,13 @@
 // ends, and of each that is refused.
 //
 // Who a flow is of, where it leads and what was decided on it is the broker's own
-// word. How much it has carried and how it has ended only its worker knows. A worker
-// that was taken over can lie about that. It cannot have a flow left out that it got
-// a socket for, but by many lines, of which those that are left out are counted: one
-// whose end it keeps to itself is told of when the worker ends.
+// word. How much it has carried and how it has ended only its worker knows, and which
+// connections have come by listeners. A worker that was taken over can lie about that,
+// and tell of connections that never came. It cannot have a flow left out that it got a
+// socket for from the broker, but by many lines, of which those that are left out are
+// counted: one whose end it keeps to itself is told of when the worker ends. Not told
+// of are sockets by which a peer on loopback is answered: they belong to a flow past
+// the link that has its line already.
 package flowlog
 
 import (

@@ -43,13 +43,15 @@ func (s *served) begin() bool {
 	return s.waiting <= ipc.MaxOutstanding
 }
 
-// answer sends one answer and closes our copy of its descriptor.
-func (s *served) answer(a *ipc.Opened, fd int) {
+// answer sends one answer and closes our copy of its descriptor. tell is called before
+// that, unless nobody is there any more who could have the socket.
+func (s *served) answer(a *ipc.Opened, fd int, tell func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting--
 	taken := false
 	if s.fd >= 0 {
+		tell()
 		var rec [ipc.OpenedSize]byte
 		a.Encode(rec[:])
 		if taken = ipc.Send(s.fd, rec[:], fd) == nil; !taken {
@@ -169,9 +171,8 @@ func (f *Factory) later(req ipc.AgentOpen, q *request, d *decision, s *served, u
 		} else {
 			o = use(fd)
 		}
-		tell(&o)
 		a := o.record(token, proto, to)
-		s.answer(&a, o.fd)
+		s.answer(&a, o.fd, func() { tell(&o) })
 	})
 	return outcome{fd: -1, later: true}, nil
 }

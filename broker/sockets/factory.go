@@ -122,8 +122,8 @@ func (f *Factory) Serve(control int) error {
 	buf := make([]byte, ipc.MaxRecord) // all that may come in one message
 	var replies ipc.Replies
 	s := &served{fd: control}
-	defer s.end()
 	defer f.workerGone()
+	defer s.end() // first: what is answered later is no flow of a worker's
 	var pace pace
 	for soon := false; ; soon = true {
 		if err := f.await(control, soon); err != nil {

@@ -108,6 +108,30 @@ func TestAcceptedTold(t *testing.T) {
 	}
 }
 
+// TestLateFlowsTold: a socket of the namespace that comes when the worker is gone is
+// nobody's flow, and none of the next worker's, which may use the token again.
+func TestLateFlowsTold(t *testing.T) {
+	port := servers(t, "127.0.0.1")
+	w := work(t)
+	said := told(w)
+	w.cfg.LoToLo = true
+	ns := &homeNamespace{late: make(chan func(), 1)}
+	w.SetNamespace(ns, 0)
+	l := w.Adopt(Listener{Proto: ipc.ProtoTCP, Splice: true, Port: 10001, GuestPort: port, FD: -1})
+	o := ipc.Open{Token: 42, Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: l.ID, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1"), DstPort: 5000}
+	if err := ipc.Send(w.worker, encode(o), -1); err != nil {
+		t.Fatal(err)
+	}
+	answer := <-ns.late
+	unix.Shutdown(w.worker, unix.SHUT_WR)
+	_ = w.end(t)
+	answer()
+	w.cfg.Flows.Gone(flowlog.Lost)
+	if out := said.String(); out != "" {
+		t.Errorf("told of a flow that nobody has:\n%s", out)
+	}
+}
+
 // TestFlowsUnasked: without a flow log no worker of ours tells of flows.
 func TestFlowsUnasked(t *testing.T) {
 	ended, accepted := make([]byte, ipc.EndedSize), make([]byte, ipc.AcceptedSize)
