@@ -28,6 +28,7 @@ const mostBusy = 16
 type looked struct {
 	path string
 	pid  int // zero: not known
+	uid  int
 }
 
 // Name is what the socket's name says of the process.
@@ -63,8 +64,8 @@ func (l looked) ask(ctx context.Context, req api.Request, each func(*api.Reply) 
 	return err
 }
 
-// find lists the instances that this user may look at, by their numbers, and asks
-// them nothing: one that does not answer is one, too.
+// find lists the instances that this user may look at, see byTurns, and asks them
+// nothing: one that does not answer is one, too.
 func find(ctx context.Context) ([]watch.Instance, error) {
 	table, err := os.Open(socketTable)
 	if err != nil {
@@ -90,10 +91,10 @@ func find(ctx context.Context) ([]watch.Instance, error) {
 			defer mu.Unlock()
 			switch {
 			case err == nil:
-				all = append(all, looked{path, s.pid})
+				all = append(all, looked{path, s.pid, s.uid})
 				s.Close()
 			case errors.Is(err, syscall.EAGAIN):
-				busy = append(busy, looked{path, number(path)})
+				busy = append(busy, looked{path, number(path), 0})
 			}
 		})
 	}
@@ -102,10 +103,23 @@ func find(ctx context.Context) ([]watch.Instance, error) {
 		slices.SortFunc(list, func(a, b looked) int { return cmp.Or(cmp.Compare(a.pid, b.pid), cmp.Compare(a.path, b.path)) })
 	}
 	found := make([]watch.Instance, 0, len(all))
-	for _, l := range append(all, busy[:min(len(busy), mostBusy)]...) {
+	for _, l := range append(byTurns(all), busy[:min(len(busy), mostBusy)]...) {
 		found = append(found, l)
 	}
 	return found, nil
+}
+
+// byTurns puts the first instance of each user before the second of any, by their
+// numbers. Only so many are asked at a time, and only for so long: a user who makes many
+// sockets that do not answer keeps those of others waiting no longer than for one.
+func byTurns(all []looked) []looked {
+	turn, had := map[string]int{}, map[int]int{}
+	for _, l := range all {
+		turn[l.path] = had[l.uid]
+		had[l.uid]++
+	}
+	slices.SortStableFunc(all, func(a, b looked) int { return cmp.Compare(turn[a.path], turn[b.path]) })
+	return all
 }
 
 // number is the process number that a socket's name says.
@@ -140,7 +154,7 @@ func (c *call) one() (looked, error) {
 	if err != nil {
 		return looked{}, err
 	}
-	return looked{r.path, r.pid}, nil
+	return looked{path: r.path, pid: r.pid}, nil
 }
 
 // within reads a number that was given as a flag, or returns the usual one.

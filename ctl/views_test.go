@@ -177,6 +177,23 @@ func TestMetricsCommand(t *testing.T) {
 	}
 }
 
+// TestByTurns: whoever makes many sockets has no other user's instance behind more
+// than one of them.
+func TestByTurns(t *testing.T) {
+	var all []looked
+	for pid := range 1000 {
+		all = append(all, looked{fmt.Sprintf("squatter %d", pid), pid, 1001})
+	}
+	all = append(all, looked{"a", 2000, 0}, looked{"b", 2001, 1002}, looked{"c", 2002, 0})
+	var first []string
+	for _, l := range byTurns(all)[:5] {
+		first = append(first, l.path)
+	}
+	if want := []string{"squatter 0", "a", "b", "squatter 1", "c"}; !slices.Equal(first, want) {
+		t.Errorf("%q, want %q", first, want)
+	}
+}
+
 // TestFind: whoever listens is found, whether it answers or not.
 func TestFind(t *testing.T) {
 	good, hangs := speaker(t, pasta(t)), speaker(t, nil)
