@@ -58,41 +58,41 @@ func TestFlowLog(t *testing.T) {
 			go netlab.EchoUDP(lab.Remote.ListenUDP("udp", f.at(f.remote, "7")))
 			sends(t, g.NS, f.at(f.remote, "7"), 300_000)
 			flowLine(t, file, `flow ended protocol=tcp direction=out `+guest+` remote=`+at(f.remote, "7")+
-				` name= verdict=allowed rule="--allow any" sent=300000 received=300000 sent_packets=[1-9]\d* received_packets=[1-9]\d* seconds=\d+\.\d{3} end=closed`)
+				` verdict=allowed rule="--allow any" sent=300000 received=300000 sent_packets=[1-9]\d* received_packets=[1-9]\d* seconds=\d+\.\d{3} end=closed`)
 
 			ln := g.Listen("tcp", ":10001")
 			go netlab.Echo(ln)
 			sends(t, lab.Remote, f.at(f.host, "10001"), 5)
-			flowLine(t, file, `flow ended protocol=tcp direction=in `+guest[:len(guest)-3]+`10001 remote=`+any+` name= verdict=allowed rule="-t 10001" sent=5 received=5 `+
+			flowLine(t, file, `flow ended protocol=tcp direction=in `+guest[:len(guest)-3]+`10001 remote=`+any+` verdict=allowed rule="-t 10001" sent=5 received=5 `+
 				`sent_packets=[1-9]\d* received_packets=[1-9]\d* seconds=\d+\.\d{3} end=closed`)
 			sends(t, lab.Host, f.at(f.lo, "10001"), 70_000)
-			flowLine(t, file, `flow ended protocol=tcp direction=bypass-in guest=[^ ]+:10001 remote=`+regexp.QuoteMeta(bracket(f.lo))+`:\d+ name= verdict=allowed rule="-t 10001" `+
+			flowLine(t, file, `flow ended protocol=tcp direction=bypass-in guest=[^ ]+:10001 remote=`+regexp.QuoteMeta(bracket(f.lo))+`:\d+ verdict=allowed rule="-t 10001" `+
 				`sent=70000 received=70000 sent_packets=0 received_packets=0 seconds=\d+\.\d{3} end=closed`)
 			ln.Close()
 
 			hostLn := lab.Host.Listen("tcp", f.at(f.lo, "10002"))
 			go netlab.Echo(hostLn)
 			sends(t, g.NS, f.at(f.lo, "10002"), 9)
-			flowLine(t, file, `flow ended protocol=tcp direction=bypass-out guest=[^ ]+ remote=`+at(f.lo, "10002")+` name= verdict=allowed rule=.* sent=9 received=9 .* end=closed`)
+			flowLine(t, file, `flow ended protocol=tcp direction=bypass-out guest=[^ ]+ remote=`+at(f.lo, "10002")+` verdict=allowed rule=.* sent=9 received=9 .* end=closed`)
 			hostLn.Close()
 
 			if c, err := g.DialError("tcp", f.at(f.remote, "9"), time.Second); err == nil {
 				c.Close()
 				t.Error("not refused")
 			}
-			flowLine(t, file, `flow refused protocol=tcp direction=out `+guest+` remote=`+at(f.remote, "9")+` name= verdict=refused rule="--deny any:9" reason="egress rules"`)
+			flowLine(t, file, `flow refused protocol=tcp direction=out `+guest+` remote=`+at(f.remote, "9")+` verdict=refused rule="--deny any:9" reason="egress rules"`)
 			if c, err := g.DialError("tcp", f.at(f.remote, "8"), time.Second); err == nil {
 				c.Close()
 				t.Error("not refused by the remote")
 			}
-			flowLine(t, file, `flow ended protocol=tcp direction=out `+guest+` remote=`+at(f.remote, "8")+` name= verdict=allowed rule="--allow any" sent=0 received=0 .* end=refused`)
+			flowLine(t, file, `flow ended protocol=tcp direction=out `+guest+` remote=`+at(f.remote, "8")+` verdict=allowed rule="--allow any" sent=0 received=0 .* end=refused`)
 
 			c, s := connect(t, lab, g, f.at(f.remote, "10"))
 			_, _ = io.WriteString(c, "hello")
 			_, _ = io.ReadFull(s, make([]byte, 5))
 			_ = s.(*net.TCPConn).SetLinger(0)
 			s.Close()
-			flowLine(t, file, `flow ended protocol=tcp direction=out `+guest+` remote=`+at(f.remote, "10")+` name= verdict=allowed rule="--allow any" sent=5 received=0 .* end=reset`)
+			flowLine(t, file, `flow ended protocol=tcp direction=out `+guest+` remote=`+at(f.remote, "10")+` verdict=allowed rule="--allow any" sent=5 received=0 .* end=reset`)
 			c.Close()
 		})
 	}
@@ -169,7 +169,7 @@ func TestFlowLogWithoutEnd(t *testing.T) {
 			`protocol=udp direction=in guest=[^ ]+:10003 remote=192\.0\.2\.9:\d+`, `protocol=udp direction=bypass-in guest=[^ ]+:10003 remote=127\.0\.0\.1:\d+`,
 			`protocol=icmp direction=out guest=[^ ]+:\d+ remote=192\.0\.2\.9`,
 		} {
-			flowLine(t, file, `flow ended `+w+` name= verdict=allowed rule=("-[tu] \d+")? seconds=\d+\.\d{3} end=`+end)
+			flowLine(t, file, `flow ended `+w+` verdict=allowed rule=("-[tu] \d+")? seconds=\d+\.\d{3} end=`+end)
 		}
 	}
 	all := begin()
@@ -216,7 +216,7 @@ func TestFlowLogDatagrams(t *testing.T) {
 				}
 			}
 			flowLine(t, file, `flow ended protocol=udp direction=out guest=[^ ]+ remote=`+regexp.QuoteMeta(f.at(f.remote, "7"))+
-				` name= verdict=allowed rule= sent=100 received=100 sent_packets=1 received_packets=1 seconds=\d+\.\d{3} end=evicted`)
+				` verdict=allowed rule= sent=100 received=100 sent_packets=1 received_packets=1 seconds=\d+\.\d{3} end=evicted`)
 		})
 	}
 }
@@ -256,7 +256,7 @@ func TestFlowLogFlood(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
-	flowLine(t, file, `flow refused protocol=udp direction=out guest=[^ ]+ remote=192\.0\.2\.9:4000 name= verdict=refused rule="--deny any:1000-4000" reason="egress rules"`)
+	flowLine(t, file, `flow refused protocol=udp direction=out guest=[^ ]+ remote=192\.0\.2\.9:4000 verdict=refused rule="--deny any:1000-4000" reason="egress rules"`)
 	b, err := os.ReadFile(file)
 	if err != nil || len(b) > 40960 || len(b) < 15000 {
 		t.Errorf("%d bytes, %v", len(b), err)
@@ -285,7 +285,7 @@ func TestFlowLogJournal(t *testing.T) {
 		t.Fatalf("status %d\n%s", st, p.Output())
 	}
 	want := regexp.MustCompile(`^MESSAGE=flow ended protocol=icmp .* end=stopped\nPRIORITY=6\n(.*\n)*ALDENTE_PROTOCOL=icmp\nALDENTE_DIRECTION=out\nALDENTE_GUEST=.*\n` +
-		`ALDENTE_REMOTE=192\.0\.2\.9\nALDENTE_NAME=\nALDENTE_VERDICT=allowed\nALDENTE_RULE=\nALDENTE_SECONDS=.*\nALDENTE_END=stopped\n$`)
+		`ALDENTE_REMOTE=192\.0\.2\.9\nALDENTE_VERDICT=allowed\nALDENTE_RULE=\nALDENTE_SECONDS=.*\nALDENTE_END=stopped\n$`)
 	if !eventually(10*time.Second, func() bool { return slices.ContainsFunc(read(), want.MatchString) }) {
 		t.Errorf("%q", read())
 	}

@@ -143,7 +143,7 @@ func (l *Log) line(now time.Time, what string, f *Flow, verdict string, more ...
 	attrs := make([]slog.Attr, 0, 16)
 	attrs = append(attrs,
 		slog.String("protocol", protocol(f.Proto)), slog.String("direction", f.Direction),
-		slog.String("guest", text(l.ofGuest(f))), slog.String("remote", text(f.Remote)), slog.String("name", ""))
+		slog.String("guest", text(l.ofGuest(f))), slog.String("remote", text(f.Remote)))
 	if f.To.IsValid() && f.To != f.Remote {
 		attrs = append(attrs, slog.String("to", text(f.To)))
 	}

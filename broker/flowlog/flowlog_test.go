@@ -46,7 +46,7 @@ var example = Flow{Proto: ipc.ProtoTCP, Direction: "out", Guest: at("192.0.2.1:4
 
 // TestLines: what each event is told as.
 func TestLines(t *testing.T) {
-	const head = `protocol=tcp direction=out guest=192.0.2.1:4000 remote=192.0.2.9:80 name="" verdict=allowed rule="--allow any" `
+	const head = `protocol=tcp direction=out guest=192.0.2.1:4000 remote=192.0.2.9:80 verdict=allowed rule="--allow any" `
 	for _, tt := range []struct {
 		name string
 		do   func(l *Log, now *time.Time)
@@ -70,27 +70,27 @@ func TestLines(t *testing.T) {
 			f := example
 			f.Rule = "--deny tcp:any:80"
 			l.Refused(f, "egress rules")
-		}, `level=INFO msg="flow refused" protocol=tcp direction=out guest=192.0.2.1:4000 remote=192.0.2.9:80 name="" verdict=refused rule="--deny tcp:any:80" reason="egress rules"`},
+		}, `level=INFO msg="flow refused" protocol=tcp direction=out guest=192.0.2.1:4000 remote=192.0.2.9:80 verdict=refused rule="--deny tcp:any:80" reason="egress rules"`},
 		{"failed", func(l *Log, _ *time.Time) { l.Failed(example, unix.ENETUNREACH) },
 			`level=INFO msg="flow failed" ` + head + `end=failed error="network is unreachable"`},
 		{"elsewhere", func(l *Log, _ *time.Time) {
 			f := example
 			f.To = at("127.0.0.1:53")
 			l.Refused(f, "egress rules")
-		}, `level=INFO msg="flow refused" protocol=tcp direction=out guest=192.0.2.1:4000 remote=192.0.2.9:80 name="" to=127.0.0.1:53 verdict=refused rule="--allow any" reason="egress rules"`},
+		}, `level=INFO msg="flow refused" protocol=tcp direction=out guest=192.0.2.1:4000 remote=192.0.2.9:80 to=127.0.0.1:53 verdict=refused rule="--allow any" reason="egress rules"`},
 		{"to the guest", func(l *Log, _ *time.Time) {
 			l.Opened(1, Flow{Proto: ipc.ProtoUDP, Direction: "in", Guest: netip.AddrPortFrom(netip.Addr{}, 53), Remote: at("[2001:db8::9]:999"), Rule: "-u 53"})
 			l.Gone(Lost)
-		}, `level=INFO msg="flow ended" protocol=udp direction=in guest=[2001:db8::1]:53 remote=[2001:db8::9]:999 name="" verdict=allowed rule="-u 53" seconds=0.000 end=lost`},
+		}, `level=INFO msg="flow ended" protocol=udp direction=in guest=[2001:db8::1]:53 remote=[2001:db8::9]:999 verdict=allowed rule="-u 53" seconds=0.000 end=lost`},
 		{"echo", func(l *Log, _ *time.Time) {
 			l.Opened(1, Flow{Proto: ipc.ProtoICMPv6, Direction: "out", Guest: at("[2001:db8::1]:7"), Remote: at("[2001:db8::9]:0")})
 			l.Ended(&ipc.Ended{Token: 1, How: ipc.EndIdle})
-		}, `level=INFO msg="flow ended" protocol=icmp direction=out guest=[2001:db8::1]:7 remote=2001:db8::9 name="" verdict=allowed rule="" sent=0 received=0 sent_packets=0 received_packets=0 seconds=0.000 end=idle`},
+		}, `level=INFO msg="flow ended" protocol=icmp direction=out guest=[2001:db8::1]:7 remote=2001:db8::9 verdict=allowed rule="" sent=0 received=0 sent_packets=0 received_packets=0 seconds=0.000 end=idle`},
 		{"nothing known", func(l *Log, _ *time.Time) {
 			l.guest = [2]netip.Addr{}
 			l.Refused(Flow{Proto: ipc.ProtoTCP, Direction: "in"}, "x")
 		},
-			`level=INFO msg="flow refused" protocol=tcp direction=in guest=:0 remote=:0 name="" verdict=refused rule="" reason=x`},
+			`level=INFO msg="flow refused" protocol=tcp direction=in guest=:0 remote=:0 verdict=refused rule="" reason=x`},
 	} {
 		l, now, said := made(Options{})
 		tt.do(l, now)
