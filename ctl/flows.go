@@ -136,6 +136,7 @@ func (c *call) showFlows(in looked, before, now *watch.Sample, filter *watch.Fil
 	rows := watch.Choose(watch.Rows(before, now), filter)
 	watch.Sort(rows, c.given[flagSort.long], c.has(flagReverse.long))
 	if c.has(flagJSON.long) {
+		rows = append([]watch.Row{}, rows...) // a list, if of none
 		return c.json(flowsReply{in.pid, now.At.Format(time.RFC3339Nano), before != nil, rows})
 	}
 	columns := watch.Columns

@@ -9,6 +9,7 @@ import (
 )
 
 func answerFlows(ctx context.Context, in Instance, _ *api.Request, c *Client) error {
+	told := false
 	for flows, err := range in.Flows(ctx) {
 		if err == nil {
 			err = c.Reply(&api.Reply{Flows: flows})
@@ -16,8 +17,13 @@ func answerFlows(ctx context.Context, in Instance, _ *api.Request, c *Client) er
 		if err != nil {
 			return err
 		}
+		told = true
 	}
-	return nil
+	if told {
+		return nil
+	}
+	// An end without a reply is for those who may not ask.
+	return c.Reply(&api.Reply{})
 }
 
 func answerCounters(ctx context.Context, in Instance, _ *api.Request, c *Client) error {

@@ -35,6 +35,23 @@ func (f counted) Counters(ctx context.Context) api.CountersReply {
 	return api.CountersReply{Counters: []api.Counter{{Name: "worker_up", Value: 1}}}
 }
 
+// idle is an instance without a flow.
+type idle struct{ Instance }
+
+func (idle) Flows(context.Context) iter.Seq2[[]api.Flow, error] {
+	return func(func([]api.Flow, error) bool) {}
+}
+
+// TestNoFlowsServed: that there are no flows is an answer, unlike a connection that is
+// closed on who may not ask.
+func TestNoFlowsServed(t *testing.T) {
+	shows, _, _ := both(t, idle{}, nil)
+	r := ask(t, shows, `{"version":1,"command":"flows"}`+"\n")
+	if len(r) != 1 || r[0].Error != "" || len(r[0].Flows) != 0 {
+		t.Errorf("flows: %+v", r)
+	}
+}
+
 // TestFiguresServed: flows come in as many replies as there are answers of the worker's,
 // an error is the last; counters come in one.
 func TestFiguresServed(t *testing.T) {

@@ -22,7 +22,7 @@ type Told struct {
 
 // Told returns it.
 func (p *Plan) Told() Told {
-	t := Told{MTU: p.net.mtu}
+	t := Told{MTU: p.net.mtu, Addresses: []string{}, Gateways: []string{}, Resolvers: []string{}} // lists in JSON, too
 	if p.cfg.SpliceOnly {
 		return t
 	}
