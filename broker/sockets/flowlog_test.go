@@ -41,19 +41,19 @@ func TestFlowsTold(t *testing.T) {
 		want  string
 	}{
 		{"allowed, TCP", []egress.Rule{{Allow: true, Dest: "tcp:any"}}, open(ipc.ProtoTCP, "192.0.2.77", tcp),
-			`msg="flow ended" protocol=tcp direction=out ` + head + `192\.0\.2\.77:\d+ name="" to=127\.0\.0\.1:\d+ verdict=allowed rule="--allow tcp:any" sent=1 .* end=idle`},
+			`msg="flow ended" protocol=tcp direction=out ` + head + `192\.0\.2\.77:\d+ to=127\.0\.0\.1:\d+ verdict=allowed rule="--allow tcp:any" sent=1 .* end=idle`},
 		{"allowed by no rule, UDP", nil, open(ipc.ProtoUDP, "192.0.2.77", udp),
-			`msg="flow ended" protocol=udp direction=out ` + head + `192\.0\.2\.77:9 name="" to=127\.0\.0\.1:9 verdict=allowed rule="" sent=1 .* end=idle`},
+			`msg="flow ended" protocol=udp direction=out ` + head + `192\.0\.2\.77:9 to=127\.0\.0\.1:9 verdict=allowed rule="" sent=1 .* end=idle`},
 		{"denied", []egress.Rule{{Dest: "udp:any"}}, open(ipc.ProtoUDP, "192.0.2.77", udp),
-			`msg="flow refused" protocol=udp direction=out ` + head + `192\.0\.2\.77:9 name="" to=127\.0\.0\.1:9 verdict=refused rule="--deny udp:any" reason="egress rules"`},
-		{"loopback", nil, open(ipc.ProtoTCP, "127.0.0.1", tcp), `msg="flow refused" protocol=tcp direction=out ` + head + `127\.0\.0\.1:\d+ name="" verdict=refused rule="" reason=loopback`},
+			`msg="flow refused" protocol=udp direction=out ` + head + `192\.0\.2\.77:9 to=127\.0\.0\.1:9 verdict=refused rule="--deny udp:any" reason="egress rules"`},
+		{"loopback", nil, open(ipc.ProtoTCP, "127.0.0.1", tcp), `msg="flow refused" protocol=tcp direction=out ` + head + `127\.0\.0\.1:\d+ verdict=refused rule="" reason=loopback`},
 		{"multicast", nil, open(ipc.ProtoUDP, "224.0.0.1", 1), `msg="flow refused" .* reason=multicast`},
 		{"no port", nil, open(ipc.ProtoUDP, "192.0.2.9", 0), `msg="flow refused" .* reason="no port"`},
 		{"refused by the host", nil, open(ipc.ProtoTCP, "192.0.2.77", 1), `msg="flow (failed|ended)" protocol=tcp .* verdict=allowed .*`},
 		{"far end", nil, ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: 1, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1"), DstPort: 5000},
-			`msg="flow ended" protocol=tcp direction=bypass-in guest=127\.0\.0\.1:\d+ remote=127\.0\.0\.1:5000 name="" verdict=allowed rule="-t 10001" sent=1 .* end=idle`},
+			`msg="flow ended" protocol=tcp direction=bypass-in guest=127\.0\.0\.1:\d+ remote=127\.0\.0\.1:5000 verdict=allowed rule="-t 10001" sent=1 .* end=idle`},
 		{"far end on the host", nil, ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: 2, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1"), DstPort: 5000},
-			`msg="flow ended" protocol=tcp direction=bypass-out guest=127\.0\.0\.1:5000 remote=127\.0\.0\.1:\d+ name="" verdict=allowed rule="-T 10002" sent=1 .* end=idle`},
+			`msg="flow ended" protocol=tcp direction=bypass-out guest=127\.0\.0\.1:5000 remote=127\.0\.0\.1:\d+ verdict=allowed rule="-T 10002" sent=1 .* end=idle`},
 	} {
 		for _, spare := range []bool{true, false} {
 			w := work(t, tt.rules...)
@@ -98,7 +98,7 @@ func TestAcceptedTold(t *testing.T) {
 	unix.Shutdown(w.worker, unix.SHUT_WR)
 	_ = w.end(t)
 	out := said.String()
-	for _, want := range []string{`direction=in guest=:80 remote=192.0.2.9:999 name="" verdict=allowed rule="-t 10001" seconds=`, `guest=:0 remote=[2001:db8::9]:999 name="" verdict=allowed rule="" `} {
+	for _, want := range []string{`direction=in guest=:80 remote=192.0.2.9:999 verdict=allowed rule="-t 10001" seconds=`, `guest=:0 remote=[2001:db8::9]:999 verdict=allowed rule="" `} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %s in\n%s", want, out)
 		}
