@@ -274,7 +274,7 @@ func TestEgressLog(t *testing.T) {
 		g.Dial("udp", "192.0.2.9:7").Write([]byte("?"))
 	}
 	_, _ = c.Write([]byte("?"))
-	line := regexp.MustCompile(`refused by the egress rules proto=udp to=192\.0\.2\.9:7 rule=.*--deny udp:any`)
+	line := regexp.MustCompile(`refused by the egress rules protocol=udp to=192\.0\.2\.9:7 rule=.*--deny udp:any`)
 	if !eventually(5*time.Second, func() bool { return line.MatchString(g.Proc.Output()) }) {
 		t.Fatalf("no line:\n%s", g.Proc.Output())
 	}

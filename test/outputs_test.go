@@ -263,12 +263,12 @@ func TestDebugNamesFlows(t *testing.T) {
 		t.Error("not refused")
 	}
 	for _, want := range []string{
-		`flow opened proto=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 `,
-		`flow closed proto=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 ms=\d+ `,
-		`flow opened proto=udp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 `,
-		`flow opened proto=tcp direction=in from=192\.0\.2\.9:\d+ `, `flow closed proto=tcp direction=in from=192\.0\.2\.9:\d+ ms=`,
-		`flow refused proto=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:9 reason="egress rules"`,
-		`refused by the egress rules proto=tcp to=192\.0\.2\.9:9 rule=.*--deny tcp:any:9`,
+		`flow opened protocol=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 `,
+		`flow closed protocol=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 ms=\d+ `,
+		`flow opened protocol=udp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:7 `,
+		`flow opened protocol=tcp direction=in from=192\.0\.2\.9:\d+ `, `flow closed protocol=tcp direction=in from=192\.0\.2\.9:\d+ ms=`,
+		`flow refused protocol=tcp direction=out from=[0-9.]+:\d+ to=192\.0\.2\.9:9 reason="egress rules"`,
+		`refused by the egress rules protocol=tcp to=192\.0\.2\.9:9 rule=.*--deny tcp:any:9`,
 	} {
 		re := regexp.MustCompile(want)
 		if !eventually(5*time.Second, func() bool { return re.MatchString(g.Proc.Output()) }) {

@@ -129,7 +129,7 @@ func TestRulesOverTime(t *testing.T) {
 			time.Sleep(time.Second)
 			tt.turn(lab)
 			named := func() bool {
-				return strings.Contains(g.Proc.Output(), "refused by the egress rules proto=udp to="+net.JoinHostPort(tt.addr, "7"))
+				return strings.Contains(g.Proc.Output(), "refused by the egress rules protocol=udp to="+net.JoinHostPort(tt.addr, "7"))
 			}
 			if !eventually(10*time.Second, named) {
 				t.Error("the log does not name the flow")
@@ -221,7 +221,7 @@ func TestManyRoutes(t *testing.T) {
 	lab.Host.IP(lines...)
 	lab.Host.IP("addr add 192.0.2.9/32 dev lo")
 	if !eventually(20*time.Second, func() bool {
-		return strings.Contains(g.Proc.Output(), "refused by the egress rules proto=udp to=192.0.2.9:53")
+		return strings.Contains(g.Proc.Output(), "refused by the egress rules protocol=udp to=192.0.2.9:53")
 	}) {
 		t.Error("the change after the burst was not noticed")
 	}

@@ -42,14 +42,14 @@ func (r *refusals) note(log *slog.Logger, proto uint8, to netip.AddrPort, rule s
 			r.named = make(map[refusal]struct{})
 		}
 		r.named[what] = struct{}{}
-		log.Warn(text, "proto", protoName(proto), "to", to.String(), "rule", rule)
+		log.Warn(text, "protocol", protoName(proto), "to", to.String(), "rule", rule)
 		if len(r.named) == maxNamed {
 			log.Warn("further destinations that are refused are not named any more")
 		}
 		return
 	}
 	if r.lines.Take(time.Now()) {
-		log.Debug(text, "proto", protoName(proto), "to", to.String(), "rule", rule, "refusals", r.total)
+		log.Debug(text, "protocol", protoName(proto), "to", to.String(), "rule", rule, "refusals", r.total)
 	}
 }
 

@@ -30,7 +30,7 @@ func TestRefusals(t *testing.T) {
 		if warnings != maxNamed+1 || level == slog.LevelWarn && lines != warnings || lines > warnings+2*refusalLines.Burst || strings.Count(b.String(), "to=192.0.2.9:7 ") > 3 {
 			t.Errorf("%v: %d lines, %d of them warnings", level, lines, warnings)
 		}
-		if !strings.Contains(b.String(), `proto=tcp to=192.0.2.9:7 rule="--deny any"`) {
+		if !strings.Contains(b.String(), `protocol=tcp to=192.0.2.9:7 rule="--deny any"`) {
 			t.Error("no line for port 7")
 		}
 		if total, named := f.Refused(); total != 6000 || named != maxNamed {

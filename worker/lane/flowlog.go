@@ -115,11 +115,11 @@ func (f *flowLog) say(now int64, what string, t *told, more, value string) bool 
 	b = append(b, what...)
 	switch t.proto {
 	case ipc.ProtoTCP:
-		b = append(b, " proto=tcp"...)
+		b = append(b, " protocol=tcp"...)
 	case ipc.ProtoUDP:
-		b = append(b, " proto=udp"...)
+		b = append(b, " protocol=udp"...)
 	default:
-		b = append(b, " proto=icmp"...)
+		b = append(b, " protocol=icmp"...)
 	}
 	if t.inbound {
 		b = append(b, " direction=in from="...)

@@ -51,12 +51,12 @@ func TestFlowLog(t *testing.T) {
 		f.closed(1_500_000_000, 10) // another's by now
 		f.closed(2e9, 12)
 	})
-	want := "<7>flow opened proto=tcp direction=out from=192.0.2.2:1000 to=192.0.2.9:80\n" +
-		"<7>flow refused proto=udp direction=out from=192.0.2.2:1001 to=192.0.2.9:53 reason=\"egress rules\"\n" +
-		"<7>flow refused proto=icmp direction=out from=192.0.2.2:7 to=192.0.2.9:0 reason=\"network is unreachable\"\n" +
-		"<7>flow opened proto=tcp direction=in from=192.0.2.8:4000\n" +
-		"<7>flow closed proto=tcp direction=out from=192.0.2.2:1000 to=192.0.2.9:80 ms=1500\n" +
-		"<7>flow closed proto=tcp direction=in from=192.0.2.8:4000 ms=2000\n"
+	want := "<7>flow opened protocol=tcp direction=out from=192.0.2.2:1000 to=192.0.2.9:80\n" +
+		"<7>flow refused protocol=udp direction=out from=192.0.2.2:1001 to=192.0.2.9:53 reason=\"egress rules\"\n" +
+		"<7>flow refused protocol=icmp direction=out from=192.0.2.2:7 to=192.0.2.9:0 reason=\"network is unreachable\"\n" +
+		"<7>flow opened protocol=tcp direction=in from=192.0.2.8:4000\n" +
+		"<7>flow closed protocol=tcp direction=out from=192.0.2.2:1000 to=192.0.2.9:80 ms=1500\n" +
+		"<7>flow closed protocol=tcp direction=in from=192.0.2.8:4000 ms=2000\n"
 	if got != want {
 		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
