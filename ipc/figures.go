@@ -190,6 +190,7 @@ type Flow struct {
 	GuestPort       uint16        // or echo identifier
 	RemotePort      uint16        // zero for echo
 	RTT             uint32        // to the remote, microseconds; zero: not known
+	Listener        uint32        // that it came by (Listener.ID); FlowOut has none
 	Guest, Remote   [16]byte      // addresses
 	Age, Idle       uint64        // since it began, and since something came; nanoseconds
 	Sent            uint64        // bytes from the guest
@@ -201,7 +202,7 @@ type Flow struct {
 }
 
 // FlowSize is the encoded size of Flow, header included.
-const FlowSize = HeaderSize + 16 + 2*16 + 8*8
+const FlowSize = HeaderSize + 16 + 2*16 + 8*8 + 4
 
 // Encode writes the record to b, which must hold FlowSize bytes.
 func (f *Flow) Encode(b []byte) {
@@ -218,6 +219,7 @@ func (f *Flow) Encode(b []byte) {
 	for k, v := range f.counts() {
 		binary.LittleEndian.PutUint64(p[48+8*k:], *v)
 	}
+	binary.LittleEndian.PutUint32(p[112:], f.Listener)
 }
 
 // counts are the fields of eight bytes, in their order.
@@ -240,7 +242,8 @@ func (f *Flow) Decode(b []byte) error {
 	for k, v := range f.counts() {
 		*v = binary.LittleEndian.Uint64(p[48+8*k:])
 	}
-	right := p[7] == 0 && f.Direction < FlowDirections && f.State > 0 && f.State < FlowStates
+	f.Listener = binary.LittleEndian.Uint32(p[112:])
+	right := p[7] == 0 && f.Direction < FlowDirections && f.State > 0 && f.State < FlowStates && (f.Listener == 0 || f.Direction != FlowOut)
 	switch f.Proto {
 	case ProtoTCP:
 		right = right && f.State >= FlowSynSent
@@ -252,7 +255,7 @@ func (f *Flow) Decode(b []byte) error {
 		right = false
 	}
 	if !right {
-		return fmt.Errorf("%w: flow of protocol %d, direction %d, state %d", ErrMalformed, f.Proto, f.Direction, f.State)
+		return fmt.Errorf("%w: flow of protocol %d, direction %d, state %d, listener %d", ErrMalformed, f.Proto, f.Direction, f.State, f.Listener)
 	}
 	return nil
 }

@@ -51,6 +51,7 @@ func hostileFigures() map[string][]byte {
 		"flow in no direction":         flow(Flow{Proto: ProtoTCP, State: FlowEstablished, Direction: FlowDirections}),
 		"echo from outside":            flow(Flow{Proto: ProtoICMPv6, State: FlowOpen, Direction: FlowIn}),
 		"echo to a port":               flow(Flow{Proto: ProtoICMPv6, State: FlowOpen, RemotePort: 1}),
+		"own flow, by a listener":      flow(Flow{Proto: ProtoUDP, State: FlowOpen, Listener: 1}),
 		"flow, reserved":               with(flow(good), 7, 1),
 	}
 }

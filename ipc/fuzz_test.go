@@ -255,7 +255,8 @@ func checkMeaning(t *testing.T, rec []byte) {
 	case flow.Decode(rec) == nil:
 		echo := flow.Proto == ProtoICMP || flow.Proto == ProtoICMPv6
 		bad = !echo && flow.Proto != ProtoTCP && flow.Proto != ProtoUDP || echo && (flow.RemotePort != 0 || flow.Direction != FlowOut) ||
-			(flow.State >= FlowSynSent) != (flow.Proto == ProtoTCP) || flow.State == 0 || flow.State > FlowTimeWait || flow.Direction > FlowBypassIn
+			(flow.State >= FlowSynSent) != (flow.Proto == ProtoTCP) || flow.State == 0 || flow.State > FlowTimeWait || flow.Direction > FlowBypassIn ||
+			flow.Direction == FlowOut && flow.Listener != 0
 	case figures.Decode(rec) == nil:
 		bad = figures.N == 0 || figures.N > FigureValues || int(figures.First)+int(figures.N) > NumFigures
 		for _, v := range figures.Values[min(figures.N, FigureValues):] {

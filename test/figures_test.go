@@ -68,15 +68,16 @@ func thereAndBack(t *testing.T, c net.Conn, n, times int) {
 }
 
 // TestFlowsShown: the status socket shows each kind of flow there is, by the link and
-// past it, from both sides, in both families, with what it has moved.
+// past it, from both sides, in both families, with what it has moved and its rule.
 func TestFlowsShown(t *testing.T) {
 	needOurs(t)
 	netlab.Have(t, "ping")
 	lab := netlab.New(t, netlab.Options{})
-	g := lab.Guest("-t", "10001", "-T", "10002", "-u", "10003", "-U", "10004")
+	g := lab.Guest("-t", "10001", "-T", "10002", "-u", "10003", "-U", "10004", "--allow", "tcp:any:7", "--allow", "udp:any:9")
 	type want struct {
 		protocol, direction, state, guest, remote string // of the addresses: how they end
 		bytes, packets                            uint64 // each way; of packets: at least, for TCP
+		rule                                      string
 	}
 	var wants []want
 	for _, f := range families {
@@ -91,20 +92,21 @@ func TestFlowsShown(t *testing.T) {
 			network, to        string
 			n, times           int
 			direction, service string
+			rule               string
 		}{
-			{g.NS, "tcp", f.at(f.remote, "7"), 5000, 3, "out", "remote"},
-			{g.NS, "udp", f.at(f.remote, "9"), 100, 4, "out", "remote"},
-			{lab.Remote, "tcp", f.at(f.host, "10001"), 3000, 2, "in", "guest"},
-			{lab.Remote, "udp", f.at(f.host, "10003"), 70, 5, "in", "guest"},
-			{lab.Host, "tcp", f.at(f.lo, "10001"), 90_000, 2, "bypass-in", "guest"},
-			{lab.Host, "udp", f.at(f.lo, "10003"), 60, 6, "bypass-in", "guest"},
-			{g.NS, "tcp", f.at(f.lo, "10002"), 80_000, 2, "bypass-out", "remote"},
-			{g.NS, "udp", f.at(f.lo, "10004"), 50, 7, "bypass-out", "remote"},
+			{g.NS, "tcp", f.at(f.remote, "7"), 5000, 3, "out", "remote", "--allow tcp:any:7"},
+			{g.NS, "udp", f.at(f.remote, "9"), 100, 4, "out", "remote", "--allow udp:any:9"},
+			{lab.Remote, "tcp", f.at(f.host, "10001"), 3000, 2, "in", "guest", "-t 10001"},
+			{lab.Remote, "udp", f.at(f.host, "10003"), 70, 5, "in", "guest", "-u 10003"},
+			{lab.Host, "tcp", f.at(f.lo, "10001"), 90_000, 2, "bypass-in", "guest", "-t 10001"},
+			{lab.Host, "udp", f.at(f.lo, "10003"), 60, 6, "bypass-in", "guest", "-u 10003"},
+			{g.NS, "tcp", f.at(f.lo, "10002"), 80_000, 2, "bypass-out", "remote", "-T 10002"},
+			{g.NS, "udp", f.at(f.lo, "10004"), 50, 7, "bypass-out", "remote", "-U 10004"},
 		} {
 			c := d.from.Dial(d.network, d.to)
 			defer c.Close()
 			thereAndBack(t, c, d.n, d.times)
-			w := want{protocol: d.network, direction: d.direction, state: "open", bytes: uint64(d.n * d.times), packets: uint64(d.times)}
+			w := want{protocol: d.network, direction: d.direction, state: "open", bytes: uint64(d.n * d.times), packets: uint64(d.times), rule: d.rule}
 			if d.network == "tcp" {
 				w.state = "ESTABLISHED"
 			}
@@ -132,7 +134,7 @@ func TestFlowsShown(t *testing.T) {
 			found++
 			bypass := w.protocol == "tcp" && strings.HasPrefix(w.direction, "bypass")
 			exact := w.protocol != "tcp"
-			if f.State != w.state || f.Sent != w.bytes || f.Received != w.bytes || f.Queued != 0 || f.Age < f.Idle || f.Age <= 0 || f.Age > 600 ||
+			if f.State != w.state || f.Rule != w.rule || f.Sent != w.bytes || f.Received != w.bytes || f.Queued != 0 || f.Age < f.Idle || f.Age <= 0 || f.Age > 600 ||
 				exact && (f.SentPackets != w.packets || f.ReceivedPackets != w.packets) ||
 				!exact && !bypass && (f.SentPackets < w.packets || f.ReceivedPackets < w.packets) || w.protocol == "tcp" && f.RTT <= 0 {
 				t.Errorf("%+v: %+v", w, f)

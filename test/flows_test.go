@@ -76,6 +76,45 @@ func busyGuest(t *testing.T, lab *netlab.Lab, args ...string) *netlab.Guest {
 	return g
 }
 
+// TestFlowsByRule: the table says of a flow by which rule it is, of one that is
+// refused too.
+func TestFlowsByRule(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	for _, f := range families {
+		go netlab.Echo(lab.Remote.Listen("tcp", f.at(f.remote, "7")))
+	}
+	g := lab.GuestWith(netlab.GuestSpec{Binary: aldente(), Args: []string{"--config-net", "-t", "10001",
+		"--allow", "tcp:192.0.2.9:7", "--allow", "tcp:[2001:db8:1::9]:7", "--deny", "udp:any"}})
+	for _, f := range families {
+		go netlab.Echo(g.NS.Listen("tcp"+f.flag[1:], f.any+":10001"))
+		out, in := g.Dial("tcp", f.at(f.remote, "7")), lab.Remote.Dial("tcp", f.at(f.host, "10001"))
+		defer out.Close()
+		defer in.Close()
+		thereAndBack(t, out, 10, 1)
+		thereAndBack(t, in, 10, 1)
+		denied := g.Dial("udp", f.at(f.remote, "9"))
+		defer denied.Close()
+		table := ""
+		if !eventually(20*time.Second, func() bool {
+			_, _ = denied.Write([]byte("hello"))
+			_, table = view(lab, "flows")
+			for _, want := range []string{
+				`(?m)^tcp +out .* ` + regexp.QuoteMeta(f.at(f.remote, "7")) + ` .* ` + regexp.QuoteMeta("--allow tcp:"+f.at(f.remote, "7")) + `$`,
+				`(?m)^tcp +in .* ` + regexp.QuoteMeta(in.LocalAddr().String()) + ` .* -t 10001$`,
+				`(?m)^udp +out +refused .* ` + regexp.QuoteMeta(f.at(f.remote, "9")) + ` .* --deny udp:any$`,
+			} {
+				if !regexp.MustCompile(want).MatchString(table) {
+					return false
+				}
+			}
+			return true
+		}) {
+			t.Errorf("%s:\n%s", f.flag, table)
+		}
+	}
+}
+
 // TestFlowsOfTraffic: "flows" says of real flows what they are and how fast, and "top"
 // and "metrics" say the same.
 func TestFlowsOfTraffic(t *testing.T) {

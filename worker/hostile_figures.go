@@ -16,7 +16,7 @@ import (
 // lie answers the broker's questions about figures, to the end of the channel:
 //
 //	unasked   says how much it has moved before anybody wants to know
-//	absurd    all numbers are the highest, addresses are of nobody, states change
+//	absurd    all numbers are the highest, addresses and listeners are of nobody, states change
 //	endless   as many flows as cursors allow
 //	more      more flows than were asked for
 //	other     figures instead of flows, and the other way round
@@ -88,6 +88,9 @@ func absurdFlow(id uint32, k int) []byte {
 	}
 	copy(f.Guest[:], bytes.Repeat([]byte{0xff}, 16))
 	copy(f.Remote[:], "\x1b[2J\r\n\x00%s\"\\<&>\xc2")
+	if f.Direction != ipc.FlowOut {
+		f.Listener = math.MaxUint32
+	}
 	b := make([]byte, ipc.FlowSize)
 	f.Encode(b)
 	return b

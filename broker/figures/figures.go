@@ -44,6 +44,8 @@ type Broker interface {
 	// Refused is how often the egress rules have refused, and how many destinations
 	// the log has named.
 	Refused() (total, named int)
+	// FlowRule is the rule that allows a flow, or refuses it, in our words.
+	FlowRule(*ipc.Flow) string
 }
 
 // Collector asks one worker after the other. One question is under way at a time,
@@ -251,6 +253,7 @@ func (c *Collector) Flows(ctx context.Context) iter.Seq2[[]api.Flow, error] {
 			flows := make([]api.Flow, len(q.flows))
 			for k := range q.flows {
 				flows[k] = describe(&q.flows[k])
+				flows[k].Rule = c.broker.FlowRule(&q.flows[k])
 			}
 			if len(flows) > 0 && !yield(flows, nil) {
 				return

@@ -46,6 +46,7 @@ type broker struct{ usage [budget.Kinds]budget.Usage }
 
 func (b *broker) Usage() [budget.Kinds]budget.Usage { return b.usage }
 func (b *broker) Refused() (total, named int)       { return 17, 3 }
+func (b *broker) FlowRule(f *ipc.Flow) string       { return fmt.Sprintf("--allow %d", f.RemotePort) }
 
 func collect(script func(w *worker, a *ipc.Ask) error) (*Collector, *worker) {
 	b := &broker{}
@@ -126,9 +127,9 @@ func TestFlows(t *testing.T) {
 	}
 	want := []api.Flow{
 		{Protocol: "tcp", Direction: "out", State: "ESTABLISHED", Guest: "192.0.2.1:40000", Remote: "[2001:db8::1]:443", Age: 2.5, Idle: 0.5, RTT: 0.0015,
-			Sent: 1, Received: 2, SentPackets: 3, ReceivedPackets: 4, Queued: 5, Retransmits: 6},
-		{Protocol: "udp", Direction: "bypass-in", State: "unanswered"},
-		{Protocol: "icmp", Direction: "out", State: "refused", Guest: "[2001:db8::1]:7", Remote: "2001:db8::1"},
+			Sent: 1, Received: 2, SentPackets: 3, ReceivedPackets: 4, Queued: 5, Retransmits: 6, Rule: "--allow 443"},
+		{Protocol: "udp", Direction: "bypass-in", State: "unanswered", Rule: "--allow 0"},
+		{Protocol: "icmp", Direction: "out", State: "refused", Guest: "[2001:db8::1]:7", Remote: "2001:db8::1", Rule: "--allow 0"},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v\nwant %+v", got, want)

@@ -18,7 +18,7 @@ func Records() map[ipc.Kind][]byte {
 	(&ipc.Ask{ID: 1, What: ipc.AskFlows, Max: ipc.MaxFigures}).Encode(ask)
 	(&ipc.Flow{ID: 1, Proto: ipc.ProtoTCP, Direction: ipc.FlowIn, State: ipc.FlowEstablished, GuestPort: 80, RemotePort: 40000, RTT: 100,
 		Guest: [16]byte{15: 1}, Remote: [16]byte{15: 2}, Age: 9, Idle: 8, Sent: 7, Received: 6, SentPackets: 5, ReceivedPackets: 4, Queued: 3,
-		Retransmits: 2}).Encode(flow)
+		Retransmits: 2, Listener: 3}).Encode(flow)
 	(&ipc.Figures{ID: 1, First: uint16(ipc.NumFigures - 2), N: 2, Values: [ipc.FigureValues]uint64{1, 1 << 63}}).Encode(figures)
 	(&ipc.Answered{ID: 1, Next: 64}).Encode(answered)
 	accepted, ended := make([]byte, ipc.AcceptedSize), make([]byte, ipc.EndedSize)

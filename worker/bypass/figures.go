@@ -23,7 +23,7 @@ func (t *Translator) Describe(i uint32, f *ipc.Flow) bool {
 	}
 	// The guest's end is the near one if it has begun the connection.
 	guest, remote := near, far
-	*f = ipc.Flow{Proto: ipc.ProtoTCP, Direction: ipc.FlowBypassOut, State: s.rfcState()}
+	*f = ipc.Flow{Proto: ipc.ProtoTCP, Direction: ipc.FlowBypassOut, State: s.rfcState(), Listener: s.listener}
 	f.Guest, f.GuestPort, f.Remote, f.RemotePort = s.peer, s.port, s.to, s.farPort
 	if !s.has(flagOut) {
 		guest, remote = far, near
@@ -66,7 +66,7 @@ func (t *Translator) DescribeUDP(i uint32, f *ipc.Flow) bool {
 		return false
 	}
 	d, k := t.flows.At(i), t.flows.Key(i)
-	*f = ipc.Flow{Proto: ipc.ProtoUDP, State: ipc.FlowOpen}
+	*f = ipc.Flow{Proto: ipc.ProtoUDP, State: ipc.FlowOpen, Listener: d.listener}
 	switch {
 	case d.refused:
 		f.State = ipc.FlowRefused

@@ -28,7 +28,7 @@ func TestDescribed(t *testing.T) {
 				must(t, err)
 				server, serverPort := address(sa)
 				want := ipc.Flow{Proto: ipc.ProtoTCP, Direction: ipc.FlowBypassOut, State: ipc.FlowEstablished, Guest: client, GuestPort: clientPort,
-					Remote: server, RemotePort: serverPort, Sent: 3 << 20, Received: 500}
+					Remote: server, RemotePort: serverPort, Sent: 3 << 20, Received: 500, Listener: 7}
 				if flags == ipc.ListenerMayBypass {
 					want.Direction, want.Guest, want.GuestPort, want.Remote, want.RemotePort = ipc.FlowBypassIn, server, serverPort, client, clientPort
 					want.Sent, want.Received = want.Received, want.Sent
@@ -98,7 +98,7 @@ func TestDescribedDatagrams(t *testing.T) {
 		sa, err := unix.Getsockname(p.client)
 		must(t, err)
 		client, clientPort := address(sa)
-		if got.Sent != 7 || got.SentPackets != 1 || got.Remote != client || got.RemotePort != clientPort || got.GuestPort == 0 {
+		if got.Sent != 7 || got.SentPackets != 1 || got.Remote != client || got.RemotePort != clientPort || got.GuestPort == 0 || got.Listener != 9 {
 			t.Errorf("answered: %+v", got)
 		}
 	}

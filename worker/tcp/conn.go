@@ -67,9 +67,10 @@ const (
 // conn is one connection. It holds no pointers; ranges and chunks are indices
 // into pools.
 type conn struct {
-	fd    int32
-	state state
-	flags flag
+	fd       int32
+	state    state
+	flags    flag
+	listener uint32 // that it came by, zero: none
 
 	// Guest to host. Chunks hold [qBase, …); what lies between hostSeq and
 	// rcvNxt is in order and waits for the socket.
@@ -83,7 +84,6 @@ type conn struct {
 	held     uint32 // ranges beyond rcvNxt that arrived early, index+1 in Translator.sets
 	taken    uint32 // bytes the socket has taken since the window last grew
 	earlyFIN uint32 // sequence number of the guest's FIN, with flagEarlyFIN
-	reserved uint16 // chunks set aside for the window
 
 	// Host to guest.
 	iss      uint32
@@ -101,6 +101,7 @@ type conn struct {
 	rexNxt   uint32 // next hole to retransmit in recovery
 	cwnd     uint32 // bytes in flight allowed; noCwnd unless recovering from loss
 	sacked   uint32 // what the guest has beyond sndUna, index+1 in Translator.sets
+	reserved uint16 // chunks set aside for the window, from the guest to the host
 	mss      uint16 // payload of the largest segment the guest takes
 	sndScale uint8  // shift of the guest's window
 	rcvScale uint8  // shift of ours

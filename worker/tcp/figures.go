@@ -17,7 +17,7 @@ func (t *Translator) Describe(i uint32, f *ipc.Flow) bool {
 		return false
 	}
 	c := t.flows.At(i)
-	*f = ipc.Flow{Proto: ipc.ProtoTCP, Direction: ipc.FlowIn, State: c.rfcState()}
+	*f = ipc.Flow{Proto: ipc.ProtoTCP, Direction: ipc.FlowIn, State: c.rfcState(), Listener: c.listener}
 	if c.share() == flow.ShareOut {
 		f.Direction = ipc.FlowOut
 	}

@@ -55,7 +55,7 @@ func TestDescribed(t *testing.T) {
 				SentPackets: handshake.SentPackets + 3, ReceivedPackets: handshake.ReceivedPackets + 3, RTT: 30_000, Retransmits: 3,
 			}
 			if name == "in" {
-				want.Direction = ipc.FlowIn
+				want.Direction, want.Listener = ipc.FlowIn, 1
 			}
 			want.Age = got.Age // checked below: a handshake takes none
 			if got != want || got.Age < uint64(7*ms) || got.Age > uint64(e.now-began) {

@@ -361,7 +361,7 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 		t.resetSocket(fd)
 		return
 	}
-	c.fd = fd
+	c.fd, c.listener = fd, l.id
 	if t.Accepted != nil {
 		t.Accepted(fd, t.token(i), l.id, peer, port)
 	}

@@ -18,7 +18,7 @@ func (t *Translator) Describe(i uint32, f *ipc.Flow) bool {
 		stateOpening: ipc.FlowOpening, stateOpen: ipc.FlowOpen, stateRefused: ipc.FlowRefused, stateUnanswered: ipc.FlowUnanswered,
 	}[c.state]}
 	if c.inbound {
-		f.Direction = ipc.FlowIn
+		f.Direction, f.Listener = ipc.FlowIn, c.listener
 	}
 	f.Guest, f.GuestPort = k.Guest()
 	f.Remote, f.RemotePort = k.Remote()

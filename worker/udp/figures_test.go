@@ -66,7 +66,7 @@ func TestDescribedStates(t *testing.T) {
 	l.Datagrams = []flow.Datagram{from(remote4, 2000, our4, "one")}
 	r.ListenerReady(l.Token, flow.Readable)
 	want := ipc.Flow{Proto: ipc.ProtoUDP, Direction: ipc.FlowIn, State: ipc.FlowUnanswered, Guest: guest4, GuestPort: 53, Remote: remote4,
-		RemotePort: 2000, Received: 3, ReceivedPackets: 1}
+		RemotePort: 2000, Received: 3, ReceivedPackets: 1, Listener: 3}
 	if got := r.described(); got != want {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}

@@ -112,7 +112,7 @@ type Flow struct {
 	ReceivedPackets uint64 `json:"received_packets"` // to the guest
 	Retransmits     uint64 `json:"retransmits"`      // to the guest, and by the kernel outside
 	Queued          uint64 `json:"queued"`           // bytes from the guest that wait here
-	Rule            string `json:"rule,omitempty"`   // that allowed it
+	Rule            string `json:"rule,omitempty"`   // that allows it as rules are now, or refuses it; empty: none, or not known any more
 	Name            string `json:"name,omitempty"`   // of the destination, if it is known
 }
 
