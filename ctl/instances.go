@@ -194,6 +194,7 @@ type running struct {
 	path   string
 	pid    int
 	peer   int32
+	uid    int
 	status *api.StatusReply
 }
 
@@ -257,7 +258,7 @@ func probe(path string, wait time.Duration) (*running, error) {
 	if r.Status == nil {
 		return nil, errNoAnswer
 	}
-	return &running{path, s.pid, s.peer, r.Status}, nil
+	return &running{path, s.pid, s.peer, s.uid, r.Status}, nil
 }
 
 var errNoAnswer = errors.New("it has answered something else")
@@ -328,8 +329,9 @@ func (c *call) connectToChange() (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	// Who it is has said where: nobody else is to get what is meant for it.
-	if s.peer != r.peer {
+	// Who it is has said where: nobody else is to get what is meant for it. Processes of
+	// PID namespaces that are not ours have no number here, but a user.
+	if s.peer != r.peer || s.peer == 0 && s.uid != r.uid {
 		s.Close()
 		return nil, fmt.Errorf("%s is not the socket of process %d", path, r.pid)
 	}
