@@ -101,6 +101,9 @@ func serve(t *testing.T, change func(*Server)) (path string, log *logged, r *rul
 func dial(t *testing.T, path string) *net.UnixConn {
 	t.Helper()
 	c, err := net.Dial("unix", path)
+	for end := time.Now().Add(10 * time.Second); errors.Is(err, unix.EAGAIN) && time.Now().Before(end); c, err = net.Dial("unix", path) {
+		time.Sleep(time.Millisecond) // as many wait as may
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
