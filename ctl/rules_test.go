@@ -104,6 +104,11 @@ func TestWhyShown(t *testing.T) {
 			t.Errorf("why %s:\n%s", words, out)
 		}
 	}
+	for _, host := range []string{"192.0.2.1:80", "[2001:db8::1]:80", "example.org:80"} {
+		if st, out := ctl("why", "icmp", host, "--socket", path); st != 1 || !strings.Contains(out, "has a port, which icmp does not") {
+			t.Errorf("why icmp %s: status %d: %s", host, st, out)
+		}
+	}
 	for name, steps := range map[string][]api.Step{"nothing": nil, "no verdict": {{What: "packet", Result: "x"}}} {
 		path, _ := speak(t, map[string]api.Reply{api.Why: {Why: steps}})
 		if st, out := ctl("why", "tcp", "192.0.2.1:80", "--socket", path); st != 1 || !strings.Contains(out, "something else") {

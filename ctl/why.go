@@ -106,6 +106,9 @@ func (c *call) targets() (all []api.Target, name string, err error) {
 		}
 		t.Port = uint16(n)
 	case "icmp":
+		if _, _, err := net.SplitHostPort(host); err == nil {
+			return nil, "", c.wrong("'%s' has a port, which icmp does not: give HOST", host)
+		}
 		host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 	default:
 		return nil, "", c.wrong("'%s' is none of tcp, udp and icmp", t.Protocol)
