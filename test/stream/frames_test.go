@@ -20,7 +20,7 @@ func TestFrameLength(t *testing.T) {
 		closed bool
 	}{
 		{0, true}, {1, true}, {13, true}, {14, false}, {60, false},
-		{65535, false}, {65536, true}, {1<<31 - 1, true}, {1 << 31, true}, {1<<32 - 1, true},
+		{65535, false}, {65550, false}, {65589, false}, {65590, true}, {1<<31 - 1, true}, {1 << 31, true}, {1<<32 - 1, true},
 	} {
 		t.Run(fmt.Sprint(tt.length), func(t *testing.T) {
 			c := p.connect(t)

@@ -26,6 +26,9 @@ func (l *Lane) frame(f *link.Frame) {
 	if l.trace != nil {
 		l.trace.frame("from guest: ", f.Data, nil)
 	}
+	if f.Offload.Flags&packet.OffloadUntold != 0 && (l.capture != nil || l.live != nil) && l.pkt.Decode(f.Data) == nil {
+		l.pkt.Tell(&f.Offload) // so that it is recorded with the checksum that it is to have
+	}
 	if l.capture != nil {
 		l.capture.Frame(time.Now(), &f.Offload, f.Data, nil)
 	}

@@ -168,7 +168,7 @@ func (w *world) newConn(remote, guest packet.Addr, remotePort, guestPort uint16)
 		ip = 20
 	}
 	c.g = &tcptest.Guest{T: w.t, Now: &w.now, Rand: r, MSS: mtu - ip - 20, Scale: int8(r.IntN(10)) - 1, WantSACK: r.IntN(4) > 0,
-		ISS: r.Uint32(), TSO: r.IntN(2) == 0 && w.kind == ipc.LinkTap, Buf: []int{1000, 4000, 65536, 200000, 1 << 20}[r.IntN(5)]}
+		ISS: r.Uint32(), TSO: r.IntN(2) == 0, Buf: []int{1000, 4000, 65536, 200000, 1 << 20}[r.IntN(5)]}
 	ends := packet.Ends{SrcMAC: guestMAC, DstMAC: ourMAC, Src: guest, Dst: remote, TTL: 64, DF: true}
 	c.g.Send = func(s packet.TCP) {
 		s.SrcPort, s.DstPort = guestPort, remotePort
@@ -207,9 +207,10 @@ func (w *world) segmentFrame(e *packet.Ends, s *packet.TCP, c *conn) []byte {
 	return w.frame(append(append(make([]byte, 0, n+len(s.Payload)), hdr[:n]...), s.Payload...), &o, c)
 }
 
-// frame makes of b, which is of connection c if any, what the link takes.
+// frame makes of b, which is of connection c if any, what the link takes. Where that is
+// the frame alone, nothing tells that a checksum is to be filled in, or what to cut.
 func (w *world) frame(b []byte, o *packet.Offload, c *conn) []byte {
-	whole := o.GSOType == packet.GSONone && (w.kind == ipc.LinkStream || w.r.IntN(2) == 0)
+	whole := o.GSOType == packet.GSONone && w.r.IntN(2) == 0
 	if whole && o.Flags != 0 {
 		packet.CompleteChecksum(b, o)
 		*o = packet.Offload{}

@@ -26,6 +26,7 @@ func FuzzStreamReceive(f *testing.F) {
 	fuzz.Add(f, []byte{0, 1, 0, 0, 1}, uint16(2))
 	fuzz.Add(f, []byte{0xff, 0xff, 0xff, 0xff}, uint16(4))
 	fuzz.Add(f, append(framed(random(65535), random(1514)), 0, 0), uint16(40000))
+	fuzz.Add(f, framed(random(65550), random(maxReceived), random(maxReceived+1)), uint16(40000))
 	fuzz.Add(f, framed(slices.Repeat([][]byte{random(14)}, 3*MaxFrames)...), uint16(40000))
 	f.Fuzz(func(t *testing.T, wire []byte, piece uint16) {
 		if len(wire) > 1<<20 {
@@ -35,7 +36,7 @@ func FuzzStreamReceive(f *testing.F) {
 		bad := false
 		for rest := wire; len(rest) >= prefixLen; {
 			n := binary.BigEndian.Uint32(rest)
-			if bad = n < MinFrame || n > MaxFrame; bad {
+			if bad = n < MinFrame || n > maxReceived; bad {
 				break
 			}
 			if uint32(len(rest)-prefixLen) < n {

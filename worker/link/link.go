@@ -15,12 +15,15 @@ import (
 	"aldente/worker/packet"
 )
 
-// Bounds on one frame, Ethernet header included, in bytes. A frame that QEMU's
-// stream carries is never longer than MaxFrame; a super-frame is, by its
-// headers.
+// Bounds on one frame, Ethernet header included, in bytes. Without metadata beside
+// it none is longer to the guest than MaxFrame; a super-frame is, by its headers.
+// From the guest it is as long as IP's length fields allow: libkrun passes on what
+// its guest has left for hardware to cut, without a word that it is to be cut.
 const (
 	MinFrame = packet.EthernetLen
 	MaxFrame = 65535
+
+	maxReceived = packet.EthernetLen + ipv6Len + 65535
 
 	// minWire is the least an Ethernet carries, without its check sequence
 	// (IEEE 802.3 clause 4.2.3.3). Shorter frames are padded with zeros.
@@ -53,7 +56,7 @@ func (e *closedError) Unwrap() error { return ErrClosed }
 // Data, and with a GSO type GSOSize is not zero. HdrLen is the length of all
 // headers where checksum start and GSO type tell it, and zero otherwise.
 type Frame struct {
-	Offload packet.Offload // see above; of a link without offloads: zero
+	Offload packet.Offload // see above; of a link without: zero but for OffloadUntold
 	Data    []byte         // from the Ethernet header on, at least MinFrame bytes
 }
 

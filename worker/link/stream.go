@@ -40,7 +40,8 @@ const (
 )
 
 // stream is QEMU's -netdev stream or socket over a UNIX stream socket: frames
-// behind their lengths, without offload metadata.
+// behind their lengths, without offload metadata. Nor has it any where the sender's
+// guest uses offloads all the same, as libkrun's does: see packet.OffloadUntold.
 //
 // While the kernel takes everything, small frames and segments are gathered in
 // queue, until there are enough for a call or the batch ends. Large ones are
@@ -146,7 +147,7 @@ func (s *stream) room(b *Batch) []byte {
 func (s *stream) parse(b *Batch) bool {
 	for len(s.rest) >= prefixLen && !b.full() {
 		n := binary.BigEndian.Uint32(s.rest)
-		if n < MinFrame || n > MaxFrame {
+		if n < MinFrame || n > maxReceived {
 			s.err = ErrLength
 			s.counters.Malformed++
 			return false
@@ -155,7 +156,7 @@ func (s *stream) parse(b *Batch) bool {
 		if len(s.rest) < end {
 			break
 		}
-		b.add(s.rest[prefixLen:end:end])
+		b.add(s.rest[prefixLen:end:end]).Offload.Flags = packet.OffloadUntold
 		s.rest = s.rest[end:]
 		s.counters.Received++
 		s.counters.ReceivedBytes += uint64(n)

@@ -142,7 +142,7 @@ func TestReceiveLengths(t *testing.T) {
 		length uint32
 		ok     bool
 	}{
-		{0, false}, {1, false}, {13, false}, {14, true}, {65535, true}, {65536, false},
+		{0, false}, {1, false}, {13, false}, {14, true}, {65535, true}, {maxReceived, true}, {maxReceived + 1, false},
 		{1 << 24, false}, {1 << 31, false}, {1<<32 - 1, false},
 	} {
 		t.Run(fmt.Sprint(tt.length), func(t *testing.T) {

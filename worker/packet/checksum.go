@@ -4,6 +4,7 @@ package packet
 
 import (
 	"encoding/binary"
+	"math"
 	"math/bits"
 )
 
@@ -160,8 +161,10 @@ func PseudoSum(src, dst *Addr, proto uint8, length int) uint64 {
 // ChecksumOK tells whether the upper-layer checksum is right or need not be
 // looked at. It need not where o (which may be nil) says that the link vouches
 // for it or that it is still to be filled in, in a fragment, and with a protocol
-// other than TCP, UDP, ICMP and ICMPv6. UDP over IPv4 may come without checksum,
-// over IPv6 it may not (RFC 8200 section 8.1). A header cut short is not right.
+// other than TCP, UDP, ICMP and ICMPv6. With OffloadUntold the field itself may
+// say that: it is still to be filled in where it holds the pseudo-header's sum.
+// UDP over IPv4 may come without checksum, over IPv6 it may not (RFC 8200 section
+// 8.1). A header cut short is not right.
 func (p *Packet) ChecksumOK(o *Offload) bool {
 	if o != nil && o.Flags&(OffloadNeedsChecksum|OffloadDataValid) != 0 || p.Fragment {
 		return true
@@ -171,18 +174,18 @@ func (p *Packet) ChecksumOK(o *Offload) bool {
 	case p.IPVersion == 0:
 		return true
 	case p.Proto == ProtoTCP:
-		return len(b) >= tcpLen && p.sumOK(b)
+		return len(b) >= tcpLen && p.sumOK(b, o.untold(), tcpChecksumOffset)
 	case p.Proto == ProtoUDP:
-		return p.udpSumOK(b)
+		return p.udpSumOK(b, o.untold())
 	case p.Proto == ProtoICMP && p.IPVersion == 4:
 		return len(b) >= icmpLen && Fold(Sum(b, 0)) == 0xffff
 	case p.Proto == ProtoICMPv6 && p.IPVersion == 6:
-		return len(b) >= icmpLen && p.sumOK(b)
+		return len(b) >= icmpLen && p.sumOK(b, false, 0)
 	}
 	return true
 }
 
-func (p *Packet) udpSumOK(b []byte) bool {
+func (p *Packet) udpSumOK(b []byte, untold bool) bool {
 	if len(b) < udpLen {
 		return false
 	}
@@ -193,11 +196,47 @@ func (p *Packet) udpSumOK(b []byte) bool {
 	if b[6] == 0 && b[7] == 0 {
 		return p.IPVersion == 4
 	}
-	return p.sumOK(b[:n])
+	return p.sumOK(b[:n], untold, udpChecksumOffset)
 }
 
-func (p *Packet) sumOK(b []byte) bool {
-	return Fold(Sum(b, PseudoSum(&p.Src, &p.Dst, p.Proto, len(b)))) == 0xffff
+// sumOK tells whether the checksum of b is right. Where nobody could tell, it need
+// not be there yet; then the payload is not read.
+func (p *Packet) sumOK(b []byte, untold bool, field int) bool {
+	pseudo := PseudoSum(&p.Src, &p.Dst, p.Proto, len(b))
+	if untold && binary.BigEndian.Uint16(b[field:]) == Fold(pseudo) {
+		return true
+	}
+	return Fold(Sum(b, pseudo)) == 0xffff
+}
+
+func (o *Offload) untold() bool { return o != nil && o.Flags&OffloadUntold != 0 }
+
+// Tell replaces OffloadUntold by what the frame's headers say: OffloadNeedsChecksum
+// where the checksum field of TCP or UDP holds the pseudo-header's sum alone. So who
+// copies the frame can complete it. Preconditions: p was decoded of the whole frame.
+func (p *Packet) Tell(o *Offload) {
+	if !o.untold() {
+		return
+	}
+	o.Flags &^= OffloadUntold
+	b, n, field, least := p.Payload(), 0, tcpChecksumOffset, tcpLen
+	switch {
+	case p.IPVersion == 0 || p.Fragment:
+		return
+	case p.Proto == ProtoTCP:
+		n = len(b)
+	case p.Proto == ProtoUDP && len(b) >= udpLen:
+		n, field, least = int(binary.BigEndian.Uint16(b[4:])), udpChecksumOffset, udpLen
+	}
+	if n < least || n > len(b) || p.L4 > math.MaxUint16 {
+		return
+	}
+	sum := binary.BigEndian.Uint16(b[field:])
+	if sum == 0 || sum != Fold(PseudoSum(&p.Src, &p.Dst, p.Proto, n)) {
+		return
+	}
+	o.Flags |= OffloadNeedsChecksum
+	o.CsumStart, o.CsumOffset = uint16(p.L4), uint16(field)
 }
 
 // CompleteChecksum does in software what OffloadNeedsChecksum asks for, on one
