@@ -18,6 +18,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/test/merge"
+	"aldente/worker/packet"
 )
 
 // arg as first argument makes the binary the stand-in: descriptor of a tap,
@@ -125,16 +128,19 @@ func run(tapFD, path, fast string) error {
 	debug.SetGCPercent(-1)
 	runtime.GOMAXPROCS(4)
 	ended := make(chan error, 2)
-	m := &merger{tap: tap, plain: mtu == 0}
 	if mtu > 0 {
 		if err := unix.SetNonblock(stream, true); err != nil {
 			return err
 		}
 		go func() { ended <- fastUpward(tap, stream, mtu) }()
-		go func() { ended <- downward(stream, m.take, m.flush) }()
+		m := merge.New(tap, packet.OffloadSize)
+		take := func(frame []byte) { m.Take(frame, false) }
+		go func() { ended <- downward(stream, take, m.Flush) }()
 	} else {
 		go func() { ended <- upward(tap, stream) }()
-		go func() { ended <- downward(stream, m.write, func() {}) }()
+		// A frame that the tap refuses is a lost one.
+		write := func(frame []byte) { _, _ = call(unix.SYS_WRITE, tap, frame) }
+		go func() { ended <- downward(stream, write, func() {}) }()
 	}
 	return <-ended
 }
