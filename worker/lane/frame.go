@@ -23,6 +23,9 @@ const (
 func (l *Lane) frame(f *link.Frame) {
 	l.Stats.Frames++
 	l.moved += len(f.Data)
+	for _, b := range f.More {
+		l.moved += len(b)
+	}
 	if l.trace != nil {
 		l.trace.frame("from guest: ", f.Data, nil)
 	}
@@ -42,7 +45,13 @@ func (l *Lane) frame(f *link.Frame) {
 // translate does what a frame from the guest calls for.
 func (l *Lane) translate(f *link.Frame) {
 	p := &l.pkt
-	if p.Decode(f.Data) != nil {
+	err := error(nil)
+	if f.More == nil {
+		err = p.Decode(f.Data)
+	} else {
+		err = p.DecodeSplit(f.Data, f.More)
+	}
+	if err != nil || p.Beyond > 0 && p.Proto != packet.ProtoTCP {
 		l.Stats.BadFrames++
 		return
 	}
@@ -82,7 +91,7 @@ func (l *Lane) ip(p *packet.Packet, o *packet.Offload) {
 	l.guest.Learn(p)
 	switch {
 	case p.Proto == packet.ProtoTCP && l.guest.Has(ipc.FlagTCP):
-		if l.seg.Decode(p.Payload()) != nil {
+		if p.TCP(&l.seg) != nil {
 			l.Stats.BadFrames++
 			return
 		}

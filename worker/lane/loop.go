@@ -179,6 +179,7 @@ func (l *Lane) receive() {
 			break
 		}
 		var err error
+		l.batch.Whole = l.capture != nil || l.live != nil || l.trace != nil
 		more, err = l.link.Receive(l.batch)
 		for k := range l.batch.Frames {
 			l.frame(&l.batch.Frames[k])

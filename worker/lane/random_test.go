@@ -436,7 +436,10 @@ func TestRandomWorlds(t *testing.T) {
 			t.Fatalf("seed %d", s)
 		}
 	}
-	t.Logf("%d worlds", n)
+	if n > 20 && splits == 0 {
+		t.Error("no frame came in pieces")
+	}
+	t.Logf("%d worlds, %d frames in pieces", n, splits)
 }
 
 // state describes a world that went wrong.

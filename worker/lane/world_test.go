@@ -250,6 +250,7 @@ func (w *world) why() string {
 // take is one turn of the lane, in which it may not allocate anything: the few
 // that change its link or its listeners excepted.
 func (w *world) take() {
+	defer w.splitFrames()
 	if !w.counting {
 		w.l.turn()
 		return

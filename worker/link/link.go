@@ -58,12 +58,19 @@ func (e *closedError) Unwrap() error { return ErrClosed }
 type Frame struct {
 	Offload packet.Offload // see above; of a link without: zero but for OffloadUntold
 	Data    []byte         // from the Ethernet header on, at least MinFrame bytes
+	// More is the rest of a TCP segment whose headers are all in Data
+	// (packet.TCPHeaders), in memory that the guest may write to at any time: it is
+	// passed on, summed or copied, and nothing is decided by it. Nil: there is none.
+	More [][]byte
 }
 
 // Batch holds frames that came together, and their memory. It serves one link
 // at a time: a stream keeps the beginning of its next frame there.
 type Batch struct {
-	Frames []Frame // valid until the next Receive
+	Frames []Frame // valid until the next Receive, More until the next Receive or Flush
+
+	// Whole asks for frames of which all is in Data, for who looks at their payload.
+	Whole bool
 
 	frames [MaxFrames]Frame
 	buf    []byte
@@ -82,7 +89,7 @@ func (b *Batch) add(data []byte) *Frame {
 	b.Frames = b.frames[:n+1]
 	f := &b.Frames[n]
 	f.Offload = packet.Offload{}
-	f.Data = data
+	f.Data, f.More = data, nil
 	return f
 }
 

@@ -174,13 +174,13 @@ func (p *Packet) ChecksumOK(o *Offload) bool {
 	case p.IPVersion == 0:
 		return true
 	case p.Proto == ProtoTCP:
-		return len(b) >= tcpLen && p.sumOK(b, o.untold(), tcpChecksumOffset)
+		return len(b) >= tcpLen && p.sumOK(b, p.Beyond, o.untold(), tcpChecksumOffset)
 	case p.Proto == ProtoUDP:
 		return p.udpSumOK(b, o.untold())
 	case p.Proto == ProtoICMP && p.IPVersion == 4:
 		return len(b) >= icmpLen && Fold(Sum(b, 0)) == 0xffff
 	case p.Proto == ProtoICMPv6 && p.IPVersion == 6:
-		return len(b) >= icmpLen && p.sumOK(b, false, 0)
+		return len(b) >= icmpLen && p.sumOK(b, 0, false, 0)
 	}
 	return true
 }
@@ -196,17 +196,36 @@ func (p *Packet) udpSumOK(b []byte, untold bool) bool {
 	if b[6] == 0 && b[7] == 0 {
 		return p.IPVersion == 4
 	}
-	return p.sumOK(b[:n], untold, udpChecksumOffset)
+	return p.sumOK(b[:n], 0, untold, udpChecksumOffset)
 }
 
-// sumOK tells whether the checksum of b is right. Where nobody could tell, it need
-// not be there yet; then the payload is not read.
-func (p *Packet) sumOK(b []byte, untold bool, field int) bool {
-	pseudo := PseudoSum(&p.Src, &p.Dst, p.Proto, len(b))
+// sumOK tells whether the checksum of b, and of beyond bytes more, is right. Where
+// nobody could tell, it need not be there yet; then the payload is not read.
+func (p *Packet) sumOK(b []byte, beyond int, untold bool, field int) bool {
+	pseudo := PseudoSum(&p.Src, &p.Dst, p.Proto, len(b)+beyond)
 	if untold && binary.BigEndian.Uint16(b[field:]) == Fold(pseudo) {
 		return true
 	}
+	if beyond > 0 {
+		pseudo = SumAt(len(b), p.More, beyond, pseudo)
+	}
 	return Fold(Sum(b, pseudo)) == 0xffff
+}
+
+// SumAt adds the first n bytes of pieces to a running sum, as they stand at an
+// offset, even or odd, of what is summed.
+func SumAt(offset int, pieces [][]byte, n int, initial uint64) uint64 {
+	for _, b := range pieces {
+		b = b[:min(n, len(b))]
+		s := Sum(b, 0)
+		if offset&1 != 0 { // RFC 1071 section 2(B)
+			s = uint64(bits.ReverseBytes16(Fold(s)))
+		}
+		initial = add(initial, s)
+		offset += len(b)
+		n -= len(b)
+	}
+	return initial
 }
 
 func (o *Offload) untold() bool { return o != nil && o.Flags&OffloadUntold != 0 }

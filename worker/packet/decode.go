@@ -20,6 +20,11 @@ type Packet struct {
 	// IP length, which cuts Ethernet padding off. L3 <= L4 <= End.
 	L3, L4, End int
 
+	// More is what follows Frame, after DecodeSplit: its first Beyond bytes belong
+	// to the packet, and are upper-layer payload. End is that of Frame then.
+	More   [][]byte
+	Beyond int
+
 	// Fragment tells that the packet is a part of one: its offset is not zero,
 	// or more fragments follow. Then Payload is this part of what reassembly
 	// puts together (IPv4: the data; IPv6: everything behind the fragment
@@ -45,6 +50,21 @@ type Packet struct {
 // The IPv4 header checksum is verified; the upper-layer checksum is not
 // (ChecksumOK). After an error only the Ethernet header is decoded.
 func (p *Packet) Decode(frame []byte) error {
+	p.More, p.Beyond = nil, 0
+	return p.decode(frame)
+}
+
+// DecodeSplit is Decode for a frame that goes on in more, which is not read.
+// A fragment, or headers that are not all in frame, are refused.
+func (p *Packet) DecodeSplit(frame []byte, more [][]byte) error {
+	p.More, p.Beyond = more, 0
+	for _, b := range more {
+		p.Beyond += len(b)
+	}
+	return p.decode(frame)
+}
+
+func (p *Packet) decode(frame []byte) error {
 	if len(frame) < EthernetLen {
 		*p = Packet{}
 		return ErrTruncated
@@ -76,7 +96,8 @@ func (p *Packet) Decode(frame []byte) error {
 	return err
 }
 
-// Payload is the upper-layer header and what follows it, without padding.
+// Payload is the upper-layer header and what follows it, without padding and
+// what is in More.
 func (p *Packet) Payload() []byte { return p.Frame[p.L4:p.End] }
 
 // IPHeader is the IP header with its options or extension headers.
@@ -106,7 +127,7 @@ func (p *Packet) decode4(b []byte) error {
 	switch {
 	case hlen < ipv4Len || total < hlen:
 		return ErrHeaderLength
-	case total > len(b):
+	case total > len(b)+p.Beyond || hlen > len(b):
 		return ErrTruncated
 	case Fold(Sum(b[:hlen], 0)) != 0xffff:
 		return ErrHeaderChecksum
@@ -118,12 +139,18 @@ func (p *Packet) decode4(b []byte) error {
 	p.Src.set4(b[12:16])
 	p.Dst.set4(b[16:20])
 	p.L4 = p.L3 + hlen
-	p.End = p.L3 + total
+	p.ends(p.L3 + total)
 	p.FragID = uint32(binary.BigEndian.Uint16(b[4:6]))
 	if f := binary.BigEndian.Uint16(b[6:8]); f&(ipv4MF|ipv4OffsetMask) != 0 {
 		return p.setFragment(int(f&ipv4OffsetMask)*8, f&ipv4MF != 0, hlen)
 	}
 	return nil
+}
+
+// ends notes where the packet ends, by its IP length.
+func (p *Packet) ends(end int) {
+	p.End = min(end, len(p.Frame))
+	p.Beyond = end - p.End
 }
 
 // setFragment notes a fragment whose data is Payload. It refuses what cannot be
@@ -133,7 +160,7 @@ func (p *Packet) decode4(b []byte) error {
 // the whole packet take.
 func (p *Packet) setFragment(offset int, more bool, headers int) error {
 	n := p.End - p.L4
-	if n == 0 || more && n%8 != 0 || headers+offset+n > maxIPLen {
+	if n == 0 || p.Beyond > 0 || more && n%8 != 0 || headers+offset+n > maxIPLen {
 		return ErrFragment
 	}
 	p.Fragment = true

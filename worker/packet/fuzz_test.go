@@ -51,6 +51,10 @@ func FuzzFrame(f *testing.F) {
 		if fuzz.CountsAllocations(b[1]) {
 			noAllocation(t, func() { p.Decode(frame); p.ChecksumOK(nil) })
 		}
+		checkSplit(t, frame, int(b[0])<<4|int(b[1]>>4))
+		if n := TCPHeaders(frame); n > 0 {
+			checkSplit(t, frame, n+int(b[0])*int(b[1])%(len(frame)-n+1))
+		}
 	})
 }
 

@@ -29,7 +29,7 @@ func (p *Packet) decode6(b []byte) error {
 		return ErrVersion
 	}
 	total := ipv6Len + int(binary.BigEndian.Uint16(b[4:6]))
-	if total > len(b) {
+	if total > len(b)+p.Beyond {
 		return ErrTruncated
 	}
 	p.IPVersion = 6
@@ -44,7 +44,7 @@ func (p *Packet) decode6(b []byte) error {
 		return ErrMapped
 	}
 	p.L4 = p.L3 + ipv6Len
-	p.End = p.L3 + total
+	p.ends(p.L3 + total)
 	switch p.Proto {
 	case ProtoTCP, ProtoUDP, ProtoICMPv6:
 		return nil

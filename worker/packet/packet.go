@@ -8,6 +8,10 @@
 // refuses, and neither panics nor allocates. What it returns are views: slices
 // of the frame it was given. Only Reassembler keeps state, in memory of its own.
 //
+// A frame may come in two parts: a beginning with all headers, which nobody else
+// writes to, and payload that lies elsewhere and may change at any time
+// (DecodeSplit). Nothing is decided by what the second part holds.
+//
 // Builders write to a buffer of the caller's, which must be big enough, and
 // panic where it is not: the sizes are the caller's own, never the guest's.
 package packet

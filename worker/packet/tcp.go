@@ -45,6 +45,10 @@ type TCP struct {
 	Window, Urgent   uint16 // Window as sent, not scaled
 	Payload          []byte // in the frame
 
+	// More is where the payload goes on, for Beyond bytes: see Packet.
+	More   [][]byte
+	Beyond int
+
 	// Options. The first three count only in segments with SYN, SACK only in
 	// those without; elsewhere they are not reported.
 	MSS           uint16             // 0: none
@@ -76,11 +80,54 @@ func (t *TCP) Decode(l4 []byte) error {
 	t.Window = binary.BigEndian.Uint16(h[14:])
 	t.Urgent = binary.BigEndian.Uint16(h[18:])
 	t.Payload = l4[hlen:]
+	t.More, t.Beyond = nil, 0
 	t.MSS, t.WScale, t.SACKPermitted, t.NumSACK = 0, -1, false, 0
 	if hlen > tcpLen {
 		t.options(l4[tcpLen:hlen])
 	}
 	return nil
+}
+
+// TCP reads the segment that p carries, wherever its payload lies.
+func (p *Packet) TCP(t *TCP) error {
+	err := t.Decode(p.Payload())
+	t.More, t.Beyond = p.More, p.Beyond
+	return err
+}
+
+// Len is the length of the payload.
+func (t *TCP) Len() int { return len(t.Payload) + t.Beyond }
+
+// TCPHeaders is the length of all headers of a frame with a TCP segment, if it
+// begins with all of them: an IP packet that is no fragment and has no extension
+// headers. Otherwise it is zero. Nothing else of them is checked.
+func TCPHeaders(frame []byte) int {
+	if len(frame) < EthernetLen+ipv4Len+tcpLen {
+		return 0
+	}
+	ip, l4 := frame[EthernetLen:], 0
+	switch binary.BigEndian.Uint16(frame[12:14]) {
+	case EtherTypeIPv4:
+		hlen := int(ip[0]&15) * 4
+		if hlen < ipv4Len || ip[9] != ProtoTCP || binary.BigEndian.Uint16(ip[6:8])&(ipv4MF|ipv4OffsetMask) != 0 {
+			return 0
+		}
+		l4 = EthernetLen + hlen
+	case EtherTypeIPv6:
+		if ip[6] != ProtoTCP {
+			return 0
+		}
+		l4 = EthernetLen + ipv6Len
+	default:
+		return 0
+	}
+	if l4+tcpLen > len(frame) {
+		return 0
+	}
+	if n := l4 + int(frame[l4+12]>>4)*4; n >= l4+tcpLen && n <= len(frame) {
+		return n
+	}
+	return 0
 }
 
 // options reads what it knows, skips what it does not, and stops at a length

@@ -63,6 +63,7 @@ type env struct {
 	pkt     packet.Packet // scratch of Input
 	check   packet.Packet // scratch of Send
 	batch   [][]byte      // payloads to spoil at the end of the batch
+	inputs  int           // segments given to the translator
 }
 
 type option func(*envConfig)
@@ -216,12 +217,30 @@ func (e *env) input(src, dst packet.Addr, s packet.TCP) {
 		s.Payload = append([]byte(nil), s.Payload...)
 		e.batch = append(e.batch, s.Payload)
 	}
+	e.split(&s)
 	e.pkt = packet.Packet{SrcMAC: guestMAC, DstMAC: ourMAC, IPVersion: 6, Proto: packet.ProtoTCP, Src: src, Dst: dst}
 	if src.Is4() {
 		e.pkt.IPVersion = 4
 	}
 	e.tr.Input(&e.pkt, &s)
 	e.pkt = packet.Packet{}
+}
+
+// split has the payload of every other segment lie in up to four pieces.
+func (e *env) split(s *packet.TCP) {
+	if e.inputs++; e.inputs%2 == 0 {
+		return
+	}
+	b := s.Payload
+	n := e.inputs * 7919 % (len(b) + 1)
+	s.Payload, b = b[:n:n], b[n:]
+	s.Beyond = len(b)
+	for range e.inputs / 2 % 4 {
+		n = e.inputs * 7907 % (len(b) + 1)
+		s.More = append(s.More, b[:n:n])
+		b = b[n:]
+	}
+	s.More = append(s.More, append(b[:len(b):len(b)], "padding"...))
 }
 
 // flush ends the batch.

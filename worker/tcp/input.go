@@ -118,7 +118,7 @@ func (t *Translator) noFlow(k *store.Key, p *packet.Packet, s *packet.TCP) {
 	if s.Flags&packet.ACK != 0 {
 		t.fields.Seq = s.Ack
 	} else {
-		n := uint32(len(s.Payload))
+		n := uint32(s.Len())
 		if s.Flags&packet.SYN != 0 {
 			n++
 		}
@@ -207,7 +207,7 @@ func (t *Translator) inputTimeWait(i uint32, c *conn, k *store.Key, p *packet.Pa
 	case s.Flags&(packet.SYN|packet.ACK) == packet.SYN && after(s.Seq, c.rcvNxt):
 		t.end(i, c)
 		t.openOut(k, p, s)
-	case len(s.Payload) > 0 || s.Flags&(packet.FIN|packet.SYN) != 0:
+	case s.Len() > 0 || s.Flags&(packet.FIN|packet.SYN) != 0:
 		// A SYN that may be an old one: a guest that means it resets us.
 		c.rtoAt = t.env.Now() + timeWait
 		c.set(flagAckNow)
@@ -218,7 +218,7 @@ func (t *Translator) inputTimeWait(i uint32, c *conn, k *store.Key, p *packet.Pa
 // segment takes a segment on an established connection, in the order of RFC
 // 9293 section 3.10.7.4: sequence, RST, SYN, ACK, data, FIN.
 func (t *Translator) segment(i uint32, c *conn, s *packet.TCP) {
-	n := uint32(len(s.Payload))
+	n := uint32(s.Len())
 	end := s.Seq + n
 	if s.Flags&packet.FIN != 0 {
 		end++
@@ -273,7 +273,7 @@ func (t *Translator) outOfWindow(i uint32, c *conn, s *packet.TCP) {
 	c.set(flagAckNow)
 	t.touch(i, c)
 	if s.Flags&(packet.ACK|packet.SYN) == packet.ACK && notAfter(s.Ack, c.sndMax) && atLeast(s.Ack, c.sndUna) {
-		t.ack(i, c, s, uint32(len(s.Payload)))
+		t.ack(i, c, s, uint32(s.Len()))
 	}
 }
 

@@ -97,44 +97,75 @@ func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 		return
 	}
 	t.touch(i, c)
-	seq, b, fin := s.Seq, s.Payload, s.Flags&packet.FIN != 0
-	if seq == c.rcvNxt && !fin && (c.mayDelay(len(b)) || c.mayGather(len(b))) {
+	seq, n, fin := s.Seq, s.Len(), s.Flags&packet.FIN != 0
+	if seq == c.rcvNxt && !fin && (c.mayDelay(n) || c.mayGather(n)) {
 		c.set(flagAckLater)
 	} else {
 		c.set(flagAckNow)
 	}
-	c.noteQuery(len(b), t.env.Now())
+	c.noteQuery(n, t.env.Now())
 	if c.has(flagGuestFIN) {
 		return // a FIN seen again; nothing may follow it
 	}
+	old := 0
 	if before(seq, c.rcvNxt) {
-		old := c.rcvNxt - seq
-		if old > uint32(len(b)) {
+		if old = int(c.rcvNxt - seq); old > n {
 			return
 		}
-		b, seq = b[old:], c.rcvNxt
+		seq, n = c.rcvNxt, n-old
 	}
-	if room := c.rcvEdge - seq; uint32(len(b)) > room {
+	if room := c.rcvEdge - seq; uint32(n) > room {
 		t.Stats.OutOfWindow++
-		b, fin = b[:room], false
+		n, fin = int(room), false
 	}
 	if seq != c.rcvNxt {
 		if t.batch.of(i) {
 			t.writeBatch()
 		}
-		t.early(i, c, seq, b, fin)
+		if fin {
+			c.set(flagEarlyFIN)
+			c.earlyFIN = seq + uint32(n)
+		}
+		t.Stats.OutOfOrder++
+		t.payload(i, c, s, seq, old, n)
 		t.sendAck(i, c) // at once and each time, RFC 5681 section 4.2
 		return
 	}
-	if len(b) > 0 {
-		t.inOrder(i, c, b)
-	}
+	t.payload(i, c, s, seq, old, n)
 	if fin || c.has(flagEarlyFIN) && c.earlyFIN == c.rcvNxt {
 		c.set(flagGuestFIN)
 		c.rcvNxt++
 		if !t.batch.of(i) {
 			t.finishWrite(i, c)
 		}
+	}
+}
+
+// payload takes n bytes of a segment's payload, behind the first old ones, which
+// begin at seq, wherever they lie.
+func (t *Translator) payload(i uint32, c *conn, s *packet.TCP, seq uint32, old, n int) {
+	inOrder := seq == c.rcvNxt
+	for k, b := 0, s.Payload; ; k++ {
+		skip := min(old, len(b))
+		old -= skip
+		b = b[skip:min(len(b), skip+n)]
+		n -= len(b)
+		at := seq
+		seq += uint32(len(b))
+		if inOrder && before(at, c.rcvNxt) { // what came early was found to follow
+			b = b[min(int(c.rcvNxt-at), len(b)):]
+		}
+		switch {
+		case len(b) == 0:
+		case inOrder:
+			t.inOrder(i, c, b)
+		case !t.early(i, c, at, b):
+			return
+		}
+		if n == 0 || k == len(s.More) {
+			return
+		}
+		b = s.More[k]
 	}
 }
 
@@ -175,25 +206,19 @@ func (t *Translator) inOrder(i uint32, c *conn, b []byte) {
 
 // early keeps what came before its turn. It is acknowledged at once and, with
 // SACK, reported; so only what finds no place in the set of ranges is sent
-// again (RFC 9293 section 3.10.7.4, RFC 2018). Preconditions: what came before it
-// in the batch is written.
-func (t *Translator) early(i uint32, c *conn, seq uint32, b []byte, fin bool) {
-	t.Stats.OutOfOrder++
-	if fin {
-		c.set(flagEarlyFIN)
-		c.earlyFIN = seq + uint32(len(b))
-	}
-	if len(b) == 0 {
-		return
-	}
+// again (RFC 9293 section 3.10.7.4, RFC 2018): then it reports false.
+// Preconditions: what came before it in the batch is written.
+func (t *Translator) early(i uint32, c *conn, seq uint32, b []byte) bool {
 	set := t.getSet(&c.held)
 	if set == nil || !set.add(seq, seq+uint32(len(b))) {
 		t.Stats.Dropped++
-		return
+		return false
 	}
 	if !t.store(c, seq, b) {
 		t.noChunk(i, c)
+		return false
 	}
+	return true
 }
 
 // noChunk cannot happen while windows are granted against chunks set aside.

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"math/rand/v2"
+
+	"aldente/worker/link"
+	"aldente/worker/packet"
+)
+
+// splitter is a link whose frames come in pieces now and then, as those do that
+// lie in a guest's memory: what is behind the headers is the guest's, who writes
+// something else there as soon as it may.
+type splitter struct {
+	link.Link
+	r      *rand.Rand
+	pieces [link.MaxFrames * 8][]byte
+	lent   [][]byte // of those, in frames that are in use
+}
+
+var splits int // frames that came in pieces
+
+func newSplitter(l link.Link) *splitter {
+	return &splitter{Link: l, r: rand.New(rand.NewPCG(1, 2))}
+}
+
+func (s *splitter) Receive(b *link.Batch) (bool, error) {
+	s.takeBack()
+	more, err := s.Link.Receive(b)
+	if b.Whole {
+		return more, err
+	}
+	for k := range b.Frames {
+		f := &b.Frames[k]
+		n := packet.TCPHeaders(f.Data)
+		if n == 0 || n == len(f.Data) || s.r.IntN(2) == 0 {
+			continue
+		}
+		n += s.r.IntN(len(f.Data) - n)
+		f.Data, f.More = f.Data[:n:n], s.cut(f.Data[n:])
+		splits++
+	}
+	return more, err
+}
+
+// cut makes one to eight pieces, some of which may be empty.
+func (s *splitter) cut(b []byte) [][]byte {
+	first := len(s.lent)
+	s.lent = s.pieces[:first]
+	for range s.r.IntN(8) {
+		n := s.r.IntN(len(b) + 1)
+		s.lent = append(s.lent, b[:n:n])
+		b = b[n:]
+	}
+	s.lent = append(s.lent, b)
+	return s.lent[first:]
+}
+
+func (s *splitter) takeBack() {
+	for _, b := range s.lent {
+		clear(b)
+	}
+	s.lent = s.pieces[:0]
+}
+
+func (s *splitter) Flush() error {
+	s.takeBack()
+	return s.Link.Flush()
+}
+
+// splitFrames has the lane's link be one of those.
+func (w *world) splitFrames() {
+	if l := w.l.link; l != nil {
+		if _, ok := l.(*splitter); !ok {
+			w.l.link = newSplitter(l)
+		}
+	}
+}
