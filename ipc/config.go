@@ -108,6 +108,10 @@ const (
 	linksEnd
 )
 
+// LinkVhostUser is a UNIX stream socket on which a front end of vhost-user says where
+// the rings and the memory of its guest are. No record may have it yet.
+const LinkVhostUser = linksEnd
+
 // Encode returns the record.
 func (c *Config) Encode() []byte {
 	var b bytes.Buffer
