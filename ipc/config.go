@@ -92,7 +92,7 @@ type Config struct {
 	Search    [MaxSearch]Name  // search domains: DHCP option 119, DHCPv6 option 24, RA
 	MaxFlows  uint32           // bound on sockets held, RLIMIT_NOFILE
 	MaxUDP    uint32           // flows of UDP with a port of their own that the broker grants, 0: any number
-	LinkKind  uint8            // LinkTap or LinkStream
+	LinkKind  uint8            // Link*
 	DUIDTime  uint32           // time of the DHCPv6 server DUID-LLT, RFC 8415 section 11.2
 	UDPIdle   uint32           // seconds a one-way UDP flow lives
 	UDPStream uint32           // seconds a two-way UDP flow lives
@@ -100,11 +100,15 @@ type Config struct {
 	Stats     uint32           // seconds between lines of statistics, 0: none
 }
 
-// Kinds of link: a TUN device in tap mode, and a UNIX stream socket with a length before
-// each frame. A new one goes before the last line.
+// Kinds of link: a TUN device in tap mode; a UNIX stream socket with a length before
+// each frame; UNIX sockets of which each message is a frame; a tap that was made
+// without a header for offloads. A new one goes before the last line.
 const (
 	LinkTap = 1 + iota
 	LinkStream
+	LinkDatagram
+	LinkSeqpacket
+	LinkPlainTap
 	linksEnd
 )
 
@@ -144,7 +148,7 @@ func (c *Config) Decode(b []byte) error {
 
 // Link precedes the descriptor of the guest's side.
 type Link struct {
-	Kind     uint8    // LinkTap or LinkStream
+	Kind     uint8    // Link*
 	Reserved [3]uint8 // zero
 	Offload  uint32   // LinkTap: the TUN_F_* bits in force, include/uapi/linux/if_tun.h
 }

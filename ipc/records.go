@@ -25,7 +25,7 @@ const (
 
 	// Broker to worker, while starting.
 	KindConfig   // Config
-	KindLink     // Link, with the tap or the connected stream socket
+	KindLink     // Link, with the tap or the connected socket
 	KindListener // Listener, with a listening TCP or a bound UDP socket
 	KindCapture  // Capture, with the pcap file
 	KindStart    // Empty: start-up is over
@@ -225,7 +225,7 @@ type Event struct {
 
 // Codes of Event.
 const (
-	EventLinkClosed = 1 // the stream socket's peer is gone
+	EventLinkClosed = 1 // the socket's peer is gone
 	EventLinkFailed = 2 // the tap is gone
 )
 

@@ -19,4 +19,6 @@ type Traits struct {
 	// Clients come and go: one that comes is told of us, the end of one is
 	// nothing unusual.
 	Clients bool
+	// SilentEnd: that the other side is gone shows only where something is sent to it.
+	SilentEnd bool
 }

@@ -190,7 +190,7 @@ func (w *world) sendUp(d *dgrams, n int) {
 	b := make([]byte, packet.MaxHeaders+1<<16)
 	room := w.l.guest.LinkMTU() - 60
 	switch {
-	case w.kind != ipc.LinkTap && w.r.IntN(3) == 0: // left to hardware, cutting too
+	case w.untold() && w.r.IntN(3) == 0: // left to hardware, cutting too
 		var o packet.Offload
 		h := packet.PutUDP(b, e, d.guestPort, d.remotePort, n, &o)
 		w.travel(&w.up, travelling{frame: w.frame(append(b[:h:h], d.payload(toHost, n)...), &o, nil)})

@@ -168,7 +168,7 @@ func (w *world) newConn(remote, guest packet.Addr, remotePort, guestPort uint16)
 		ip = 20
 	}
 	c.g = &tcptest.Guest{T: w.t, Now: &w.now, Rand: r, MSS: mtu - ip - 20, Scale: int8(r.IntN(10)) - 1, WantSACK: r.IntN(4) > 0,
-		ISS: r.Uint32(), TSO: r.IntN(2) == 0, Buf: []int{1000, 4000, 65536, 200000, 1 << 20}[r.IntN(5)]}
+		ISS: r.Uint32(), TSO: w.kind != ipc.LinkPlainTap && r.IntN(2) == 0, Buf: []int{1000, 4000, 65536, 200000, 1 << 20}[r.IntN(5)]}
 	ends := packet.Ends{SrcMAC: guestMAC, DstMAC: ourMAC, Src: guest, Dst: remote, TTL: 64, DF: true}
 	c.g.Send = func(s packet.TCP) {
 		s.SrcPort, s.DstPort = guestPort, remotePort
@@ -210,7 +210,7 @@ func (w *world) segmentFrame(e *packet.Ends, s *packet.TCP, c *conn) []byte {
 // frame makes of b, which is of connection c if any, what the link takes. Where that is
 // the frame alone, nothing tells that a checksum is to be filled in, or what to cut.
 func (w *world) frame(b []byte, o *packet.Offload, c *conn) []byte {
-	whole := o.GSOType == packet.GSONone && w.r.IntN(2) == 0
+	whole := w.kind == ipc.LinkPlainTap || o.GSOType == packet.GSONone && w.r.IntN(2) == 0
 	if whole && o.Flags != 0 {
 		packet.CompleteChecksum(b, o)
 		*o = packet.Offload{}
@@ -220,7 +220,7 @@ func (w *world) frame(b []byte, o *packet.Offload, c *conn) []byte {
 		k := packet.EthernetLen + w.r.IntN(len(b)-packet.EthernetLen)
 		b[k] ^= 1 << w.r.IntN(8)
 	}
-	if w.kind == ipc.LinkStream {
+	if w.kind != ipc.LinkTap {
 		return b
 	}
 	h := make([]byte, packet.OffloadSize, packet.OffloadSize+len(b))
@@ -279,8 +279,15 @@ func (w *world) receive() {
 			return
 		}
 		w.moves++
-		if w.kind == ipc.LinkTap {
+		switch w.kind {
+		case ipc.LinkTap:
 			w.fromTap(w.inbox[:n])
+			continue
+		case ipc.LinkPlainTap, ipc.LinkDatagram, ipc.LinkSeqpacket:
+			if n < 60 || n > 65535 {
+				w.t.Fatalf("a frame of %d bytes to the guest", n)
+			}
+			w.arrives(w.inbox[:n], &packet.Offload{})
 			continue
 		}
 		w.rx = append(w.rx, w.inbox[:n]...)

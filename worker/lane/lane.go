@@ -49,6 +49,7 @@ const (
 	timerSolicit
 	timerStats
 	timerAnswer
+	timerProbe
 	laneTimers
 )
 
@@ -89,6 +90,8 @@ type Lane struct {
 	last      link.Link     // the one before, closed: its memory serves the next
 	linksGone link.Counters // of all before this one
 	readable  bool          // the link has frames, as an event said
+	hungUp    bool          // or its end, as an event said too
+	probed    uint64        // frames sent by it when it was last tried whether it is there
 	more      bool          // the link may hold frames that no event announces
 	blocked   bool          // the link had a backlog when last looked at
 	batch     *link.Batch

@@ -23,7 +23,7 @@ var secret = []byte("left by another frame: nobody's business")
 // with every length field wrong, behind frames full of a secret. Nothing that
 // the lane answers may hold any of it, and what it pads it pads with zeros.
 func TestNothingLeaks(t *testing.T) {
-	for _, kind := range []uint8{ipc.LinkTap, ipc.LinkStream} {
+	for _, kind := range kinds {
 		t.Run(fmt.Sprint(kind), func(t *testing.T) {
 			w := newWorld(t, rand.New(rand.NewPCG(1, 1)), kind, 1500, true)
 			w.calm, w.watch = true, w.innocent
@@ -57,9 +57,12 @@ func (w *world) put(f []byte) {
 		w.connectLink()
 		w.turn()
 	}
-	b := binary.BigEndian.AppendUint32(nil, uint32(len(f)))
-	if w.kind == ipc.LinkTap {
+	var b []byte
+	switch w.kind {
+	case ipc.LinkTap:
 		b = make([]byte, packet.OffloadSize)
+	case ipc.LinkStream:
+		b = binary.BigEndian.AppendUint32(nil, uint32(len(f)))
 	}
 	if _, err := unix.Write(w.peer, append(b, f...)); err != nil {
 		w.t.Fatal(err)

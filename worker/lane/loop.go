@@ -30,7 +30,7 @@ func (l *Lane) turn() {
 	soon := l.now-began < spinTime && l.oneConversation(n, first)
 	l.moved = 0
 	l.wheel.Advance(l.now, l.fire) // first: timers are set relative to it
-	l.readable = false
+	l.readable, l.hungUp = false, false
 	for k := range n {
 		events, token := l.poll.At(k)
 		owner, _, _ := flow.SplitToken(token)
@@ -62,6 +62,7 @@ func (l *Lane) ready(token uint64, events uint32) {
 	}
 	l.writable(events)
 	l.readable = events&^flow.Writable != 0
+	l.hungUp = events&(flow.HungUp|flow.PeerClosed) != 0
 }
 
 // wait waits for events and returns their number.
@@ -144,9 +145,9 @@ func (l *Lane) finish() {
 // linkEvents is what is to be reported of the link.
 func (l *Lane) linkEvents() uint32 {
 	if l.blocked {
-		return flow.Readable | flow.Writable
+		return flow.Readable | flow.PeerClosed | flow.Writable
 	}
-	return flow.Readable
+	return flow.Readable | flow.PeerClosed
 }
 
 // check drops a link that cannot be watched.
@@ -172,7 +173,7 @@ func (l *Lane) writable(events uint32) {
 // for all batches of the turn where each frame costs the other end a wake-up.
 func (l *Lane) receive() {
 	l.more = false
-	left := l.guest.ReceiveBatches
+	left, frames := l.guest.ReceiveBatches, 0
 	for more := true; more && l.link != nil; left-- {
 		if left == 0 {
 			l.more = true
@@ -181,6 +182,7 @@ func (l *Lane) receive() {
 		var err error
 		l.batch.Whole = l.capture != nil || l.live != nil || l.trace != nil
 		more, err = l.link.Receive(l.batch)
+		frames += len(l.batch.Frames)
 		for k := range l.batch.Frames {
 			l.frame(&l.batch.Frames[k])
 		}
@@ -193,6 +195,9 @@ func (l *Lane) receive() {
 		if err != nil {
 			l.linkGone(err)
 		}
+	}
+	if l.hungUp && frames == 0 && !l.more {
+		l.linkGone(link.ErrClosed) // of datagrams no end is read
 	}
 	l.tcp.Flush()
 }
@@ -211,6 +216,7 @@ func (l *Lane) linkGone(err error) {
 	l.link.Close()
 	l.linksGone.Add(l.link.Counters())
 	l.last, l.link = l.link, nil
+	l.wheel.Cancel(l.timer + timerProbe)
 	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte
 	(&ipc.Event{Code: code}).Encode(rec[:])
@@ -312,7 +318,31 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 	l.check(l.poll.Add(l.link.FD(), tokenLink, l.linkEvents()))
 	l.solicited = 0
 	l.solicit()
+	if l.guest.SilentEnd {
+		l.probed = l.link.Counters().Sent
+		l.wheel.Set(l.timer+timerProbe, l.now+probeEvery)
+	}
 	return nil
+}
+
+// probeEvery is how long nothing is sent to a guest before something is, so that its end
+// shows, in nanoseconds.
+const probeEvery = 5_000_000_000
+
+// probe asks the guest for its hardware address, unless something else was sent to it.
+func (l *Lane) probe() {
+	if l.link == nil {
+		return
+	}
+	if l.link.Counters().Sent == l.probed && l.link.CanSend() {
+		n := arp.Request(&l.guest, l.out)
+		if n == 0 {
+			n = ndp.Solicit(&l.guest, l.out)
+		}
+		l.sendOwn(n)
+	}
+	l.probed = l.link.Counters().Sent
+	l.wheel.Set(l.timer+timerProbe, l.now+probeEvery)
 }
 
 func (l *Lane) newCapture(rec []byte, fd int32) error {
@@ -393,6 +423,8 @@ func (l *Lane) expire(id uint32) {
 		l.solicit()
 	case timerStats:
 		l.tellStats()
+	case timerProbe:
+		l.probe()
 	case timerAnswer: // the turn's end tries again
 	}
 }

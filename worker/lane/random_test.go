@@ -82,7 +82,7 @@ func (w *world) trouble() {
 	case 1:
 		w.breakLink()
 	case 2: // something that is not a frame
-		b := make([]byte, w.r.IntN(200))
+		b := make([]byte, 1+w.r.IntN(200))
 		for k := range b {
 			b[k] = byte(w.r.Uint32())
 		}
@@ -90,7 +90,7 @@ func (w *world) trouble() {
 			w.tx = append(w.tx, 0xff, 0xff, 0xff, 0xff) // no length
 			return
 		}
-		if w.kind == ipc.LinkTap || len(b) >= packet.EthernetLen {
+		if w.kind != ipc.LinkStream || len(b) >= packet.EthernetLen {
 			w.travel(&w.up, travelling{frame: b})
 		}
 	case 3: // more frames at a time than the lane takes
@@ -373,6 +373,10 @@ func (w *world) empty(sockets int) {
 	if w.hear(); len(w.living) != 0 {
 		w.t.Fatalf("of flows %v no end was told", w.living)
 	}
+	if probes := l.link != nil && l.guest.SilentEnd; probes != l.wheel.Pending(l.timer+timerProbe) {
+		w.t.Fatalf("the guest is looked after: %v, want %v", !probes, probes)
+	}
+	l.wheel.Cancel(l.timer + timerProbe)
 	if next := l.wheel.Next(); next != store.NoTimer {
 		w.t.Fatalf("a timer is left over, due in %d ms", (next-w.now)/ms)
 	}
@@ -406,9 +410,12 @@ func (s *source) Uint64() uint64 {
 	return x
 }
 
+// kinds are all links.
+var kinds = []uint8{ipc.LinkTap, ipc.LinkStream, ipc.LinkDatagram, ipc.LinkSeqpacket, ipc.LinkPlainTap}
+
 func randomWorld(t testing.TB, src rand.Source) *world {
 	r := rand.New(src)
-	kind := []uint8{ipc.LinkTap, ipc.LinkStream}[r.IntN(2)]
+	kind := kinds[r.IntN(len(kinds))]
 	return newWorld(t, r, kind, []uint16{1500, 65520}[r.IntN(2)], r.IntN(4) > 0)
 }
 

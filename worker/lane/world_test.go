@@ -269,15 +269,20 @@ func (w *world) take() {
 // connectLink gives the lane a new link.
 func (w *world) connectLink() {
 	typ := unix.SOCK_STREAM
-	if w.kind == ipc.LinkTap {
+	switch w.kind {
+	case ipc.LinkTap, ipc.LinkPlainTap, ipc.LinkSeqpacket:
 		typ = unix.SOCK_SEQPACKET // a descriptor that takes and gives whole frames
+	case ipc.LinkDatagram:
+		typ = unix.SOCK_DGRAM
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if w.kind == ipc.LinkTap {
+	if w.isTap() {
 		unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 8<<20)
+	} else if w.kind != ipc.LinkStream {
+		unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUF, []int{70 << 10, 1 << 20}[w.r.IntN(2)]) // takes each frame, if not many
 	} else if n := []int{0, 8 << 10, 64 << 10}[w.r.IntN(3)]; n > 0 {
 		unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUF, n) // writes end in the middle of frames
 	}
@@ -286,6 +291,13 @@ func (w *world) connectLink() {
 	w.tx, w.rx, w.txEnds, w.txDone, w.handed = nil, nil, nil, 0, 0
 	w.tell((&ipc.Link{Kind: w.kind, Offload: unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6}).Encode(), fds[0])
 }
+
+// isTap tells whether the link is a tap, with a header before each frame or without.
+func (w *world) isTap() bool { return w.kind == ipc.LinkTap || w.kind == ipc.LinkPlainTap }
+
+// untold tells whether the guest may leave checksums and cutting to hardware, and nobody
+// is told.
+func (w *world) untold() bool { return !w.isTap() }
 
 // breakLink ends the guest's side. What was on its way is lost.
 func (w *world) breakLink() {
@@ -299,8 +311,13 @@ func (w *world) breakLink() {
 	w.peer = -1
 	w.up.clear()
 	w.down.clear()
-	if w.kind == ipc.LinkTap {
+	if w.isTap() {
 		w.l.linkGone(unix.EBADFD) // a socket pair does not end as a tap does
+	}
+	if w.l.guest.SilentEnd && w.l.link != nil {
+		w.l.probed = w.l.link.Counters().Sent
+		w.l.probe() // whose time would be far away
+		w.l.finish()
 	}
 	w.turn()
 	if w.l.link != nil {

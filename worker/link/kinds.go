@@ -28,6 +28,19 @@ var kinds = [...]kind{
 		flow.Traits{ReceiveBatches: 8, CostlyFrames: true, SoftwareGSO: true, Window: 4 << 20, Clients: true},
 		func(_ *ipc.Link, fd int32, mtu int, last Link) Link { return NextStream(last, fd, mtu) },
 	},
+	ipc.LinkDatagram: {
+		flow.Traits{ReceiveBatches: 8, CostlyFrames: true, SoftwareGSO: true, Window: 4 << 20, Clients: true, SilentEnd: true},
+		func(_ *ipc.Link, fd int32, mtu int, last Link) Link { return NewDatagram(last, fd, mtu) },
+	},
+	ipc.LinkSeqpacket: {
+		flow.Traits{ReceiveBatches: 8, CostlyFrames: true, SoftwareGSO: true, Window: 4 << 20, Clients: true},
+		func(_ *ipc.Link, fd int32, mtu int, last Link) Link { return NewDatagram(last, fd, mtu) },
+	},
+	// Each frame is a call, both ways, and no longer than the interface takes.
+	ipc.LinkPlainTap: {
+		flow.Traits{ReceiveBatches: 4, SoftwareGSO: true, Window: 1536 << 10},
+		func(_ *ipc.Link, fd int32, mtu int, _ Link) Link { return NewPlainTap(fd, mtu) },
+	},
 }
 
 // TraitsOf returns what links of a kind are like. Preconditions: k is one of

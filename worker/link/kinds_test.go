@@ -35,8 +35,8 @@ func TestKinds(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range []uint8{ipc.LinkTap, ipc.LinkStream} {
-		if tr := TraitsOf(k); tr.ReceiveBatches < 1 || tr.Window < 64<<10 || tr.SoftwareGSO != (k == ipc.LinkStream) {
+	for _, k := range []uint8{ipc.LinkTap, ipc.LinkStream, ipc.LinkDatagram, ipc.LinkSeqpacket, ipc.LinkPlainTap} {
+		if tr := TraitsOf(k); tr.ReceiveBatches < 1 || tr.Window < 64<<10 || tr.SoftwareGSO != (k != ipc.LinkTap) {
 			t.Errorf("kind %d: %+v", k, tr)
 		}
 	}

@@ -60,9 +60,7 @@ type stream struct {
 	drained bool   // the last read took all there was
 	bulky   bool   // and that was much
 
-	queue      []byte
-	head, tail int // what waits is queue[head:tail]
-
+	backlog
 	cut     cutter
 	scratch []byte // prefixes and headers that iov points to
 	used    int
@@ -76,7 +74,7 @@ func NewStream(fd int32, mtu int) Link {
 	return &stream{
 		fd:      fd,
 		mtu:     mtu,
-		queue:   make([]byte, queueSize),
+		backlog: newBacklog(),
 		scratch: make([]byte, maxSegments*(prefixLen+packet.MaxHeaders)),
 		vecs:    1,
 	}
@@ -89,7 +87,7 @@ func NextStream(last Link, fd int32, mtu int) Link {
 	if !ok {
 		return NewStream(fd, mtu)
 	}
-	*s = stream{fd: fd, mtu: mtu, queue: s.queue, scratch: s.scratch, vecs: 1}
+	*s = stream{fd: fd, mtu: mtu, backlog: s.emptied(), scratch: s.scratch, vecs: 1}
 	return s
 }
 

@@ -8,10 +8,22 @@ import (
 	"aldente/worker/packet"
 )
 
+// backlog is what waits for a peer that does not read, and what is gathered for it:
+// frames behind their lengths.
+type backlog struct {
+	queue      []byte
+	head, tail int // what waits is queue[head:tail]
+}
+
+func newBacklog() backlog { return backlog{queue: make([]byte, queueSize)} }
+
+// emptied is the same memory, with nothing in it.
+func (s *backlog) emptied() backlog { return backlog{queue: s.queue} }
+
 // reserve extends the queue by n bytes and returns them, or nil if it has no
-// room. While the link is not blocked it always has: at most flushAt and a
+// room. While a stream is not blocked it always has: at most flushAt and a
 // frame are gathered, and the vectors of one call are less than two frames.
-func (s *stream) reserve(n int) []byte {
+func (s *backlog) reserve(n int) []byte {
 	if s.tail+n > len(s.queue) {
 		if s.tail-s.head+n > len(s.queue) {
 			return nil
@@ -25,18 +37,18 @@ func (s *stream) reserve(n int) []byte {
 }
 
 // frame takes room in the queue for a frame of size bytes, writes its length
-// and padding and returns the rest. nil: there is no room, and it is counted.
-func (s *stream) frame(size int) []byte {
+// and padding and returns the rest. nil: there is no room. Either is counted.
+func (s *backlog) frame(size int, c *Counters) []byte {
 	padded := max(size, minWire)
 	b := s.reserve(prefixLen + padded)
 	if b == nil {
-		s.counters.Dropped++
+		c.Dropped++
 		return nil
 	}
 	binary.BigEndian.PutUint32(b, uint32(padded))
 	clear(b[prefixLen+size:])
-	s.counters.Sent++
-	s.counters.SentBytes += uint64(size)
+	c.Sent++
+	c.SentBytes += uint64(size)
 	return b[prefixLen : prefixLen+size]
 }
 
@@ -47,7 +59,7 @@ func (s *stream) gather(o *packet.Offload, headers, payload []byte) bool {
 		s.counters.Refused++
 		return false
 	}
-	b := s.frame(len(headers) + len(payload))
+	b := s.frame(len(headers)+len(payload), &s.counters)
 	if b == nil {
 		return false
 	}
@@ -61,7 +73,7 @@ func (s *stream) gather(o *packet.Offload, headers, payload []byte) bool {
 // behind it as well.
 func (s *stream) gatherSegment() bool {
 	c := &s.cut
-	b := s.frame(c.hlen + min(c.size, len(c.payload)))
+	b := s.frame(c.hlen+min(c.size, len(c.payload)), &s.counters)
 	if b == nil {
 		s.counters.Dropped += uint64(c.segments() - 1)
 		return false

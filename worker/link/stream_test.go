@@ -60,13 +60,13 @@ func peerWrite(t fataler, peer int, b []byte, receive func()) {
 
 // receiver collects copies of all frames.
 type receiver struct {
-	s      *stream
+	s      Link
 	b      *Batch
 	frames [][]byte
 	err    error
 }
 
-func newReceiver(s *stream) *receiver { return &receiver{s: s, b: NewBatch()} }
+func newReceiver(s Link) *receiver { return &receiver{s: s, b: NewBatch()} }
 
 func (r *receiver) receive() {
 	for more := true; more && r.err == nil; {

@@ -47,6 +47,19 @@ func writev(fd int32, v []unix.Iovec) (int, unix.Errno) {
 	}
 }
 
+// recvmmsg receives messages into what they point to, and returns their number.
+func recvmmsg(fd int32, m []message) (int, unix.Errno) {
+	for {
+		n, _, e := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
+		if e == 0 {
+			return int(n), 0
+		}
+		if e != unix.EINTR {
+			return 0, e
+		}
+	}
+}
+
 func closeFD(fd int32) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // iovec points v at b, which must not move until the call is over: it is on

@@ -23,6 +23,8 @@ const lookAgain = 8
 // One call moves one frame; super-frames make that enough.
 type tap struct {
 	fd       int32
+	header   int // bytes of virtio-net header before each frame, 0: a plain tap
+	mtu      int // TCP segments that are cut here are no larger
 	offload  uint32
 	closed   bool
 	single   uint8 // calls of Receive in a row that found one frame, up to lookAgain
@@ -41,10 +43,16 @@ type tap struct {
 // among them are cut before they are sent. A kernel that knows no USO refuses
 // to take them too.
 func NewTap(fd int32, offload uint32) Link {
-	t := &tap{fd: fd, offload: offload}
+	// The translators cut for the MTU; there is nothing to add to that here.
+	t := &tap{fd: fd, header: packet.OffloadSize, mtu: MaxFrame, offload: offload}
 	iovec(&t.iov[0], t.vnet[:])
 	return t
 }
+
+// NewPlainTap returns the link of a tap device without IFF_VNET_HDR: frames alone, as a
+// network card without offloads has them. mtu is that of the guest's interface, in bytes
+// of IP packet; TCP super-frames are cut to it.
+func NewPlainTap(fd int32, mtu int) Link { return &tap{fd: fd, mtu: mtu} }
 
 func (t *tap) FD() int32           { return t.fd }
 func (t *tap) CanSend() bool       { return !t.closed }
@@ -115,16 +123,17 @@ func (t *tap) fill(b *Batch, most int) (more bool, err error) {
 
 // accept adds what was read to the batch if its header makes sense.
 func (t *tap) accept(b *Batch, raw []byte) bool {
-	if len(raw) < packet.OffloadSize+MinFrame || len(raw) == tapSlot {
+	if len(raw) < t.header+MinFrame || len(raw) == tapSlot {
 		t.counters.Malformed++
 		return false
 	}
 	var o packet.Offload
-	decodeOffload(raw, &o)
-	data := raw[packet.OffloadSize:len(raw):len(raw)]
-	if !normalise(&o, data) {
-		t.counters.Malformed++
-		return false
+	data := raw[t.header:len(raw):len(raw)]
+	if t.header > 0 {
+		if decodeOffload(raw, &o); !normalise(&o, data) {
+			t.counters.Malformed++
+			return false
+		}
 	}
 	b.add(data).Offload = o
 	t.counters.Received++
@@ -183,6 +192,12 @@ func (t *tap) Send(o *packet.Offload, headers, payload []byte) bool {
 		return false
 	case o.GSOType != packet.GSONone && !t.takes(o, headers):
 		return t.sendCut(o, headers, payload)
+	case t.header == 0 && o.Flags&packet.OffloadNeedsChecksum != 0:
+		if len(headers) > len(t.head) || !complete(t.head[:copy(t.head[:], headers)], payload, o) {
+			t.counters.Refused++
+			return false
+		}
+		headers = t.head[:len(headers)]
 	}
 	encodeOffload(t.vnet[:], o)
 	return t.write(headers, payload)
@@ -206,8 +221,7 @@ func (t *tap) takes(o *packet.Offload, headers []byte) bool {
 }
 
 func (t *tap) sendCut(o *packet.Offload, headers, payload []byte) bool {
-	// The translators cut for the MTU; there is nothing to add to that here.
-	if !t.cut.start(o, headers, payload, MaxFrame) {
+	if !t.cut.start(o, headers, payload, t.mtu) {
 		t.counters.Refused++
 		return false
 	}
@@ -220,7 +234,7 @@ func (t *tap) sendCut(o *packet.Offload, headers, payload []byte) bool {
 	return ok
 }
 
-// write passes one frame to the kernel, behind the header in t.vnet.
+// write passes one frame to the kernel, behind the header in t.vnet where it has one.
 func (t *tap) write(headers, payload []byte) bool {
 	n := 2
 	iovec(&t.iov[1], headers)
@@ -233,7 +247,11 @@ func (t *tap) write(headers, payload []byte) bool {
 		iovec(&t.iov[n], t.pad[size:])
 		n++
 	}
-	_, e := writev(t.fd, t.iov[:n])
+	first := 0
+	if t.header == 0 {
+		first = 1
+	}
+	_, e := writev(t.fd, t.iov[first:n])
 	switch e {
 	case 0:
 		t.counters.Sent++

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/fuzz"
 	"aldente/worker/packet"
 )
 
@@ -423,5 +424,56 @@ func TestOffloadRoundTrip(t *testing.T) {
 	decodeOffload(b[:], &out)
 	if out != in || binary.NativeEndian.Uint16(b[4:]) != 1448 {
 		t.Errorf("%+v, %x", out, b)
+	}
+}
+
+// TestPlainTap: without a header, frames are complete both ways, and as long as the
+// interface takes them.
+func TestPlainTap(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[1])
+	l := NewPlainTap(int32(fds[0]), 1500)
+	defer l.Close()
+	r := newReceiver(l)
+	want := [][]byte{random(14), random(60), random(1514), random(65549)}
+	for _, f := range append(want, random(13)) {
+		if _, err := unix.Write(fds[1], f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.receive()
+	r.expect(t, want)
+	if r.b.Frames = r.b.frames[:1]; r.b.Frames[0].Offload != (packet.Offload{}) || l.Counters().Malformed != 1 {
+		t.Errorf("%+v, %+v", r.b.Frames[0].Offload, *l.Counters())
+	}
+	for _, v6 := range []bool{false, true} {
+		s := tcpSuper(v6, packet.ACK|packet.PSH, 0, random(10000), 9000)
+		if !l.Send(&s.o, s.headers, s.payload) {
+			t.Fatalf("%+v", *l.Counters())
+		}
+		all := peerMessages(t, fds[1])
+		for k, f := range cutAll(t, s, 1500) {
+			if k >= len(all) || !bytes.Equal(all[k], f) {
+				t.Fatalf("segment %d of %d is another", k, len(all))
+			}
+		}
+		one := tcpSuper(v6, packet.ACK, 0, random(900), 900)
+		one.o.GSOType, one.o.GSOSize = packet.GSONone, 0
+		headers := bytes.Clone(one.headers)
+		if !l.Send(&one.o, one.headers, one.payload) || !bytes.Equal(headers, one.headers) {
+			t.Fatal("not sent, or changed")
+		}
+		if got := peerMessages(t, fds[1]); len(got) != 1 || fuzz.CheckFrame(got[0]) != nil {
+			t.Errorf("%d frames", len(got))
+		}
+	}
+	if !l.Send(nil, random(14), nil) || len(peerMessages(t, fds[1])) != 1 {
+		t.Error("a short frame is lost")
+	}
+	if l.Send(&packet.Offload{Flags: packet.OffloadNeedsChecksum, CsumStart: 34, CsumOffset: 16}, random(40), random(40)) {
+		t.Error("a checksum that lies in the payload")
 	}
 }
