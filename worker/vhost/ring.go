@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vhost
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// MaxRing is the greatest number of descriptors of a ring, virtio 1.3 section 2.7.
+const MaxRing = 32768
+
+// MaxPieces is how many descriptors a chain may have, those of an indirect table
+// among them. It is what Linux's drivers bound a chain by, and writev(2) its buffers.
+const MaxPieces = 1024
+
+// ErrRing means that a ring holds what cannot be. Errors that say what wrap it; the
+// ring is of no use from then on.
+var ErrRing = errors.New("virtqueue")
+
+// Flags of descriptors and of the two rings, virtio 1.3 sections 2.7.5 to 2.7.8.
+const (
+	descNext     = 1
+	descWrite    = 2
+	descIndirect = 4
+
+	availNoInterrupt = 1
+	usedNoNotify     = 1
+)
+
+const (
+	descSize    = 16
+	ringHead    = 4 // flags and index of either ring
+	availEntry  = 2
+	usedEntry   = 8
+	maxChainLen = 1 << 30 // bytes; far above any frame, far below what an int holds
+)
+
+// Setup says where a ring is and how it is used.
+type Setup struct {
+	Size              int    // descriptors, a power of two up to MaxRing
+	Desc, Avail, Used uint64 // addresses as the front end has them
+	Base              uint16 // the entry of the available ring that is the next to take
+	Writable          bool   // the guest's buffers are written to: it receives by this ring
+
+	Indirect bool // VIRTIO_F_INDIRECT_DESC was acknowledged
+	EventIdx bool // VIRTIO_F_EVENT_IDX was
+
+	LogUsed bool   // writes to the used ring are marked as those of pages
+	LogAddr uint64 // from this guest's address on
+
+	Inflight []byte // of this ring, InflightSize bytes; nil: nothing is noted
+}
+
+// Ring is a split virtqueue. Chains are taken (Pop) and given back (Use) in the same
+// order, which is what VIRTIO_F_IN_ORDER asks for.
+type Ring struct {
+	mem *Memory
+	s   Setup
+	err error
+
+	desc, avail, used []byte
+
+	next   uint16 // entry of the available ring to take next
+	seen   uint16 // its end, as it was read last
+	usedAt uint16 // entry of the used ring to write next
+	shown  uint16 // its end, as the guest may see it
+	flags  uint16 // of the used ring
+	called uint16 // its end at the last look at whether to call
+	known  bool   // called is of this run
+
+	inflight inflight
+}
+
+// Chain is a buffer of the guest's, in pieces that lie in its memory.
+type Chain struct {
+	Pieces [][]byte // in order, none empty
+	Len    int      // bytes of them together
+
+	head  uint16
+	again bool     // it was in flight when a worker ended
+	at    []uint64 // guest's addresses of the pieces
+}
+
+// Arena is room for the pieces of chains.
+type Arena struct {
+	pieces [][]byte
+	at     []uint64
+}
+
+// NewArena makes room for n pieces. With fewer than MaxPieces, there are chains that
+// never find room.
+func NewArena(n int) *Arena {
+	return &Arena{pieces: make([][]byte, 0, n), at: make([]uint64, 0, n)}
+}
+
+// Reset makes all room free. Chains that have pieces in it are over.
+func (a *Arena) Reset() { a.pieces, a.at = a.pieces[:0], a.at[:0] }
+
+// drop gives back what came after the first n pieces.
+func (a *Arena) drop(n int) { a.pieces, a.at = a.pieces[:n], a.at[:n] }
+
+// Start begins with a ring. Its memory has to be there.
+func (r *Ring) Start(m *Memory, s *Setup) error {
+	n := &Ring{mem: m, s: *s, next: s.Base, seen: s.Base}
+	if s.Size <= 0 || s.Size > MaxRing || s.Size&(s.Size-1) != 0 {
+		return fmt.Errorf("%w: %d descriptors", ErrRing, s.Size)
+	}
+	if err := n.Moved(); err != nil {
+		return err
+	}
+	n.usedAt = load16(n.used, 2) // goes on where whoever was before us ended
+	n.shown = n.usedAt
+	if s.Inflight != nil {
+		if err := n.recover(); err != nil {
+			return err
+		}
+	}
+	*r = *n
+	r.show()
+	return nil
+}
+
+// Moved looks for the ring anew after the memory has changed. After an error the ring
+// is of no use.
+func (r *Ring) Moved() error {
+	s := &r.s
+	r.desc = r.mem.User(s.Desc, uint64(s.Size)*descSize)
+	r.avail = r.mem.User(s.Avail, ringHead+uint64(s.Size)*availEntry+2)
+	r.used = r.mem.User(s.Used, ringHead+uint64(s.Size)*usedEntry+2)
+	switch {
+	case r.desc == nil || r.avail == nil || r.used == nil:
+		return r.broken("not in the guest's memory")
+	case !aligned(r.desc, descSize) || !aligned(r.avail, 2) || !aligned(r.used, 4):
+		return r.broken("not aligned")
+	}
+	return nil
+}
+
+// broken notes why the ring is of no use.
+func (r *Ring) broken(format string, args ...any) error {
+	r.err = fmt.Errorf("%w: %s", ErrRing, fmt.Sprintf(format, args...))
+	return r.err
+}
+
+// Err is why the ring is of no use, nil: it is.
+func (r *Ring) Err() error { return r.err }
+
+// Base is the entry of the available ring that would be taken next, for whoever goes on
+// with the ring. Preconditions: what was taken was given back.
+func (r *Ring) Base() uint16 { return r.next }
+
+// Waiting is how many chains there are to take, as far as has been seen; none: it
+// looks.
+func (r *Ring) Waiting() int {
+	if r.err != nil {
+		return 0
+	}
+	if r.next == r.seen {
+		r.look()
+	}
+	return int(r.seen-r.next) + r.inflight.left()
+}
+
+// look reads how far the available ring goes.
+func (r *Ring) look() bool {
+	if r.err != nil {
+		return false
+	}
+	end := load16(r.avail, 2)
+	if int(end-r.next) > r.s.Size {
+		_ = r.broken("%d chains are available of %d descriptors", end-r.next, r.s.Size)
+		return false
+	}
+	r.seen = end
+	return r.next != end
+}
+
+// Pop takes the next chain, whose pieces it puts into a. It reports false if there is
+// none, a has no room for it, or the ring is broken (Err).
+func (r *Ring) Pop(c *Chain, a *Arena) bool {
+	if head, ok := r.inflight.first(); ok {
+		c.head, c.again = head, true
+		if !r.walk(c, a) {
+			return false
+		}
+		r.inflight.again = r.inflight.again[1:]
+		return true
+	}
+	if r.next == r.seen && !r.look() || r.err != nil {
+		return false
+	}
+	at := ringHead + int(r.next)&(r.s.Size-1)*availEntry
+	c.head, c.again = load16(r.avail, at), false
+	if int(c.head) >= r.s.Size {
+		_ = r.broken("descriptor %d of %d", c.head, r.s.Size)
+		return false
+	}
+	if !r.walk(c, a) {
+		return false
+	}
+	r.next++
+	r.inflight.taken(c.head)
+	return true
+}
+
+// Unpop puts back what was taken last and not given back.
+func (r *Ring) Unpop(c *Chain) {
+	if c.again {
+		r.inflight.unread()
+		return
+	}
+	r.next--
+	r.inflight.returned(c.head)
+}
+
+// descriptor is one, as it was read.
+type descriptor struct {
+	addr  uint64
+	len   uint32
+	flags uint16
+	next  uint16
+}
+
+func readDescriptor(table []byte, i int) descriptor {
+	b := table[i*descSize : (i+1)*descSize]
+	return descriptor{
+		addr:  binary.LittleEndian.Uint64(b),
+		len:   binary.LittleEndian.Uint32(b[8:]),
+		flags: binary.LittleEndian.Uint16(b[12:]),
+		next:  binary.LittleEndian.Uint16(b[14:]),
+	}
+}
+
+// walk collects the pieces of a chain.
+func (r *Ring) walk(c *Chain, a *Arena) bool {
+	table, i, indirect := r.desc, int(c.head), false
+	first := len(a.pieces)
+	c.Len = 0
+	for left := len(table) / descSize; ; left-- {
+		if left == 0 {
+			_ = r.broken("a chain without end")
+			return false
+		}
+		d := readDescriptor(table, i)
+		if d.flags&descIndirect != 0 {
+			if table = r.table(&d, indirect); table == nil {
+				return false
+			}
+			i, left, indirect = 0, len(table)/descSize+1, true
+			continue
+		}
+		if d.flags&descWrite != 0 != r.s.Writable {
+			_ = r.broken("a buffer of the wrong direction")
+			return false
+		}
+		if !r.pieces(c, a, first, &d) {
+			return false
+		}
+		if d.flags&descNext == 0 {
+			break
+		}
+		if i = int(d.next); i >= len(table)/descSize {
+			_ = r.broken("descriptor %d follows, of %d", i, len(table)/descSize)
+			return false
+		}
+	}
+	c.Pieces = a.pieces[first:len(a.pieces):len(a.pieces)]
+	c.at = a.at[first:len(a.at):len(a.at)]
+	return true
+}
+
+// table finds a table of descriptors, virtio 1.3 section 2.7.5.3.
+func (r *Ring) table(d *descriptor, within bool) []byte {
+	switch {
+	case !r.s.Indirect:
+		_ = r.broken("a table of descriptors, which was not agreed on")
+	case within:
+		_ = r.broken("a table of descriptors within another")
+	case d.flags&descNext != 0:
+		_ = r.broken("a descriptor behind a table of them")
+	case d.len == 0 || d.len%descSize != 0 || d.len > MaxRing*descSize:
+		_ = r.broken("a table of descriptors of %d bytes", d.len)
+	default:
+		if t := r.mem.guestOne(d.addr, uint64(d.len)); t != nil {
+			return t
+		}
+		_ = r.broken("a table of descriptors outside the guest's memory, at %#x", d.addr)
+	}
+	return nil
+}
+
+// pieces adds what a descriptor describes, which may lie in several regions.
+func (r *Ring) pieces(c *Chain, a *Arena, first int, d *descriptor) bool {
+	addr, n := d.addr, uint64(d.len)
+	if c.Len+int(d.len) > maxChainLen {
+		_ = r.broken("a chain of more than %d bytes", maxChainLen)
+		return false
+	}
+	c.Len += int(d.len)
+	for n > 0 {
+		reg := find(r.mem.guest, addr, guestAddr)
+		var b []byte
+		if reg != nil {
+			b = reg.from(reg.Guest, addr)
+		}
+		if b == nil {
+			_ = r.broken("a buffer outside the guest's memory, at %#x", addr)
+			return false
+		}
+		b = b[:min(uint64(len(b)), n)]
+		b = b[:len(b):len(b)]
+		if len(a.pieces)-first == MaxPieces {
+			_ = r.broken("a chain of more than %d pieces", MaxPieces)
+			return false
+		}
+		if len(a.pieces) == cap(a.pieces) {
+			if first == 0 {
+				_ = r.broken("a chain of more than %d pieces", cap(a.pieces))
+			}
+			a.drop(first)
+			return false
+		}
+		a.pieces = append(a.pieces, b)
+		a.at = append(a.at, addr)
+		addr += uint64(len(b))
+		n -= uint64(len(b))
+	}
+	return true
+}
