@@ -44,7 +44,7 @@ func contestants(o options) []contestant {
 	}
 	var present []contestant
 	for _, c := range all {
-		if c.name == "veth" || c.version != "" {
+		if (c.name == "veth" || c.version != "") && o.who.MatchString(c.name) {
 			present = append(present, c)
 		}
 	}
@@ -175,6 +175,22 @@ func (e *entrant) cpu() time.Duration {
 		sum += netlab.CPU(p)
 	}
 	return sum
+}
+
+// cost runs f and returns what that has cost the entrant's processes: time, and
+// system calls where they are counted.
+func (e *entrant) cost(f func()) (cpu time.Duration, calls uint64) {
+	var c callCounter
+	pids := e.pids()
+	if countsCalls {
+		if err := c.start(pids); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: system calls are not counted:", err)
+			countsCalls = false
+		}
+	}
+	before := e.cpu()
+	f()
+	return e.cpu() - before, c.stop()
 }
 
 // pss returns the proportional memory of the entrant's processes in MiB.

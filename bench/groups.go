@@ -103,11 +103,13 @@ func (g group) measure(o options, t *report.Table, backward bool) error {
 		}
 	}
 	for _, r := range rows {
-		for _, e := range entrants {
-			if e.pids() == nil && !r.kernel {
-				continue
+		for range o.repeat {
+			for _, e := range entrants {
+				if e.pids() != nil || r.kernel {
+					once(o, lab, t, r, e)
+				}
 			}
-			once(o, lab, t, r, e)
+			slices.Reverse(entrants)
 		}
 	}
 	return nil

@@ -25,7 +25,10 @@ import (
 type options struct {
 	short  bool
 	rounds int
+	repeat int
 	span   time.Duration
+	calls  bool
+	who    *regexp.Regexp
 	only   *regexp.Regexp
 	pasta  string
 	slirp  string
@@ -48,6 +51,9 @@ func main() {
 func run() int {
 	var o options
 	only := flag.String("only", "", "measure only rows that match this regular expression")
+	who := flag.String("who", "", "measure only contestants whose names match this regular expression")
+	flag.BoolVar(&o.calls, "calls", false, "count the system calls of requests too, which slows them down")
+	flag.IntVar(&o.repeat, "repeat", 1, "how often in a row each row is measured in a round, for all contestants in turn")
 	flag.BoolVar(&o.short, "short", false, "one short round: under three minutes")
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds (default 5, short: 1)")
 	flag.DurationVar(&o.span, "span", 0, "length of one measurement (default 3s, short: 800ms)")
@@ -63,7 +69,8 @@ func run() int {
 	if o.span == 0 {
 		o.span = map[bool]time.Duration{false: 3 * time.Second, true: 800 * time.Millisecond}[o.short]
 	}
-	o.only = regexp.MustCompile(*only)
+	o.only, o.who = regexp.MustCompile(*only), regexp.MustCompile(*who)
+	countsCalls = o.calls
 	// Both ends of 50,000 connections, and as many sockets of a translator.
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: the limit of open files stays, fewer than 50,000 idle flows are measured:", err)

@@ -20,6 +20,7 @@ import (
 type rate struct {
 	PerSecond float64
 	P50, P99  float64 // microseconds
+	Calls     int     // of all, also while warming up
 }
 
 // requests runs once over and over in clients goroutines and collects how
@@ -27,6 +28,7 @@ type rate struct {
 func requests(clients int, span time.Duration, once func(client int) error) (rate, error) {
 	var mu sync.Mutex
 	var took []time.Duration
+	calls := 0
 	var failed error
 	var wg sync.WaitGroup
 	begin := time.Now().Add(span / 4)
@@ -34,7 +36,8 @@ func requests(clients int, span time.Duration, once func(client int) error) (rat
 	for i := range clients {
 		wg.Go(func() {
 			var mine []time.Duration
-			for {
+			n := 0
+			for ; ; n++ {
 				start := time.Now()
 				if start.After(end) {
 					break
@@ -51,6 +54,7 @@ func requests(clients int, span time.Duration, once func(client int) error) (rat
 			}
 			mu.Lock()
 			took = append(took, mine...)
+			calls += n
 			mu.Unlock()
 		})
 	}
@@ -60,7 +64,7 @@ func requests(clients int, span time.Duration, once func(client int) error) (rat
 	}
 	slices.Sort(took)
 	us := func(q int) float64 { return float64(took[len(took)*q/100]) / 1e3 }
-	return rate{float64(len(took)) / span.Seconds(), us(50), us(99)}, nil
+	return rate{float64(len(took)) / span.Seconds(), us(50), us(99), calls}, nil
 }
 
 // roundTrips sends one byte and waits for one byte on connections that stay

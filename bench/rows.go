@@ -29,8 +29,17 @@ func bulkOver(name string, over func(*entrant, *netlab.Lab) path, sysctl, flows 
 
 func rateRow(name string, f func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error)) row {
 	return row{name, 0, true, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
-		r, err := f(e, lab, span)
-		return map[string]float64{name + "|1/s": r.PerSecond, name + "|p50 µs": r.P50, name + "|p99 µs": r.P99}, err
+		var r rate
+		var err error
+		cpu, calls := e.cost(func() { r, err = f(e, lab, span) })
+		v := map[string]float64{name + "|1/s": r.PerSecond, name + "|p50 µs": r.P50, name + "|p99 µs": r.P99}
+		if cpu > 0 && r.Calls > 0 {
+			v[name+"|CPU µs"] = float64(cpu) / 1e3 / float64(r.Calls)
+		}
+		if calls > 0 && r.Calls > 0 {
+			v[name+"|system calls"] = float64(calls) / float64(r.Calls)
+		}
+		return v, err
 	}}
 }
 

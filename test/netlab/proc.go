@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Spec says how to start a process.
@@ -171,7 +173,8 @@ func (p *Proc) Stdout() string { return p.out.String() }
 func (p *Proc) Output() string { return p.all.String() }
 
 // CPU returns the processor time that a process and its waited-for children
-// have used, all its threads together.
+// have used, all its threads together. The process's own is exact to the
+// nanosecond, its children's to a tick of 10 ms.
 func CPU(pid int) time.Duration {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -179,10 +182,15 @@ func CPU(pid int) time.Duration {
 	}
 	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+2:]))
 	var ticks int64
-	for _, s := range f[11:15] { // utime, stime, cutime, cstime
+	for _, s := range f[13:15] { // cutime, cstime
 		var n int64
 		fmt.Sscan(s, &n)
 		ticks += n
 	}
-	return time.Duration(ticks) * (time.Second / 100)
+	var own unix.Timespec
+	// The number of a process's clock: clock_getcpuclockid(3), CPUCLOCK_SCHED.
+	if unix.ClockGettime(int32(^pid<<3|2), &own) != nil {
+		return 0
+	}
+	return time.Duration(own.Nano()) + time.Duration(ticks)*(time.Second/100)
 }
