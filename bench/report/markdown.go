@@ -11,7 +11,7 @@ import (
 )
 
 // units is the order in which they are shown; others follow.
-var units = []string{"Gbit/s", "CPU s/GiB", "1/s", "p50 µs", "p99 µs", "ms", "MiB PSS", "per second"}
+var units = []string{"Gbit/s", "CPU s/GiB", "1/s", "p50 µs", "p99 µs", "CPU µs", "system calls", "ms", "MiB PSS", "per second"}
 
 // nothing stands for a value that was not measured, and for a ratio that cannot be.
 const nothing = "–"

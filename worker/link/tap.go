@@ -19,6 +19,10 @@ const tapSlot = 64<<10 + 128
 // lookAgain-th time it is done, so that the first batch ends that.
 const lookAgain = 8
 
+// A frame up to smallFrame is copied together: for the kernel to collect it from
+// three or four places costs more.
+const smallFrame = 2048
+
 // tap is a tap device with IFF_VNET_HDR and the header's original length.
 // One call moves one frame; super-frames make that enough.
 type tap struct {
@@ -31,10 +35,9 @@ type tap struct {
 	counters Counters
 	cut      cutter
 	none     packet.Offload
-	iov      [4]unix.Iovec
-	vnet     [packet.OffloadSize]byte
+	iov      [3]unix.Iovec
 	head     [packet.MaxHeaders]byte
-	pad      [minWire]byte
+	small    [packet.OffloadSize + smallFrame]byte // the next frame's virtio-net header, and a small frame behind it
 }
 
 // NewTap returns the link of a tap device's descriptor, attached with
@@ -45,7 +48,7 @@ type tap struct {
 func NewTap(fd int32, offload uint32) Link {
 	// The translators cut for the MTU; there is nothing to add to that here.
 	t := &tap{fd: fd, header: packet.OffloadSize, mtu: MaxFrame, offload: offload}
-	iovec(&t.iov[0], t.vnet[:])
+	iovec(&t.iov[0], t.vnet())
 	return t
 }
 
@@ -53,6 +56,8 @@ func NewTap(fd int32, offload uint32) Link {
 // network card without offloads has them. mtu is that of the guest's interface, in bytes
 // of IP packet; TCP super-frames are cut to it.
 func NewPlainTap(fd int32, mtu int) Link { return &tap{fd: fd, mtu: mtu} }
+
+func (t *tap) vnet() []byte { return t.small[:packet.OffloadSize] }
 
 func (t *tap) FD() int32           { return t.fd }
 func (t *tap) CanSend() bool       { return !t.closed }
@@ -199,7 +204,7 @@ func (t *tap) Send(o *packet.Offload, headers, payload []byte) bool {
 		}
 		headers = t.head[:len(headers)]
 	}
-	encodeOffload(t.vnet[:], o)
+	encodeOffload(t.vnet(), o)
 	return t.write(headers, payload)
 }
 
@@ -225,7 +230,7 @@ func (t *tap) sendCut(o *packet.Offload, headers, payload []byte) bool {
 		t.counters.Refused++
 		return false
 	}
-	t.vnet = [packet.OffloadSize]byte{}
+	clear(t.vnet())
 	ok := true
 	for t.cut.more() && !t.closed {
 		payload := t.cut.next(t.head[:])
@@ -236,22 +241,23 @@ func (t *tap) sendCut(o *packet.Offload, headers, payload []byte) bool {
 
 // write passes one frame to the kernel, behind the header in t.vnet where it has one.
 func (t *tap) write(headers, payload []byte) bool {
-	n := 2
-	iovec(&t.iov[1], headers)
-	if len(payload) > 0 {
-		iovec(&t.iov[n], payload)
-		n++
-	}
 	size := len(headers) + len(payload)
-	if size < minWire {
-		iovec(&t.iov[n], t.pad[size:])
-		n++
+	var e unix.Errno
+	if size <= smallFrame {
+		frame := t.small[:packet.OffloadSize+max(size, minWire)]
+		n := packet.OffloadSize + copy(frame[packet.OffloadSize:], headers)
+		n += copy(frame[n:], payload)
+		clear(frame[n:])
+		_, e = write(t.fd, frame[packet.OffloadSize-t.header:])
+	} else {
+		iovec(&t.iov[1], headers)
+		iovec(&t.iov[2], payload)
+		v := t.iov[:]
+		if t.header == 0 {
+			v = v[1:]
+		}
+		_, e = writev(t.fd, v)
 	}
-	first := 0
-	if t.header == 0 {
-		first = 1
-	}
-	_, e := writev(t.fd, t.iov[first:n])
 	switch e {
 	case 0:
 		t.counters.Sent++

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -303,6 +304,58 @@ func TestTapDownAndGone(t *testing.T) {
 	}
 	if _, err := link.Receive(b); !errors.Is(err, ErrClosed) {
 		t.Errorf("deleted: %v", err)
+	}
+}
+
+// Each frame reaches the device in one piece behind its header, whether it is copied
+// together or not. What fills a short one is zero, whatever went before it.
+func TestTapWhole(t *testing.T) {
+	for name, plain := range map[string]bool{"with headers": false, "plain": true} {
+		t.Run(name, func(t *testing.T) {
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fds[1])
+			link := NewTap(int32(fds[0]), 0)
+			if plain {
+				link = NewPlainTap(int32(fds[0]), MaxFrame)
+			}
+			defer link.Close()
+			sizes := []int{smallFrame - 1, minWire - 6, smallFrame, minWire - 5, smallFrame + 1, minWire - 1, 60000, minWire, minWire + 1}
+			for _, size := range sizes {
+				sendWhole(t, link, fds[1], size, plain)
+			}
+			if n, err := unix.Read(fds[1], make([]byte, tapSlot)); err == nil {
+				t.Errorf("%d bytes more", n)
+			}
+		})
+	}
+}
+
+// sendWhole sends a frame of size bytes, more than headers have, and reads it at fd.
+func sendWhole(t *testing.T, link Link, fd, size int, plain bool) {
+	t.Helper()
+	const headers = 54
+	data := bytes.Repeat([]byte{0xa5, 0x5a, 0xff}, size)
+	var o packet.Offload
+	var before []byte
+	if !plain {
+		o = packet.Offload{Flags: packet.OffloadNeedsChecksum, CsumStart: 34, CsumOffset: uint16(size % 17)}
+		before = make([]byte, packet.OffloadSize)
+		encodeOffload(before, &o)
+	}
+	if !link.Send(&o, data[:headers], data[headers:size]) {
+		t.Fatalf("%d bytes are not taken", size)
+	}
+	got := make([]byte, tapSlot)
+	n, err := unix.Read(fd, got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := slices.Concat(before, data[:size], make([]byte, max(0, minWire-size)))
+	if !bytes.Equal(got[:n], want) {
+		t.Errorf("%d bytes arrive as %d: %x, want %x", size, n, got[:min(n, 80)], want[:min(len(want), 80)])
 	}
 }
 
