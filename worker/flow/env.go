@@ -34,6 +34,19 @@ type Link interface {
 	CanSend() bool
 }
 
+// Direct is a link whose guest's memory is within reach: what is sent need not be
+// copied to it.
+type Direct interface {
+	// Reserve offers memory of the guest's for n bytes of payload behind headers of
+	// this length: pieces in order, for use in system calls, which may have room for
+	// fewer. Nothing is sent or promised by it, and the next Send ends it. Nil: send
+	// in the ordinary way.
+	Reserve(headers, n int) [][]byte
+	// SendReserved is Send with a payload of n bytes, above zero, that stand in what
+	// was reserved, behind headers of that length.
+	SendReserved(o *packet.Offload, headers []byte, n int) bool
+}
+
 // Broker has the sockets.
 type Broker interface {
 	// Open asks the broker for a socket; the answer comes to the

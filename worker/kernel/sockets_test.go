@@ -60,3 +60,25 @@ func TestRecvSkipToTheEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestRecvPieces reads a stream into pieces, as far as there is of it, and again.
+func TestRecvPieces(t *testing.T) {
+	var s Sockets
+	fd, host := connected(t)
+	defer unix.Close(fd)
+	defer unix.Close(host)
+	pieces := [][]byte{make([]byte, 7), make([]byte, 1), make([]byte, 1000), make([]byte, 500)}
+	if _, e := s.RecvPieces(int32(fd), pieces, unix.MSG_PEEK|unix.MSG_DONTWAIT); e != syscall.EAGAIN {
+		t.Fatalf("of an empty stream: %v", e)
+	}
+	unix.Write(host, tcptest.Stream(0, 1200))
+	for _, flags := range []int{unix.MSG_PEEK, unix.MSG_PEEK, 0} {
+		n, e := s.RecvPieces(int32(fd), pieces, flags)
+		if all := bytes.Join(pieces, nil); n != 1200 || e != 0 || !bytes.Equal(all[:n], tcptest.Stream(0, n)) {
+			t.Fatalf("flags %#x: %d bytes, %v", flags, n, e)
+		}
+	}
+	if _, e := s.RecvPieces(int32(fd), pieces, unix.MSG_DONTWAIT); e != syscall.EAGAIN {
+		t.Fatalf("of a stream that was read: %v", e)
+	}
+}

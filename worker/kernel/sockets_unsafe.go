@@ -54,6 +54,18 @@ func (s *Sockets) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
 	return raw6(unix.SYS_RECVFROM, uintptr(fd), base(b), uintptr(len(b)), uintptr(flags), 0, 0)
 }
 
+// RecvPieces is recvmsg(2), into flowVec pieces at most.
+func (s *Sockets) RecvPieces(fd int32, bufs [][]byte, flags int) (int, syscall.Errno) {
+	n := min(len(bufs), len(s.iov))
+	for i, b := range bufs[:n] {
+		s.iov[i].Base = unsafe.SliceData(b)
+		s.iov[i].SetLen(len(b))
+	}
+	s.msg = unix.Msghdr{Iov: &s.iov[0]}
+	s.msg.SetIovlen(n)
+	return raw(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msg)), uintptr(flags))
+}
+
 // RecvSkip has recvmsg(2) copy what is to be skipped into memory that nobody reads.
 func (s *Sockets) RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno) {
 	n := 0

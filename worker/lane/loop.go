@@ -180,7 +180,7 @@ func (l *Lane) receive() {
 			break
 		}
 		var err error
-		l.batch.Whole = l.capture != nil || l.live != nil || l.trace != nil
+		l.batch.Whole = l.watched()
 		more, err = l.link.Receive(l.batch)
 		frames += len(l.batch.Frames)
 		for k := range l.batch.Frames {
@@ -215,7 +215,7 @@ func (l *Lane) linkGone(err error) {
 	l.poll.Remove(l.link.FD())
 	l.link.Close()
 	l.linksGone.Add(l.link.Counters())
-	l.last, l.link = l.link, nil
+	l.last, l.link, l.direct = l.link, nil, nil
 	l.wheel.Cancel(l.timer + timerProbe)
 	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte
@@ -315,6 +315,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 		return nil
 	}
 	l.link = link.New(&k, fd, l.guest.LinkMTU(), l.last)
+	l.direct, _ = l.link.(flow.Direct)
 	l.check(l.poll.Add(l.link.FD(), tokenLink, l.linkEvents()))
 	l.solicited = 0
 	l.solicit()

@@ -17,9 +17,14 @@ type splitter struct {
 	r      *rand.Rand
 	pieces [link.MaxFrames * 8][]byte
 	lent   [][]byte // of those, in frames that are in use
+
+	memory   [256 << 10]byte // what is reserved
+	room     [8][]byte
+	reserved [][]byte
 }
 
-var splits int // frames that came in pieces
+// Frames that came in pieces, and that went out from reserved memory.
+var splits, direct int
 
 func newSplitter(l link.Link) *splitter {
 	return &splitter{Link: l, r: rand.New(rand.NewPCG(1, 2))}
@@ -69,11 +74,44 @@ func (s *splitter) Flush() error {
 	return s.Link.Flush()
 }
 
+// Reserve offers its memory now and then, sometimes less than is asked for.
+func (s *splitter) Reserve(_, n int) [][]byte {
+	s.reserved = nil
+	if s.r.IntN(4) == 0 || !s.CanSend() {
+		return nil
+	}
+	b := s.memory[:n-n/3*s.r.IntN(2)]
+	s.reserved = s.room[:0]
+	for range s.r.IntN(7) {
+		k := s.r.IntN(len(b) + 1)
+		s.reserved = append(s.reserved, b[:k:k])
+		b = b[k:]
+	}
+	s.reserved = append(s.reserved, b)
+	return s.reserved
+}
+
+func (s *splitter) Send(o *packet.Offload, headers, payload []byte) bool {
+	s.reserved = nil
+	return s.Link.Send(o, headers, payload)
+}
+
+func (s *splitter) SendReserved(o *packet.Offload, headers []byte, n int) bool {
+	if s.reserved == nil || n == 0 {
+		panic("nothing is reserved")
+	}
+	direct++
+	ok := s.Send(o, headers, s.memory[:n])
+	clear(s.memory[:])
+	return ok
+}
+
 // splitFrames has the lane's link be one of those.
 func (w *world) splitFrames() {
 	if l := w.l.link; l != nil {
 		if _, ok := l.(*splitter); !ok {
-			w.l.link = newSplitter(l)
+			s := newSplitter(l)
+			w.l.link, w.l.direct = s, s
 		}
 	}
 }

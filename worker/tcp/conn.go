@@ -62,6 +62,7 @@ const (
 	flagSYNRepeated                  // our SYN was sent again at once
 	flagMarked                       // in Translator.marked
 	flagAbort                        // the host's side is to be reset
+	flagBulk                         // the last peek brought as much as is worth a place of its own
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices

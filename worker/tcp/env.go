@@ -14,6 +14,7 @@ import (
 type Env interface {
 	flow.Clock
 	flow.Link
+	flow.Direct
 	flow.Broker
 	flow.Rewatcher
 	flow.Streams
@@ -26,6 +27,8 @@ type Env interface {
 	// RecvSkip is recv with MSG_PEEK behind the first skip bytes, for
 	// kernels without SO_PEEK_OFF on TCP.
 	RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno)
+	// RecvPieces is Recv into what lies in several places, at most 1,024.
+	RecvPieces(fd int32, bufs [][]byte, flags int) (int, syscall.Errno)
 	// RTT is the least round-trip time that TCP has seen of a connection,
 	// TCP_INFO; zero: none yet.
 	RTT(fd int32) (time.Duration, syscall.Errno)

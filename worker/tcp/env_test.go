@@ -62,8 +62,9 @@ type env struct {
 	noWatch syscall.Errno
 	pkt     packet.Packet // scratch of Input
 	check   packet.Packet // scratch of Send
-	batch   [][]byte      // payloads to spoil at the end of the batch
-	inputs  int           // segments given to the translator
+	direct  direct
+	batch   [][]byte // payloads to spoil at the end of the batch
+	inputs  int      // segments given to the translator
 }
 
 type option func(*envConfig)
@@ -133,6 +134,7 @@ func (e *env) Open(r *ipc.Open) bool {
 
 // Send checks the frame as a careful receiver would and cuts a super-frame.
 func (e *env) Send(o *packet.Offload, headers, payload []byte) bool {
+	e.direct.reserved = nil
 	if e.room == 0 {
 		e.lost++
 		e.unaware = false

@@ -18,6 +18,7 @@ const (
 	pushTurn      = 8         // super-frames for one flow before others have a turn
 	turnBytes     = 256 << 10 // from which on a flow has but one super-frame in the same turn
 	bulk          = 16 << 10  // bytes from the host that make a flow one of bulk
+	directLeast   = 8 << 10   // bytes from which on it pays to have them written where they are to go
 	dequeueLazily = 16 << 10  // bytes acknowledged before a call to dequeue pays
 
 	// urgentTries is how often a read is tried again that finds nothing where
@@ -191,6 +192,11 @@ func (t *Translator) bound(c *conn) {
 
 // push sends the guest what the socket holds, as far as windows allow.
 func (t *Translator) push(i uint32, c *conn) {
+	t.pushAll(i, c)
+	t.into = nil
+}
+
+func (t *Translator) pushAll(i uint32, c *conn) {
 	if !c.has(flagBounded) && c.sndMax-c.iss > bulk {
 		t.bound(c)
 	}
@@ -217,6 +223,7 @@ func (t *Translator) push(i uint32, c *conn) {
 		if n > uint32(c.mss) {
 			n = min(n-n%uint32(c.mss), t.superPayload(c))
 		}
+		n = t.reserve(i, c, n)
 		b, fin := t.peek(i, c, c.sndNxt, int(n)), false
 		if len(b) < int(n) {
 			if b, fin = t.lastOf(i, c, b, int(n)); len(b) == 0 && !fin {
@@ -237,7 +244,7 @@ func (t *Translator) push(i uint32, c *conn) {
 func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin bool) {
 	if len(b) > 0 && c.has(flagHostClosed) {
 		c.clear(flagEnd)
-		b = t.buf[:len(b)+t.peekTo(i, c, c.sndNxt+uint32(len(b)), t.buf[len(b):n])]
+		b = t.buf[:len(b)+t.peekTo(i, c, c.sndNxt+uint32(len(b)), len(b), n)]
 	}
 	if c.has(flagEnd) {
 		t.hostEOF(c, c.sndNxt+uint32(len(b)))
@@ -258,16 +265,44 @@ func (t *Translator) hostEOF(c *conn, seq uint32) {
 	}
 }
 
-// peek reads up to n bytes of the host's stream from seq on, leaving them
-// queued. An error of the socket ends the flow.
-func (t *Translator) peek(i uint32, c *conn, seq uint32, n int) []byte {
-	return t.buf[:t.peekTo(i, c, seq, t.buf[:n])]
+// reserve has what is peeked at next be written to where the guest will find it, if
+// the link offers that and it is likely to be much: then into is that place. Of n
+// bytes that may be sent it returns for how many there is room.
+func (t *Translator) reserve(i uint32, c *conn, n uint32) uint32 {
+	t.into = nil
+	if !c.has(flagBulk) || !c.has(flagPeekOff) || n < directLeast {
+		return n
+	}
+	headers := packet.EthernetLen + 40 + 20
+	if a, _ := t.flows.Key(i).Guest(); a.Is4() {
+		headers -= 20
+	}
+	into, room := t.env.Reserve(headers, int(n)), uint32(0)
+	for _, b := range into {
+		room += uint32(len(b))
+	}
+	if room < n {
+		if room -= room % uint32(c.mss); room == 0 {
+			return n
+		}
+		n = room
+	}
+	t.into = into
+	return n
 }
 
-func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) int {
-	got, e := t.peekOnce(c, seq, b)
+// peek reads up to n bytes of the host's stream from seq on, leaving them
+// queued. An error of the socket ends the flow. If a place was reserved, they are
+// there, and only the length of what is returned means something.
+func (t *Translator) peek(i uint32, c *conn, seq uint32, n int) []byte {
+	return t.buf[:t.peekTo(i, c, seq, 0, n)]
+}
+
+// peekTo puts them to [from, to) of buf or of the place that was reserved.
+func (t *Translator) peekTo(i uint32, c *conn, seq uint32, from, to int) int {
+	got, e := t.peekOnce(c, seq, from, to)
 	for n := 0; e == syscall.EAGAIN && c.has(flagUrgent) && n < urgentTries; n++ {
-		got, e = t.peekOnce(c, seq, b)
+		got, e = t.peekOnce(c, seq, from, to)
 	}
 	switch {
 	case e == syscall.EAGAIN, e == 0 && got == 0 && t.behindUrgent(c, seq):
@@ -280,18 +315,40 @@ func (t *Translator) peekTo(i uint32, c *conn, seq uint32, b []byte) int {
 		c.set(flagEnd | flagHostClosed)
 	}
 	c.peekSeq += uint32(got)
+	if got >= directLeast {
+		c.set(flagBulk)
+	} else if from == 0 {
+		c.clear(flagBulk)
+	}
 	return got
 }
 
-func (t *Translator) peekOnce(c *conn, seq uint32, b []byte) (int, syscall.Errno) {
+func (t *Translator) peekOnce(c *conn, seq uint32, from, to int) (int, syscall.Errno) {
 	if !c.has(flagPeekOff) {
-		return t.env.RecvSkip(c.fd, int(seq-c.deqSeq), b)
+		return t.env.RecvSkip(c.fd, int(seq-c.deqSeq), t.buf[from:to])
 	}
 	if c.peekSeq != seq {
 		t.env.Option(c.fd, flow.OptionPeekOff, int(seq-c.deqSeq))
 		c.peekSeq = seq
 	}
-	return t.env.Recv(c.fd, b, flow.MsgPeek|flow.MsgDontWait)
+	if t.into != nil {
+		return t.env.RecvPieces(c.fd, t.pieces(from, to), flow.MsgPeek|flow.MsgDontWait)
+	}
+	return t.env.Recv(c.fd, t.buf[from:to], flow.MsgPeek|flow.MsgDontWait)
+}
+
+// pieces is [from, to) of the place that was reserved.
+func (t *Translator) pieces(from, to int) [][]byte {
+	p := t.part[:0]
+	for _, b := range t.into {
+		skip := min(from, len(b))
+		b = b[skip:max(skip, min(len(b), to))]
+		from, to = from-skip, to-skip-len(b)
+		if len(b) > 0 && len(p) < cap(p) {
+			p = append(p, b)
+		}
+	}
+	return p
 }
 
 // behindUrgent tells whether a peek at seq that skipped all may have ended at an
@@ -331,7 +388,7 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 	if len(b) > int(c.mss) {
 		packet.SetGSO(&t.offload, &t.ends, packet.ProtoTCP, int(c.mss))
 	}
-	if !t.env.Send(&t.offload, t.hdr[:hdr], b) && !t.env.CanSend() {
+	if !t.sendBytes(t.hdr[:hdr], b) && !t.env.CanSend() {
 		t.makeReady(i, c)
 		return false
 	}
@@ -365,6 +422,14 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 	}
 	t.startRTO(c)
 	return true
+}
+
+// sendBytes sends a segment with what peek has returned.
+func (t *Translator) sendBytes(headers, b []byte) bool {
+	if t.into != nil && len(b) > 0 {
+		return t.env.SendReserved(&t.offload, headers, len(b))
+	}
+	return t.env.Send(&t.offload, headers, b)
 }
 
 // dequeue takes acknowledged bytes out of the socket's receive queue, if they

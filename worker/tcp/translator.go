@@ -98,7 +98,9 @@ type Translator struct {
 	mostReserve  uint16 // of them for one flow
 	quickReplies uint8  // quick ones that a new connection is taken to have had
 	isn0, isn1   uint64
-	buf          []byte // what was peeked at
+	buf          []byte       // what was peeked at
+	into         [][]byte     // where else it is written to, see reserve; nil: nowhere
+	part         [1024][]byte // pieces of that
 	hdr          [packet.MaxHeaders]byte
 	offload      packet.Offload
 	ends         packet.Ends
