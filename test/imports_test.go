@@ -20,9 +20,10 @@ import (
 // only from below its own.
 var floors = [][]string{
 	{"aldente/worker/packet", "aldente/ipc", "aldente/policy"},
-	{"aldente/worker/vhost", "aldente/worker/vhostuser"}, // what a link of rings is made of
-	{"aldente/worker/store", "aldente/worker/flow"},      // what the translators share; no protocol
-	{"aldente/worker/datagram"},                          // what the translators of datagrams share
+	{"aldente/worker/vhost"},                        // rings
+	{"aldente/worker/vhostuser"},                    // who says where they are
+	{"aldente/worker/store", "aldente/worker/flow"}, // what the translators share; no protocol
+	{"aldente/worker/datagram"},                     // what the translators of datagrams share
 	{"aldente/worker/kernel", "aldente/worker/link", "aldente/worker/arp", "aldente/worker/ndp", "aldente/worker/dhcp", "aldente/worker/dhcpv6"},
 	{"aldente/worker/tcp", "aldente/worker/udp", "aldente/worker/icmp", "aldente/worker/bypass"},
 	{"aldente/worker/lane"},

@@ -9,7 +9,11 @@
 // those are not touched. Messages are rare, so memory may be allocated here.
 package vhostuser
 
-import "errors"
+import (
+	"errors"
+
+	"aldente/worker/vhost"
+)
 
 // MaxPairs is how many pairs of queues a device may have. Queue 2n takes frames to
 // the guest, queue 2n+1 frames from it.
@@ -28,13 +32,6 @@ var ErrClosed = errors.New("closed by the front end")
 // what wrap it; the connection is to be closed.
 var ErrProtocol = errors.New("vhost-user protocol")
 
-// Region is a part of the guest's memory, mapped here, readable and writable.
-type Region struct {
-	Guest uint64 // address as the guest has it, in descriptors
-	User  uint64 // address as the front end has it, for rings
-	Mem   []byte // the memory; its length is the region's, above zero
-}
-
 // Log is where pages are marked that were written to, while a machine moves: a bit
 // for each 4 KiB from guest address zero.
 type Log struct {
@@ -44,23 +41,19 @@ type Log struct {
 // Inflight is memory that outlives us, in which chains are marked that are in our
 // hands. The front end keeps it, and gives it to the next worker.
 type Inflight struct {
-	Mem    []byte // mapped here, nil: none. Each queue has InflightSize(Size) bytes of it
+	Mem    []byte // mapped here, nil: none. Each queue has vhost.InflightSize(Size) bytes of it
 	Queues int    // how many have
 	Size   int    // of each queue
 }
 
 // Queue returns the part of queue i, or nil where it has none.
 func (f *Inflight) Queue(i int) []byte {
-	n := InflightSize(f.Size)
+	n := vhost.InflightSize(f.Size)
 	if i >= f.Queues || len(f.Mem) < (i+1)*n {
 		return nil
 	}
 	return f.Mem[i*n : (i+1)*n : (i+1)*n]
 }
-
-// InflightSize is how many bytes a split ring of that many descriptors has of the
-// memory for chains in flight, a multiple of 64.
-func InflightSize(ring int) int { return (16 + 16*ring + 63) &^ 63 }
 
 // Queue is what is known of a queue. The descriptors are the session's, non-blocking,
 // and valid until the Device was told of others.
@@ -85,7 +78,7 @@ type Device interface {
 	SetFeatures(f uint64)
 	// SetMemory tells of all memory there is. Rings may have started. Earlier
 	// mappings are gone when it has returned. Of an error, the front end hears.
-	SetMemory(all []Region) error
+	SetMemory(all []vhost.Region) error
 	// SetLog tells where pages are marked from now on. The former mapping is gone
 	// when it has returned.
 	SetLog(l Log)
@@ -115,8 +108,8 @@ type Config struct {
 	Features uint64  // of virtio, Features or fewer
 	MAC      [6]byte // of the guest, zero: it has its own
 	MTU      int     // of the guest's link, in bytes of IP packet
-	// NewInflight has somebody make memory for chains in flight, of so many bytes
-	// in all, answer the front end with it. The worker can make none and can
-	// pass no descriptor. nil: the feature is not offered.
-	NewInflight func(queues, size int, bytes uint64) error
+	// NewInflight has somebody make memory for chains in flight and answer the front
+	// end, in a payload of that many bytes: the worker can neither make it nor pass
+	// its descriptor. nil: the feature is not offered.
+	NewInflight func(queues, ring, payload int) error
 }
