@@ -133,7 +133,7 @@ func (t *streams) live(i, gen uint32) *stream {
 }
 
 // Accepted takes over a connection that came by a listener with these flags and
-// identifier.
+// identifier. It has TCP_NODELAY from there.
 func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packet.Addr, port uint16) {
 	var local packet.Addr
 	if t.asksLocal(flags) {
@@ -171,10 +171,7 @@ func (t *Translator) Accepted(listener uint32, flags uint8, fd int32, peer packe
 	if !t.openFar(i, s, to, as) {
 		t.Stats.NoRoom++
 		t.abort(i, s)
-		return
 	}
-	// What is said in small pieces is not to wait for acknowledgments.
-	t.env.Option(fd, flow.OptionNoDelay, 1)
 }
 
 // openFar asks for the far end. It reports false if that is not possible now.

@@ -235,6 +235,35 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// TestOptionsInherited: what an accepted connection has from its listener, so that it
+// need not be set for each.
+func TestOptionsInherited(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		l, at := loopback(t, v4, unix.SOCK_STREAM)
+		must(t, unix.Listen(l, 1))
+		var s Sockets
+		if e := s.Option(int32(l), flow.OptionNoDelay, 1); e != 0 {
+			t.Fatal(e)
+		}
+		c, _ := loopback(t, v4, unix.SOCK_STREAM)
+		if err := unix.Connect(c, at); err != nil && err != unix.EINPROGRESS {
+			t.Fatal(err)
+		}
+		p := []unix.PollFd{{Fd: int32(l), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, 10_000); n != 1 {
+			t.Fatal("no connection:", err)
+		}
+		fd, _, _, e := s.Accept(int32(l))
+		if e != 0 {
+			t.Fatal(e)
+		}
+		defer unix.Close(int(fd))
+		if v, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY); v != 1 || err != nil {
+			t.Errorf("IPv4 %v: TCP_NODELAY is %d, %v", v4, v, err)
+		}
+	}
+}
+
 // TestResetWhileConnecting: whoever else has the socket is not to go on connecting.
 func TestResetWhileConnecting(t *testing.T) {
 	l, at := loopback(t, true, unix.SOCK_STREAM)

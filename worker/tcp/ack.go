@@ -53,6 +53,7 @@ func (t *Translator) newAck(i uint32, c *conn, ack uint32) {
 		c.sampleRTT(now - c.rttStart)
 	}
 	c.sndUna = ack
+	c.pieces = min(c.pieces+1, dequeuePieces)
 	if before(c.sndNxt, ack) {
 		c.sndNxt = ack
 	}

@@ -113,6 +113,7 @@ type conn struct {
 	retries      uint8
 	probes       uint8  // keep-alive probes since the last segment of the guest
 	quickReplies uint8  // replies in a row that came quickly, up to maxQuickReplies
+	pieces       uint8  // acknowledgments of the guest's since the socket was last dequeued, up to dequeuePieces
 	late         uint8  // acknowledgments of bulk in a row that waited for nothing, up to maxLate
 	srtt         uint32 // microseconds, RFC 6298
 	rttvar       uint32

@@ -22,6 +22,13 @@ func (c *conn) mayDelay(n int) bool {
 	return c.quickReplies >= maxQuickReplies && n <= smallQuery && c.held == 0 && !c.has(flagAckLater)
 }
 
+// mayDelayFIN tells whether the acknowledgment of n bytes and a FIN at rcvNxt may
+// wait: what a peer says to the end of a short conversation is its own. Only where
+// that is still to come.
+func (c *conn) mayDelayFIN(n int) bool {
+	return c.quickReplies >= maxQuickReplies && n <= smallQuery && c.held == 0 && !c.has(flagHostClosed|flagHostEOF)
+}
+
 // In bulk, acknowledgments wait for more to acknowledge: each costs whoever
 // reads the link a wake-up, and the guest as much work as a segment. Only while
 // the window is far larger, so that a guest that fills it never waits. Not where

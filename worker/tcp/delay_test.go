@@ -47,18 +47,107 @@ func TestDelayedACK(t *testing.T) {
 	t.Error("a new connection is not trusted")
 }
 
-// Nobody waits for an acknowledgment longer than ackDelay, nor where there was
-// no answer in that time, nor for that of every second segment, a large one, an
-// early one, or a FIN.
-func TestACKNotDelayed(t *testing.T) {
-	quick := func(t *testing.T) (*env, *peer) {
-		e := newEnv(t)
-		p := dial(e)
-		for range maxQuickReplies {
-			p.ask(100, 0)
-		}
-		return e, p
+// quickly makes a connection whose guest has asked and was answered at once.
+func quickly(t *testing.T) (*env, *peer) {
+	e := newEnv(t)
+	p := dial(e)
+	for range maxQuickReplies {
+		p.ask(100, 0)
 	}
+	return e, p
+}
+
+// Where the host says the end too, its FIN carries the acknowledgment of the guest's.
+// The guest's may come behind its last words, alone or with them.
+func TestFINDelayed(t *testing.T) {
+	for name, say := range map[string]func(p *peer){
+		"alone":        func(p *peer) { p.send(packet.FIN, 0) },
+		"with data":    func(p *peer) { p.send(packet.FIN, 10) },
+		"behind data":  func(p *peer) { p.send(0, 10); p.send(packet.FIN, 0) },
+		"in one batch": func(p *peer) { p.add(0, 10); p.add(packet.FIN, 0); p.end() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, p := quickly(t)
+			say(p)
+			p.want()
+			if !p.s.shut {
+				t.Error("the host does not hear of it")
+			}
+			e.advance(ackDelay / 2)
+			p.s.fin()
+			e.settle()
+			if f := e.take(); len(f) != 1 || f[0].tcp.Flags&packet.FIN == 0 || f[0].tcp.Ack != p.seq {
+				t.Fatalf("%d segments: %+v", len(f), f)
+			}
+			p.acks(p.ack-p.irs+1, p.win)
+			p.want()
+			p.gone()
+		})
+	}
+	t.Run("host stays", func(t *testing.T) {
+		e, p := quickly(t)
+		p.send(0, 10)
+		p.send(packet.FIN, 0)
+		p.want()
+		e.advance(2 * ackDelay)
+		p.want("A 4 ack 312")
+		p.s.say(1)
+		e.settle()
+		p.want("A 4+1 ack 312")
+	})
+	t.Run("seen again", func(t *testing.T) {
+		_, p := quickly(t)
+		p.send(packet.FIN, 10)
+		p.want()
+		p.raw(packet.TCP{Flags: packet.FIN | packet.ACK, Seq: p.seq - 1, Ack: p.ack, Window: p.win})
+		p.want("A 4 ack 312")
+	})
+}
+
+// A FIN is acknowledged at once where nothing will carry that, or nothing did before.
+func TestFINNotDelayed(t *testing.T) {
+	for name, say := range map[string]func(e *env, p *peer){
+		"slow so far": func(e *env, p *peer) { p.ask(100, 2*ackDelay); e.take(); p.send(packet.FIN, 10) },
+		"host is done": func(e *env, p *peer) {
+			p.s.fin()
+			e.settle()
+			p.acks(p.ack-p.irs+1, p.win)
+			e.take()
+			p.send(packet.FIN, 10)
+		},
+		"both at once": func(e *env, p *peer) { p.s.fin(); e.settle(); e.take(); p.send(packet.FIN, 10) },
+		"large":        func(_ *env, p *peer) { p.send(packet.FIN, smallQuery+1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, p := quickly(t)
+			say(e, p)
+			if f := e.take(); len(f) != 1 || f[0].tcp.Ack != p.seq {
+				t.Fatalf("%d segments", len(f))
+			}
+		})
+	}
+}
+
+// However little the host says at a time, what the guest has acknowledged does not
+// pile up in the socket, where each peek would walk past it.
+func TestPiecesDequeued(t *testing.T) {
+	e, p := quickly(t)
+	most := 0
+	for range 5 * dequeuePieces {
+		p.ask(100, 0)
+		most = max(most, p.s.rxHave-p.s.rxBase)
+	}
+	if most > dequeuePieces || most < dequeuePieces/2 {
+		t.Errorf("up to %d pieces were queued", most)
+	}
+	e.take()
+}
+
+// Nobody waits for an acknowledgment longer than ackDelay, nor where there was
+// no answer in that time, nor for that of every second segment, a large one, or an
+// early one.
+func TestACKNotDelayed(t *testing.T) {
+	quick := quickly
 	t.Run("no answer", func(t *testing.T) {
 		e, p := quick(t)
 		p.send(0, 100)
@@ -103,11 +192,6 @@ func TestACKNotDelayed(t *testing.T) {
 		if f := e.take(); len(f) != 1 {
 			t.Fatalf("%d segments", len(f))
 		}
-	})
-	t.Run("FIN", func(t *testing.T) {
-		_, p := quick(t)
-		p.send(packet.FIN, 10)
-		p.want("A 4 ack 312")
 	})
 	t.Run("seen again", func(t *testing.T) {
 		_, p := quick(t)

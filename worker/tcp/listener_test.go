@@ -46,6 +46,30 @@ func TestAcceptBurst(t *testing.T) {
 }
 
 // What does not fit waits in the backlog until a connection ends.
+// What a peer has said before the guest answers goes with the acknowledgment of that
+// answer. Nothing is looked for in vain, and small pieces do not wait in the socket.
+func TestAcceptSpokenTo(t *testing.T) {
+	e := newEnv(t)
+	p := e.accepted()
+	p.want("S 0 mss 1460 ws 7 sack true")
+	p.s.say(5)
+	e.settle()
+	s := p.syn()
+	s.Flags, s.Ack = packet.SYN|packet.ACK, p.ack
+	p.raw(s)
+	p.want("A 1+5 ack 1")
+	if !p.s.noDelay {
+		t.Error("TCP_NODELAY is not set")
+	}
+	late := accept(newEnv(t))
+	late.s.say(5)
+	late.e.settle()
+	late.want("A 1+5 ack 1")
+	if n := p.s.inVain + late.s.inVain; n != 0 {
+		t.Errorf("%d reads found nothing", n)
+	}
+}
+
 func TestAcceptTableFull(t *testing.T) {
 	e := newEnv(t, withFlows(5)) // of which one is for the guest's own connections
 	l := e.listen(1, 80)

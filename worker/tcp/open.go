@@ -250,6 +250,10 @@ func (t *Translator) AddListener(l *ipc.Listener, fd int32) {
 		t.listeners = append(t.listeners, n)
 	}
 	t.g.Shares.Reduce(1)
+	// Connections have it from their listener. What is said in small pieces is not to
+	// wait for acknowledgments, by the link or past it; a guest's own Nagle has done
+	// its work.
+	t.env.Option(fd, flow.OptionNoDelay, 1)
 	if e := t.env.Watch(fd, flow.Token(flow.OwnerTCPListener, l.ID, uint32(at)), flow.Readable); e != 0 {
 		t.g.Shares.Reduce(-1)
 		t.env.Close(fd)
@@ -369,14 +373,13 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 		t.abort(i, c)
 		return
 	}
-	t.env.Option(fd, flow.OptionNoDelay, 1)
 	// The listener may be one socket for both families, so that an IPv4
 	// connection is one of IPv6's.
 	if t.g.Has(ipc.FlagPeekOff4|ipc.FlagPeekOff6) && t.env.Option(fd, flow.OptionPeekOff, 0) == 0 {
 		c.set(flagPeekOff)
 	}
 	t.Stats.Accepted++
-	c.set(flagWritable | flagReadable)
+	c.set(flagWritable) // what the host has to say makes an event
 	c.sndNxt, c.sndMax = c.iss+1, c.iss+1
 	c.deqSeq, c.peekSeq = c.iss+1, c.iss+1
 	t.sendSYN(i, c)

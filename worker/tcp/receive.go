@@ -98,7 +98,7 @@ func (t *Translator) data(i uint32, c *conn, s *packet.TCP) {
 	}
 	t.touch(i, c)
 	seq, n, fin := s.Seq, s.Len(), s.Flags&packet.FIN != 0
-	if seq == c.rcvNxt && !fin && (c.mayDelay(n) || c.mayGather(n)) {
+	if seq == c.rcvNxt && (fin && c.mayDelayFIN(n) || !fin && (c.mayDelay(n) || c.mayGather(n))) {
 		c.set(flagAckLater)
 	} else {
 		c.set(flagAckNow)

@@ -21,6 +21,10 @@ const (
 	directLeast   = 8 << 10   // bytes from which on it pays to have them written where they are to go
 	dequeueLazily = 16 << 10  // bytes acknowledged before a call to dequeue pays
 
+	// dequeuePieces is how many acknowledgments make up for bytes: a peek walks past
+	// all that is queued before it, piece by piece as it came.
+	dequeuePieces = 128
+
 	// urgentTries is how often a read is tried again that finds nothing where
 	// there was an urgent byte. A signal that is about to be delivered makes the
 	// read fail at that byte; it is delivered between two calls.
@@ -444,13 +448,13 @@ func (t *Translator) dequeue(c *conn, least uint32) {
 		return
 	}
 	waits := c.has(flagUrgent) && !c.has(flagPeekOff) // for what is before the urgent byte to go
-	if n < least && !c.has(flagHostEOF) && !waits {
+	if n < least && c.pieces < dequeuePieces && !c.has(flagHostEOF) && !waits {
 		if c.deqAt == 0 {
 			c.deqAt = t.env.Now() + dequeueWithin
 		}
 		return
 	}
-	c.deqAt = 0
+	c.deqAt, c.pieces = 0, 0
 	for tries := 0; c.deqSeq != end; {
 		got, e := t.env.Discard(c.fd, int(end-c.deqSeq))
 		if e == syscall.EAGAIN && c.has(flagUrgent) && tries < urgentTries {

@@ -39,6 +39,7 @@ type sock struct {
 	rxFIN                 bool
 	peekOff               int // SO_PEEK_OFF, -1: off
 	skips                 int // calls of RecvSkip
+	inVain                int // calls of Recv that found nothing
 
 	// To the peer.
 	txTotal   int
@@ -47,6 +48,7 @@ type sock struct {
 	shut      bool
 	aborted   bool
 	keepAlive bool
+	noDelay   bool
 	writes    int
 
 	// Listening sockets.
@@ -195,6 +197,9 @@ func (e *env) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
 		e.t.Fatalf("recv with flags %#x, peek offset %d", flags, s.peekOff)
 	}
 	n, errno := s.peek(s.peekOff, b)
+	if errno == syscall.EAGAIN {
+		s.inVain++
+	}
 	s.peekOff += n
 	return n, errno
 }
@@ -298,6 +303,7 @@ func (e *env) Accept(fd int32) (int32, packet.Addr, uint16, syscall.Errno) {
 	b := s.backlog[0]
 	s.backlog = s.backlog[1:]
 	b.s.handed = true
+	b.s.noDelay = s.noDelay
 	return b.s.fd, b.peer, b.port, 0
 }
 
@@ -323,6 +329,7 @@ func (e *env) Option(fd int32, o flow.Option, v int) syscall.Errno {
 	case flow.OptionRecvBuffer, flow.OptionWindowClamp:
 		s.bounded = append(s.bounded, v)
 	case flow.OptionNoDelay:
+		s.noDelay = v != 0
 	default:
 		e.t.Fatalf("option %d set", o)
 	}
