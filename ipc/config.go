@@ -102,19 +102,17 @@ type Config struct {
 
 // Kinds of link: a TUN device in tap mode; a UNIX stream socket with a length before
 // each frame; UNIX sockets of which each message is a frame; a tap that was made
-// without a header for offloads. A new one goes before the last line.
+// without a header for offloads; a UNIX stream socket on which a front end of vhost-user
+// says where the rings and the memory of its guest are. A new one goes before the last line.
 const (
 	LinkTap = 1 + iota
 	LinkStream
 	LinkDatagram
 	LinkSeqpacket
 	LinkPlainTap
+	LinkVhostUser
 	linksEnd
 )
-
-// LinkVhostUser is a UNIX stream socket on which a front end of vhost-user says where
-// the rings and the memory of its guest are. No record may have it yet.
-const LinkVhostUser = linksEnd
 
 // Encode returns the record.
 func (c *Config) Encode() []byte {

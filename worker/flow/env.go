@@ -37,11 +37,11 @@ type Link interface {
 // Direct is a link whose guest's memory is within reach: what is sent need not be
 // copied to it.
 type Direct interface {
-	// Reserve offers memory of the guest's for n bytes of payload behind headers of
-	// this length: pieces in order, for use in system calls, which may have room for
-	// fewer. Nothing is sent or promised by it, and the next Send ends it. Nil: send
-	// in the ordinary way.
-	Reserve(headers, n int) [][]byte
+	// Reserve offers memory of the guest's for n bytes of payload of a packet between
+	// e, from port src to dst, behind headers of this length: pieces in order, for use
+	// in system calls, which may have room for fewer. Nothing is sent or promised by
+	// it, and the next Send ends it. Nil: send in the ordinary way.
+	Reserve(e *packet.Ends, src, dst uint16, headers, n int) [][]byte
 	// SendReserved is Send with a payload of n bytes, above zero, that stand in what
 	// was reserved, behind headers of that length.
 	SendReserved(o *packet.Offload, headers []byte, n int) bool

@@ -16,6 +16,8 @@ type Traits struct {
 	// Window is the largest receive window of one TCP flow, in bytes: what the
 	// guest may have sent and we have not read yet.
 	Window int
+	// SharedMemory: frames lie in memory that the other side can take away.
+	SharedMemory bool
 	// Clients come and go: one that comes is told of us, the end of one is
 	// nothing unusual.
 	Clients bool

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -59,8 +60,12 @@ var (
 	tokenLink    = flow.Token(flow.OwnerLane, 0, 1)
 )
 
-// indexLive is the first index of the tokens of captures, behind those two.
-const indexLive = 2
+// indexLive is the first index of the tokens of captures, behind those two; indexKicks
+// that of what a link has beside its own descriptor.
+const (
+	indexLive  = 2
+	indexKicks = 64
+)
 
 // Stats counts frames.
 type Stats struct {
@@ -88,6 +93,7 @@ type Lane struct {
 	guest     flow.Guest
 	link      link.Link
 	direct    flow.Direct   // the same, if it is one
+	watching  link.Watched  // the same, if it has several descriptors
 	last      link.Link     // the one before, closed: its memory serves the next
 	linksGone link.Counters // of all before this one
 	readable  bool          // the link has frames, as an event said
@@ -103,6 +109,7 @@ type Lane struct {
 	ends      *ends    // nil unless there is a flow log
 	trace     *trace   // nil unless asked for
 	mark      int32    // eventfd of the capture, -1: none
+	faulted   bool     // the guest's memory is not there any more
 	freed     bool     // a descriptor was closed since tcp was told
 	shortage  shortage
 	pkt       packet.Packet
@@ -245,8 +252,17 @@ func (l *Lane) configure(rec []byte) error {
 	return nil
 }
 
-// Run says that the lane is ready and translates until the broker is gone.
-func (l *Lane) Run() error {
+// Run says that the lane is ready and translates until the broker is gone, or the
+// memory that a guest shares with us.
+func (l *Lane) Run() (err error) {
+	if l.guest.SharedMemory {
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() {
+			if fault := recover(); fault != nil {
+				err = memoryFault(fault)
+			}
+		}()
+	}
 	if e := l.channel.send(ipc.Empty(ipc.KindReady)); e != 0 {
 		return fmt.Errorf("channel: %w", e)
 	}
@@ -257,6 +273,18 @@ func (l *Lane) Run() error {
 		return nil
 	}
 	return l.err
+}
+
+// errFault means that the file of a guest's memory has shrunk.
+var errFault = errors.New("the guest's memory is not there any more")
+
+// memoryFault returns errFault for a fault in memory that was mapped, and goes on with
+// any other panic.
+func memoryFault(fault any) error {
+	if e, ok := fault.(interface{ Addr() uintptr }); ok {
+		return fmt.Errorf("%w: address %#x", errFault, e.Addr())
+	}
+	panic(fault)
 }
 
 // tick reads the clock.
@@ -290,11 +318,11 @@ func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 }
 
 // Reserve implements flow.Direct. Whoever looks at frames sees them whole.
-func (l *Lane) Reserve(headers, n int) [][]byte {
+func (l *Lane) Reserve(e *packet.Ends, src, dst uint16, headers, n int) [][]byte {
 	if l.direct == nil || l.watched() {
 		return nil
 	}
-	return l.direct.Reserve(headers, n)
+	return l.direct.Reserve(e, src, dst, headers, n)
 }
 
 // SendReserved implements flow.Direct.
@@ -306,6 +334,35 @@ func (l *Lane) SendReserved(o *packet.Offload, headers []byte, n int) bool {
 	}
 	l.Stats.Sent++
 	return true
+}
+
+// WatchLink implements link.Watcher.
+func (l *Lane) WatchLink(fd int32, sub uint32) syscall.Errno {
+	return l.poll.Watch(fd, flow.Token(flow.OwnerLane, 0, indexKicks+sub), flow.Readable)
+}
+
+// UnwatchLink implements link.Watcher.
+func (l *Lane) UnwatchLink(fd int32) { l.poll.Remove(fd) }
+
+// Write implements flow.Writer.
+func (l *Lane) Write(fd int32, b []byte) (int, syscall.Errno) {
+	n, e := l.Sockets.Write(fd, b)
+	l.faulted = l.faulted || e == syscall.EFAULT
+	return n, e
+}
+
+// Writev implements flow.GatherWriter.
+func (l *Lane) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
+	n, e := l.Sockets.Writev(fd, bufs)
+	l.faulted = l.faulted || e == syscall.EFAULT
+	return n, e
+}
+
+// RecvPieces implements tcp.Env.
+func (l *Lane) RecvPieces(fd int32, bufs [][]byte, flags int) (int, syscall.Errno) {
+	n, e := l.Sockets.RecvPieces(fd, bufs, flags)
+	l.faulted = l.faulted || e == syscall.EFAULT
+	return n, e
 }
 
 // watched tells whether anybody looks at frames.

@@ -57,12 +57,30 @@ func (l *Lane) ready(token uint64, events uint32) {
 		return
 	}
 	if token != tokenLink {
-		l.liveReady(token, events)
+		_, _, index := flow.SplitToken(token)
+		if index < indexKicks {
+			l.liveReady(token, events)
+		} else if l.watching != nil {
+			l.kicked(index - indexKicks)
+		}
+		return
+	}
+	if l.watching != nil {
+		l.kicked(0)
 		return
 	}
 	l.writable(events)
 	l.readable = events&^flow.Writable != 0
 	l.hungUp = events&(flow.HungUp|flow.PeerClosed) != 0
+}
+
+// kicked takes an event of a link that has several descriptors.
+func (l *Lane) kicked(sub uint32) {
+	receive, room := l.watching.Ready(sub)
+	l.readable = l.readable || receive
+	if room {
+		l.table.resume()
+	}
 }
 
 // wait waits for events and returns their number.
@@ -132,6 +150,11 @@ func (l *Lane) finish() {
 	if l.link == nil {
 		return
 	}
+	if l.faulted {
+		l.faulted = false
+		l.linkGone(errFault)
+		return
+	}
 	if err := l.link.Flush(); err != nil {
 		l.linkGone(err)
 		return
@@ -194,6 +217,10 @@ func (l *Lane) receive() {
 		}
 		if err != nil {
 			l.linkGone(err)
+		} else if l.watching != nil && l.watching.Up() {
+			l.solicited = 0
+			l.solicit()
+			l.table.resume()
 		}
 	}
 	if l.hungUp && frames == 0 && !l.more {
@@ -215,7 +242,7 @@ func (l *Lane) linkGone(err error) {
 	l.poll.Remove(l.link.FD())
 	l.link.Close()
 	l.linksGone.Add(l.link.Counters())
-	l.last, l.link, l.direct = l.link, nil, nil
+	l.last, l.link, l.direct, l.watching = l.link, nil, nil, nil
 	l.wheel.Cancel(l.timer + timerProbe)
 	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte
@@ -316,6 +343,9 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 	}
 	l.link = link.New(&k, fd, l.guest.LinkMTU(), l.last)
 	l.direct, _ = l.link.(flow.Direct)
+	if l.watching, _ = l.link.(link.Watched); l.watching != nil {
+		l.watching.Attach(l)
+	}
 	l.check(l.poll.Add(l.link.FD(), tokenLink, l.linkEvents()))
 	l.solicited = 0
 	l.solicit()

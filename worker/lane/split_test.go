@@ -75,7 +75,7 @@ func (s *splitter) Flush() error {
 }
 
 // Reserve offers its memory now and then, sometimes less than is asked for.
-func (s *splitter) Reserve(_, n int) [][]byte {
+func (s *splitter) Reserve(_ *packet.Ends, _, _ uint16, _, n int) [][]byte {
 	s.reserved = nil
 	if s.r.IntN(4) == 0 || !s.CanSend() {
 		return nil

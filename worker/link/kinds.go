@@ -41,6 +41,11 @@ var kinds = [...]kind{
 		flow.Traits{ReceiveBatches: 4, SoftwareGSO: true, Window: 1536 << 10},
 		func(_ *ipc.Link, fd int32, mtu int, _ Link) Link { return NewPlainTap(fd, mtu) },
 	},
+	// A batch is short, and one more tells that there is nothing left.
+	ipc.LinkVhostUser: {
+		flow.Traits{ReceiveBatches: 5, Window: 4 << 20, SharedMemory: true, Clients: true},
+		func(_ *ipc.Link, fd int32, mtu int, last Link) Link { return NewVhostUser(last, fd, mtu) },
+	},
 }
 
 // TraitsOf returns what links of a kind are like. Preconditions: k is one of

@@ -22,7 +22,7 @@ func TestKinds(t *testing.T) {
 		}
 		defer unix.Close(p[1])
 		l := New(&ipc.Link{Kind: uint8(k)}, int32(p[0]), 1500, last)
-		if l.FD() != int32(p[0]) || !l.CanSend() || l.WantWrite() {
+		if l.FD() != int32(p[0]) || l.CanSend() != (k != ipc.LinkVhostUser) || l.WantWrite() {
 			t.Errorf("kind %d: descriptor %d, want %d, room %v, wants to write %v", k, l.FD(), p[0], l.CanSend(), l.WantWrite())
 		}
 		l.Close()
@@ -35,8 +35,8 @@ func TestKinds(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range []uint8{ipc.LinkTap, ipc.LinkStream, ipc.LinkDatagram, ipc.LinkSeqpacket, ipc.LinkPlainTap} {
-		if tr := TraitsOf(k); tr.ReceiveBatches < 1 || tr.Window < 64<<10 || tr.SoftwareGSO != (k != ipc.LinkTap) {
+	for _, k := range []uint8{ipc.LinkTap, ipc.LinkStream, ipc.LinkDatagram, ipc.LinkSeqpacket, ipc.LinkPlainTap, ipc.LinkVhostUser} {
+		if tr := TraitsOf(k); tr.ReceiveBatches < 1 || tr.Window < 64<<10 || tr.SoftwareGSO == (k == ipc.LinkTap || k == ipc.LinkVhostUser) {
 			t.Errorf("kind %d: %+v", k, tr)
 		}
 	}

@@ -62,8 +62,8 @@ func (s *sink) Recv(_ int32, b []byte, _ int) (int, syscall.Errno) {
 	return n, 0
 }
 
-func (s *sink) Reserve(int, int) [][]byte                      { return nil }
-func (s *sink) SendReserved(*packet.Offload, []byte, int) bool { return false }
+func (s *sink) Reserve(*packet.Ends, uint16, uint16, int, int) [][]byte { return nil }
+func (s *sink) SendReserved(*packet.Offload, []byte, int) bool          { return false }
 
 func (s *sink) RecvPieces(int32, [][]byte, int) (int, syscall.Errno) { return 0, syscall.EAGAIN }
 

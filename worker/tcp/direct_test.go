@@ -20,7 +20,7 @@ type direct struct {
 	used     int // frames sent so
 }
 
-func (e *env) Reserve(headers, n int) [][]byte {
+func (e *env) Reserve(_ *packet.Ends, _, _ uint16, headers, n int) [][]byte {
 	d := &e.direct
 	d.reserved, d.headers = nil, headers
 	if d.asked++; e.room == 0 || d.asked%5 == 4 {

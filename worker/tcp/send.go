@@ -278,10 +278,11 @@ func (t *Translator) reserve(i uint32, c *conn, n uint32) uint32 {
 		return n
 	}
 	headers := packet.EthernetLen + 40 + 20
-	if a, _ := t.flows.Key(i).Guest(); a.Is4() {
+	remote, guest := t.guestEnds(i, &t.ends)
+	if t.ends.Dst.Is4() {
 		headers -= 20
 	}
-	into, room := t.env.Reserve(headers, int(n)), uint32(0)
+	into, room := t.env.Reserve(&t.ends, remote, guest, headers, int(n)), uint32(0)
 	for _, b := range into {
 		room += uint32(len(b))
 	}

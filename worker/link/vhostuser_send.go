@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"encoding/binary"
+
+	"aldente/worker/packet"
+	"aldente/worker/vhost"
+	"aldente/worker/vhostuser"
+)
+
+// publishAt is from which size of a frame on the guest sees it at once, and may begin
+// with it. Smaller ones it sees together.
+const publishAt = 8 << 10
+
+// looks is how often a ring is looked at to which buffers come one by one.
+const looks = 4
+
+// rxQueue takes frames to the guest, in buffers of which some were taken from the ring
+// beforehand.
+type rxQueue struct {
+	queue
+	*stash
+	short bool // a frame did not fit, and the guest kicks when there is more room
+}
+
+// stash is buffers that were taken and not used yet: chains[next:n].
+type stash struct {
+	arena   *vhost.Arena
+	chains  [rxChains]vhost.Chain
+	next, n int
+	left    int // bytes of them
+}
+
+func newStash() *stash { return &stash{arena: vhost.NewArena(rxPieces)} }
+
+// unstash puts them back.
+func (q *rxQueue) unstash() {
+	if q.stash == nil {
+		return
+	}
+	for q.n > q.next {
+		q.n--
+		q.Unpop(&q.chains[q.n])
+	}
+	q.next, q.n, q.left = 0, 0, 0
+	q.arena.Reset()
+}
+
+// fill takes buffers until there are size bytes, as far as there are. It reports whether
+// there are.
+func (q *rxQueue) fill(size int) bool {
+	if q.left >= size {
+		return true
+	}
+	if q.next == q.n {
+		q.next, q.n = 0, 0
+		q.arena.Reset()
+	}
+	for again := true; q.left < size; {
+		if q.n < len(q.chains) && q.Pop(&q.chains[q.n], q.arena) {
+			q.left += q.chains[q.n].Len
+			q.n++
+			continue
+		}
+		if !again || q.next == 0 || q.Waiting() == 0 {
+			return false
+		}
+		// The stash ends here: begin it anew.
+		q.unstash()
+		again = false
+	}
+	return true
+}
+
+// ensure tells whether there are buffers for total bytes. If there are too few, the
+// guest is asked to kick when there are more.
+func (v *vhostUser) ensure(q *rxQueue, total int) bool {
+	merge := v.merges()
+	if q.fits(total, merge) {
+		return true
+	}
+	for range looks {
+		if v.broken(&q.queue) || !merge && q.left > 0 {
+			return false
+		}
+		if !q.EnableKicks() {
+			q.short = true
+			return false
+		}
+		if q.fits(total, merge) {
+			q.DisableKicks()
+			return true
+		}
+	}
+	return false
+}
+
+// CanSend tells whether no ring is short of buffers that frames are sent by.
+func (v *vhostUser) CanSend() bool {
+	if v.err != nil || len(v.active) == 0 {
+		return false
+	}
+	for _, i := range v.active {
+		if v.rx[i].short {
+			return false
+		}
+	}
+	return true
+}
+
+// Writable tells whether there is room again.
+func (v *vhostUser) Writable() bool { return v.roomAgain() }
+
+func (v *vhostUser) roomAgain() bool {
+	for _, i := range v.active {
+		if q := &v.rx[i]; q.short && q.Waiting() > 0 {
+			q.short = false
+			q.DisableKicks()
+		}
+	}
+	return v.CanSend()
+}
+
+// queueFor is the queue of a frame's flow, nil: the guest takes none.
+func (v *vhostUser) queueFor(headers []byte) *rxQueue {
+	switch len(v.active) {
+	case 0:
+		return nil
+	case 1:
+		return &v.rx[v.active[0]]
+	}
+	return v.pair(v.steer.find(headers))
+}
+
+// pair is the queue for what hashes to h, and by whose pair the guest has sent it.
+func (v *vhostUser) pair(h uint32, learned int) *rxQueue {
+	if learned >= 0 && v.rx[learned].started && v.rx[learned].enabled {
+		return &v.rx[learned]
+	}
+	return &v.rx[v.active[h%uint32(len(v.active))]]
+}
+
+// Send copies a frame to the guest's memory, after doing what the guest cannot.
+func (v *vhostUser) Send(o *packet.Offload, headers, payload []byte) bool {
+	v.reserved = nil
+	if o == nil {
+		o = &v.none
+	}
+	size := len(headers) + len(payload)
+	var q *rxQueue
+	if v.err == nil && len(headers) >= MinFrame {
+		q = v.queueFor(headers)
+	}
+	switch {
+	case size < MinFrame || len(headers) < MinFrame:
+		v.counters.Refused++
+		return false
+	case q == nil:
+		v.counters.Dropped++
+		return false
+	case o.GSOType != packet.GSONone && (!v.takes(o, headers) || !q.fits(v.header+size, v.merges())):
+		return v.sendCut(q, o, headers, payload)
+	case o.Flags&packet.OffloadNeedsChecksum != 0 && !v.has(vhostuser.FeatureGuestCSum):
+		if len(headers) > len(v.head)-vnetLen {
+			return v.sendWhole(q, o, headers)
+		}
+		head := v.head[vnetLen : vnetLen+copy(v.head[vnetLen:], headers)]
+		if !complete(head, payload, o) {
+			v.counters.Refused++
+			return false
+		}
+		return v.put(q, &v.none, head, payload)
+	}
+	return v.put(q, o, headers, payload)
+}
+
+// sendWhole completes the checksum of a frame that is all in headers, where it lies:
+// whoever sends one like this has no use for it afterwards.
+func (v *vhostUser) sendWhole(q *rxQueue, o *packet.Offload, frame []byte) bool {
+	own := *o
+	packet.CompleteChecksum(frame, &own)
+	return v.put(q, &v.none, frame, nil)
+}
+
+// takes tells whether the guest does the cutting itself.
+func (v *vhostUser) takes(o *packet.Offload, headers []byte) bool {
+	v4 := binary.BigEndian.Uint16(headers[12:]) == packet.EtherTypeIPv4
+	need := uint64(vhostuser.FeatureGuestCSum)
+	switch kind := o.GSOType &^ packet.GSOECN; {
+	case kind == packet.GSOTCPv4:
+		need |= vhostuser.FeatureGuestTSO4
+	case kind == packet.GSOTCPv6:
+		need |= vhostuser.FeatureGuestTSO6
+	case v4:
+		need |= vhostuser.FeatureGuestUSO4
+	default:
+		need |= vhostuser.FeatureGuestUSO6
+	}
+	if o.GSOType&packet.GSOECN != 0 {
+		need |= vhostuser.FeatureGuestECN
+	}
+	return v.has(need)
+}
+
+// merges tells whether a frame may fill several buffers.
+func (v *vhostUser) merges() bool { return v.has(vhostuser.FeatureMrgRxBuf) }
+
+// sendCut cuts a super-frame that the guest does not take, or has no room for.
+func (v *vhostUser) sendCut(q *rxQueue, o *packet.Offload, headers, payload []byte) bool {
+	if !v.cut.start(o, headers, payload, MaxFrame) {
+		v.counters.Refused++
+		return false
+	}
+	for v.cut.more() {
+		segment := v.cut.next(v.head[vnetLen:])
+		if !v.put(q, &v.none, v.head[vnetLen:vnetLen+v.cut.hlen], segment) {
+			v.counters.Dropped += uint64(v.cut.segments())
+			return false
+		}
+	}
+	return true
+}
+
+// fits tells whether there are buffers for size bytes; for one buffer, unless they are
+// merged.
+func (q *rxQueue) fits(size int, merge bool) bool {
+	return merge && q.fill(size) || !merge && q.fill(1) && q.chains[q.next].Len >= size
+}
+
+// put fills buffers with a frame.
+func (v *vhostUser) put(q *rxQueue, o *packet.Offload, headers, payload []byte) bool {
+	size := len(headers) + len(payload)
+	pad := v.pad[:max(minWire-size, 0)]
+	total := v.header + size + len(pad)
+	if !v.ensure(q, total) {
+		if q.short || v.merges() {
+			v.counters.Dropped++
+		} else {
+			v.counters.Refused++ // there is a buffer, and it is too small
+		}
+		return false
+	}
+	var vnet [vnetLen]byte
+	encodeVirtio(vnet[:], o, q.buffers(total))
+	w := writer{q: q}
+	w.write(vnet[:v.header])
+	w.write(headers)
+	w.write(payload)
+	w.write(pad)
+	v.sent(q, total, size)
+	return true
+}
+
+// sent gives the guest the buffers that total bytes, a frame of size bytes among them,
+// were written to.
+func (v *vhostUser) sent(q *rxQueue, total, size int) {
+	for total > 0 {
+		c := &q.chains[q.next]
+		n := min(total, c.Len)
+		q.Use(c, n)
+		q.next++
+		q.left -= c.Len
+		total -= n
+	}
+	if size >= publishAt {
+		q.publish()
+	}
+	v.counters.Sent++
+	v.counters.SentBytes += uint64(size)
+}
+
+// buffers is how many of them n bytes take.
+func (q *rxQueue) buffers(n int) int {
+	k := q.next
+	for ; n > 0; k++ {
+		n -= q.chains[k].Len
+	}
+	return k - q.next
+}
+
+// writer fills the buffers of a queue, piece by piece.
+type writer struct {
+	q           *rxQueue
+	chain, part int // of the stash, from next on; of that
+	at          int // within the piece
+}
+
+func (w *writer) write(b []byte) {
+	for len(b) > 0 {
+		c := &w.q.chains[w.q.next+w.chain]
+		if w.part == len(c.Pieces) {
+			w.chain, w.part = w.chain+1, 0
+			continue
+		}
+		n := copy(c.Pieces[w.part][w.at:], b)
+		b = b[n:]
+		if w.at += n; w.at == len(c.Pieces[w.part]) {
+			w.part, w.at = w.part+1, 0
+		}
+	}
+}
+
+// Reserve implements flow.Direct. A guest that has to be helped with what it takes is
+// sent copies.
+func (v *vhostUser) Reserve(e *packet.Ends, src, dst uint16, headers, n int) [][]byte {
+	v.reserved = nil
+	if v.err != nil || len(v.active) == 0 || !v.has(vhostuser.FeatureGuestCSum|vhostuser.FeatureGuestTSO4|vhostuser.FeatureGuestTSO6) {
+		return nil
+	}
+	q := &v.rx[v.active[0]]
+	if len(v.active) > 1 {
+		q = v.pair(v.steer.findEnds(e, src, dst))
+	}
+	skip := v.header + headers
+	if !v.ensure(q, skip+n) && (!v.merges() || v.err != nil) {
+		return nil
+	}
+	room := v.room[:0]
+	for k := q.next; k < q.n && n > 0; k++ {
+		for _, b := range q.chains[k].Pieces {
+			if cut := min(skip, len(b)); cut > 0 {
+				skip -= cut
+				b = b[cut:]
+			}
+			if b = b[:min(n, len(b))]; len(b) > 0 && len(room) < cap(room) {
+				room = append(room, b)
+				n -= len(b)
+			}
+		}
+	}
+	if len(room) == 0 {
+		return nil
+	}
+	v.reserved = q
+	return room
+}
+
+// SendReserved implements flow.Direct.
+func (v *vhostUser) SendReserved(o *packet.Offload, headers []byte, n int) bool {
+	q := v.reserved
+	v.reserved = nil
+	if q == nil {
+		v.counters.Refused++
+		return false
+	}
+	total := v.header + len(headers) + n
+	var vnet [vnetLen]byte
+	encodeVirtio(vnet[:], o, q.buffers(total))
+	w := writer{q: q}
+	w.write(vnet[:v.header])
+	w.write(headers)
+	v.sent(q, total, len(headers)+n)
+	return true
+}
