@@ -15,7 +15,8 @@ import (
 // A command that we started was cloned before, and is under nothing of this.
 func (in *instance) confine() policy.Report {
 	files, replaceable := in.worker.Needs()
-	c := policy.Confinement{Filter: unlessSkipped(policy.FilterBroker), Capabilities: in.kept(), Files: files}
+	_, _, filter := policy.FiltersOf(in.mode())
+	c := policy.Confinement{Filter: unlessSkipped(filter), Capabilities: in.kept(), Files: files}
 	if !replaceable {
 		// A worker without a PID namespace has calls of its own to make, with
 		// a number that no filter can know. That it lacks namespaces is

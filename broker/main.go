@@ -282,6 +282,17 @@ func (in *instance) setUp(notify int) error {
 	return err
 }
 
+// mode is the worker's: what it has to be allowed goes by its link.
+func (in *instance) mode() string {
+	switch {
+	case in.cfg.LinkKind == ipc.LinkVhostUser:
+		return policy.ModeVhostUser
+	case in.cfg.Personality == cli.Passt:
+		return policy.ModeStream
+	}
+	return policy.ModeTap
+}
+
 // prepare opens what the caller may and nobody may not, has the worker's process
 // made, whose namespaces are the caller's too, and then becomes nobody if the
 // caller was root.
@@ -304,17 +315,13 @@ func (in *instance) prepare() error {
 			return err
 		}
 	}
-	mode := "tap"
-	if in.cfg.Personality == cli.Passt {
-		mode = "stream"
-	}
 	in.factory.OnEvent = in.workerEvent
 	in.figures = figures.New(in.factory)
 	in.factory.OnFigures = in.figures.Take
 	id := unprivileged(in.cfg)
 	in.worker, err = supervise.New(supervise.Options{
 		Identity: id.worker(),
-		Logger:   in.log, Mode: mode, Strict: in.cfg.Strict, Debug: in.cfg.Debug, Trace: in.cfg.Trace,
+		Logger:   in.log, Mode: in.mode(), Strict: in.cfg.Strict, Debug: in.cfg.Debug, Trace: in.cfg.Trace,
 		Setup:    in.setUpWorker,
 		Serve:    in.serveWorker,
 		FileSize: in.capture.bound(), Files: in.plan.Limits.Sockets,

@@ -22,11 +22,18 @@ const (
 	StageRun     = "run"     // confines itself and translates
 )
 
+// Modes of a worker, by what its link to the guest is.
+const (
+	ModeTap       = "tap"
+	ModeStream    = "stream"     // a socket for virtual machines
+	ModeVhostUser = "vhost-user" // the guest's memory
+)
+
 // Arguments is the command line of a worker, written by the broker and by the
 // worker's first stage for its second. It comes from trusted code.
 type Arguments struct {
 	Stage      string  // Stage*
-	Mode       string  // "tap" or "stream"
+	Mode       string  // Mode*
 	Namespaces uintptr // CLONE_NEW* flags it was started with
 	Strict     bool    // refuse to run unless all layers are in force
 	Debug      bool    // report the layers
@@ -60,8 +67,11 @@ func ParseArguments(argv []string) (Arguments, error) {
 	if a.Files, err = strconv.Atoi(argv[7]); err != nil {
 		return a, err
 	}
-	if a.Files < 0 || a.Stage != StageEnter && a.Stage != StageReplace && a.Stage != StageRun || a.Mode != "tap" && a.Mode != "stream" {
+	if a.Files < 0 || a.Stage != StageEnter && a.Stage != StageReplace && a.Stage != StageRun || !ValidMode(a.Mode) {
 		return a, fmt.Errorf("arguments %q", strings.Join(argv[1:], " "))
 	}
 	return a, nil
 }
+
+// ValidMode tells whether there is such a mode.
+func ValidMode(m string) bool { return m == ModeTap || m == ModeStream || m == ModeVhostUser }

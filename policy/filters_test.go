@@ -144,7 +144,7 @@ func TestNeverInTheWorker(t *testing.T) {
 		mprotect pkey_mprotect mremap remap_file_pages ioctl capset setuid setgid setresuid setgroups
 		init_module finit_module kexec_load reboot swapon settimeofday clock_settime shmget msgget semget mq_open
 		rt_sigqueueinfo rt_tgsigqueueinfo prlimit64 setrlimit personality modify_ldt iopl ioperm landlock_create_ruleset`)
-	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker()} {
+	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker(), calls.WorkerVhostStart(), calls.WorkerVhost()} {
 		for _, r := range list.Rules {
 			for _, n := range never {
 				if r.Call == n {
@@ -153,10 +153,10 @@ func TestNeverInTheWorker(t *testing.T) {
 			}
 		}
 	}
-	for _, list := range []calls.List{calls.Worker()} {
+	for _, list := range []calls.List{calls.Worker(), calls.WorkerVhost()} {
 		for _, r := range list.Rules {
 			pipeSize := r.Call == "fcntl" && len(r.Args) == 2 && r.Args[0] == calls.Arg{Index: 1, Mask: ^uint64(0), Value: unix.F_SETPIPE_SZ}
-			if r.Call == "seccomp" || r.Call == "epoll_create1" || r.Call == "eventfd2" || r.Call == "fcntl" && !pipeSize {
+			if r.Call == "seccomp" || r.Call == "epoll_create1" || r.Call == "eventfd2" || r.Call == "fcntl" && !pipeSize && !(list.Name == "worker-vhost" && r.User == "worker/vhostuser") {
 				t.Errorf("%s permits %s, which only start-up needs", list.Name, r.Call)
 			}
 		}
@@ -166,8 +166,8 @@ func TestNeverInTheWorker(t *testing.T) {
 // TestAlwaysLimited: some calls must never be permitted by number alone.
 func TestAlwaysLimited(t *testing.T) {
 	limited := map[string]bool{"mmap": true, "clone": true, "futex": true, "madvise": true, "tgkill": true, "setsockopt": true,
-		"getsockopt": true, "accept4": true, "splice": true, "fcntl": true, "seccomp": true, "socket": true, "prctl": true}
-	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker()} {
+		"getsockopt": true, "accept4": true, "splice": true, "fcntl": true, "seccomp": true, "socket": true, "prctl": true, "preadv2": true}
+	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker(), calls.WorkerVhostStart(), calls.WorkerVhost()} {
 		for _, r := range list.Rules {
 			if limited[r.Call] && len(r.Args) == 0 {
 				t.Errorf("%s permits %s with any arguments", list.Name, r.Call)
@@ -181,8 +181,10 @@ func TestAlwaysLimited(t *testing.T) {
 // running stage, and the broker's precedes all in a worker that replaces another.
 func TestListsAreWithinOthers(t *testing.T) {
 	within := map[string][]calls.List{
-		"worker":       {calls.WorkerStart(), calls.Broker()},
-		"worker-start": {calls.Broker()},
+		"worker":             {calls.WorkerStart(), calls.Broker()},
+		"worker-start":       {calls.Broker()},
+		"worker-vhost":       {calls.WorkerVhostStart(), calls.BrokerVhost()},
+		"worker-vhost-start": {calls.BrokerVhost()},
 	}
 	for _, list := range calls.All() {
 		for _, r := range list.Rules {
@@ -194,7 +196,7 @@ func TestListsAreWithinOthers(t *testing.T) {
 				if r.Call == "tgkill" {
 					args[0] = calls.Self
 				}
-				if r.Call == "tgkill" && before.Name == "broker" {
+				if r.Call == "tgkill" && (before.Name == "broker" || before.Name == "broker-vhost") {
 					args[0], args[2] = 1, 33 // in a PID namespace of its own, to have its threads make a call
 				}
 				if !before.Permits(r.Arch, r.Call, args) {

@@ -15,12 +15,24 @@ import (
 
 // Names of the filters. Each is a list in policy/calls.
 const (
-	FilterWorkerStart = "worker-start"
-	FilterWorker      = "worker"
-	FilterAgent       = "agent"
-	FilterBroker      = "broker"
-	FilterRemover     = "remover"
+	FilterWorkerStart      = "worker-start"
+	FilterWorker           = "worker"
+	FilterWorkerVhostStart = "worker-vhost-start"
+	FilterWorkerVhost      = "worker-vhost"
+	FilterAgent            = "agent"
+	FilterBroker           = "broker"
+	FilterBrokerVhost      = "broker-vhost"
+	FilterRemover          = "remover"
 )
+
+// FiltersOf returns the names of a worker's two filters, and of its broker's, in a mode
+// of Arguments.
+func FiltersOf(mode string) (start, running, broker string) {
+	if mode == ModeVhostUser {
+		return FilterWorkerVhostStart, FilterWorkerVhost, FilterBrokerVhost
+	}
+	return FilterWorkerStart, FilterWorker, FilterBroker
+}
 
 // selfPlaceholder is calls.Self: the constant that stands for the process
 // identifier in a compiled filter. A test keeps the two equal.

@@ -43,14 +43,14 @@ func confine(args policy.Arguments) (r policy.Report) {
 
 	// Landlock's calls are not in the filter, so it comes first.
 	r.Add(unlessSkipped(args, "landlock", policy.LandlockNothing))
-	r.Add(unlessSkipped(args, "seccomp", func() policy.Layer {
-		return policy.Seccomp(policy.FilterWorkerStart)
-	}))
+	start, _, _ := policy.FiltersOf(args.Mode)
+	r.Add(unlessSkipped(args, "seccomp", func() policy.Layer { return policy.Seccomp(start) }))
 	return r
 }
 
 // tighten replaces the list of the start-up by that of the running worker.
 func tighten(args policy.Arguments) (r policy.Report) {
-	r.Add(unlessSkipped(args, "seccomp", func() policy.Layer { return policy.Seccomp(policy.FilterWorker) }))
+	_, running, _ := policy.FiltersOf(args.Mode)
+	r.Add(unlessSkipped(args, "seccomp", func() policy.Layer { return policy.Seccomp(running) }))
 	return r
 }

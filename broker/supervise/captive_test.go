@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/policy"
 	"aldente/policy/calls"
 )
 
@@ -270,8 +271,37 @@ func TestRefusedByKernel(t *testing.T) {
 	}
 }
 
+// TestSharedMemory: a worker maps what shares a guest's memory. Of the descriptors
+// that it holds besides, it can map none, and workers for other links may not try.
+func TestSharedMemory(t *testing.T) {
+	for attempt, want := range map[string]string{
+		"share-capture": "EACCES", // open to be written only
+		"share-stream":  "EPERM",  // TCP can be mapped to be read
+		"share-flow":    "ENODEV",
+		"share-link":    "EACCES", // a pipe, here
+		"share-channel": "ENODEV",
+		"share-live":    "EACCES",
+	} {
+		t.Run(attempt, func(t *testing.T) {
+			t.Parallel()
+			p := newPrison(t, func(o *Options) { o.Mode, o.Extra = policy.ModeVhostUser, "attempt="+attempt })
+			p.start(t)
+			if said, exit := p.outcome(t); said != want {
+				t.Errorf("said %q, ended by %q; want %s", said, exit.Cause, want)
+			}
+			for _, mode := range []string{policy.ModeTap, policy.ModeStream} {
+				p := newPrison(t, func(o *Options) { o.Mode, o.Extra = mode, "attempt="+attempt })
+				p.start(t)
+				if said, exit := p.outcome(t); said != "" || exit.Status.Signal() != unix.SIGSYS {
+					t.Errorf("%s: said %q, ended by %q; want SIGSYS", mode, said, exit.Cause)
+				}
+			}
+		})
+	}
+}
+
 func TestForbiddenCallsKill(t *testing.T) {
-	for _, mode := range []string{"tap", "stream"} {
+	for _, mode := range []string{policy.ModeTap, policy.ModeStream, policy.ModeVhostUser} {
 		for _, tt := range forbidden {
 			t.Run(mode+"/"+tt.attempt, func(t *testing.T) {
 				t.Parallel()
@@ -296,7 +326,7 @@ func TestForbiddenCallsKill(t *testing.T) {
 // TestRuntimeSurvivesFilter does what the runtime does of its own accord and
 // what must not end the worker.
 func TestRuntimeSurvivesFilter(t *testing.T) {
-	for _, mode := range []string{"tap", "stream"} {
+	for _, mode := range []string{policy.ModeTap, policy.ModeStream, policy.ModeVhostUser} {
 		for _, attempt := range []string{"nothing", "collect", "threads", "deep-stack", "random"} {
 			t.Run(mode+"/"+attempt, func(t *testing.T) {
 				p := newPrison(t, func(o *Options) { o.Mode, o.Extra = mode, "attempt="+attempt })
@@ -353,7 +383,7 @@ func TestLayersBehindFilter(t *testing.T) {
 // TestEveryLimitIsTried: for each call whose arguments are limited, something
 // beyond the limits is tried.
 func TestEveryLimitIsTried(t *testing.T) {
-	for _, list := range []calls.List{calls.Worker()} {
+	for _, list := range []calls.List{calls.Worker(), calls.WorkerVhost()} {
 		for _, r := range list.Rules {
 			tried := slices.ContainsFunc(forbidden, func(f struct{ attempt, call string }) bool { return f.call == r.Call })
 			if len(r.Args) > 0 && !tried {

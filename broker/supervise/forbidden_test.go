@@ -62,6 +62,8 @@ var forbidden = []struct{ attempt, call string }{
 	{"mmap-shared", "mmap"},
 	{"mmap-file", "mmap"},
 	{"mmap-high-bits", "mmap"},
+	{"share-exec", "mmap"}, {"share-rwx", "mmap"}, {"share-fixed", "mmap"},
+	{"fcntl-append", "fcntl"}, {"preadv2", "preadv2"},
 	{"mprotect-exec", "mprotect"},
 	{"mremap", "mremap"},
 	{"madvise-remove", "madvise"},

@@ -31,7 +31,7 @@ type Options struct {
 
 	// Executable is the worker's program; empty: found by Find.
 	Executable string
-	// Mode is "tap" or "stream"; it chooses the worker's list of system calls.
+	// Mode is one of policy.Mode*; it chooses the worker's list of system calls.
 	Mode string
 	// Identity is who workers are to be, if not who this process is. It owns
 	// their user namespace. The process has to be privileged until Spawned, and
@@ -106,7 +106,7 @@ func New(opts Options) (*Supervisor, error) {
 	if opts.Logger == nil || opts.Setup == nil || opts.Serve == nil {
 		return nil, errors.New("supervise: Logger, Setup and Serve are required")
 	}
-	if opts.Mode != "tap" && opts.Mode != "stream" {
+	if !policy.ValidMode(opts.Mode) {
 		return nil, fmt.Errorf("supervise: mode %q", opts.Mode)
 	}
 	if opts.ReadyTimeout == 0 {

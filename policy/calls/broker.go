@@ -163,9 +163,9 @@ const ByReplacement = " (by a replacement)"
 
 // inherited is what a worker does and a broker does not: a replacement's own
 // lists are stacked on the broker's.
-func inherited(have []Rule) []Rule {
+func inherited(have []Rule, worker List) []Rule {
 	var more []Rule
-	for _, r := range WorkerStart().Rules {
+	for _, r := range worker.Rules {
 		same := func(h Rule) bool { return h.Call == r.Call && slices.Equal(h.Args, r.Args) }
 		if r.Call == "tgkill" || slices.ContainsFunc(have, same) {
 			continue // tgkill: with its own number, in replacement
@@ -180,11 +180,23 @@ func inherited(have []Rule) []Rule {
 // workers, writes its log. It can open no file by name: Landlock leaves it the
 // worker's program and nothing else.
 func Broker() List {
+	own := brokerRunning()
+	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own, WorkerStart()))}
+}
+
+// BrokerVhost is Broker where the link is vhost-user. It maps nothing: all that it has
+// beside Broker's is for a worker that replaces another.
+func BrokerVhost() List {
+	own := brokerRunning()
+	return List{Name: "broker-vhost", Doc: "broker for vhost-user, after set-up", Rules: join(own, inherited(own, WorkerVhostStart()))}
+}
+
+func brokerRunning() []Rule {
 	const (
 		broker  = "broker"
 		factory = "broker/sockets"
 	)
-	own := join(
+	return join(
 		goRunning(),
 		goStarting(),
 		descriptors(),
@@ -208,7 +220,6 @@ func Broker() List {
 		plain(broker, "log file within its size; half a record that a worker left in the pcap file", "ftruncate"),
 		replacement(),
 	)
-	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own))}
 }
 
 // Remover is the process that removes a control socket when its broker has ended. It

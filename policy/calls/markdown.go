@@ -151,6 +151,7 @@ func (arg *argument) bits(v uint64) (string, error) {
 // Tables returns the tables of docs/security-calls.md by the names of their markers.
 func Tables() (map[string]string, error) {
 	start, worker, agent, broker, remover := WorkerStart(), Worker(), Agent(), Broker(), Remover()
+	vhost := WorkerVhost()
 	all := map[string]string{}
 	for name, t := range map[string]struct {
 		list    List
@@ -158,6 +159,7 @@ func Tables() (map[string]string, error) {
 	}{
 		"worker":       {worker, nil},
 		"worker-start": {start, []List{worker}},
+		"worker-vhost": {vhost, []List{worker}},
 		"agent":        {agent, nil},
 		"broker":       {broker, []List{start}},
 		"remover":      {remover, nil},

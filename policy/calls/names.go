@@ -18,7 +18,7 @@ var (
 	openFlags   = naming{unix.O_CLOEXEC: "O_CLOEXEC", unix.O_NONBLOCK: "O_NONBLOCK"}
 	protections = naming{unix.PROT_READ: "PROT_READ", unix.PROT_WRITE: "PROT_WRITE"}
 	mapFlags    = naming{unix.MAP_PRIVATE: "MAP_PRIVATE", unix.MAP_ANONYMOUS: "MAP_ANONYMOUS", unix.MAP_FIXED: "MAP_FIXED",
-		unix.MAP_NORESERVE: "MAP_NORESERVE", 8: "MAP_DROPPABLE"}
+		unix.MAP_NORESERVE: "MAP_NORESERVE", 8: "MAP_DROPPABLE", unix.MAP_SHARED: "MAP_SHARED"}
 	spliceFlags = naming{unix.SPLICE_F_MOVE: "SPLICE_F_MOVE", unix.SPLICE_F_NONBLOCK: "SPLICE_F_NONBLOCK"}
 	socketTypes = naming{unix.SOCK_STREAM: "SOCK_STREAM", unix.SOCK_DGRAM: "SOCK_DGRAM", unix.SOCK_SEQPACKET: "SOCK_SEQPACKET",
 		unix.SOCK_NONBLOCK: "SOCK_NONBLOCK", unix.SOCK_CLOEXEC: "SOCK_CLOEXEC"}
@@ -65,7 +65,7 @@ var arguments = map[string]map[uint]argument{
 	"accept4":           {3: {"flags", socketTypes, true}},
 	"clone":             {0: {"flags", cloneFlags, true}},
 	"execveat":          {4: {"flags", naming{unix.AT_EMPTY_PATH: "AT_EMPTY_PATH"}, true}},
-	"fcntl":             {1: {"command", naming{unix.F_GETFL: "F_GETFL", unix.F_SETFL: "F_SETFL", unix.F_GETFD: "F_GETFD", unix.F_SETFD: "F_SETFD", unix.F_DUPFD_CLOEXEC: "F_DUPFD_CLOEXEC", unix.F_SETPIPE_SZ: "F_SETPIPE_SZ"}, false}, 2: {"size", nil, false}},
+	"fcntl":             {1: {"command", naming{unix.F_GETFL: "F_GETFL", unix.F_SETFL: "F_SETFL", unix.F_GETFD: "F_GETFD", unix.F_SETFD: "F_SETFD", unix.F_DUPFD_CLOEXEC: "F_DUPFD_CLOEXEC", unix.F_SETPIPE_SZ: "F_SETPIPE_SZ", unix.F_GET_SEALS: "F_GET_SEALS"}, false}, 2: {"argument", nil, false}},
 	"futex":             {1: {"operation", naming{futexWaitPrivate: "FUTEX_WAIT_PRIVATE", futexWakePrivate: "FUTEX_WAKE_PRIVATE"}, false}},
 	"madvise":           {2: {"advice", naming{unix.MADV_DONTNEED: "MADV_DONTNEED", unix.MADV_FREE: "MADV_FREE", unix.MADV_HUGEPAGE: "MADV_HUGEPAGE", unix.MADV_NOHUGEPAGE: "MADV_NOHUGEPAGE"}, false}},
 	"mmap":              {2: {"protection", protections, true}, 3: {"flags", mapFlags, true}},
@@ -75,6 +75,7 @@ var arguments = map[string]map[uint]argument{
 	"prctl": {0: {"option", naming{unix.PR_SET_PDEATHSIG: "PR_SET_PDEATHSIG", unix.PR_SET_DUMPABLE: "PR_SET_DUMPABLE", unix.PR_SET_NO_NEW_PRIVS: "PR_SET_NO_NEW_PRIVS",
 		unix.PR_SET_NAME: "PR_SET_NAME", unix.PR_SET_MDWE: "PR_SET_MDWE", unix.PR_SET_SECUREBITS: "PR_SET_SECUREBITS", unix.PR_CAPBSET_DROP: "PR_CAPBSET_DROP",
 		unix.PR_CAPBSET_READ: "PR_CAPBSET_READ", unix.PR_CAP_AMBIENT: "PR_CAP_AMBIENT"}, false}, 1: {"value", nil, false}},
+	"preadv2":    {5: {"flags", naming{unix.RWF_NOWAIT: "RWF_NOWAIT"}, true}},
 	"prlimit64":  {0: {"process", naming{0: "itself"}, false}},
 	"seccomp":    {0: {"operation", naming{unix.SECCOMP_SET_MODE_FILTER: "SECCOMP_SET_MODE_FILTER"}, false}, 1: {"flags", naming{unix.SECCOMP_FILTER_FLAG_TSYNC: "TSYNC"}, true}},
 	"setresgid":  {0: {"real", naming{OwnGID: "its own"}, false}, 1: {"effective", naming{OwnGID: "its own"}, false}, 2: {"saved", naming{OwnGID: "its own"}, false}},

@@ -9,22 +9,59 @@ import "golang.org/x/sys/unix"
 const splicePipe = 1 << 20
 
 const (
-	kernel = "worker/kernel"
-	link   = "worker/link"
+	kernel    = "worker/kernel"
+	link      = "worker/link"
+	vhostuser = "worker/vhostuser"
 )
 
 // WorkerStart is the worker from its lock-down until the last start-up record
 // is in. The list of its running stage is loaded on top of this one.
 func WorkerStart() List {
 	return List{
-		Name: "worker-start",
-		Doc:  "worker, reading start-up records",
-		Rules: join(
-			goStarting(),
-			narrowing(),
-			workerRunning(),
-			each(kernel, "non-blocking mode of passed descriptors", "fcntl", 1, unix.F_GETFL, unix.F_SETFL),
-		),
+		Name:  "worker-start",
+		Doc:   "worker, reading start-up records",
+		Rules: workerStarting(),
+	}
+}
+
+func workerStarting() []Rule {
+	return join(
+		goStarting(),
+		narrowing(),
+		workerRunning(),
+		each(kernel, "non-blocking mode of passed descriptors", "fcntl", 1, unix.F_GETFL, unix.F_SETFL),
+	)
+}
+
+// WorkerVhostStart is WorkerStart where the link is to be vhost-user.
+func WorkerVhostStart() List {
+	return List{
+		Name:  "worker-vhost-start",
+		Doc:   "worker for vhost-user, reading start-up records",
+		Rules: join(workerStarting(), sharing()),
+	}
+}
+
+// WorkerVhost is Worker where the link is vhost-user.
+func WorkerVhost() List {
+	return List{
+		Name:  "worker-vhost",
+		Doc:   "worker for vhost-user, translating",
+		Rules: join(workerRunning(), sharing()),
+	}
+}
+
+// sharing is what it takes to work on a guest's memory: to judge passed descriptors,
+// and to map them, never executable. munmap is the runtime's too.
+func sharing() []Rule {
+	return []Rule{
+		{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_SHARED|unix.MAP_NORESERVE)},
+			Why: "the guest's memory, of passed descriptors: shared, never executable", User: vhostuser},
+		{Call: "fcntl", Args: []Arg{is(1, unix.F_GET_SEALS)}, Why: "whether a passed descriptor is one of memory", User: vhostuser},
+		{Call: "fcntl", Args: []Arg{is(1, unix.F_SETFL), is(2, unix.O_RDWR|unix.O_NONBLOCK)},
+			Why: "passed events do not block", User: vhostuser},
+		{Call: "fstat", Why: "the size of passed memory", User: vhostuser},
+		{Call: "preadv2", Args: []Arg{is(5, unix.RWF_NOWAIT)}, Why: "whether a passed descriptor is an event", User: vhostuser},
 	}
 }
 

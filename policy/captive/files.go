@@ -81,6 +81,12 @@ var files = attempts{
 	"ioctl-flow": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_IOCTL, uintptr(h.Flow), unix.SIOCGIFNAME, addr(&[64]byte{})}
 	}),
+	"fcntl-append": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_FCNTL, uintptr(h.Capture), unix.F_SETFL, unix.O_APPEND | unix.O_NONBLOCK}
+	}),
+	"preadv2": withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_PREADV2, uintptr(h.Log), addr(&unix.Iovec{}), 1, 0, 0, 0}
+	}),
 	"fcntl-owner": withHeld(func(h Held) []uintptr {
 		return []uintptr{unix.SYS_FCNTL, uintptr(h.Flow), unix.F_SETOWN, 1}
 	}),

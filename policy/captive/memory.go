@@ -6,6 +6,16 @@ package captive
 
 import "golang.org/x/sys/unix"
 
+// shared is how a guest's memory is mapped.
+const shared = unix.MAP_SHARED | unix.MAP_NORESERVE
+
+// share maps a descriptor as if it were a guest's memory.
+func share(which func(Held) int) func(Held) error {
+	return withHeld(func(h Held) []uintptr {
+		return []uintptr{unix.SYS_MMAP, 0, 4096, unix.PROT_READ | unix.PROT_WRITE, shared, uintptr(which(h)), 0}
+	})
+}
+
 var memory = attempts{
 	"mmap-exec":        call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, mask, 0),
 	"mmap-rwx":         call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, mask, 0),
@@ -13,6 +23,15 @@ var memory = attempts{
 	"mmap-file":        call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ, unix.MAP_PRIVATE, 3, 0),
 	"mmap-high-bits":   call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|1<<32, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, mask, 0),
 	"mprotect-exec":    mprotectExec,
+	"share-exec":       call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, shared, 3, 0),
+	"share-rwx":        call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC, shared, 3, 0),
+	"share-fixed":      call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, shared|unix.MAP_FIXED, 3, 0),
+	"share-capture":    share(func(h Held) int { return h.Capture }),
+	"share-stream":     share(func(h Held) int { return h.Stream }),
+	"share-flow":       share(func(h Held) int { return h.Flow }),
+	"share-link":       share(func(h Held) int { return h.Link }),
+	"share-channel":    share(func(h Held) int { return h.Channel }),
+	"share-live":       share(func(h Held) int { return h.Live }),
 	"mremap":           call(unix.SYS_MREMAP, 0, 4096, 8192, unix.MREMAP_MAYMOVE, 0),
 	"madvise-remove":   call(unix.SYS_MADVISE, 0, 4096, unix.MADV_REMOVE),
 	"madvise-inject":   call(unix.SYS_MADVISE, 0, 4096, unix.MADV_HWPOISON),

@@ -63,8 +63,8 @@ func newUsage() *usage {
 				u.other = append(u.other, calls.Describe(&r))
 				continue
 			}
-			if strings.HasSuffix(r.Why, calls.ByReplacement) {
-				continue // a copy of one of the worker's
+			if strings.HasSuffix(r.Why, calls.ByReplacement) || copied(l.Name, &r) {
+				continue // a copy of one of the worker's, or of another mode's
 			}
 			u.rules = append(u.rules, one)
 			m[r.Call] = append(m[r.Call], one)
@@ -72,6 +72,16 @@ func newUsage() *usage {
 		u.by[l.Name] = m
 	}
 	return u
+}
+
+// copied tells whether a rule of a list for vhost-user is one of the list for other links.
+func copied(list string, r *calls.Rule) bool {
+	for _, l := range calls.All() {
+		if plain := strings.Replace(list, "-vhost", "", 1); plain != list && l.Name == plain {
+			return slices.ContainsFunc(l.Rules, func(o calls.Rule) bool { return o.Call == r.Call && o.Arch == r.Arch && slices.Equal(o.Args, r.Args) })
+		}
+	}
+	return false
 }
 
 // line takes one event, a line of trace_pipe with record-tgid:
@@ -136,7 +146,7 @@ func (u *usage) called(comm string, tgid, nr int, args [6]uint64) {
 		}
 	}
 	if nr == unix.SYS_SECCOMP && args[0] == unix.SECCOMP_SET_MODE_FILTER {
-		p.lists = append(p.lists, next(comm, p.lists))
+		p.lists = append(p.lists, next(comm, p.lists)...)
 		p.uid, p.gid = realIDs(tgid)
 	}
 }
@@ -169,19 +179,21 @@ func (p *process) permitted(r *calls.Rule, tgid int, args [6]uint64) bool {
 	return true
 }
 
-// next is the filter that a process loads when it has those.
-func next(comm string, have []string) string {
+// next is the filter that a process loads when it has those. Which of those for
+// vhost-user and for other links it is does not matter: what one of them permits and
+// the other does not can be used under that one only.
+func next(comm string, have []string) []string {
 	switch {
 	case comm == agentComm:
-		return policy.FilterAgent
+		return []string{policy.FilterAgent}
 	case comm == removerComm:
-		return policy.FilterRemover
+		return []string{policy.FilterRemover}
 	case comm != workerComm:
-		return policy.FilterBroker
+		return []string{policy.FilterBroker, policy.FilterBrokerVhost}
 	case slices.Contains(have, policy.FilterWorkerStart):
-		return policy.FilterWorker
+		return []string{policy.FilterWorker, policy.FilterWorkerVhost}
 	}
-	return policy.FilterWorkerStart
+	return []string{policy.FilterWorkerStart, policy.FilterWorkerVhostStart}
 }
 
 func (u *usage) name(nr int) string {
@@ -200,7 +212,7 @@ func (u *usage) filter() string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	parts := []string{
-		u.without(fmt.Sprintf("comm == %q", workerComm), policy.FilterWorkerStart, policy.FilterWorker, policy.FilterBroker),
+		u.without(fmt.Sprintf("comm == %q", workerComm), policy.FilterWorkerStart, policy.FilterWorker, policy.FilterWorkerVhostStart, policy.FilterWorkerVhost, policy.FilterBroker),
 		u.without(fmt.Sprintf("comm == %q", agentComm), policy.FilterAgent),
 		u.without(fmt.Sprintf("comm == %q", removerComm), policy.FilterRemover),
 	}
@@ -208,7 +220,7 @@ func (u *usage) filter() string {
 	for _, c := range brokerComms {
 		brokers = append(brokers, fmt.Sprintf("comm == %q", c))
 	}
-	return strings.Join(append(parts, u.without("("+strings.Join(brokers, " || ")+")", policy.FilterBroker)), " || ")
+	return strings.Join(append(parts, u.without("("+strings.Join(brokers, " || ")+")", policy.FilterBroker, policy.FilterBrokerVhost)), " || ")
 }
 
 // without is a filter of tasks less the calls that lists have seen enough of.

@@ -107,7 +107,7 @@ func TestNarrowed(t *testing.T) {
 		task, _, _ := strings.Cut(u.filter(), ") || (")
 		return task
 	}
-	for _, list := range []string{policy.FilterWorkerStart, policy.FilterWorker} {
+	for _, list := range []string{policy.FilterWorkerStart, policy.FilterWorker, policy.FilterWorkerVhostStart, policy.FilterWorkerVhost} {
 		for _, r := range u.by[list]["fcntl"] {
 			r.seen = 1
 		}
