@@ -16,6 +16,9 @@ type AgentOpen struct {
 	Local     [16]byte // with AgentOpenBind: zero address for any; else zero
 }
 
+// AgentOpenSize is the length of an AgentOpen in bytes. A message has up to MaxBatch.
+const AgentOpenSize = HeaderSize + 24
+
 // Flags of AgentOpen.
 const (
 	AgentOpenIPv4   = 1 << iota // of family AF_INET; otherwise AF_INET6

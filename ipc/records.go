@@ -55,8 +55,9 @@ const MaxRecord = 8192
 // worker keeps to it by waiting; a worker that exceeds it is not ours any more.
 const MaxOutstanding = 256
 
-// MaxBatch is how many Open records the worker may put into one message. They
-// come in arrays, so that a burst of connections costs the broker one wake-up.
+// MaxBatch is how many Open records the worker may put into one message, and
+// AgentOpen records the broker. They come in arrays, so that a burst of connections
+// costs who receives them one wake-up.
 const MaxBatch = 32
 
 // ErrMalformed is returned for any record that is not exactly what its kind

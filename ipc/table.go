@@ -84,7 +84,7 @@ var table = [...]Row{
 	row(AgentKindSetup, "AgentSetup", ToAgent, Starting, Without, 40),
 	{AgentKindChange, "AgentChange", ToAgent, Starting, Without, changeHead, changeHead + MaxChange, 1},
 	row(AgentKindCommit, "AgentCommit", ToAgent, Starting, Without, 8),
-	row(AgentKindOpen, "AgentOpen", ToAgent, Starting|Running, Without, 24),
+	{AgentKindOpen, "AgentOpen", ToAgent, Starting | Running, Without, AgentOpenSize, AgentOpenSize, MaxBatch},
 	row(AgentKindScan, "AgentScan", ToAgent, Starting|Running, Without, 4),
 
 	row(AgentKindTap, "AgentTap", FromAgent, Starting, With, 36),

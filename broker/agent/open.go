@@ -11,8 +11,17 @@ import (
 	"aldente/ipc"
 )
 
-// open carries out one request for a socket. Its answer may wait for the next.
+// open carries out requests for sockets. The last answers may wait for the next message.
 func (s *server) open(b []byte) error {
+	for ; len(b) > 0; b = b[ipc.AgentOpenSize:] {
+		if err := s.openOne(b[:ipc.AgentOpenSize]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *server) openOne(b []byte) error {
 	var o ipc.AgentOpen
 	if err := o.Decode(b); err != nil {
 		return err

@@ -205,6 +205,72 @@ func TestAgentDiesServing(t *testing.T) {
 	}
 }
 
+// TestAskedTogether: sockets to keep at hand are asked for in one message, and no more
+// are asked for than may be.
+func TestAskedTogether(t *testing.T) {
+	ours, its, err := ipc.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(its)
+	g := newGuest(t) // for a process; its channel is not used
+	c := &Client{process: g.process, channel: ours}
+	ended := make(chan error, 1)
+	s := c.Sockets(func(err error) { ended <- err })
+	b := make([]byte, ipc.MaxRecord)
+	asked := map[uint32]bool{}
+	receive := func() int {
+		n, _, err := ipc.Receive(its, b, unix.MSG_DONTWAIT)
+		if errors.Is(err, unix.EAGAIN) {
+			return 0
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ipc.ToAgent.Check(b[:n], false, ipc.Running); err != nil {
+			t.Fatal(err)
+		}
+		var o ipc.AgentOpen
+		for k := 0; k < n; k += ipc.AgentOpenSize {
+			if err := o.Decode(b[k : k+ipc.AgentOpenSize]); err != nil || asked[o.ID] {
+				t.Fatalf("request %d: %v", o.ID, err)
+			}
+			asked[o.ID] = true
+		}
+		return n / ipc.AgentOpenSize
+	}
+	if fd := s.Take(ipc.ProtoTCP, true); fd >= 0 {
+		t.Fatalf("a socket %d from nowhere", fd)
+	}
+	if n := receive(); n != keepTCP {
+		t.Errorf("%d in one message, want %d", n, keepTCP)
+	}
+	s.Take(ipc.ProtoTCP, true) // those that are asked for will do
+	s.Take(ipc.ProtoTCP, false)
+	s.Take(ipc.ProtoUDP, false)
+	s.Take(ipc.ProtoUDP, true)
+	for receive() > 0 {
+	}
+	if len(asked) != maxAsked {
+		t.Errorf("%d are asked for, want %d", len(asked), maxAsked)
+	}
+	for id := range asked { // one answer each makes room for one of those that wait
+		if err := ipc.Send(its, (&ipc.AgentOpened{ID: id, Errno: uint16(unix.EMFILE)}).Encode(), -1); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	p := []unix.PollFd{{Fd: int32(its), Events: unix.POLLIN}}
+	if n, err := unix.Poll(p, 10_000); n != 1 {
+		t.Fatalf("nothing more is asked for: %v", err)
+	}
+	if n := receive(); n != 1 {
+		t.Errorf("%d more", n)
+	}
+	unix.Shutdown(its, unix.SHUT_RDWR)
+	<-ended
+}
+
 // TestHostileAgent answers as no agent of ours does: that ends it.
 func TestHostileAgent(t *testing.T) {
 	// Of the guest's namespace, so that only its kind is wrong.

@@ -110,14 +110,20 @@ func (s *Sockets) ask(o ipc.AgentOpen, done func(fd int, err error)) {
 	s.send()
 }
 
+// send asks for what is queued, in as few messages as may be.
+
 func (s *Sockets) send() {
 	for len(s.queue) > 0 && len(s.waiting) < maxAsked {
-		r := s.queue[0]
-		s.queue = s.queue[1:]
-		s.id++
-		r.open.ID = s.id
-		s.waiting[s.id] = r
-		_ = ipc.Send(s.client.channel, r.open.Encode(), -1)
+		var message []byte
+		for range min(len(s.queue), maxAsked-len(s.waiting), ipc.MaxBatch) {
+			r := s.queue[0]
+			s.queue = s.queue[1:]
+			s.id++
+			r.open.ID = s.id
+			s.waiting[s.id] = r
+			message = append(message, r.open.Encode()...)
+		}
+		_ = ipc.Send(s.client.channel, message, -1)
 	}
 	if len(s.queue) == 0 {
 		s.queue = nil
@@ -156,8 +162,9 @@ func (s *Sockets) refill(p *spare, proto uint8, v4 bool) {
 	}
 	for len(p.fds)+p.asked < p.keep {
 		p.asked++
-		s.ask(o, keep)
+		s.queue = append(s.queue, request{o, keep})
 	}
+	s.send()
 }
 
 // read takes answers until the channel ends. An error is the agent's fault.
@@ -269,8 +276,8 @@ func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
 	if o.Proto == ipc.ProtoUDP {
 		typ = unix.SOCK_DGRAM
 	}
-	for name, want := range map[int]int{unix.SO_DOMAIN: domain, unix.SO_TYPE: typ, unix.SO_PROTOCOL: proto} {
-		if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err != nil || got != want {
+	for _, o := range [...]struct{ name, want int }{{unix.SO_DOMAIN, domain}, {unix.SO_TYPE, typ}, {unix.SO_PROTOCOL, proto}} {
+		if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o.name); err != nil || got != o.want {
 			return fmt.Errorf("%w: a socket of another kind", ipc.ErrMalformed)
 		}
 	}
