@@ -65,7 +65,7 @@ permissions: all
 test-podman: all
 	test/podman/run.sh $(if $(RUN),-test.run '$(RUN)')
 
-## test-libvirt: virtual machines with Debian's newest libvirt and QEMU; root, debootstrap, 700 MB; RUN selects by name
+## test-libvirt: virtual machines with Debian's newest libvirt, QEMU and DPDK, by stream and vhost-user; root, debootstrap, 1 GB; RUN selects by name
 test-libvirt: all
 	test/libvirt.sh $(if $(RUN),-test.run '$(RUN)')
 

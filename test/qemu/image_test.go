@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -53,8 +54,8 @@ func makeImage() (img image, err error) {
 	if err != nil {
 		return img, err
 	}
-	kernels, _ := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
-	trees, _ := filepath.Glob(filepath.Join(root, "lib/modules/*/kernel"))
+	kernels := found(root, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+	trees := found(root, "lib/modules/*/kernel", "usr/lib/modules/*/kernel")
 	if len(kernels) != 1 || len(trees) != 1 {
 		return img, fmt.Errorf("%s: kernels %v, modules %v", root, kernels, trees)
 	}
@@ -75,7 +76,7 @@ func makeImage() (img image, err error) {
 		return img, err
 	}
 	for _, m := range modules {
-		b, err := os.ReadFile(filepath.Join(trees[0], m))
+		b, err := readModule(filepath.Join(trees[0], m))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -85,6 +86,27 @@ func makeImage() (img image, err error) {
 		a.add("modules/"+filepath.Base(m), 0o100644, b)
 	}
 	return img, os.WriteFile(img.initrd, a.bytes(), 0o644)
+}
+
+// found returns what is at one of the places.
+func found(root string, patterns ...string) (names []string) {
+	for _, p := range patterns {
+		n, _ := filepath.Glob(filepath.Join(root, p))
+		names = append(names, n...)
+	}
+	return names
+}
+
+// readModule reads a driver, compressed or not.
+func readModule(name string) ([]byte, error) {
+	b, err := os.ReadFile(name)
+	if !errors.Is(err, os.ErrNotExist) {
+		return b, err
+	}
+	if _, err := os.Stat(name + ".xz"); err != nil {
+		return nil, err
+	}
+	return exec.Command("xz", "-dc", name+".xz").Output()
 }
 
 // leaseScript is what udhcpc calls: it sets up what the lease says, and keeps
@@ -143,40 +165,56 @@ func addPrograms(a *archive) error {
 // fetchKernel downloads Debian's kernel for virtual machines once and returns
 // where it is laid out. The system gets nothing installed.
 func fetchKernel() (string, error) {
-	root, err := filepath.Abs(filepath.Join(cache, "kernel"))
+	image, err := depends("linux-image-cloud-amd64", `linux-image-\S+`)
+	if err != nil {
+		return "", err
+	}
+	if len(image) != 1 {
+		return "", errors.New("apt-cache does not know linux-image-cloud-amd64: apt-get update may be needed")
+	}
+	root, err := filepath.Abs(filepath.Join(cache, image[0]))
 	if err != nil {
 		return "", err
 	}
 	if _, err := os.Stat(root); err == nil {
 		return root, nil
 	}
-	dir := filepath.Dir(root)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	// Since Debian 14 the kernel and its drivers are packages of their own.
+	parts, err := depends(image[0], `linux-(?:binary|modules)-\S+`)
+	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("apt-cache", "depends", "linux-image-cloud-amd64").Output()
+	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
+		return "", err
+	}
+	part, err := os.MkdirTemp(filepath.Dir(root), "part")
 	if err != nil {
-		return "", fmt.Errorf("apt-cache: %w", err)
+		return "", err
 	}
-	m := regexp.MustCompile(`Depends: (linux-image-\S+)`).FindSubmatch(out)
-	if m == nil {
-		return "", errors.New("apt-cache does not know linux-image-cloud-amd64: apt-get update may be needed")
-	}
-	fetch := exec.Command("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", string(m[1]))
-	fetch.Dir = dir
+	defer os.RemoveAll(part)
+	fetch := exec.Command("apt-get", slices.Concat([]string{"-q", "-o", "APT::Sandbox::User=root", "download", image[0]}, parts)...)
+	fetch.Dir = part
 	if out, err := fetch.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%s: %w\n%s", strings.Join(fetch.Args, " "), err, out)
 	}
-	debs, _ := filepath.Glob(filepath.Join(dir, "linux-image-*.deb"))
-	if len(debs) == 0 {
-		return "", errors.New("nothing was downloaded")
+	for _, deb := range found(part, "*.deb") {
+		if out, err := exec.Command("dpkg", "-x", deb, filepath.Join(part, "root")).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("dpkg: %w\n%s", err, out)
+		}
 	}
-	part := fmt.Sprintf("%s.%d", root, os.Getpid())
-	defer os.RemoveAll(part)
-	if out, err := exec.Command("dpkg", "-x", debs[len(debs)-1], part).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("dpkg: %w\n%s", err, out)
+	return root, os.Rename(filepath.Join(part, "root"), root)
+}
+
+// depends returns the names among the packages that a package needs.
+func depends(name, pattern string) (names []string, err error) {
+	out, err := exec.Command("apt-cache", "depends", name).Output()
+	if err != nil {
+		return nil, fmt.Errorf("apt-cache: %w", err)
 	}
-	return root, os.Rename(part, root)
+	for _, m := range regexp.MustCompile(`(?m)^\s*Depends: (`+pattern+`)$`).FindAllSubmatch(out, -1) {
+		names = append(names, string(m[1]))
+	}
+	return names, nil
 }
 
 // archive is a file system as the kernel unpacks it: cpio's "newc" format,

@@ -25,26 +25,41 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(netlab.Main(m.Run)) }
 
-// TestVM is all that one machine shows. Subtests build on one another.
+// TestVM is all that one machine shows behind the stream socket.
 func TestVM(t *testing.T) {
 	needImage(t)
 	lab := netlab.New(t, netlab.Options{})
-	p := startPasst(t, lab, "-t", "2207:7,2209:9", "-u", "2207:7", "-m", "9000",
-		"--hostname", "vm", "--fqdn", "vm.example.net", "-D", "192.0.2.53", "-D", "2001:db8::53",
-		"-S", "example.net", "-S", "corp.example.org")
-	v := boot(t, lab.Host, p.netdev(t))
-	v.must(t, "ip", "link", "set", "eth0", "up")
+	p := startPasst(t, lab, machineArgs(9000)...)
+	v := testMachine(t, lab, boot(t, lab.Host, p.stream(t)), 9000)
+	testSuccession(t, lab, p, v, func() *vm { return boot(t, lab.Host, p.stream(t)) })
+}
 
-	t.Run("SLAAC", func(t *testing.T) { testSLAAC(t, lab.For(t), v) })
-	t.Run("advertisement", func(t *testing.T) { testAdvertisement(t, v) })
-	t.Run("DHCP", func(t *testing.T) { testDHCP(t, v) })
+// machineArgs are passt's options for testMachine.
+func machineArgs(mtu int) []string {
+	return []string{"-t", "2207:7,2209:9", "-u", "2207:7", "-m", fmt.Sprint(mtu),
+		"--hostname", "vm", "--fqdn", "vm.example.net", "-D", "192.0.2.53", "-D", "2001:db8::53",
+		"-S", "example.net", "-S", "corp.example.org"}
+}
+
+// testMachine is all that a machine sees whose passt has machineArgs. Subtests
+// build on one another.
+func testMachine(t *testing.T, lab *netlab.Lab, v *vm, mtu int) *vm {
+	v.must(t, "ip", "link", "set", "eth0", "up")
+	t.Run("SLAAC", func(t *testing.T) { testSLAAC(t, lab.For(t), v, mtu) })
+	t.Run("advertisement", func(t *testing.T) { testAdvertisement(t, v, mtu) })
+	t.Run("DHCP", func(t *testing.T) { testDHCP(t, v, mtu) })
 	t.Run("DHCPv6", func(t *testing.T) { testDHCPv6(t, v) })
 	t.Run("ping", func(t *testing.T) { testPing(t, v) })
 	t.Run("transfer", func(t *testing.T) { testTransfer(t, lab.For(t), v, 16<<20) })
 	t.Run("datagrams", func(t *testing.T) { testDatagrams(t, lab.For(t), v) })
 	t.Run("inbound", func(t *testing.T) { testInbound(t, lab.For(t)) })
 	t.Run("gateway", func(t *testing.T) { testGateway(t, lab.For(t), v) })
+	return v
+}
 
+// testSuccession has a second client come while the machine is there, another
+// machine after it, and ends passt.
+func testSuccession(t *testing.T, lab *netlab.Lab, p *passt, v *vm, again func() *vm) {
 	t.Run("second client", func(t *testing.T) {
 		c, err := net.Dial("unix", p.path)
 		if err != nil {
@@ -59,7 +74,7 @@ func TestVM(t *testing.T) {
 	})
 	t.Run("restart", func(t *testing.T) {
 		v.kill()
-		v := boot(t, lab.Host, p.netdev(t))
+		v := again()
 		v.lease(t, true)
 		testPing(t, v)
 		testTransfer(t, lab.For(t), v, 1<<20)
@@ -92,7 +107,7 @@ func TestOneOff(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			lab := netlab.New(t, netlab.Options{NoRemote: true})
 			p := startPasst(t, lab, "--one-off")
-			v := launch(t, lab.Host, nil, "-S", "-netdev", p.netdev(t), "-device", "virtio-net-pci,netdev=n,romfile=")
+			v := launch(t, lab.Host, nil, append(p.stream(t).args, "-S", "-device", "virtio-net-pci,netdev=n,romfile=")...)
 			time.Sleep(300 * time.Millisecond)
 			if p.Exited() {
 				t.Fatalf("passt ended with status %d while QEMU was there", p.Wait())
@@ -113,7 +128,7 @@ func TestReconnect(t *testing.T) {
 	}
 	lab := netlab.New(t, netlab.Options{})
 	p := startPasst(t, lab)
-	v := boot(t, lab.Host, p.netdev(t))
+	v := boot(t, lab.Host, p.stream(t))
 	v.lease(t, false)
 	testTransfer4(t, lab, v, 1<<20)
 	p.Kill()
@@ -134,8 +149,8 @@ func TestNetdevPasst(t *testing.T) {
 		t.Skip("this QEMU has no -netdev passt: 10.1 has")
 	}
 	lab := netlab.New(t, netlab.Options{})
-	v := boot(t, lab.Host, fmt.Sprintf(`{"type": "passt", "id": "n", "path": %q, "mtu": 1500,
-		"tcp-ports": [{"str": "2207:7"}, {"str": "2209:9"}], "udp-ports": [{"str": "2207:7"}]}`, program(t)))
+	v := boot(t, lab.Host, netdev(fmt.Sprintf(`{"type": "passt", "id": "n", "path": %q, "mtu": 1500,
+		"tcp-ports": [{"str": "2207:7"}, {"str": "2209:9"}], "udp-ports": [{"str": "2207:7"}]}`, program(t))))
 	var passt []int
 	for _, p := range hostProcesses(t, lab.Host) {
 		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p)); strings.Contains(string(comm), "passt") && p != v.proc.Process.Pid {
@@ -193,11 +208,11 @@ func TestDescriptor(t *testing.T) {
 			}
 			ours, theirs := os.NewFile(uintptr(pair[0]), "passt's"), os.NewFile(uintptr(pair[1]), "QEMU's")
 			done := givenPasst(t, lab, ours)
-			netdev := "socket,id=n,fd=3"
+			text := "socket,id=n,fd=3"
 			if kind == "stream" {
-				netdev = "stream,id=n,server=off,addr.type=fd,addr.str=3"
+				text = "stream,id=n,server=off,addr.type=fd,addr.str=3"
 			}
-			v := boot(t, lab.Host, netdev, theirs)
+			v := boot(t, lab.Host, netdev(text), theirs)
 			theirs.Close()
 			v.lease(t, false)
 			testTransfer4(t, lab, v, 1<<20)

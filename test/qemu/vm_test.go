@@ -5,6 +5,7 @@ package qemu
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -60,6 +61,8 @@ type vm struct {
 	console string
 	errors  strings.Builder // what QEMU writes to standard error
 
+	hello chan struct{} // a value each time that a guest is up
+
 	mu      sync.Mutex
 	next    int
 	waiting map[int]chan reply
@@ -76,21 +79,35 @@ type reply struct {
 	Output string
 }
 
-// boot starts QEMU as an unprivileged user in the namespace, with the network
-// that netdev describes, whose id has to be n, and waits for its guest. files
-// are its descriptors from 3 on.
-func boot(t *testing.T, host *netlab.NS, netdev string, files ...*os.File) *vm {
+// link is what QEMU is told of the guest's network.
+type link struct {
+	args []string // of the back-end, whose id is n
+	card string   // further properties of the card
+}
+
+// netdev is a link that needs one option.
+func netdev(text string) link { return link{args: []string{"-netdev", text}} }
+
+// boot starts QEMU as an unprivileged user in the namespace and waits for its
+// guest. files are its descriptors from 3 on.
+func boot(t *testing.T, host *netlab.NS, l link, files ...*os.File) *vm {
 	t.Helper()
 	img := needImage(t)
-	v := launch(t, host, files, "-kernel", img.kernel, "-initrd", img.initrd,
-		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable", "-netdev", netdev,
-		"-device", "virtio-net-pci,netdev=n,romfile=,mac="+guestMAC)
+	v := launch(t, host, files, slices.Concat(l.args, []string{"-kernel", img.kernel, "-initrd", img.initrd,
+		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable",
+		"-device", "virtio-net-pci,netdev=n,romfile=,mac=" + guestMAC + l.card})...)
+	v.up(t)
+	return v
+}
+
+// up waits for a guest that has just been started.
+func (v *vm) up(t *testing.T) {
+	t.Helper()
 	since := time.Now()
 	if err := v.ready(); err != nil {
 		t.Fatalf("the guest does not come up: %v", err)
 	}
 	t.Logf("guest up after %v", time.Since(since).Round(100*time.Millisecond))
-	return v
 }
 
 // newVM opens the port through which a guest takes commands.
@@ -103,7 +120,8 @@ func newVM(t *testing.T) *vm {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &vm{t: t, dir: dir, console: filepath.Join(dir, "console"), done: make(chan struct{}), waiting: map[int]chan reply{}}
+	v := &vm{t: t, dir: dir, console: filepath.Join(dir, "console"), done: make(chan struct{}),
+		hello: make(chan struct{}, 8), waiting: map[int]chan reply{}}
 	v.port, err = net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "port"), Net: "unix"})
 	if err == nil {
 		err = os.Chmod(filepath.Join(dir, "port"), 0o777)
@@ -126,8 +144,36 @@ func newVM(t *testing.T) *vm {
 // accept waits for QEMU to open its end of the port.
 func (v *vm) accept() (err error) {
 	_ = v.port.SetDeadline(time.Now().Add(15 * time.Second))
-	v.conn, err = v.port.Accept()
+	if v.conn, err = v.port.Accept(); err == nil {
+		go v.read(v.conn)
+	}
 	return err
+}
+
+// read hands out what guests say, up to QEMU's end.
+func (v *vm) read(from net.Conn) {
+	in := bufio.NewReader(from)
+	for {
+		b, err := in.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var r reply
+		if json.Unmarshal(b, &r) != nil {
+			continue
+		}
+		if r.ID == 0 {
+			v.hello <- struct{}{}
+			continue
+		}
+		v.mu.Lock()
+		c := v.waiting[r.ID]
+		delete(v.waiting, r.ID)
+		v.mu.Unlock()
+		if c != nil {
+			c <- r
+		}
+	}
 }
 
 // launch starts QEMU as an unprivileged user.
@@ -161,31 +207,14 @@ func launch(t *testing.T, host *netlab.NS, files []*os.File, args ...string) *vm
 
 // ready waits for the guest's first word.
 func (v *vm) ready() error {
-	in := bufio.NewReader(v.conn)
-	_ = v.conn.SetReadDeadline(time.Now().Add(2 * time.Minute))
-	if _, err := in.ReadBytes('\n'); err != nil {
-		return err
+	select {
+	case <-v.hello:
+		return nil
+	case <-v.done:
+		return errors.New("QEMU ended")
+	case <-time.After(2 * time.Minute):
+		return errors.New("no word from it for two minutes")
 	}
-	_ = v.conn.SetReadDeadline(time.Time{})
-	go func() {
-		for {
-			var r reply
-			b, err := in.ReadBytes('\n')
-			if err != nil {
-				return
-			}
-			if json.Unmarshal(b, &r) == nil {
-				v.mu.Lock()
-				c := v.waiting[r.ID]
-				delete(v.waiting, r.ID)
-				v.mu.Unlock()
-				if c != nil {
-					c <- r
-				}
-			}
-		}
-	}()
-	return nil
 }
 
 // kill ends QEMU the hard way.
@@ -314,6 +343,9 @@ func startPasstAt(t *testing.T, lab *netlab.Lab, path string, args ...string) *p
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	if strings.Contains(p.Output(), "--vhost-user is not supported") {
+		t.Skip("this passt has no vhost-user")
+	}
 	t.Fatalf("passt does not listen: %s", p.Output())
 	return nil
 }
@@ -331,7 +363,7 @@ func listens(host *netlab.NS, path string) bool {
 	return false
 }
 
-// netdev is QEMU's side of the socket.
-func (p *passt) netdev(t *testing.T) string {
-	return fmt.Sprintf("stream,id=n,server=off,addr.type=unix,addr.path=%s%s", p.path, reconnect(t))
+// stream is QEMU's side of the socket.
+func (p *passt) stream(t *testing.T) link {
+	return netdev(fmt.Sprintf("stream,id=n,server=off,addr.type=unix,addr.path=%s%s", p.path, reconnect(t)))
 }
