@@ -204,7 +204,7 @@ func (w *world) sendUp(d *dgrams, n int) {
 			w.flip = 0 // the sum of two wrong bits may be right
 		})
 		w.flip = flip
-	case w.kind == ipc.LinkTap && n*8 < 60000 && w.r.IntN(3) == 0:
+	case w.hasHeader() && n*8 < 60000 && w.r.IntN(3) == 0:
 		var all []byte
 		for range 2 + w.r.IntN(6) {
 			all = append(all, d.payload(toHost, n)...)

@@ -220,7 +220,7 @@ func (w *world) frame(b []byte, o *packet.Offload, c *conn) []byte {
 		k := packet.EthernetLen + w.r.IntN(len(b)-packet.EthernetLen)
 		b[k] ^= 1 << w.r.IntN(8)
 	}
-	if w.kind != ipc.LinkTap {
+	if !w.hasHeader() {
 		return b
 	}
 	h := make([]byte, packet.OffloadSize, packet.OffloadSize+len(b))
@@ -240,6 +240,12 @@ func (w *world) transmit() {
 		if w.kind == ipc.LinkStream {
 			w.tx = append(binary.BigEndian.AppendUint32(w.tx, uint32(len(f))), f...)
 			w.txEnds = append(w.txEnds, w.txDone+len(w.tx))
+			continue
+		}
+		if w.machine != nil {
+			if w.machine.transmit(w, f) {
+				w.handed++
+			}
 			continue
 		}
 		if w.peer >= 0 {
@@ -271,6 +277,10 @@ func (w *world) transmit() {
 // receive takes what the lane has written to the link.
 func (w *world) receive() {
 	if w.stalled || w.peer < 0 {
+		return
+	}
+	if w.machine != nil {
+		w.machine.receive(w)
 		return
 	}
 	for {

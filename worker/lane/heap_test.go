@@ -33,8 +33,8 @@ func TestHeapFlat(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapObjects
 	}
-	first := objects(0, 30)
-	last := objects(30, 60)
+	first := objects(0, 160)
+	last := objects(160, 240)
 	t.Logf("%d objects, then %d", first, last)
 	if last > first+300 {
 		t.Errorf("heap objects grew from %d to %d", first, last)

@@ -64,7 +64,9 @@ func (w *world) put(f []byte) {
 	case ipc.LinkStream:
 		b = binary.BigEndian.AppendUint32(nil, uint32(len(f)))
 	}
-	if _, err := unix.Write(w.peer, append(b, f...)); err != nil {
+	if w.machine != nil {
+		w.machine.transmit(w, append(make([]byte, packet.OffloadSize), f...))
+	} else if _, err := unix.Write(w.peer, append(b, f...)); err != nil {
 		w.t.Fatal(err)
 	}
 	w.turn()

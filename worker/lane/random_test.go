@@ -95,13 +95,15 @@ func (w *world) trouble() {
 		}
 	case 3: // more frames at a time than the lane takes
 		b := make([]byte, 80)
-		if w.kind == ipc.LinkTap {
+		if w.hasHeader() {
 			b = b[:packet.OffloadSize+packet.EthernetLen+46]
 		}
 		for range 100 + w.r.IntN(300) {
 			w.up.queue = append(w.up.queue, travelling{at: w.now, frame: b})
 		}
 		slices.SortStableFunc(w.up.queue, func(a, b travelling) int { return cmp.Compare(a.at, b.at) })
+	case 4:
+		w.restart()
 	}
 }
 
@@ -411,7 +413,7 @@ func (s *source) Uint64() uint64 {
 }
 
 // kinds are all links.
-var kinds = []uint8{ipc.LinkTap, ipc.LinkStream, ipc.LinkDatagram, ipc.LinkSeqpacket, ipc.LinkPlainTap}
+var kinds = []uint8{ipc.LinkTap, ipc.LinkStream, ipc.LinkDatagram, ipc.LinkSeqpacket, ipc.LinkPlainTap, ipc.LinkVhostUser}
 
 func randomWorld(t testing.TB, src rand.Source) *world {
 	r := rand.New(src)
@@ -462,7 +464,10 @@ func (w *world) state() string {
 	for _, p := range w.pairs {
 		s += fmt.Sprintf("\npast the link: %s, %s", p.near, p.far)
 	}
-	return s + fmt.Sprintf("\npeek offset %t, tcp %+v\n", w.peek, l.tcp.Stats)
+	if w.machine != nil {
+		s += w.machine.state()
+	}
+	return s + fmt.Sprintf("\ncan send %t, peek offset %t, tcp %+v\n", l.CanSend(), w.peek, l.tcp.Stats)
 }
 
 func (e *end) String() string {

@@ -5,6 +5,7 @@ package lane
 import (
 	"math/rand/v2"
 
+	"aldente/ipc"
 	"aldente/worker/link"
 	"aldente/worker/packet"
 )
@@ -108,7 +109,7 @@ func (s *splitter) SendReserved(o *packet.Offload, headers []byte, n int) bool {
 
 // splitFrames has the lane's link be one of those.
 func (w *world) splitFrames() {
-	if l := w.l.link; l != nil {
+	if l := w.l.link; l != nil && w.kind != ipc.LinkVhostUser {
 		if _, ok := l.(*splitter); !ok {
 			s := newSplitter(l)
 			w.l.link, w.l.direct = s, s

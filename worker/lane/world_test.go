@@ -45,8 +45,9 @@ type world struct {
 	t testing.TB
 	r *rand.Rand
 	fixture
-	now  int64 // the lane's time, and everybody's
-	peer int   // the guest's end of the link; -1: there is none
+	now     int64    // the lane's time, and everybody's
+	peer    int      // the guest's end of the link; -1: there is none
+	machine *machine // that is the guest, where the link is one of rings
 
 	up, down network // frames on their way to the lane and to the guest
 	tx, rx   []byte  // a stream link's bytes: to be written, and read so far
@@ -268,6 +269,11 @@ func (w *world) take() {
 
 // connectLink gives the lane a new link.
 func (w *world) connectLink() {
+	w.machineGone()
+	if w.kind == ipc.LinkVhostUser {
+		w.connectMachine()
+		return
+	}
 	typ := unix.SOCK_STREAM
 	switch w.kind {
 	case ipc.LinkTap, ipc.LinkPlainTap, ipc.LinkSeqpacket:
@@ -295,9 +301,19 @@ func (w *world) connectLink() {
 // isTap tells whether the link is a tap, with a header before each frame or without.
 func (w *world) isTap() bool { return w.kind == ipc.LinkTap || w.kind == ipc.LinkPlainTap }
 
+// hasHeader tells whether there is a header before each frame.
+func (w *world) hasHeader() bool { return w.kind == ipc.LinkTap || w.kind == ipc.LinkVhostUser }
+
+func (w *world) machineGone() {
+	if w.machine != nil {
+		w.machine.gone()
+		w.machine = nil
+	}
+}
+
 // untold tells whether the guest may leave checksums and cutting to hardware, and nobody
 // is told.
-func (w *world) untold() bool { return !w.isTap() }
+func (w *world) untold() bool { return !w.isTap() && w.kind != ipc.LinkVhostUser }
 
 // breakLink ends the guest's side. What was on its way is lost.
 func (w *world) breakLink() {
@@ -309,6 +325,7 @@ func (w *world) breakLink() {
 	}
 	unix.Close(w.peer)
 	w.peer = -1
+	w.machineGone()
 	w.up.clear()
 	w.down.clear()
 	if w.isTap() {
@@ -402,6 +419,7 @@ func (w *world) hangUp() {
 		unix.Close(w.peer)
 		w.peer = -1
 	}
+	w.machineGone()
 }
 
 // countSockets counts the process's sockets.

@@ -55,6 +55,7 @@ const (
 // the front end are handled, nothing is in our hands.
 type vhostUser struct {
 	fd       int32
+	mtu      int
 	err      error // once set, nothing is read or written any more
 	session  *vhostuser.Session
 	watcher  Watcher
@@ -82,6 +83,7 @@ type vhostUser struct {
 	cut      cutter
 	none     packet.Offload
 	reserved *rxQueue
+	bounce   []byte // what is reserved where the guest has to be helped, else nil
 	room     [vhost.MaxPieces][]byte
 	steer    steering
 
@@ -121,7 +123,7 @@ func NewVhostUser(last Link, fd int32, mtu int) Link {
 	if !ok {
 		v = &vhostUser{arena: vhost.NewArena(txPieces)}
 	}
-	*v = vhostUser{fd: fd, arena: v.arena, rx: v.rx, header: packet.OffloadSize}
+	*v = vhostUser{fd: fd, mtu: mtu, arena: v.arena, rx: v.rx, header: packet.OffloadSize}
 	v.arena.Reset()
 	for i := range v.rx {
 		v.rx[i] = rxQueue{queue: queue{kick: -1, call: -1}, stash: v.rx[i].stash}
@@ -257,6 +259,10 @@ func (v *vhostUser) SetFeatures(f uint64) {
 	if f&(vhostuser.FeatureVersion1|vhostuser.FeatureMrgRxBuf) != 0 {
 		v.header = vnetLen
 	}
+	v.bounce = nil
+	if !v.has(vhostuser.FeatureGuestCSum | vhostuser.FeatureGuestTSO4 | vhostuser.FeatureGuestTSO6) {
+		v.bounce = make([]byte, maxPayload)
+	}
 }
 
 func (v *vhostUser) has(f uint64) bool { return v.features&f == f }
@@ -298,6 +304,9 @@ func (v *vhostUser) Start(i int, q *vhostuser.Queue) error {
 	}
 	if i%2 == 0 && v.rx[i/2].stash == nil {
 		v.rx[i/2].stash = newStash()
+	}
+	if i%2 == 0 {
+		v.rx[i/2].most = r.Waiting()
 	}
 	r.started, r.enabled, r.polled = true, q.Enabled, q.Kick < 0
 	v.reckon()

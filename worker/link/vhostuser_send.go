@@ -23,6 +23,7 @@ type rxQueue struct {
 	queue
 	*stash
 	short bool // a frame did not fit, and the guest kicks when there is more room
+	most  int  // buffers that were here at a time
 }
 
 // stash is buffers that were taken and not used yet: chains[next:n].
@@ -86,7 +87,7 @@ func (v *vhostUser) ensure(q *rxQueue, total int) bool {
 			return false
 		}
 		if !q.EnableKicks() {
-			q.short = true
+			q.short = q.lacks()
 			return false
 		}
 		if q.fits(total, merge) {
@@ -95,6 +96,14 @@ func (v *vhostUser) ensure(q *rxQueue, total int) bool {
 		}
 	}
 	return false
+}
+
+// lacks tells whether the guest has buffers in its hands: all that were here at a time
+// and are not. Whatever finds no room in all of them never does.
+func (q *rxQueue) lacks() bool {
+	held := q.n - q.next + q.Waiting()
+	q.most = max(q.most, held)
+	return held < q.most || held == 0
 }
 
 // CanSend tells whether no ring is short of buffers that frames are sent by.
@@ -116,6 +125,7 @@ func (v *vhostUser) Writable() bool { return v.roomAgain() }
 func (v *vhostUser) roomAgain() bool {
 	for _, i := range v.active {
 		if q := &v.rx[i]; q.short && q.Waiting() > 0 {
+			q.lacks()
 			q.short = false
 			q.DisableKicks()
 		}
@@ -235,10 +245,10 @@ func (v *vhostUser) put(q *rxQueue, o *packet.Offload, headers, payload []byte) 
 	pad := v.pad[:max(minWire-size, 0)]
 	total := v.header + size + len(pad)
 	if !v.ensure(q, total) {
-		if q.short || v.merges() {
+		if q.short {
 			v.counters.Dropped++
 		} else {
-			v.counters.Refused++ // there is a buffer, and it is too small
+			v.counters.Refused++ // too long for the guest's buffers
 		}
 		return false
 	}
@@ -302,16 +312,35 @@ func (w *writer) write(b []byte) {
 	}
 }
 
-// Reserve implements flow.Direct. A guest that has to be helped with what it takes is
-// sent copies.
+// skip leaves n bytes as they are.
+func (w *writer) skip(n int) {
+	for n > 0 {
+		c := &w.q.chains[w.q.next+w.chain]
+		if w.part == len(c.Pieces) {
+			w.chain, w.part = w.chain+1, 0
+			continue
+		}
+		k := min(n, len(c.Pieces[w.part])-w.at)
+		n -= k
+		if w.at += k; w.at == len(c.Pieces[w.part]) {
+			w.part, w.at = w.part+1, 0
+		}
+	}
+}
+
+// Reserve implements flow.Direct. For a guest that has to be helped with what it takes
+// it is memory of ours, as much as there will be room for.
 func (v *vhostUser) Reserve(e *packet.Ends, src, dst uint16, headers, n int) [][]byte {
 	v.reserved = nil
-	if v.err != nil || len(v.active) == 0 || !v.has(vhostuser.FeatureGuestCSum|vhostuser.FeatureGuestTSO4|vhostuser.FeatureGuestTSO6) {
+	if v.err != nil || len(v.active) == 0 {
 		return nil
 	}
 	q := &v.rx[v.active[0]]
 	if len(v.active) > 1 {
 		q = v.pair(v.steer.findEnds(e, src, dst))
+	}
+	if v.bounce != nil {
+		return v.reserveCopy(q, n)
 	}
 	skip := v.header + headers
 	if !v.ensure(q, skip+n) && (!v.merges() || v.err != nil) {
@@ -337,6 +366,33 @@ func (v *vhostUser) Reserve(e *packet.Ends, src, dst uint16, headers, n int) [][
 	return room
 }
 
+// reserveCopy is Reserve for a guest that gets segments, each by itself and complete.
+func (v *vhostUser) reserveCopy(q *rxQueue, n int) [][]byte {
+	longest := packet.EthernetLen + v.mtu
+	if !v.ensure(q, v.header+longest) {
+		return nil
+	}
+	each := max(q.chains[q.next].Len, 1)
+	most := (v.header + longest + each - 1) / each // of one segment
+	for most *= n/(v.mtu-60) + 1; q.n-q.next < most && q.fill(q.left+1); {
+	}
+	room := 0
+	for k := q.next; k < q.n && room < n; k++ {
+		for size := v.header + longest; k < q.n && size > 0; k++ {
+			if size -= q.chains[k].Len; !v.merges() {
+				size = 0
+			}
+			if size <= 0 {
+				room += v.mtu - 60
+				break
+			}
+		}
+	}
+	v.reserved = q
+	v.room[0] = v.bounce[:min(n, room, len(v.bounce))]
+	return v.room[:1]
+}
+
 // SendReserved implements flow.Direct.
 func (v *vhostUser) SendReserved(o *packet.Offload, headers []byte, n int) bool {
 	q := v.reserved
@@ -345,12 +401,25 @@ func (v *vhostUser) SendReserved(o *packet.Offload, headers []byte, n int) bool 
 		v.counters.Refused++
 		return false
 	}
-	total := v.header + len(headers) + n
+	if v.bounce != nil {
+		return v.Send(o, headers, v.bounce[:n])
+	}
+	size := len(headers) + n
+	pad := v.pad[:max(minWire-size, 0)]
+	total := v.header + size + len(pad)
+	if q.left < total { // as little as that fits always, but where next to nothing was reserved
+		v.counters.Dropped++
+		return false
+	}
 	var vnet [vnetLen]byte
 	encodeVirtio(vnet[:], o, q.buffers(total))
 	w := writer{q: q}
 	w.write(vnet[:v.header])
 	w.write(headers)
-	v.sent(q, total, len(headers)+n)
+	if len(pad) > 0 {
+		w.skip(n)
+		w.write(pad)
+	}
+	v.sent(q, total, size)
 	return true
 }

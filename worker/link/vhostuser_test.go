@@ -360,15 +360,41 @@ func TestVhostUserReserve(t *testing.T) {
 			if !r.v.SendReserved(&s.o, s.headers, n) {
 				t.Fatal("not sent")
 			}
-			if _, got := r.got(0); !bytes.Equal(got, slices.Concat(s.headers, s.payload[:n])) {
+			want := slices.Concat(s.headers, s.payload[:n])
+			if _, got := r.got(0); !bytes.Equal(got, append(want, make([]byte, max(0, minWire-len(want)))...)) {
 				t.Errorf("buffers of %d: %d bytes, want %d", size, len(got), len(s.headers)+n)
 			}
 		}
 	}
-	for _, features := range []uint64{old, modern, sumOnly, all &^ frontend.FGuestTSO6} {
-		r := newRig(t, frontend.Config{Features: features}, 4096)
-		if r.v.Reserve(testEnds(false), 1, 2, 54, 1000) != nil {
-			t.Errorf("features %#x: room is offered to who would not be understood", features)
+}
+
+// TestVhostUserReserveCopies: to a guest that takes segments, as many are sent as it has
+// buffers for.
+func TestVhostUserReserveCopies(t *testing.T) {
+	for _, features := range []uint64{old, modern, sumOnly, modern | frontend.FMrgRxbuf, all &^ frontend.FGuestTSO6} {
+		for _, size := range []int{800, 2000, 4096} {
+			r := newRig(t, frontend.Config{Features: features}, size)
+			for round := range 60 {
+				s := tcpSuper(true, packet.ACK, 0, random(9000+3000*(round%20)), 1440)
+				room := r.v.Reserve(testEnds(true), 40000, 50000, len(s.headers), len(s.payload))
+				if len(room) != 1 || len(room[0]) < 1440 {
+					t.Fatalf("features %#x: room for %d pieces", features, len(room))
+				}
+				n := copy(room[0], s.payload)
+				if n < len(s.payload) {
+					n -= n % 1440
+				}
+				s.payload = s.payload[:n]
+				if !r.v.SendReserved(&s.o, s.headers, n) {
+					t.Fatalf("features %#x, buffers of %d: %d bytes not sent: %+v", features, size, n, r.v.counters)
+				}
+				whole := cutAll(t, s, MaxFrame)
+				for k, w := range whole {
+					if _, got := r.got(0); !bytes.Equal(got, w) {
+						t.Fatalf("features %#x: segment %d of %d: %d bytes", features, k, len(whole), len(got))
+					}
+				}
+			}
 		}
 	}
 }
