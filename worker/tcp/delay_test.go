@@ -128,6 +128,31 @@ func TestFINNotDelayed(t *testing.T) {
 	}
 }
 
+// Of a host that answers and closes at once, one read tells both. The guest that closes
+// last needs no more said to the host than that the socket is closed.
+func TestLastWordsOnce(t *testing.T) {
+	e, p := quickly(t)
+	before := p.s.peeks
+	p.send(0, 10)
+	p.s.say(5)
+	p.s.fin()
+	e.settle()
+	if f := p.want("FA 4+5 ack 311"); len(f) == 1 && f[0].tcp.Ack != p.seq {
+		t.Errorf("acknowledges %d", f[0].tcp.Ack)
+	}
+	if n := p.s.peeks - before; n != 1 {
+		t.Errorf("%d reads", n)
+	}
+	p.acks(p.ack-p.irs+6, p.win)
+	p.send(packet.FIN, 0)
+	p.want("A 10 ack 312")
+	e.advance(2 * timeWait)
+	if p.s.shutdowns != 0 || p.s.closes != 1 || p.s.aborted {
+		t.Errorf("shut down %d times, closed %d times, aborted: %v", p.s.shutdowns, p.s.closes, p.s.aborted)
+	}
+	p.gone()
+}
+
 // However little the host says at a time, what the guest has acknowledged does not
 // pile up in the socket, where each peek would walk past it.
 func TestPiecesDequeued(t *testing.T) {

@@ -322,7 +322,9 @@ func (t *Translator) awaitRoom(i uint32, c *conn) {
 func (t *Translator) finishWrite(i uint32, c *conn) {
 	if !c.over() && c.has(flagGuestFIN) && !c.has(flagShutdown) && c.queued() == 0 {
 		c.set(flagShutdown)
-		t.env.ShutdownWrite(c.fd)
+		if !c.has(flagFINSent) || !after(c.sndUna, c.finSeq) { // else the socket is closed next, which says it too
+			t.env.ShutdownWrite(c.fd)
+		}
 		t.finish(i, c)
 	}
 }

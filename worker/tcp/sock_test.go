@@ -39,7 +39,7 @@ type sock struct {
 	rxFIN                 bool
 	peekOff               int // SO_PEEK_OFF, -1: off
 	skips                 int // calls of RecvSkip
-	inVain                int // calls of Recv that found nothing
+	peeks, inVain         int // calls of Recv, and those that found nothing
 
 	// To the peer.
 	txTotal   int
@@ -50,6 +50,7 @@ type sock struct {
 	keepAlive bool
 	noDelay   bool
 	writes    int
+	shutdowns int
 
 	// Listening sockets.
 	listening bool
@@ -180,6 +181,7 @@ func (e *env) Close(fd int32) {
 	s := e.lookUp(fd)
 	s.handed = true
 	s.closes++
+	s.shut = true // as the kernel does, behind what is to be sent
 	if !s.dead && s.rxHave != s.rxBase {
 		e.t.Fatalf("descriptor %d closed with %d bytes not dequeued: the kernel would reset", fd, s.rxHave-s.rxBase)
 	}
@@ -197,6 +199,7 @@ func (e *env) Recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
 		e.t.Fatalf("recv with flags %#x, peek offset %d", flags, s.peekOff)
 	}
 	n, errno := s.peek(s.peekOff, b)
+	s.peeks++
 	if errno == syscall.EAGAIN {
 		s.inVain++
 	}
@@ -313,6 +316,7 @@ func (e *env) ShutdownWrite(fd int32) syscall.Errno {
 		e.t.Fatalf("descriptor %d shut down twice", fd)
 	}
 	s.shut = true
+	s.shutdowns++
 	return 0
 }
 
