@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,54 +21,54 @@ import (
 // passwd(5).
 var libvirtUser = &netlab.User{UID: 65534, GID: 65534}
 
-// session is libvirt for one user.
-type session struct {
-	t   *testing.T
-	lab *netlab.Lab
-	dir string
-	env []string
+// libvirt is a daemon of libvirt's: a user's, or the system's.
+type libvirt struct {
+	t      *testing.T
+	lab    *netlab.Lab
+	system bool
+	user   *netlab.User
+	dir    string
+	run    string   // where the daemon keeps sockets and PID files
+	env    []string // how to start one of its programs
 }
 
-// startLibvirt starts the session daemon on the lab's host, with our passt
-// first in its path.
-func startLibvirt(t *testing.T, lab *netlab.Lab) *session {
+// startLibvirt starts a daemon on the lab's host, with our passt first in its
+// path and nothing of another daemon's.
+func startLibvirt(t *testing.T, lab *netlab.Lab, system bool) *libvirt {
 	t.Helper()
-	daemon := ""
-	for _, d := range []string{"virtqemud", "libvirtd"} {
-		for _, dir := range []string{"/usr/sbin", "/usr/bin"} {
-			if _, err := os.Stat(filepath.Join(dir, d)); err == nil && daemon == "" {
-				daemon = filepath.Join(dir, d)
-			}
-		}
-	}
-	if _, err := exec.LookPath("virsh"); err != nil || daemon == "" {
+	daemon := found("/usr", "sbin/virtqemud", "bin/virtqemud", "sbin/libvirtd", "bin/libvirtd")
+	if _, err := exec.LookPath("virsh"); err != nil || daemon == nil {
 		t.Skip("libvirt is not installed: packages libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients")
 	}
 	if netlab.Nested() {
 		t.Skip("needs root, to become another user than root")
 	}
-	s := &session{t: t, lab: lab, dir: filepath.Join(netlab.Stage(), "lv")}
-	for _, d := range []string{"", "run", "config/libvirt", "cache", "bin"} {
+	s := &libvirt{t: t, lab: lab, system: system, dir: filepath.Join(netlab.Stage(), "lv")}
+	for _, d := range []string{"", "run", "lib", "log", "config/libvirt", "cache"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o777); err != nil {
 			t.Fatal(err)
 		}
 	}
 	t.Cleanup(func() { os.RemoveAll(s.dir) })
-	// Without virtlogd.
+	// Without virtlogd, and without a profile for each machine.
 	conf := filepath.Join(s.dir, "config/libvirt/qemu.conf")
-	if err := os.WriteFile(conf, []byte("stdio_handler = \"file\"\n"), 0o644); err != nil {
+	if err := os.WriteFile(conf, []byte("stdio_handler = \"file\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	ours := filepath.Dir(netlab.Pasta())
-	s.env = []string{"env", "HOME=" + s.dir, "XDG_RUNTIME_DIR=" + s.dir + "/run", "XDG_CONFIG_HOME=" + s.dir + "/config",
-		"XDG_CACHE_HOME=" + s.dir + "/cache", "PATH=" + ours + ":/usr/bin:/usr/sbin:/bin:/sbin"}
-	if out, err := exec.Command("chown", "-R", fmt.Sprintf("%d:%d", libvirtUser.UID, libvirtUser.GID), s.dir).CombinedOutput(); err != nil {
-		t.Fatalf("chown: %v %s", err, out)
+	path := "PATH=" + filepath.Dir(netlab.Pasta()) + ":/usr/bin:/usr/sbin:/bin:/sbin"
+	if system {
+		s.ownSystem(path)
+	} else {
+		s.ownSession(path)
 	}
-	p := lab.Host.Start(netlab.Spec{Args: append(s.env, daemon, "--timeout", "300"), User: libvirtUser, Timeout: 10 * time.Minute})
+	p := lab.Host.Start(netlab.Spec{Args: append(s.env, daemon[0], "--timeout", "300"), User: s.user, Timeout: 10 * time.Minute})
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("%s: %s", daemon, p.Output())
+			t.Logf("%s: %s", daemon[0], p.Output())
+			for _, l := range found(s.dir, "log/qemu/vm.log", "cache/libvirt/qemu/log/vm.log") {
+				b, _ := os.ReadFile(l)
+				t.Logf("%s", b)
+			}
 		}
 	})
 	for range 100 {
@@ -81,14 +82,39 @@ func startLibvirt(t *testing.T, lab *netlab.Lab) *session {
 	return nil
 }
 
-func (s *session) virsh(args ...string) (int, string) {
-	p := s.lab.Host.Start(netlab.Spec{User: libvirtUser, Dir: "/", Args: append(append(append([]string{}, s.env...), "virsh", "-q", "-c", "qemu:///session"), args...)})
+// ownSession is for programs of one user's.
+func (s *libvirt) ownSession(path string) {
+	s.user, s.run = libvirtUser, filepath.Join(s.dir, "run/libvirt/qemu/run/passt")
+	s.env = []string{"env", "HOME=" + s.dir, "XDG_RUNTIME_DIR=" + s.dir + "/run", "XDG_CONFIG_HOME=" + s.dir + "/config",
+		"XDG_CACHE_HOME=" + s.dir + "/cache", path}
+	if out, err := exec.Command("chown", "-R", fmt.Sprintf("%d:%d", libvirtUser.UID, libvirtUser.GID), s.dir).CombinedOutput(); err != nil {
+		s.t.Fatalf("chown: %v %s", err, out)
+	}
+}
+
+// ownSystem is for root's programs: with folders of the system's that are the
+// test's.
+func (s *libvirt) ownSystem(path string) {
+	s.run = filepath.Join(s.dir, "run/qemu/passt")
+	s.env = []string{"unshare", "-m", "sh", "-c", `cd "$0" && for d in run:/run/libvirt lib:/var/lib/libvirt log:/var/log/libvirt \
+		cache:/var/cache/libvirt config/libvirt:/etc/libvirt; do
+			mkdir -p "${d#*:}" && mount --bind "${d%%:*}" "${d#*:}" || exit
+		done; test ! -e /dev/kvm || mount --bind /dev/null /dev/kvm; cd /; exec env "$@"`, s.dir, path}
+}
+
+func (s *libvirt) virsh(args ...string) (int, string) {
+	uri := "qemu:///session"
+	if s.system {
+		uri = "qemu:///system"
+	}
+	p := s.lab.Host.Start(netlab.Spec{User: s.user, Dir: "/", Timeout: 2 * time.Minute,
+		Args: slices.Concat(s.env, []string{"virsh", "-q", "-c", uri}, args)})
 	return p.Wait(), p.Output()
 }
 
 const domain = `<domain type='qemu'>
   <name>vm</name>
-  <memory unit='MiB'>256</memory>
+  <memory unit='MiB'>256</memory>%s
   <os><type arch='x86_64' machine='pc'>hvm</type><kernel>%s</kernel><initrd>%s</initrd>
     <cmdline>console=ttyS0 quiet panic=-1 tsc=reliable</cmdline></os>
   <cpu mode='maximum'/>
@@ -99,7 +125,7 @@ const domain = `<domain type='qemu'>
     <memballoon model='none'/>
     <serial type='file'><source path='%s'/></serial>
     <channel type='unix'><source mode='connect' path='%s'/><target type='virtio' name='port'/></channel>
-    <interface type='user'>
+    <interface type='%s'>
       <backend type='passt' logFile='%s'/>
       <mac address='` + guestMAC + `'/>
       <source dev='h0'/>
@@ -112,16 +138,42 @@ const domain = `<domain type='qemu'>
 </domain>
 `
 
+// sharedDomain is what a domain needs whose memory another process maps.
+const sharedDomain = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+
 // TestLibvirt has libvirt start passt and QEMU.
 func TestLibvirt(t *testing.T) {
 	img := needImage(t)
-	lab := netlab.New(t, netlab.Options{})
-	s := startLibvirt(t, lab)
+	for _, tt := range []struct {
+		name, kind, memory string
+		system             bool
+	}{
+		{"session", "user", "", false},
+		{"session, vhost-user", "vhostuser", sharedDomain, false},
+		{"system", "user", "", true},
+		{"system, vhost-user", "vhostuser", sharedDomain, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.system || tt.memory != "" {
+				needEvery(t)
+			}
+			if tt.memory != "" {
+				needVhost(t)
+			}
+			lab := netlab.New(t, netlab.Options{})
+			s := startLibvirt(t, lab, tt.system)
+			v := newVM(t)
+			log := filepath.Join(v.dir, "passt.log")
+			testLibvirt(t, lab, s, v, log, fmt.Sprintf(domain, tt.memory, img.kernel, img.initrd, v.console, filepath.Join(v.dir, "port"), tt.kind, log))
+		})
+	}
+}
+
+func testLibvirt(t *testing.T, lab *netlab.Lab, s *libvirt, v *vm, log, text string) {
 	_, version := s.virsh("version")
 	t.Log(strings.ReplaceAll(version, "\n", "; "))
-	v, log := newVM(t), filepath.Join(s.dir, "passt.log")
 	xml := filepath.Join(v.dir, "vm.xml")
-	if err := os.WriteFile(xml, fmt.Appendf(nil, domain, img.kernel, img.initrd, v.console, filepath.Join(v.dir, "port"), log), 0o644); err != nil {
+	if err := os.WriteFile(xml, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	create := func() {
@@ -184,9 +236,9 @@ func TestLibvirt(t *testing.T) {
 }
 
 // passt returns the process id of the passt that libvirt has started.
-func (s *session) passt(t *testing.T) int {
+func (s *libvirt) passt(t *testing.T) int {
 	t.Helper()
-	files, _ := filepath.Glob(filepath.Join(s.dir, "run/libvirt/qemu/run/passt/*.pid"))
+	files, _ := filepath.Glob(filepath.Join(s.run, "*.pid"))
 	if len(files) != 1 {
 		t.Fatalf("PID files: %v", files)
 	}

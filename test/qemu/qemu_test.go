@@ -148,20 +148,31 @@ func TestNetdevPasst(t *testing.T) {
 	if out, _ := exec.Command("qemu-system-x86_64", "-netdev", "help").Output(); !strings.Contains(string(out), "passt") {
 		t.Skip("this QEMU has no -netdev passt: 10.1 has")
 	}
-	lab := netlab.New(t, netlab.Options{})
-	v := boot(t, lab.Host, netdev(fmt.Sprintf(`{"type": "passt", "id": "n", "path": %q, "mtu": 1500,
-		"tcp-ports": [{"str": "2207:7"}, {"str": "2209:9"}], "udp-ports": [{"str": "2207:7"}]}`, program(t))))
-	var passt []int
-	for _, p := range hostProcesses(t, lab.Host) {
-		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p)); strings.Contains(string(comm), "passt") && p != v.proc.Process.Pid {
-			passt = append(passt, netlab.Children(p)...)
-		}
+	for _, vhost := range []bool{false, true} {
+		t.Run(fmt.Sprintf("vhost-user %v", vhost), func(t *testing.T) {
+			lab := netlab.New(t, netlab.Options{})
+			l := netdev(fmt.Sprintf(`{"type": "passt", "id": "n", "path": %q, "mtu": 1500, "vhost-user": %v,
+				"tcp-ports": [{"str": "2207:7"}, {"str": "2209:9"}], "udp-ports": [{"str": "2207:7"}]}`, program(t), vhost))
+			if vhost {
+				needEvery(t)
+				needVhost(t)
+				l.args = append(l.args, sharedMemory(1)...)
+			}
+			v := boot(t, lab.Host, l)
+			var passt []int
+			for _, p := range hostProcesses(t, lab.Host) {
+				if c, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p)); strings.Contains(string(c), "passt") && p != v.proc.Process.Pid {
+					t.Log(strings.ReplaceAll(string(c), "\x00", " "))
+					passt = append(passt, netlab.Children(p)...)
+				}
+			}
+			v.lease(t, true)
+			testTransfer(t, lab, v, 1<<20)
+			testInbound(t, lab)
+			v.kill()
+			gone(t, passt, 10*time.Second)
+		})
 	}
-	v.lease(t, true)
-	testTransfer(t, lab, v, 1<<20)
-	testInbound(t, lab)
-	v.kill()
-	gone(t, passt, 10*time.Second)
 }
 
 // hostProcesses returns the processes in a network namespace.

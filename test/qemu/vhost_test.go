@@ -5,6 +5,7 @@ package qemu
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,15 @@ func needEvery(t *testing.T) {
 	t.Helper()
 	if os.Getenv(everyEnv) != "every" {
 		t.Skip("heavy: make test-libvirt boots these machines")
+	}
+}
+
+// needVhost leaves a test out where the program under test has no vhost-user.
+func needVhost(t *testing.T) {
+	t.Helper()
+	out, _ := exec.Command(program(t), "--vhost-user", "--fd", "999").CombinedOutput()
+	if strings.Contains(string(out), "--vhost-user is not supported") {
+		t.Skip("this passt has no vhost-user")
 	}
 }
 
@@ -60,6 +70,7 @@ func (s shape) card() string {
 // becomes of their rings.
 func TestVhostUser(t *testing.T) {
 	needImage(t)
+	needVhost(t)
 	for _, s := range []shape{
 		{"one pair", 1, 256, 9000},
 		{"one pair, rings of 1024", 1, 1024, 65520},
@@ -140,8 +151,9 @@ func testReboot(t *testing.T, lab *netlab.Lab, v *vm) {
 // TestVhostUserReconnect kills what is behind the socket: passt, for another
 // to be started, and, where it has one, its worker alone.
 func TestVhostUserReconnect(t *testing.T) {
-	needImage(t)
 	needEvery(t)
+	needImage(t)
+	needVhost(t)
 	for _, queues := range []int{1, 4} {
 		t.Run(fmt.Sprint(queues), func(t *testing.T) {
 			lab := netlab.New(t, netlab.Options{})
