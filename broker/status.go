@@ -55,7 +55,7 @@ type liveStatus struct {
 }
 
 // linkNames are what clients know the kinds of link by.
-var linkNames = map[uint8]string{ipc.LinkTap: "tap", ipc.LinkStream: "stream socket"}
+var linkNames = map[uint8]string{ipc.LinkTap: "tap", ipc.LinkStream: "stream socket", ipc.LinkVhostUser: "vhost-user"}
 
 // Status says what the instance is and how it fares.
 func (l *liveStatus) Status() api.StatusReply {

@@ -9,7 +9,12 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"aldente/ipc"
 )
+
+// vhostUser is what --vhost-user changes.
+func vhostUser(c *Config) { c.VhostUser, c.LinkKind = true, ipc.LinkVhostUser }
 
 // TestConfig checks each command line against what it changes in the Config of
 // the bare program name.
@@ -131,9 +136,10 @@ func TestConfig(t *testing.T) {
 		"passt --socket-path /run/s": func(c *Config) { c.SocketPath = "/run/s" },
 		"passt --fd 5":               func(c *Config) { c.FD, c.OneOff = 5, true },
 		"passt -F 0":                 func(c *Config) { c.FD, c.OneOff = 0, true },
-		"passt --repair-path none -s x --vhost-user": func(c *Config) { c.RepairPath, c.SocketPath, c.VhostUser = "none", "x", true },
+		"passt --repair-path none -s x --vhost-user": func(c *Config) { c.RepairPath, c.SocketPath = "none", "x"; vhostUser(c) },
 		"passt --vhost-user --migrate-exit --migrate-no-linger": func(c *Config) {
-			c.VhostUser, c.MigrateExit, c.MigrateNoLinger = true, true, true
+			vhostUser(c)
+			c.MigrateExit, c.MigrateNoLinger = true, true
 			c.Warnings = []string{"--migrate-exit is deprecated and will be dropped", "--migrate-no-linger is deprecated and will be dropped"}
 		},
 	} {

@@ -77,6 +77,8 @@ func (p *parser) finish() error {
 	}
 	switch {
 	case c.LinkKind != 0:
+	case c.VhostUser:
+		c.LinkKind = ipc.LinkVhostUser
 	case c.Personality == Passt:
 		c.LinkKind = ipc.LinkStream
 	default:

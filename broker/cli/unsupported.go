@@ -7,8 +7,9 @@ var unsupported = []struct {
 	option string
 	asked  func(*Config) bool
 }{
-	{"--vhost-user", func(c *Config) bool { return c.VhostUser }},
 	{"--repair-path", func(c *Config) bool { return c.RepairPath != "" && c.RepairPath != "none" }},
+	{"--migrate-exit", func(c *Config) bool { return c.MigrateExit }},
+	{"--migrate-no-linger", func(c *Config) bool { return c.MigrateNoLinger }},
 }
 
 // Unsupported returns an error naming the first option that was asked for and

@@ -16,7 +16,8 @@ var types = [...]struct {
 	number int // SOCK_*
 	name   string
 }{
-	ipc.LinkStream: {unix.SOCK_STREAM, "stream"},
+	ipc.LinkStream:    {unix.SOCK_STREAM, "stream"},
+	ipc.LinkVhostUser: {unix.SOCK_STREAM, "stream"},
 }
 
 // Usable checks a descriptor that was passed on (-F) for a link of that kind, ipc.Link*.

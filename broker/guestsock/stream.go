@@ -259,6 +259,11 @@ func (s *Server) give(fd int, cred *unix.Ucred, worker Worker) (bool, error) {
 		return false, err
 	}
 	s.busy, s.client, s.freed = true, fd, make(chan struct{})
+	if s.kind == ipc.LinkVhostUser {
+		if own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			go s.watch(own, s.freed, worker)
+		}
+	}
 	s.last = client{known: true, pid: cred.Pid, uid: cred.Uid}
 	if s.oneOff {
 		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
@@ -299,6 +304,7 @@ func (s *Server) Closed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.client >= 0 {
+		unix.Shutdown(s.client, unix.SHUT_RDWR) // watch has it, too
 		unix.Close(s.client)
 		close(s.freed)
 		s.client = -1

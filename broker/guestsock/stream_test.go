@@ -110,6 +110,45 @@ func TestClients(t *testing.T) {
 	}
 }
 
+// TestStuckWorker: a worker that does not let go of a client that is gone is replaced,
+// one that does is not. Only front ends of vhost-user can have it wait.
+func TestStuckWorker(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	s, err := Listen(path, ipc.LinkVhostUser, false, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorker()
+	go s.Serve(w)
+	connect := func() int {
+		t.Helper()
+		fd := connect(t, path)
+		w.taken(t)
+		return fd
+	}
+	fd := connect()
+	unix.Shutdown(fd, unix.SHUT_RDWR)
+	s.Closed()
+	time.Sleep(letGo + letGo/4)
+	if len(w.renewed) > 0 {
+		t.Error("a worker that has let go is replaced")
+	}
+	unix.Shutdown(connect(), unix.SHUT_RDWR)
+	select {
+	case <-w.renewed:
+	case <-time.After(30 * time.Second):
+		t.Error("a worker that does not let go is not replaced")
+	}
+	// Where the worker ends the connection, its client sees that.
+	s.Closed()
+	fd = connect()
+	s.Closed()
+	for fds := w.clients; len(fds) > 0; {
+		unix.Close(<-fds)
+	}
+	closedBy(t, fd)
+}
+
 // TestOneOff: nobody is served after the only client.
 func TestOneOff(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")

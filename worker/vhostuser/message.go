@@ -45,7 +45,7 @@ const (
 // machine's byte order.
 const (
 	headerLen  = 12
-	maxPayload = 4096
+	maxPayload = 8 + maxFDs*regionLen // of SET_MEM_TABLE, the longest
 
 	flagVersion     = 1 // of the protocol, the only one
 	versionMask     = 3

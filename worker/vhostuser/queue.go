@@ -68,6 +68,11 @@ func (s *Session) setVringAddr(b []byte) error {
 	case flags&^logUsed != 0:
 		return malformed("queue %d: flags %#x", i, flags)
 	}
+	for at := 8; at < 32; at += 8 {
+		if !s.has(u64(b[at:])) {
+			return malformed("queue %d: %#x is in no memory", i, u64(b[at:]))
+		}
+	}
 	q.LogUsed = flags&logUsed != 0
 	q.Desc, q.Used, q.Avail, q.LogAddr = u64(b[8:]), u64(b[16:]), u64(b[24:]), u64(b[32:])
 	q.addressed = true
@@ -75,6 +80,16 @@ func (s *Session) setVringAddr(b []byte) error {
 		return s.restart(i)
 	}
 	return s.start(i)
+}
+
+// has tells whether there is memory at an address of the front end's.
+func (s *Session) has(user uint64) bool {
+	for i := range s.memory {
+		if user-s.memory[i].user < s.memory[i].size {
+			return true
+		}
+	}
+	return false
 }
 
 // getVringBase ends a ring. The descriptor for calls stays: not every monitor

@@ -166,20 +166,15 @@ func (s *Session) handle() error {
 	default:
 		err = h.do(s, s.buf[headerLen:headerLen+size])
 	}
-	if asked && (err != nil || !h.answers) {
-		failed := uint64(0)
-		if err != nil {
-			failed = 1
-		}
-		if e := s.answer(failed); err == nil || err == errRefused {
-			err = e
-		}
-	}
 	switch {
-	case err == nil || err == errRefused:
+	case err == errRefused && asked:
+		return s.answer(1)
+	case err == errRefused:
 		return nil
-	case h != nil && !errors.Is(err, ErrClosed):
+	case err != nil && h != nil && !errors.Is(err, ErrClosed):
 		return fmt.Errorf("%w (in %s)", err, h.name)
+	case err == nil && asked && !h.answers:
+		return s.answer(0)
 	}
 	return err
 }

@@ -96,11 +96,11 @@ func TestOrders(t *testing.T) {
 	f := connect(t, config())
 	f.negotiate()
 	f.tell(setVringKick, longs(3|noFD))
-	f.tell(setVringAddr, slices.Concat(words(3, 0), longs(1<<30, 1<<30+8192, 1<<30+4096, 0)))
-	f.tell(setVringNum, words(3, 128))
-	f.said("notify 3 false false false")
 	f.tell(setMemTable, table(), memfd(t, 1<<20))
-	f.said("memory 1", "start 3 false")
+	f.tell(setVringAddr, slices.Concat(words(3, 0), longs(1<<30, 1<<30+8192, 1<<30+4096, 0)))
+	f.said("notify 3 false false false", "memory 1")
+	f.tell(setVringNum, words(3, 128))
+	f.said("start 3 false")
 
 	g := connect(t, config())
 	g.negotiate()
@@ -430,6 +430,7 @@ func TestMalformed(t *testing.T) {
 		{"another base", "another base", setVringBase, words(1, 1), nil},
 		{"base of 17 bits", "goes on at 65536", setVringBase, words(0, 65536), nil},
 		{"flags of addresses", "flags 0x2", setVringAddr, append(words(0, 2), make([]byte, 32)...), nil},
+		{"addresses in no memory", "0x40100000 is in no memory", setVringAddr, slices.Concat(words(0, 0), longs(1<<30, 1<<30+1<<20, 1<<30, 0)), nil},
 		{"enabled twice", "2 times", setVringEnable, words(0, 2), nil},
 		{"a kick without descriptor", "0 descriptors", setVringKick, longs(0), nil},
 		{"a descriptor that is not there", "1 descriptors", setVringCall, longs(noFD), []int{event(t)}},
@@ -477,7 +478,7 @@ func TestHeaders(t *testing.T) {
 		"version 2":             words(getFeatures, 2, 0),
 		"version 3":             words(getFeatures, 3|flagNeedReply, 0),
 		"is a reply":            words(getFeatures, flagVersion|flagReply, 0),
-		"payload of 4097":       words(getFeatures, flagVersion, 4097),
+		"payload of 1033":       words(getFeatures, flagVersion, 1033),
 		"payload of 4294967295": words(99, flagVersion, 1<<32-1),
 	} {
 		f := connect(t, config())
@@ -486,29 +487,25 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// TestDeviceRefuses: the front end hears of it, and the connection ends.
+// TestDeviceRefuses: the connection ends.
 func TestDeviceRefuses(t *testing.T) {
 	f := connect(t, config())
 	f.negotiate()
 	f.dev.fail = errors.New("not so many")
 	f.write(setMemTable, flagVersion|flagNeedReply, table(), memfd(t, 1<<20))
 	f.over("memory: not so many (in SET_MEM_TABLE)")
-	if u64(f.answer(setMemTable)) != 1 {
-		t.Error("acknowledged")
-	}
+	f.silent()
 
 	f = running(t)
 	f.dev.fail = errors.New("no such address")
-	f.ends("queue 1: no such address", setVringAddr, slices.Concat(words(1, 0), longs(8, 8, 8, 8)))
+	f.ends("queue 1: no such address", setVringAddr, slices.Concat(words(1, 0), longs(1<<30, 1<<30, 1<<30, 0)))
 	f.said("start 1 true", "stop 1", "notify 1 false true false")
 
 	f = connect(t, config())
 	f.negotiate()
-	f.tell(setVringNum, words(0, 2))
-	f.tell(setVringAddr, slices.Concat(words(0, 0), longs(8, 8, 8, 8)))
-	f.tell(setVringKick, longs(noFD))
 	f.tell(addMemReg, slices.Concat(longs(0), table()[8:]), memfd(t, 1<<20))
-	f.dev.started[0], f.s.queues[0].Started = false, false
+	f.tell(setVringAddr, slices.Concat(words(0, 0), longs(1<<30, 1<<30, 1<<30, 0)))
+	f.tell(setVringKick, longs(noFD))
 	f.dev.fail = errors.New("odd")
 	f.ends("queue 0 cannot start: odd", setVringNum, words(0, 4))
 }
