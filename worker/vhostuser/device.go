@@ -59,16 +59,16 @@ func (f *Inflight) Queue(i int) []byte {
 // and valid until the Device was told of others.
 type Queue struct {
 	Size      int    // descriptors, a power of two up to MaxRing
-	Desc      uint64 // addresses as the front end has them
-	Used      uint64
-	Avail     uint64
+	Desc      uint64 // address of the descriptors, as the front end has it
+	Used      uint64 // of the used ring
+	Avail     uint64 // of the available ring
 	LogUsed   bool   // writes to the used ring are logged, too,
 	LogAddr   uint64 // from this guest address on
 	Base      uint16 // of the available ring: the next entry that is ours
 	Kick      int32  // an eventfd, -1: there is none, the ring has to be polled
-	Call, Err int32  // eventfds, -1: none
-	Started   bool
-	Enabled   bool // frames may move; otherwise the guest's are taken and dropped
+	Call, Err int32  // eventfds, to the guest and the front end, -1: none
+	Started   bool   // the ring runs
+	Enabled   bool   // frames may move; otherwise the guest's are taken and dropped
 }
 
 // Device is told what the front end says. It is called within Session.Receive and
