@@ -106,6 +106,18 @@ func (s *socket) connect(to netip.AddrPort, scope uint32) {
 	}
 }
 
+// begin is connect for TCP. That it goes on is no error and is not made one first: it
+// does for nearly each.
+func (s *socket) begin(to netip.AddrPort, scope uint32) {
+	if s.err != nil {
+		return
+	}
+	err := unix.Connect(s.fd, sockaddr(to, scope))
+	if s.inProgress = err == unix.EINPROGRESS; !s.inProgress {
+		s.err = os.NewSyscallError("connect", err)
+	}
+}
+
 // forgive makes some errors none, and tells whether there was one of them.
 func (s *socket) forgive(these ...unix.Errno) bool {
 	for _, e := range these {

@@ -47,8 +47,7 @@ func (s *socket) dial(c *Connect) Result {
 		s.try(unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 		s.bind(netip.AddrPortFrom(c.Source, 0), c.Scope)
 	}
-	s.connect(c.To, c.Scope)
-	s.inProgress = s.forgive(unix.EINPROGRESS)
+	s.begin(c.To, c.Scope)
 	return s.result()
 }
 
