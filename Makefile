@@ -8,6 +8,7 @@ MANDIR     ?= $(DATADIR)/man
 FUZZTIME   ?= 10s
 SOAK       ?= 20m
 CHAOS      ?= 4096
+KRUN       ?= 1024
 BENCH      ?= full
 SHORT      ?=
 GO         ?= go
@@ -25,7 +26,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos changes windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos changes krun windows mutate install clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -126,6 +127,10 @@ soak: all
 ## changes: ten thousand changes of port rules while the instance runs; nothing may grow
 changes: all
 	ALDENTE_CHANGES=10000 $(GOTEST) -count=1 -v -timeout 0 -run 'TestPestoOften$$' ./test
+
+## krun: KRUN MiB each way, 1 GiB if not said, behind a monitor as libkrun's, by each type of socket; nothing may differ
+krun: all
+	ALDENTE_KRUN=$(KRUN) $(GOTEST) -count=1 -v -timeout 0 -run 'TestKrun$$' ./test/stream
 
 ## windows: every start-up, stopped before every system call, with processes that try to look in; minutes; root; RUN selects
 windows: all

@@ -3,10 +3,6 @@
 package main
 
 import (
-	"fmt"
-
-	"golang.org/x/sys/unix"
-
 	"aldente/broker/agent"
 	"aldente/broker/guestsock"
 	"aldente/ipc"
@@ -16,12 +12,11 @@ import (
 // machine: its hardware address is learned, its link comes when it connects.
 func (in *instance) attachStream() error {
 	if in.cfg.FD >= 0 {
-		if err := unix.SetNonblock(in.cfg.FD, true); err != nil {
-			return fmt.Errorf("-F %d: %w", in.cfg.FD, err)
+		link, err := guestsock.Prepare(in.cfg.FD, in.cfg.LinkKind)
+		if err != nil {
+			return err
 		}
-		unix.CloseOnExec(in.cfg.FD)
-		guestsock.Enlarge(in.cfg.FD)
-		in.link, in.linkFD = ipc.Link{Kind: in.cfg.LinkKind}, in.cfg.FD
+		in.link, in.linkFD = link, in.cfg.FD
 	}
 	in.configure([6]byte{}, "")
 	return nil

@@ -333,7 +333,6 @@ func (in *instance) prepare() error {
 			if in.stream != nil {
 				in.stream.WorkerGone()
 			}
-			in.workerEvent(ipc.EventLinkClosed)
 		},
 	})
 	if err != nil {
@@ -358,7 +357,7 @@ func (in *instance) prepare() error {
 	switch {
 	case in.cfg.Personality != cli.Passt:
 	case in.cfg.FD >= 0:
-		in.stream = guestsock.Given(in.log)
+		in.stream = guestsock.Given(in.cfg.LinkKind, in.log)
 	default:
 		in.undo.making.Lock()
 		defer in.undo.making.Unlock()

@@ -55,7 +55,11 @@ type liveStatus struct {
 }
 
 // linkNames are what clients know the kinds of link by.
-var linkNames = map[uint8]string{ipc.LinkTap: "tap", ipc.LinkStream: "stream socket", ipc.LinkVhostUser: "vhost-user"}
+var linkNames = map[uint8]string{
+	ipc.LinkTap: "tap", ipc.LinkPlainTap: "tap without offloads",
+	ipc.LinkStream: "stream socket", ipc.LinkDatagram: "datagram socket", ipc.LinkSeqpacket: "seqpacket socket",
+	ipc.LinkVhostUser: "vhost-user",
+}
 
 // Status says what the instance is and how it fares.
 func (l *liveStatus) Status() api.StatusReply {

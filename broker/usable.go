@@ -23,9 +23,11 @@ func usable(cfg *cli.Config) error {
 	if ids := cfg.RunAs; ids != nil && int(ids.UID) != os.Geteuid() && os.Geteuid() != 0 && !maySetuid() {
 		return fmt.Errorf("--runas: only root can run as another user: start as root, or leave it out")
 	}
-	if err := guestsock.Usable(cfg.FD, cfg.LinkKind); err != nil {
+	kind, err := guestsock.Usable(cfg.FD, cfg.LinkKind)
+	if err != nil {
 		return err
 	}
+	cfg.LinkKind = kind
 	for _, a := range []netip.Addr{cfg.Outbound4, cfg.Outbound6} {
 		if a.IsValid() && notOurs(a) {
 			cfg.Warnings = append(cfg.Warnings, fmt.Sprintf("-o %s is no address of this host (see \"ip address\"): until it is one, no connection can be opened", a))

@@ -38,10 +38,10 @@ func (in *instance) serveWorker(control int) error {
 	return in.factory.Serve(control)
 }
 
-// workerEvent takes what a worker tells, its death included: a stream's client
-// goes with it, since nobody knows how far into a frame it was.
+// workerEvent takes what a worker tells: its client is gone, or the tap that was passed
+// to us.
 func (in *instance) workerEvent(code uint32) {
-	if in.stream != nil && code == ipc.EventLinkClosed {
+	if in.stream != nil && (code == ipc.EventLinkClosed || code == ipc.EventLinkFailed) {
 		in.stream.Closed()
 	}
 }

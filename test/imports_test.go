@@ -35,7 +35,7 @@ var floors = [][]string{
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
 	{"limiter", "control/api"},
-	{"egress", "budget", "flowlog", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile"},
+	{"egress", "budget", "flowlog", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile", "tun"},
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging"},
 	{"hostnet", "follow", "ports", "control/wire"},
 	{"control", "figures"},

@@ -18,6 +18,7 @@ import (
 	"aldente/broker/hostnet"
 	"aldente/broker/hostnet/nettest"
 	"aldente/broker/netns"
+	"aldente/broker/tun"
 )
 
 func TestMain(m *testing.M) {
@@ -242,7 +243,7 @@ func TestTapDescriptor(t *testing.T) {
 	if flags, _ := unix.FcntlInt(uintptr(tap.FD), unix.F_GETFD, 0); flags&unix.FD_CLOEXEC == 0 {
 		t.Error("not close-on-exec")
 	}
-	if tap.Offload&offloadTCP != offloadTCP || tap.Offload&^(offloadTCP|offloadUDP) != 0 {
+	if tap.Offload&tun.OffloadTCP != tun.OffloadTCP || tap.Offload&^(tun.OffloadTCP|tun.OffloadUDP) != 0 {
 		t.Errorf("offloads %#x", tap.Offload)
 	}
 	if again := g.setup(t, Setup{Name: "tap0", MTU: 1400}); again.IfIndex != tap.IfIndex || again.Offload != tap.Offload {

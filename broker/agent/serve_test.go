@@ -18,6 +18,7 @@ import (
 	"aldente/broker/hostnet/nettest"
 	"aldente/broker/inet"
 	"aldente/broker/ports"
+	"aldente/broker/tun"
 	"aldente/ipc"
 )
 
@@ -112,7 +113,7 @@ func TestServeSetup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if tap.Name != "eth9" || tap.MAC != mac || tap.IfIndex == 0 || tap.Offload&offloadTCP != offloadTCP {
+	if tap.Name != "eth9" || tap.MAC != mac || tap.IfIndex == 0 || tap.Offload&tun.OffloadTCP != tun.OffloadTCP {
 		t.Errorf("%+v", tap)
 	}
 	if len(tap.Warnings) != 1 || !strings.Contains(tap.Warnings[0], "cannot set route to default via 203.0.113.1: network is unreachable") {

@@ -7,20 +7,12 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/tun"
 )
 
 // tunDevice is the clone device of the tun driver.
 const tunDevice = "/dev/net/tun"
-
-// vnetHeader is the size of struct virtio_net_hdr, include/uapi/linux/virtio_net.h.
-const vnetHeader = 10
-
-// Offloads asked for: checksums and segmentation of TCP always, that of UDP
-// where the kernel has it (Linux 6.2).
-const (
-	offloadTCP = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
-	offloadUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6
-)
 
 // openTap makes the interface in the namespace of the process, or attaches to a
 // persistent one of that name, and returns its descriptor and the offloads in
@@ -50,19 +42,11 @@ func setTap(fd int, name string) (offload uint32, err error) {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return 0, &failure{fmt.Sprintf("cannot create tap %q in the namespace%s", name, tapHint(err)), err}
 	}
-	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeader); err != nil {
-		return 0, &failure{"cannot set the header size of the tap", err}
+	offload, err = tun.SetUp(fd)
+	if failed := (*tun.Error)(nil); errors.As(err, &failed) {
+		return 0, &failure{failed.What, failed.Unwrap()}
 	}
-	offload = offloadTCP | offloadUDP
-	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(offload))
-	if errors.Is(err, unix.EINVAL) {
-		offload = offloadTCP
-		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(offload))
-	}
-	if err != nil {
-		return 0, &failure{"cannot enable offloads of the tap", err}
-	}
-	return offload, nil
+	return offload, err
 }
 
 func openHint(err error) string {

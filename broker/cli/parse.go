@@ -19,6 +19,7 @@ type parser struct {
 	dhcpDNS    *bool
 	dhcpSearch *bool
 	hide       *bool // sockets of the host
+	socketType bool  // was given
 }
 
 // Parse reads a command line; argv[0] selects the personality. --help,
@@ -74,6 +75,9 @@ func (p *parser) finish() error {
 	c := p.c
 	if err := c.incompatible(); err != nil {
 		return err
+	}
+	if p.socketType && (c.FD >= 0 || c.VhostUser) {
+		return nextf("leave it out", "--socket-type is for a socket that is made here, of frames: what --fd is, shows; vhost-user has a stream")
 	}
 	switch {
 	case c.LinkKind != 0:

@@ -205,6 +205,11 @@ func TestErrors(t *testing.T) {
 		"pasta --no-tcp -t 22":                  "-t: can't forward ports with the protocol disabled: TCP [*]:22  =>  22",
 		"pasta -u auto --no-udp":                "-u: can't forward ports with the protocol disabled: UDP [*]:1-32767  =>  1-32767 (best effort) (auto-scan)",
 		"pasta -T 22 -T none":                   "-T none conflicts with previous options",
+
+		"passt --socket-type foo":                 "Invalid socket type: foo",
+		"pasta --socket-type dgram":               "--socket-type is for passt mode only",
+		"passt --socket-type dgram -F 3":          "--socket-type is for a socket that is made here, of frames: what --fd is, shows; vhost-user has a stream",
+		"passt --socket-type stream --vhost-user": "--socket-type is for a socket that is made here, of frames: what --fd is, shows; vhost-user has a stream",
 	} {
 		c, err := parse(t, line)
 		if err == nil {

@@ -181,6 +181,18 @@ func setFD(p *parser, arg string) error {
 	return nil
 }
 
+// socketTypes are the links that a socket of each type carries.
+var socketTypes = map[string]uint8{"stream": ipc.LinkStream, "dgram": ipc.LinkDatagram, "seqpacket": ipc.LinkSeqpacket}
+
+func setSocketType(p *parser, arg string) error {
+	kind, ok := socketTypes[arg]
+	if !ok {
+		return nextf("give stream, dgram or seqpacket", "Invalid socket type: %s", arg)
+	}
+	p.c.LinkKind, p.socketType = kind, true
+	return nil
+}
+
 // setNSIfName refuses a percent sign, which the kernel would replace by a number.
 func setNSIfName(p *parser, arg string) error {
 	if !validIfName(arg) || strings.Contains(arg, "%") {

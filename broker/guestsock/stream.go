@@ -41,6 +41,7 @@ type Server struct {
 	kind uint8 // of the clients' links, ipc.Link*
 
 	mu     sync.Mutex
+	given  bool // there is no socket to listen on, and one client
 	busy   bool
 	client int           // ours of the connected socket while busy, to see its end; -1: none
 	freed  chan struct{} // closed when the client is gone
@@ -85,11 +86,6 @@ func (c *client) is(cred *unix.Ucred, now time.Time) bool {
 	return cred.Pid != 0 && c.pid == cred.Pid && c.uid == cred.Uid && now.Sub(c.left) < comeBack
 }
 
-// Given is the server of -F: its one client is connected already.
-func Given(log *slog.Logger) *Server {
-	return &Server{log: log, fd: -1, client: -1, oneOff: true, busy: true, done: make(chan struct{})}
-}
-
 // Listen binds the socket: at path, or at the first default path that is
 // free. A socket that nobody listens on is left over and replaced.
 func Listen(path string, kind uint8, oneOff bool, log *slog.Logger) (*Server, error) {
@@ -120,7 +116,14 @@ func (s *Server) bind(path string) error {
 	old := unix.Umask(0o177)
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
-	if err == nil {
+	switch {
+	case err != nil:
+	case types[s.kind].number == unix.SOCK_DGRAM:
+		if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+		Enlarge(fd)
+	default:
 		err = unix.Listen(fd, 128)
 	}
 	if err != nil {
@@ -172,6 +175,10 @@ func (s *Server) Done() <-chan struct{} { return s.done }
 // Serve accepts clients for as long as the process lives. While one is
 // connected, further ones are closed at once.
 func (s *Server) Serve(worker Worker) {
+	if types[s.kind].number == unix.SOCK_DGRAM {
+		s.serveDatagrams(worker)
+		return
+	}
 	for {
 		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		if err == unix.EINTR || err == unix.ECONNABORTED {
@@ -216,6 +223,12 @@ func (s *Server) handedOver(fd int, worker Worker) bool {
 	}
 	Enlarge(fd)
 	s.awaitEnd()
+	return s.offer(fd, cred, worker)
+}
+
+// offer gives a client to the worker, or to a new one if it is another than the last. It
+// reports false if the client is refused.
+func (s *Server) offer(fd int, cred *unix.Ucred, worker Worker) bool {
 	patience := handOver
 	if s.another(cred) {
 		// What the worker holds and has learned is the last client's.
@@ -258,14 +271,17 @@ func (s *Server) give(fd int, cred *unix.Ucred, worker Worker) (bool, error) {
 	if err := worker.Send(k.Encode(), fd); err != nil {
 		return false, err
 	}
-	s.busy, s.client, s.freed = true, fd, make(chan struct{})
+	s.busy, s.freed = true, make(chan struct{})
+	if fd != s.fd {
+		s.client = fd
+	}
 	if s.kind == ipc.LinkVhostUser {
 		if own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
 			go s.watch(own, s.freed, worker)
 		}
 	}
 	s.last = client{known: true, pid: cred.Pid, uid: cred.Uid}
-	if s.oneOff {
+	if s.oneOff && fd != s.fd {
 		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
 	}
 	return true, nil
@@ -292,11 +308,27 @@ func (s *Server) awaitEnd() {
 	}
 }
 
-// WorkerGone notes that nobody knows the last client's flows any more.
+// awaitGone waits for the client's end.
+func (s *Server) awaitGone() {
+	s.mu.Lock()
+	freed := s.freed
+	s.mu.Unlock()
+	if freed != nil {
+		<-freed
+	}
+}
+
+// WorkerGone notes that nobody knows the last client's flows any more. A stream's client
+// goes with the worker, since nobody knows how far into a frame it was. What was given to
+// us and keeps the bounds of frames the next worker gets.
 func (s *Server) WorkerGone() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.last.known = false
+	stays := s.given && bounded(s.kind)
+	s.mu.Unlock()
+	if !stays {
+		s.Closed()
+	}
 }
 
 // Closed notes that the client is gone.
@@ -306,8 +338,11 @@ func (s *Server) Closed() {
 	if s.client >= 0 {
 		unix.Shutdown(s.client, unix.SHUT_RDWR) // watch has it, too
 		unix.Close(s.client)
-		close(s.freed)
 		s.client = -1
+	}
+	if s.busy && s.freed != nil {
+		close(s.freed)
+		s.freed = nil
 	}
 	switch {
 	case !s.busy || s.ended:

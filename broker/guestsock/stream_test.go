@@ -37,9 +37,11 @@ func (w *worker) Send(_ []byte, fd int) error {
 func (w *worker) Renew() { w.renewed <- true }
 
 // connect is a machine that connects.
-func connect(t *testing.T, path string) int {
+func connect(t *testing.T, path string) int { return connectBy(t, path, unix.SOCK_STREAM) }
+
+func connectBy(t *testing.T, path string, typ int) int {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +172,7 @@ func TestOneOff(t *testing.T) {
 	s.Closed()
 	<-s.Done()
 
-	given := Given(slog.New(slog.DiscardHandler))
+	given := Given(ipc.LinkStream, slog.New(slog.DiscardHandler))
 	if given.Path() != "" {
 		t.Errorf("a given socket is at %q", given.Path())
 	}

@@ -358,7 +358,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 
 // probeEvery is how long nothing is sent to a guest before something is, so that its end
 // shows, in nanoseconds.
-const probeEvery = 5_000_000_000
+const probeEvery = 2_000_000_000
 
 // probe asks the guest for its hardware address, unless something else was sent to it.
 func (l *Lane) probe() {

@@ -171,7 +171,7 @@ func (w *world) live() {
 			w.sleep(next - w.now)
 		}
 		if w.now-w.begin > 6*3600*second || steps > 100000 {
-			w.t.Fatalf("no end after %d s, %d steps: %s", (w.now-w.begin)/second, steps, w.state())
+			w.t.Fatalf("no end after %d s, %d steps: kind %d, %s", (w.now-w.begin)/second, steps, w.kind, w.state())
 		}
 	}
 	w.judge()
@@ -445,7 +445,7 @@ func TestRandomWorlds(t *testing.T) {
 			t.Fatalf("seed %d", s)
 		}
 	}
-	if n > 20 && (splits == 0 || direct == 0) {
+	if n > 100 && (splits == 0 || direct == 0) {
 		t.Error("no frame in pieces")
 	}
 	t.Logf("%d worlds, %d frames in pieces, %d from reserved memory", n, splits, direct)

@@ -31,10 +31,16 @@ const arg = "stream-stand-in"
 // Main is to be called first by every program that uses Start: it runs the
 // stand-in, and does not return, if the program was started as such.
 func Main() {
-	if len(os.Args) != 5 || os.Args[1] != arg {
+	if len(os.Args) != 5 || os.Args[1] != arg && os.Args[1] != krunArg {
 		return
 	}
-	if err := run(os.Args[2], os.Args[3], os.Args[4]); err != nil {
+	err := error(nil)
+	if os.Args[1] == krunArg {
+		err = krun(os.Args[2:])
+	} else {
+		err = run(os.Args[2], os.Args[3], os.Args[4])
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "stand-in:", err)
 		os.Exit(1)
 	}
