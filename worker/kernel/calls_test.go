@@ -366,6 +366,20 @@ func TestRecords(t *testing.T) {
 	if !r.Receive(int32(p[0]), take) || got != "one true;two false;" {
 		t.Errorf("%q", got)
 	}
+	// What came before takes nothing away from what comes now.
+	for _, passes := range []bool{true, false, true} {
+		got = ""
+		for _, rec := range []string{"three", "four", "five"} {
+			var rights []byte
+			if passes {
+				rights = unix.UnixRights(p[1])
+			}
+			must(t, unix.Sendmsg(p[1], []byte(rec), rights, nil, 0))
+		}
+		if want := fmt.Sprintf("three %[1]v;four %[1]v;five %[1]v;", passes); !r.Receive(int32(p[0]), take) || got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
 	unix.Close(p[1])
 	if r.Receive(int32(p[0]), take) {
 		t.Error("the end is not the end")
