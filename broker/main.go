@@ -316,6 +316,9 @@ func (in *instance) prepare() error {
 		}
 	}
 	in.factory.OnEvent = in.workerEvent
+	if in.cfg.LinkKind == ipc.LinkVhostUser {
+		in.factory.OnInflight = func(r *ipc.Inflight) { in.stream.Inflight(r) }
+	}
 	in.figures = figures.New(in.factory)
 	in.factory.OnFigures = in.figures.Take
 	id := unprivileged(in.cfg)
@@ -358,6 +361,7 @@ func (in *instance) prepare() error {
 	case in.cfg.Personality != cli.Passt:
 	case in.cfg.FD >= 0:
 		in.stream = guestsock.Given(in.cfg.LinkKind, in.log)
+		err = in.stream.SetClient(in.cfg.FD)
 	default:
 		in.undo.making.Lock()
 		defer in.undo.making.Unlock()

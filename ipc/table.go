@@ -78,6 +78,7 @@ var table = [...]Row{
 	{KindFlow, "Flow", FromWorker, Running, Without, FlowSize, FlowSize, MaxFigures},
 	{KindFigures, "Figures", FromWorker, Running, Without, FiguresSize, FiguresSize, MaxFigures},
 	row(KindAnswered, "Answered", FromWorker, Running, Without, 8),
+	{KindInflight, "Inflight", FromWorker, Running, Without, InflightSize, InflightSize, 1},
 	{KindAccepted, "Accepted", FromWorker, Running, Without, AcceptedSize, AcceptedSize, MaxBatch},
 	{KindEnded, "Ended", FromWorker, Running, Without, EndedSize, EndedSize, MaxBatch},
 

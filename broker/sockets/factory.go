@@ -75,6 +75,9 @@ type Family struct {
 // Factory serves one worker after the other.
 type Factory struct {
 	cfg Config
+	// OnInflight answers a front end of vhost-user in the worker's place. Where there
+	// can be none, it is nil: a worker that asks is not ours any more.
+	OnInflight func(*ipc.Inflight)
 	// OnEvent is called for the worker's events.
 	OnEvent func(code uint32)
 	// OnFigures takes a message of the worker's with figures, which is of this kind.
@@ -169,6 +172,16 @@ func (f *Factory) message(kind ipc.Kind, b []byte, replies *ipc.Replies, s *serv
 		if f.OnEvent != nil {
 			f.OnEvent(e.Code)
 		}
+		return nil
+	case ipc.KindInflight:
+		var r ipc.Inflight
+		if err := r.Decode(b); err != nil {
+			return err
+		}
+		if f.OnInflight == nil {
+			return fmt.Errorf("%w: memory for what is in flight, without vhost-user", ipc.ErrMalformed)
+		}
+		f.OnInflight(&r)
 		return nil
 	case ipc.KindAccepted, ipc.KindEnded:
 		return f.flowNews(kind, b)

@@ -48,6 +48,7 @@ func work(t testing.TB, rules ...egress.Rule) *atWork {
 		V6: Family{Enabled: true, Scope: 1},
 	})
 	f.OnFigures = func(ipc.Kind, []byte) error { return nil }
+	f.OnInflight = func(*ipc.Inflight) {}
 	_ = unix.SetsockoptTimeval(ours, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 100_000})
 	_ = unix.SetsockoptTimeval(theirs, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
 	w := &atWork{f, theirs, make(chan error, 1)}

@@ -37,6 +37,24 @@ func TestRecordsTaken(t *testing.T) {
 	}
 }
 
+// TestInflightUnasked: memory for what is in flight is asked for by workers for
+// vhost-user alone.
+func TestInflightUnasked(t *testing.T) {
+	var f Factory
+	rec := ipctest.Records()[ipc.KindInflight]
+	if err := f.message(ipc.KindInflight, rec, nil, nil); !errors.Is(err, ipc.ErrMalformed) {
+		t.Errorf("without vhost-user: %v", err)
+	}
+	var got ipc.Inflight
+	f.OnInflight = func(r *ipc.Inflight) { got = *r }
+	if err := f.message(ipc.KindInflight, rec, nil, nil); err != nil || got.Bytes != 4096 || got.Ring != 64 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := f.message(ipc.KindInflight, rec[:len(rec)-1], nil, nil); !errors.Is(err, ipc.ErrMalformed) {
+		t.Errorf("cut off: %v", err)
+	}
+}
+
 // TestFiguresUnasked: figures are for whoever has asked, and what that says is the
 // worker's end. Where there is nobody, any are.
 func TestFiguresUnasked(t *testing.T) {

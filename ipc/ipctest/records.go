@@ -21,6 +21,8 @@ func Records() map[ipc.Kind][]byte {
 		Retransmits: 2, Listener: 3}).Encode(flow)
 	(&ipc.Figures{ID: 1, First: uint16(ipc.NumFigures - 2), N: 2, Values: [ipc.FigureValues]uint64{1, 1 << 63}}).Encode(figures)
 	(&ipc.Answered{ID: 1, Next: 64}).Encode(answered)
+	inflight := make([]byte, ipc.InflightSize)
+	(&ipc.Inflight{Bytes: 4096, Queues: 2, Ring: 64, Payload: ipc.InflightPayload}).Encode(inflight)
 	accepted, ended := make([]byte, ipc.AcceptedSize), make([]byte, ipc.EndedSize)
 	(&ipc.Accepted{Token: 7, Listener: 3, Port: 40000, Addr: [16]byte{15: 2}}).Encode(accepted)
 	(&ipc.Ended{Token: 7, How: ipc.EndReset, Sent: 1, Received: 1 << 40, SentPackets: 2, ReceivedPackets: 1 << 63}).Encode(ended)
@@ -45,6 +47,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindFlow:     flow,
 		ipc.KindFigures:  figures,
 		ipc.KindAnswered: answered,
+		ipc.KindInflight: inflight,
 
 		ipc.AgentKindSetup: (&ipc.AgentSetup{ID: 1, Flags: ipc.AgentSetupConfigure, Name: interfaceName("eth0"), MAC: [6]byte{2, 0, 0, 0, 0, 1},
 			MTU: 65520, QueueLen: 1000}).Encode(),

@@ -184,10 +184,12 @@ func Broker() List {
 	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own, WorkerStart()))}
 }
 
-// BrokerVhost is Broker where the link is vhost-user. It maps nothing: all that it has
-// beside Broker's is for a worker that replaces another.
+// BrokerVhost is Broker where the link is vhost-user. It maps nothing: what it has
+// beside Broker's is for a worker that replaces another, but for memory that it makes and
+// passes on.
 func BrokerVhost() List {
-	own := brokerRunning()
+	own := join(brokerRunning(), each("broker/guestsock", "memory for what is in flight, for the front end to keep", "memfd_create", 1,
+		unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL, unix.MFD_CLOEXEC))
 	return List{Name: "broker-vhost", Doc: "broker for vhost-user, after set-up", Rules: join(own, inherited(own, WorkerVhostStart()))}
 }
 

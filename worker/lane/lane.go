@@ -344,6 +344,16 @@ func (l *Lane) WatchLink(fd int32, sub uint32) syscall.Errno {
 // UnwatchLink implements link.Watcher.
 func (l *Lane) UnwatchLink(fd int32) { l.poll.Remove(fd) }
 
+// NewInflight implements link.Watcher: the broker answers.
+func (l *Lane) NewInflight(bytes, queues, ring, payload int) error {
+	var rec [ipc.InflightSize]byte
+	(&ipc.Inflight{Bytes: uint32(bytes), Queues: uint16(queues), Ring: uint16(ring), Payload: uint32(payload)}).Encode(rec[:])
+	if e := l.channel.send(rec[:]); e != 0 {
+		return e
+	}
+	return nil
+}
+
 // Write implements flow.Writer.
 func (l *Lane) Write(fd int32, b []byte) (int, syscall.Errno) {
 	n, e := l.Sockets.Write(fd, b)

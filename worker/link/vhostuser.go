@@ -20,6 +20,8 @@ type Watcher interface {
 	WatchLink(fd int32, sub uint32) syscall.Errno
 	// UnwatchLink ends that.
 	UnwatchLink(fd int32)
+	// NewInflight is vhostuser.Config's.
+	NewInflight(bytes, queues, ring, payload int) error
 }
 
 // Watched is a link with several descriptors.
@@ -130,13 +132,17 @@ func NewVhostUser(last Link, fd int32, mtu int) Link {
 		v.tx[i] = txQueue{queue: queue{kick: -1, call: -1}, pair: uint8(i)}
 	}
 	v.active = v.spaces[:0]
-	v.session = vhostuser.New(fd, vhostuser.Config{Features: vhostuser.Features, MTU: mtu}, v)
+	v.session = vhostuser.New(fd, vhostuser.Config{Features: vhostuser.Features, MTU: mtu, NewInflight: v.newInflight}, v)
 	return v
 }
 
 func (v *vhostUser) FD() int32           { return v.fd }
 func (v *vhostUser) WantWrite() bool     { return false }
 func (v *vhostUser) Counters() *Counters { return &v.counters }
+
+func (v *vhostUser) newInflight(bytes, queues, ring, payload int) error {
+	return v.watcher.NewInflight(bytes, queues, ring, payload)
+}
 
 // Attach implements Watched.
 func (v *vhostUser) Attach(w Watcher) { v.watcher = w }

@@ -43,6 +43,9 @@ func (r *rig) UnwatchLink(fd int32) {
 	delete(r.kicks, fd)
 }
 
+// NewInflight is the broker's to do.
+func (r *rig) NewInflight(int, int, int, int) error { return syscall.ENOSYS }
+
 // newRig negotiates. Buffers for frames to the guest have size bytes.
 func newRig(t testing.TB, c frontend.Config, size int) *rig {
 	t.Helper()

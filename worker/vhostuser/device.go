@@ -108,8 +108,8 @@ type Config struct {
 	Features uint64  // of virtio, Features or fewer
 	MAC      [6]byte // of the guest, zero: it has its own
 	MTU      int     // of the guest's link, in bytes of IP packet
-	// NewInflight has somebody make memory for chains in flight and answer the front
-	// end, in a payload of that many bytes: the worker can neither make it nor pass
-	// its descriptor. nil: the feature is not offered.
-	NewInflight func(queues, ring, payload int) error
+	// NewInflight has somebody make memory for chains in flight, of so many bytes,
+	// and answer the front end, in a payload of that length: a worker can neither
+	// make it nor pass its descriptor. nil: the feature is not offered.
+	NewInflight func(bytes, queues, ring, payload int) error
 }

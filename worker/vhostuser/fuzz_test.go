@@ -81,7 +81,7 @@ func FuzzSession(f *testing.F) {
 		}
 		fds := newPalette(t)
 		c := config()
-		c.NewInflight = func(int, int, int) error { return nil }
+		c.NewInflight = func(int, int, int, int) error { return nil }
 		fe := connect(t, c)
 		src := fuzz.Source{B: b}
 		var err error

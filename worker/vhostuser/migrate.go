@@ -50,7 +50,7 @@ func (s *Session) getInflightFD(b []byte) error {
 	if err := p.decode(b); err != nil {
 		return err
 	}
-	if err := s.config.NewInflight(p.queues, p.ring, len(b)); err != nil {
+	if err := s.config.NewInflight(int(p.need()), p.queues, p.ring, len(b)); err != nil {
 		return malformed("%v", err)
 	}
 	return nil

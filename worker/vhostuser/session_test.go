@@ -285,8 +285,8 @@ func TestInflight(t *testing.T) {
 	c := config()
 	var asked []int
 	var fail error
-	c.NewInflight = func(queues, ring, payload int) error {
-		asked = []int{queues, ring, payload}
+	c.NewInflight = func(bytes, queues, ring, payload int) error {
+		asked = []int{bytes, queues, ring, payload}
 		return fail
 	}
 	f := connect(t, c)
@@ -296,7 +296,7 @@ func TestInflight(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.silent()
-	if !slices.Equal(asked, []int{4, 1024, 20}) {
+	if !slices.Equal(asked, []int{65792, 4, 1024, 20}) {
 		t.Errorf("asked %v", asked)
 	}
 	size := uint64(4 * vhost.InflightSize(1024))
@@ -452,7 +452,7 @@ func TestMalformed(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := config()
-			c.NewInflight = func(int, int, int) error { t.Error("asked for memory"); return nil }
+			c.NewInflight = func(int, int, int, int) error { t.Error("asked for memory"); return nil }
 			f := connect(t, c)
 			f.negotiate()
 			f.tell(setMemTable, table(), memfd(t, 1<<20))
@@ -464,7 +464,7 @@ func TestMalformed(t *testing.T) {
 	}
 	t.Run("in flight in a socket", func(t *testing.T) {
 		c := config()
-		c.NewInflight = func(int, int, int) error { return nil }
+		c.NewInflight = func(int, int, int, int) error { return nil }
 		f := connect(t, c)
 		f.negotiate()
 		f.ends("this is none", setInflightFD, inflightPayload(1<<20, 1, 1), socket)
