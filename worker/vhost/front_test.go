@@ -34,6 +34,10 @@ func newFront(t testing.TB, size int, writable, indirect, event bool) *front {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Munmap(mem) })
+	return newFrontIn(t, mem, size, writable, indirect, event)
+}
+
+func newFrontIn(t testing.TB, mem []byte, size int, writable, indirect, event bool) *front {
 	f := &front{t: t, mem: mem}
 	if err := f.m.Set([]Region{{guestBase, userBase, mem}}); err != nil {
 		t.Fatal(err)

@@ -100,7 +100,10 @@ func (r *Ring) recover() error {
 		return r.broken("too little memory for what is in flight")
 	}
 	*f = inflight{mem: m, size: size, batch: make([]uint16, 0, size)}
-	if binary.LittleEndian.Uint16(m[8:]) == 0 { // new
+	// The last batch may have been shown without that being noted. An index further away
+	// is of another life of the ring, before its guest has set it up anew.
+	last := r.usedAt - binary.LittleEndian.Uint16(m[14:])
+	if binary.LittleEndian.Uint16(m[8:]) == 0 || int(last) > size { // new
 		clear(m[:InflightSize(size)])
 		binary.LittleEndian.PutUint16(m[8:], inflightVersion)
 		binary.LittleEndian.PutUint16(m[10:], uint16(size))
@@ -111,10 +114,7 @@ func (r *Ring) recover() error {
 		return r.broken("what is in flight is noted in version %d for %d descriptors", v, n)
 	}
 	head := binary.LittleEndian.Uint16(m[12:])
-	for n := r.usedAt - binary.LittleEndian.Uint16(m[14:]); n > 0; n-- {
-		if int(head) >= size || int(n) > size {
-			return r.broken("what is in flight makes no sense")
-		}
+	for ; last > 0 && int(head) < size; last-- {
 		e := f.entry(head)
 		e[0] = 0
 		head = binary.LittleEndian.Uint16(e[6:])

@@ -3,7 +3,6 @@
 package vhost
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -69,6 +68,7 @@ type Ring struct {
 	flags  uint16 // of the used ring
 	called uint16 // its end at the last look at whether to call
 	known  bool   // called is of this run
+	held   int    // chains that were taken and are not shown as used
 
 	inflight inflight
 }
@@ -147,6 +147,9 @@ func (r *Ring) broken(format string, args ...any) error {
 // Err is why the ring is of no use, nil: it is.
 func (r *Ring) Err() error { return r.err }
 
+// idle tells that there is nothing to do with the ring: it is of no use, or was not started.
+func (r *Ring) idle() bool { return r.err != nil || r.s.Size == 0 }
+
 // Base is the entry of the available ring that would be taken next, for whoever goes on
 // with the ring. Preconditions: what was taken was given back.
 func (r *Ring) Base() uint16 { return r.next }
@@ -154,7 +157,7 @@ func (r *Ring) Base() uint16 { return r.next }
 // Waiting is how many chains there are to take, as far as has been seen; none: it
 // looks.
 func (r *Ring) Waiting() int {
-	if r.err != nil {
+	if r.idle() {
 		return 0
 	}
 	if r.next == r.seen {
@@ -163,9 +166,9 @@ func (r *Ring) Waiting() int {
 	return int(r.seen-r.next) + r.inflight.left()
 }
 
-// look reads how far the available ring goes.
+// look reads how far the available ring goes. It tells whether there is something to take.
 func (r *Ring) look() bool {
-	if r.err != nil {
+	if r.idle() {
 		return false
 	}
 	end := load16(r.avail, 2)
@@ -180,15 +183,20 @@ func (r *Ring) look() bool {
 // Pop takes the next chain, whose pieces it puts into a. It reports false if there is
 // none, a has no room for it, or the ring is broken (Err).
 func (r *Ring) Pop(c *Chain, a *Arena) bool {
-	if head, ok := r.inflight.first(); ok {
+	if head, ok := r.inflight.first(); ok && !r.idle() {
 		c.head, c.again = head, true
 		if !r.walk(c, a) {
 			return false
 		}
 		r.inflight.again = r.inflight.again[1:]
+		r.held++
 		return true
 	}
 	if r.next == r.seen && !r.look() || r.err != nil {
+		return false
+	}
+	if r.held == r.s.Size {
+		_ = r.broken("more chains are in use than %d", r.s.Size)
 		return false
 	}
 	at := ringHead + int(r.next)&(r.s.Size-1)*availEntry
@@ -201,131 +209,18 @@ func (r *Ring) Pop(c *Chain, a *Arena) bool {
 		return false
 	}
 	r.next++
+	r.held++
 	r.inflight.taken(c.head)
 	return true
 }
 
 // Unpop puts back what was taken last and not given back.
 func (r *Ring) Unpop(c *Chain) {
+	r.held--
 	if c.again {
 		r.inflight.unread()
 		return
 	}
 	r.next--
 	r.inflight.returned(c.head)
-}
-
-// descriptor is one, as it was read.
-type descriptor struct {
-	addr  uint64
-	len   uint32
-	flags uint16
-	next  uint16
-}
-
-func readDescriptor(table []byte, i int) descriptor {
-	b := table[i*descSize : (i+1)*descSize]
-	return descriptor{
-		addr:  binary.LittleEndian.Uint64(b),
-		len:   binary.LittleEndian.Uint32(b[8:]),
-		flags: binary.LittleEndian.Uint16(b[12:]),
-		next:  binary.LittleEndian.Uint16(b[14:]),
-	}
-}
-
-// walk collects the pieces of a chain.
-func (r *Ring) walk(c *Chain, a *Arena) bool {
-	table, i, indirect := r.desc, int(c.head), false
-	first := len(a.pieces)
-	c.Len = 0
-	for left := len(table) / descSize; ; left-- {
-		if left == 0 {
-			_ = r.broken("a chain without end")
-			return false
-		}
-		d := readDescriptor(table, i)
-		if d.flags&descIndirect != 0 {
-			if table = r.table(&d, indirect); table == nil {
-				return false
-			}
-			i, left, indirect = 0, len(table)/descSize+1, true
-			continue
-		}
-		if d.flags&descWrite != 0 != r.s.Writable {
-			_ = r.broken("a buffer of the wrong direction")
-			return false
-		}
-		if !r.pieces(c, a, first, &d) {
-			return false
-		}
-		if d.flags&descNext == 0 {
-			break
-		}
-		if i = int(d.next); i >= len(table)/descSize {
-			_ = r.broken("descriptor %d follows, of %d", i, len(table)/descSize)
-			return false
-		}
-	}
-	c.Pieces = a.pieces[first:len(a.pieces):len(a.pieces)]
-	c.at = a.at[first:len(a.at):len(a.at)]
-	return true
-}
-
-// table finds a table of descriptors, virtio 1.3 section 2.7.5.3.
-func (r *Ring) table(d *descriptor, within bool) []byte {
-	switch {
-	case !r.s.Indirect:
-		_ = r.broken("a table of descriptors, which was not agreed on")
-	case within:
-		_ = r.broken("a table of descriptors within another")
-	case d.flags&descNext != 0:
-		_ = r.broken("a descriptor behind a table of them")
-	case d.len == 0 || d.len%descSize != 0 || d.len > MaxRing*descSize:
-		_ = r.broken("a table of descriptors of %d bytes", d.len)
-	default:
-		if t := r.mem.guestOne(d.addr, uint64(d.len)); t != nil {
-			return t
-		}
-		_ = r.broken("a table of descriptors outside the guest's memory, at %#x", d.addr)
-	}
-	return nil
-}
-
-// pieces adds what a descriptor describes, which may lie in several regions.
-func (r *Ring) pieces(c *Chain, a *Arena, first int, d *descriptor) bool {
-	addr, n := d.addr, uint64(d.len)
-	if c.Len+int(d.len) > maxChainLen {
-		_ = r.broken("a chain of more than %d bytes", maxChainLen)
-		return false
-	}
-	c.Len += int(d.len)
-	for n > 0 {
-		reg := find(r.mem.guest, addr, guestAddr)
-		var b []byte
-		if reg != nil {
-			b = reg.from(reg.Guest, addr)
-		}
-		if b == nil {
-			_ = r.broken("a buffer outside the guest's memory, at %#x", addr)
-			return false
-		}
-		b = b[:min(uint64(len(b)), n)]
-		b = b[:len(b):len(b)]
-		if len(a.pieces)-first == MaxPieces {
-			_ = r.broken("a chain of more than %d pieces", MaxPieces)
-			return false
-		}
-		if len(a.pieces) == cap(a.pieces) {
-			if first == 0 {
-				_ = r.broken("a chain of more than %d pieces", cap(a.pieces))
-			}
-			a.drop(first)
-			return false
-		}
-		a.pieces = append(a.pieces, b)
-		a.at = append(a.at, addr)
-		addr += uint64(len(b))
-		n -= uint64(len(b))
-	}
-	return true
 }

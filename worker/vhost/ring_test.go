@@ -92,8 +92,16 @@ func randomRun(t *testing.T, rnd *rand.Rand, f *front) {
 			held, chains = held[:0], chains[:0]
 			a.Reset()
 		case 3:
-			if f.r.EnableKicks() != (len(offered) > 0) {
+			// Of a ring to receive by, what was seen before is no news.
+			want, seen := len(offered) > 0, f.r.seen
+			if writable := f.s.Writable; writable {
+				want = seen != f.idx
+			}
+			if f.r.EnableKicks() != want {
 				t.Fatalf("%d are offered", len(offered))
+			}
+			if event := load16(f.used(), ringHead+f.s.Size*usedEntry); f.s.EventIdx && event != seen {
+				t.Fatalf("a kick is wanted at %d, seen was %d", event, seen)
 			}
 			if rnd.Intn(2) == 0 {
 				f.r.DisableKicks()
@@ -190,7 +198,27 @@ func TestBroken(t *testing.T) {
 			f.put(f.mem, 2047, guestBase, 1, 0, 0)
 			f.idx = 1
 			f.show()
-		}, "more than 1024 pieces"},
+		}, "more than 1024 descriptors"},
+		"many descriptors of nothing": {2048, false, func(f *front) {
+			for i := range 2048 {
+				f.put(f.mem, i, guestBase, 0, descNext, uint16((i+1)%2048))
+			}
+			f.idx = 1
+			f.show()
+		}, "more than 1024 descriptors"},
+		"table of 16400 bytes": {8, true, func(f *front) {
+			f.put(f.mem, 0, guestBase, 16*(MaxPieces+1), descIndirect, 0)
+			f.idx = 1
+			f.show()
+		}, "of 16400 bytes"},
+		"bytes of several": {8, false, func(f *front) {
+			for i := range 7 {
+				f.put(f.mem, i, guestBase, 4<<20, descNext, uint16(i+1))
+			}
+			f.put(f.mem, 7, guestBase, maxChainLen, 0, 0)
+			f.idx = 1
+			f.show()
+		}, "more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFront(t, tt.size, false, tt.indirect, false)
@@ -257,10 +285,17 @@ func TestRegions(t *testing.T) {
 	}
 	for name, all := range map[string][]Region{
 		"empty":       {{0, 0, nil}},
-		"round guest": {{1<<64 - 1, 0, f.mem[:2]}},
-		"round user":  {{0, 1<<64 - 1, f.mem[:2]}},
-		"overlap":     {{0, 0, f.mem[:4096]}, {4095, 1 << 20, f.mem[:1]}},
-		"overlap u":   {{0, 0, f.mem[:4096]}, {1 << 20, 4095, f.mem[:1]}},
+		"round guest": {{1<<64 - 4096, 0, f.mem[:8192]}},
+		"last guest":  {{1<<64 - 4096, 0, f.mem[:4096]}},
+		"round user":  {{0, 1<<64 - 4096, f.mem[:8192]}},
+		"last user":   {{0, 1<<64 - 4096, f.mem[:4096]}},
+		"half a page": {{0, 0, f.mem[:2048]}},
+		"not at one":  {{0, 0, f.mem[4:4100]}},
+		"odd guest":   {{1, 0, f.mem[:4096]}},
+		"odd user":    {{0, 2048, f.mem[:4096]}},
+		"overlap":     {{0, 0, f.mem[:8192]}, {4096, 1 << 20, f.mem[:4096]}},
+		"overlap u":   {{0, 0, f.mem[:8192]}, {1 << 20, 4096, f.mem[:4096]}},
+		"same twice":  {{0, 0, f.mem[:4096]}, {0, 0, f.mem[:4096]}},
 		"many":        make([]Region, MaxRegions+1),
 	} {
 		if err := f.m.Set(all); !errors.Is(err, ErrMemory) {
@@ -378,14 +413,25 @@ func TestInflight(t *testing.T) {
 	for name, do := range map[string]func(){
 		"version": func() { notes[8] = 7 },
 		"size":    func() { notes[10] = 9 },
-		"batch":   func() { notes[14] = 0; notes[12] = 200 },
-		"far":     func() { binary.LittleEndian.PutUint16(notes[14:], 500) },
 	} {
 		was := bytes.Clone(notes)
 		do()
 		var r Ring
 		if err := r.Start(&f.m, &f.s); !errors.Is(err, ErrRing) {
 			t.Errorf("%s: %v", name, err)
+		}
+		copy(notes, was)
+	}
+	for name, do := range map[string]func(){
+		"a batch of what is not there": func() { notes[14] = 0; notes[12] = 200 },
+		"of another life":              func() { notes[14] = 100; notes[inflightHead] = 1 },
+	} {
+		was := bytes.Clone(notes)
+		do()
+		f.s.Base = 6
+		var r Ring
+		if err := r.Start(&f.m, &f.s); err != nil || r.Waiting() != 0 || notes[14] != 6 {
+			t.Errorf("%s: %v, %d wait, used are %d", name, err, r.Waiting(), notes[14])
 		}
 		copy(notes, was)
 	}

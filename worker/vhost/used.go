@@ -5,15 +5,15 @@ package vhost
 import "encoding/binary"
 
 // Use gives a chain back, of which the first written bytes were written to. The guest
-// sees it after Publish.
+// sees it after Publish. Each has an entry of its own, in order too (VIRTIO_F_IN_ORDER), where one for
+// several would do: the guest is told then how much was written to each.
 func (r *Ring) Use(c *Chain, written int) {
-	if r.err != nil {
+	if r.idle() {
 		return
 	}
 	i := int(r.usedAt) & (r.s.Size - 1)
 	at := ringHead + i*usedEntry
-	binary.LittleEndian.PutUint32(r.used[at:], uint32(c.head))
-	binary.LittleEndian.PutUint32(r.used[at+4:], uint32(written))
+	binary.LittleEndian.PutUint64(r.used[at:], uint64(c.head)|uint64(uint32(written))<<32)
 	r.inflight.used(c.head)
 	r.usedAt++
 	if r.mem.log == nil {
@@ -33,6 +33,7 @@ func (r *Ring) Publish() (call bool) {
 	if r.shown == r.usedAt || r.err != nil {
 		return false
 	}
+	r.held -= int(r.usedAt - r.shown)
 	r.shown = r.usedAt
 	r.show()
 	r.inflight.shown(r.usedAt)
@@ -64,29 +65,36 @@ func (r *Ring) wantsCall() bool {
 
 // DisableKicks tells the guest that we look by ourselves. It may kick all the same.
 func (r *Ring) DisableKicks() {
-	if r.err != nil || r.s.EventIdx || r.flags != 0 {
+	if r.idle() || r.s.EventIdx || r.flags != 0 {
 		return // with an event index, one that is passed is not passed again
 	}
 	r.flags = usedNoNotify
 	r.show()
 }
 
-// EnableKicks asks for a kick when there is something to take, and looks once more: more
-// says that there is something already.
+// EnableKicks asks for a kick when a chain becomes available, and looks once more: more
+// says that there is something already, for which there may be no kick. Of a ring by which the
+// guest receives, that is only what has come since the last look: who has too few of these waits for others.
 func (r *Ring) EnableKicks() (more bool) {
-	if r.err != nil {
+	if r.idle() {
 		return false
 	}
+	known := r.seen
 	switch at := ringHead + r.s.Size*usedEntry; {
 	case !r.s.EventIdx && r.flags != 0:
 		r.flags = 0
 		r.show()
 	case r.s.EventIdx:
-		if !store16(r.used, at, r.next) {
+		// One that is passed already is not passed again: it has to be the end.
+		if !store16(r.used, at, known) {
 			_ = r.broken("what is behind it does not stop changing")
 			return false
 		}
 		r.logUsed(at, 2)
 	}
-	return r.inflight.left() > 0 || r.look()
+	waits := r.look()
+	if r.s.Writable {
+		return r.seen != known
+	}
+	return waits || r.inflight.left() > 0
 }
