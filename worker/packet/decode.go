@@ -23,7 +23,7 @@ type Packet struct {
 	// More is what follows Frame, after DecodeSplit: its first Beyond bytes belong
 	// to the packet, and are upper-layer payload. End is that of Frame then.
 	More   [][]byte
-	Beyond int
+	Beyond int // bytes
 
 	// Fragment tells that the packet is a part of one: its offset is not zero,
 	// or more fragments follow. Then Payload is this part of what reassembly

@@ -47,7 +47,7 @@ type TCP struct {
 
 	// More is where the payload goes on, for Beyond bytes: see Packet.
 	More   [][]byte
-	Beyond int
+	Beyond int // bytes
 
 	// Options. The first three count only in segments with SYN, SACK only in
 	// those without; elsewhere they are not reported.
