@@ -243,16 +243,13 @@ func (t *Translator) pushAll(i uint32, c *conn) {
 
 // lastOf looks behind a peek that brought less than was asked for. What comes
 // later makes a new event, so the socket is left alone until then. But if the
-// host's FIN is there, it goes with the last segment. Where a short read may also
-// have ended at urgent data, or where the memory did that was reserved, the end has
-// to be seen. That there are urgent data is known no later than that the host has
-// closed.
+// host's FIN is there, it goes with the last segment. The end has to be seen, since a
+// short read may also end at urgent data. Of those the kernel may not have told: the
+// urgent byte may have come, out of order, before the segment that announces it.
 func (t *Translator) lastOf(i uint32, c *conn, b []byte, n int) (all []byte, fin bool) {
 	if len(b) > 0 && c.has(flagHostClosed) {
-		if c.set(flagEnd); c.has(flagUrgent) || t.into != nil {
-			c.clear(flagEnd)
-			b = t.buf[:len(b)+t.peekTo(i, c, c.sndNxt+uint32(len(b)), len(b), n)]
-		}
+		c.clear(flagEnd)
+		b = t.buf[:len(b)+t.peekTo(i, c, c.sndNxt+uint32(len(b)), len(b), n)]
 	}
 	if c.has(flagEnd) {
 		t.hostEOF(c, c.sndNxt+uint32(len(b)))
