@@ -58,8 +58,6 @@ func sharing() []Rule {
 		{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_SHARED|unix.MAP_NORESERVE)},
 			Why: "the guest's memory, of passed descriptors: shared, never executable", User: vhostuser},
 		{Call: "fcntl", Args: []Arg{is(1, unix.F_GET_SEALS)}, Why: "whether a passed descriptor is one of memory", User: vhostuser},
-		{Call: "fcntl", Args: []Arg{is(1, unix.F_SETFL), is(2, unix.O_RDWR|unix.O_NONBLOCK)},
-			Why: "passed events do not block", User: vhostuser},
 		{Call: "fstat", Why: "the size of passed memory", User: vhostuser},
 		{Call: "preadv2", Args: []Arg{is(5, unix.RWF_NOWAIT)}, Why: "whether a passed descriptor is an event", User: vhostuser},
 	}

@@ -3,14 +3,11 @@
 package vhostuser
 
 import (
-	"errors"
 	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
-
-var errNoEvent = errors.New("the descriptor is no eventfd")
 
 // maxClosers is how many threads may close descriptors beside us.
 const maxClosers = 4
@@ -77,16 +74,6 @@ func isEvent(fd int) bool {
 	}
 	_, err := unix.Preadv2(fd, [][]byte{tooShort[:]}, -1, unix.RWF_NOWAIT)
 	return err == unix.EINVAL
-}
-
-// usableEvent tells whether a descriptor is an eventfd, and makes it one that does
-// not block, unless the front end wants otherwise.
-func usableEvent(fd int) error {
-	if !isEvent(fd) {
-		return errNoEvent
-	}
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_RDWR|unix.O_NONBLOCK)
-	return err
 }
 
 func closeFD(fd int) { _ = unix.Close(fd) }

@@ -55,8 +55,9 @@ func (f *Inflight) Queue(i int) []byte {
 	return f.Mem[i*n : (i+1)*n : (i+1)*n]
 }
 
-// Queue is what is known of a queue. The descriptors are the session's, non-blocking,
-// and valid until the Device was told of others.
+// Queue is what is known of a queue. The descriptors are the session's, and valid
+// until the Device was told of others. A write to an eventfd waits where that is full,
+// which only a front end that wants it brings about.
 type Queue struct {
 	Size      int    // descriptors, a power of two up to MaxRing
 	Desc      uint64 // address of the descriptors, as the front end has it

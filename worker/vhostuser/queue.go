@@ -136,8 +136,8 @@ func (s *Session) eventFD(b []byte) (i, fd int, err error) {
 	case v&noFD != 0:
 		return i, none, nil
 	}
-	if err := usableEvent(s.fds[0]); err != nil {
-		return 0, none, malformed("queue %d: %v", i, err)
+	if !isEvent(s.fds[0]) {
+		return 0, none, malformed("queue %d: the descriptor is no eventfd", i)
 	}
 	return i, s.takeFD(), nil
 }

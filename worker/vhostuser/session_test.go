@@ -541,25 +541,6 @@ func TestGoneBeforeTheAnswer(t *testing.T) {
 	}
 }
 
-// TestFullEvent: an event that is as full as can be does not block who tells of it.
-func TestFullEvent(t *testing.T) {
-	f := running(t)
-	call := event(t)
-	if _, err := unix.Write(call, longs(^uint64(0)-1)); err != nil {
-		t.Fatal(err)
-	}
-	f.tell(setVringCall, longs(1), call)
-	within(t, func() {
-		if n, err := unix.Write(int(f.s.Queue(1).Call), longs(1)); err != unix.EAGAIN {
-			t.Errorf("%d, %v", n, err)
-		}
-	})
-	var b [8]byte
-	if _, err := unix.Read(call, b[:]); err != nil || u64(b[:]) != ^uint64(0)-1 {
-		t.Errorf("%#x, %v: something was taken of it", u64(b[:]), err)
-	}
-}
-
 // TestDescriptorsLost: more descriptors than may be open end the connection, and
 // those that came are closed.
 func TestDescriptorsLost(t *testing.T) {
