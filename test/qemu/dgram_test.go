@@ -24,26 +24,35 @@ func needDgram(t *testing.T) {
 	}
 }
 
-// TestDgram has QEMU's -netdev dgram on a path of its own and passt on another: QEMU's
-// socket is connected to nobody. passt finds out that it has gone.
-func TestDgram(t *testing.T) {
-	needDgram(t)
-	lab := netlab.New(t, netlab.Options{})
-	dir, err := os.MkdirTemp(netlab.Stage(), "dgram")
+// startMessages starts passt with a socket of that type, for one machine, in a folder
+// where the machine may make one too.
+func startMessages(t *testing.T, lab *netlab.Lab, typ string) (p *netlab.Proc, path string) {
+	t.Helper()
+	dir, err := os.MkdirTemp(netlab.Stage(), typ)
 	if err == nil {
 		err = os.Chmod(dir, 0o777)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, theirs := filepath.Join(dir, "passt"), filepath.Join(dir, "qemu")
-	p := lab.StartPasta(netlab.GuestSpec{Binary: program(t), User: netlab.Nobody, Timeout: 10 * time.Minute},
-		"-f", "-s", ours, "--socket-type", "dgram", "--one-off", "-m", "1500")
+	path = filepath.Join(dir, "passt")
+	p = lab.StartPasta(netlab.GuestSpec{Binary: program(t), User: netlab.Nobody, Timeout: 10 * time.Minute},
+		"-f", "-s", path, "--socket-type", typ, "--one-off", "-m", "1500")
 	for tries := 0; !strings.Contains(p.Output(), "socket bound at"); tries++ {
 		if time.Sleep(10 * time.Millisecond); tries > 2000 || p.Exited() {
 			t.Fatalf("passt does not come up: %s", p.Output())
 		}
 	}
+	return p, path
+}
+
+// TestDgram has QEMU's -netdev dgram on a path of its own and passt on another: QEMU's
+// socket is connected to nobody. passt finds out that it has gone.
+func TestDgram(t *testing.T) {
+	needDgram(t)
+	lab := netlab.New(t, netlab.Options{})
+	p, ours := startMessages(t, lab, "dgram")
+	theirs := filepath.Join(filepath.Dir(ours), "qemu")
 	v := boot(t, lab.Host, netdev("dgram,id=n,local.type=unix,local.path="+theirs+",remote.type=unix,remote.path="+ours))
 	v.lease(t, true)
 	testPing(t, v)
