@@ -182,7 +182,8 @@ func (v *vm) back(t *testing.T, lab *netlab.Lab) {
 	since := time.Now()
 	for v.reaches("192.0.2.9") != nil {
 		if time.Since(since) > 30*time.Second {
-			t.Fatal("no connection again")
+			_, state := v.run("sh", "-c", "ip -s link show eth0; cat /proc/interrupts")
+			t.Fatalf("no connection again\n%s", state)
 		}
 	}
 	t.Logf("works again after %v", time.Since(since).Round(100*time.Millisecond))

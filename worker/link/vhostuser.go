@@ -315,6 +315,7 @@ func (v *vhostUser) Start(i int, q *vhostuser.Queue) error {
 		v.rx[i/2].most = r.Waiting()
 	}
 	r.started, r.enabled, r.polled = true, q.Enabled, q.Kick < 0
+	r.owed = true // for what whoever was before us has not called for
 	v.reckon()
 	return nil
 }
@@ -351,6 +352,10 @@ func (v *vhostUser) reckon() {
 // Notify implements vhostuser.Device.
 func (v *vhostUser) Notify(i int, q *vhostuser.Queue) {
 	r := v.queueAt(i)
+	// A call by the descriptor of before may have reached nobody: QEMU's, of before a
+	// ring starts, leads nowhere. The guest would wait for ever, since with an event
+	// index it is called once.
+	r.owed = r.owed || r.call != q.Call
 	r.call = q.Call
 	r.polled = q.Kick < 0
 	v.watch(r, q.Kick, uint32(i+1))

@@ -527,6 +527,42 @@ func TestVhostUserStops(t *testing.T) {
 	}
 }
 
+// TestVhostUserCallsAgain: a descriptor to call by that is new is called by once, and
+// that of a ring that goes on, since nobody knows who has heard the calls before.
+func TestVhostUserCallsAgain(t *testing.T) {
+	r := newRig(t, frontend.Config{Features: all}, 4096)
+	called := func(fd int) bool {
+		_, err := unix.Read(fd, make([]byte, 8))
+		return err == nil
+	}
+	for i := range r.g.Rings {
+		fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		called(r.g.Rings[i].CallFD)
+		r.during(func() error { return r.g.Do(frontend.SetVringCall, frontend.U64(uint64(i)), fd) })
+		r.turn()
+		if !called(fd) {
+			t.Errorf("ring %d: the new descriptor is not called by", i)
+		}
+		r.turn()
+		if called(fd) {
+			t.Errorf("ring %d: called by without a reason", i)
+		}
+	}
+	r.during(r.g.Stop)
+	for i := range r.g.Rings {
+		called(r.g.Rings[i].CallFD)
+		r.during(func() error { return r.g.StartRing(i) })
+		r.turn()
+		if !called(r.g.Rings[i].CallFD) {
+			t.Errorf("ring %d goes on without a call", i)
+		}
+	}
+}
+
 // TestVhostUserBroken: a ring that holds what cannot be ends the link with a reason.
 func TestVhostUserBroken(t *testing.T) {
 	for _, ring := range []int{0, 1} {
