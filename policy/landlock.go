@@ -75,6 +75,7 @@ func LandlockNothing() Layer {
 type Paths struct {
 	Read    []string // files and directories to read
 	Execute []string // programs to start
+	Sockets []string // directories of UNIX sockets to connect to
 }
 
 // LandlockFiles limits the file system to the paths given; those that do not
@@ -92,7 +93,11 @@ func LandlockFiles(p Paths) Layer {
 	if len(p.Execute) > 0 {
 		what += " but the worker's program"
 	}
-	return restrict(r, what, r.fs, 0, r.scope&^ll.ScopeSignal, grants(read, p.Read), grants(execute, p.Execute))
+	if len(p.Sockets) > 0 {
+		what += ", sockets"
+	}
+	return restrict(r, what, r.fs, 0, r.scope&^ll.ScopeSignal, grants(read, p.Read), grants(execute, p.Execute),
+		grants(ll.AccessFSResolveUnix&r.fs, p.Sockets))
 }
 
 // grants gives files only the rights that files have: the kernel refuses a
@@ -101,6 +106,9 @@ func grants(access landlock.AccessFSSet, paths []string) []landlock.Rule {
 	const onFiles = landlock.AccessFSSet(ll.AccessFSExecute | ll.AccessFSWriteFile | ll.AccessFSReadFile |
 		ll.AccessFSTruncate | ll.AccessFSIoctlDev)
 	var rules []landlock.Rule
+	if access == 0 {
+		return nil // the kernel cannot deny it, and refuses a rule without rights
+	}
 	for _, path := range paths {
 		var st unix.Stat_t
 		if unix.Stat(path, &st) != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/landlock-lsm/go-landlock/landlock"
+	llsyscall "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,6 +43,17 @@ func TestLandlockRights(t *testing.T) {
 	newest := rights(len(presets) - 1)
 	if r := rights(99); r.fs != newest.fs || r.net != newest.net || r.scope != newest.scope {
 		t.Error("rights of an unknown ABI differ from the newest known")
+	}
+}
+
+// TestSocketsGranted: a directory of sockets stays within reach where the kernel would take
+// it away, and no rule is made where it could not, which it would refuse.
+func TestSocketsGranted(t *testing.T) {
+	for abi := range 11 {
+		got := grants(llsyscall.AccessFSResolveUnix&rights(abi).fs, []string{"/", "/nonexistent"})
+		if want := map[bool]int{true: 1}[abi >= 9]; len(got) != want {
+			t.Errorf("ABI %d: %d rules, want %d", abi, len(got), want)
+		}
 	}
 }
 

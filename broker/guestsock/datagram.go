@@ -24,6 +24,10 @@ const complaintEvery = 10 * time.Second
 // maxQueued bounds the datagrams that are looked at, of a client that goes on sending.
 const maxQueued = 1 << 12
 
+// Answers tells whether the server connects to its clients' own sockets, as nobody
+// connects to a datagram socket.
+func (s *Server) Answers() bool { return !s.given && types[s.kind].number == unix.SOCK_DGRAM }
+
 // serveDatagrams serves one client after the other.
 func (s *Server) serveDatagrams(worker Worker) {
 	var complained time.Time
@@ -69,10 +73,10 @@ func (s *Server) known() bool {
 	return s.last.known
 }
 
-// errNameless is why a client cannot be answered that has no address; errShutDown why
+// errNameless is why a client cannot be answered that has no path; errShutDown why
 // nobody is heard any more: whoever has the socket, a worker too, can do that.
 var (
-	errNameless = errors.New("its sender has no address")
+	errNameless = errors.New("its sender has no path")
 	errShutDown = errors.New("it was shut down")
 )
 
@@ -134,8 +138,8 @@ func (s *Server) drop() bool {
 // meet connects to a client. What others have sent meanwhile goes, and so does all that
 // is behind it.
 func (s *Server) meet(from *unix.SockaddrUnix) error {
-	if from == nil || from.Name == "" {
-		return errNameless
+	if from == nil || from.Name == "" || from.Name[0] == '@' {
+		return errNameless // an abstract one is out of a confined process's reach
 	}
 	if err := unix.Connect(s.fd, from); err != nil {
 		return err

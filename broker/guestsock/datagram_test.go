@@ -112,8 +112,8 @@ func TestDatagramClients(t *testing.T) {
 		unix.Write(a, []byte(m))
 	}
 	fd := w.got(t)
-	if !s.Connected() {
-		t.Error("nobody is connected")
+	if !s.Connected() || !s.Answers() {
+		t.Error("nobody is connected, or is to be answered")
 	}
 	takes(t, fd, "hello", "", "frame")
 	if _, err := unix.Write(fd, []byte("answer")); err != nil {
@@ -255,6 +255,8 @@ func TestDatagramUnreachable(t *testing.T) {
 	w := newWorker()
 	go s.Serve(w)
 	log.has(t, "cannot be answered")
+	abstract := machine(t, path, "@"+path)
+	unix.Write(abstract, []byte("nor can I"))
 	a := machine(t, path, filepath.Join(dir, "a"))
 	unix.Write(a, []byte("a"))
 	takes(t, w.got(t), "a")
