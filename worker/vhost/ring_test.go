@@ -184,6 +184,13 @@ func TestBroken(t *testing.T) {
 			f.idx = 1
 			f.show()
 		}, "within another"},
+		"next in a table": {8, true, func(f *front) {
+			f.put(f.mem, 0, guestBase+tableAt, 32, descIndirect, 0)
+			f.put(f.mem[tableAt:], 0, guestBase, 1, descNext, 2) // that is a descriptor of the ring, not of the table
+			f.put(f.mem[tableAt:], 2, guestBase, 1, 0, 0)
+			f.idx = 1
+			f.show()
+		}, "descriptor 2 follows, of 2"},
 		"loop in a table": {8, true, func(f *front) {
 			f.put(f.mem, 0, guestBase+tableAt, 32, descIndirect, 0)
 			f.put(f.mem[tableAt:], 0, guestBase, 1, descNext, 1)
@@ -424,7 +431,7 @@ func TestInflight(t *testing.T) {
 	}
 	for name, do := range map[string]func(){
 		"a batch of what is not there": func() { notes[14] = 0; notes[12] = 200 },
-		"of another life":              func() { notes[14] = 100; notes[inflightHead] = 1 },
+		"of another life":              func() { notes[14] = 100; notes[inflightHead+7*inflightEntry] = 1 },
 	} {
 		was := bytes.Clone(notes)
 		do()
