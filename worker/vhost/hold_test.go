@@ -71,6 +71,29 @@ func TestNotStarted(t *testing.T) {
 	}
 }
 
+// TestStartAgain: who starts a ring without an end takes no memory by that.
+func TestStartAgain(t *testing.T) {
+	f := newFront(t, 256, false, false, true)
+	f.s.Inflight = make([]byte, InflightSize(256))
+	a := NewArena(MaxPieces)
+	start := func() {
+		if err := f.r.Start(&f.m, &f.s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start()
+	for range 200 {
+		var c Chain
+		if f.offer([2]int{bufferAt, 10}); !f.r.Pop(&c, a) {
+			t.Fatal(f.r.Err())
+		}
+	}
+	start()
+	if n := testing.AllocsPerRun(10, start); n > 1 || f.r.Waiting() != 200 {
+		t.Errorf("%v allocations, %d wait", n, f.r.Waiting())
+	}
+}
+
 // TestTableInRegions: a table of descriptors may lie in several regions that follow each other, as
 // any buffer may.
 func TestTableInRegions(t *testing.T) {

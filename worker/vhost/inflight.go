@@ -28,9 +28,15 @@ type inflight struct {
 	mem     []byte
 	size    int
 	counter uint64   // of the next chain that is taken
-	heads   []uint16 // that were in flight, in their order
-	again   []uint16 // the end of heads, which is to be taken again
+	heads   []noted  // that were in flight, in their order
+	again   []noted  // the end of heads, which is to be taken again
 	batch   []uint16 // used, and not shown yet
+}
+
+// noted is a chain that was in flight, and when it was taken.
+type noted struct {
+	head    uint16
+	counter uint64
 }
 
 func (f *inflight) left() int { return len(f.again) }
@@ -39,7 +45,7 @@ func (f *inflight) first() (head uint16, ok bool) {
 	if len(f.again) == 0 {
 		return 0, false
 	}
-	return f.again[0], true
+	return f.again[0].head, true
 }
 
 // unread puts back the one of again that was taken last.
@@ -99,7 +105,10 @@ func (r *Ring) recover() error {
 	if len(m) < InflightSize(size) {
 		return r.broken("too little memory for what is in flight")
 	}
-	*f = inflight{mem: m, size: size, batch: make([]uint16, 0, size)}
+	if cap(f.batch) < size {
+		f.batch = make([]uint16, 0, size)
+	}
+	*f = inflight{mem: m, size: size, batch: f.batch[:0], heads: f.heads[:0]}
 	// The last batch may have been shown without that being noted. An index further away
 	// is of another life of the ring, before its guest has set it up anew.
 	last := r.usedAt - binary.LittleEndian.Uint16(m[14:])
@@ -120,29 +129,21 @@ func (r *Ring) recover() error {
 		head = binary.LittleEndian.Uint16(e[6:])
 	}
 	binary.LittleEndian.PutUint16(m[14:], r.usedAt)
-	type noted struct {
-		head    uint16
-		counter uint64
-	}
-	var all []noted
 	for i := range size {
 		if e := f.entry(uint16(i)); e[0] == 1 {
 			n := noted{uint16(i), binary.LittleEndian.Uint64(e[8:])}
-			all = append(all, n)
+			f.heads = append(f.heads, n)
 			f.counter = max(f.counter, n.counter+1)
 		}
 	}
-	slices.SortFunc(all, func(a, b noted) int {
+	slices.SortFunc(f.heads, func(a, b noted) int {
 		if d := int64(a.counter - b.counter); d != 0 {
 			return int(d>>63 | 1)
 		}
 		return int(a.head) - int(b.head)
 	})
-	for _, n := range all {
-		f.heads = append(f.heads, n.head)
-	}
 	f.again = f.heads
-	r.next = r.usedAt + uint16(len(all))
+	r.next = r.usedAt + uint16(len(f.heads))
 	r.seen = r.next
 	return nil
 }

@@ -101,9 +101,10 @@ func (a *Arena) Reset() { a.pieces, a.at = a.pieces[:0], a.at[:0] }
 // drop gives back what came after the first n pieces.
 func (a *Arena) drop(n int) { a.pieces, a.at = a.pieces[:n], a.at[:n] }
 
-// Start begins with a ring. Its memory has to be there.
+// Start begins with a ring. Its memory has to be there. After an error all is as before.
 func (r *Ring) Start(m *Memory, s *Setup) error {
 	n := &Ring{mem: m, s: *s, next: s.Base, seen: s.Base}
+	n.inflight.batch, n.inflight.heads = r.inflight.batch, r.inflight.heads // their room
 	if s.Size <= 0 || s.Size > MaxRing || s.Size&(s.Size-1) != 0 {
 		return fmt.Errorf("%w: %d descriptors", ErrRing, s.Size)
 	}
