@@ -91,6 +91,7 @@ type Lane struct {
 	same       uint8     // events in a row that were its, up to regular
 
 	guest     flow.Guest
+	mtu       uint16 // as configured; that of the guest is less where the link says so
 	link      link.Link
 	direct    flow.Direct   // the same, if it is one
 	watching  link.Watched  // the same, if it has several descriptors
@@ -203,6 +204,7 @@ func (l *Lane) configure(rec []byte) error {
 	if g.Has(ipc.FlagDebug) {
 		l.flows = newFlowLog()
 	}
+	l.mtu = g.MTU
 	g.MAC = g.GuestMAC
 	g.Seen4, g.Seen6 = g.Addr4, g.Addr6
 	if g.GuestMAC != (packet.MAC{}) && g.Has(ipc.FlagIPv6) {
@@ -343,6 +345,14 @@ func (l *Lane) WatchLink(fd int32, sub uint32) syscall.Errno {
 
 // UnwatchLink implements link.Watcher.
 func (l *Lane) UnwatchLink(fd int32) { l.poll.Remove(fd) }
+
+// SetMTU implements link.Watcher: no packet to the guest is longer, and it is told of no
+// greater MTU.
+func (l *Lane) SetMTU(mtu int) {
+	if l.guest.MTU = l.mtu; mtu < l.guest.LinkMTU() {
+		l.guest.MTU = uint16(mtu)
+	}
+}
 
 // NewInflight implements link.Watcher: the broker answers.
 func (l *Lane) NewInflight(bytes, queues, ring, payload int) error {

@@ -341,6 +341,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 		l.Close(fd)
 		return nil
 	}
+	l.guest.MTU = l.mtu
 	l.link = link.New(&k, fd, l.guest.LinkMTU(), l.last)
 	l.direct, _ = l.link.(flow.Direct)
 	if l.watching, _ = l.link.(link.Watched); l.watching != nil {

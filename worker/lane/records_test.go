@@ -142,3 +142,43 @@ func TestBrokerRecords(t *testing.T) {
 		})
 	}
 }
+
+// TestMTUOfMachine: the MTU that a machine is told by its monitor counts for as long as
+// it is connected, if it is less than ours.
+func TestMTUOfMachine(t *testing.T) {
+	ours, theirs, err := ipc.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ours)
+	defer unix.Close(theirs)
+	var c ipc.Config
+	if err := c.Decode(config(0)); err != nil {
+		t.Fatal(err)
+	}
+	c.LinkKind = ipc.LinkVhostUser
+	send(t, ours, c.Encode(), -1)
+	send(t, ours, ipc.Empty(ipc.KindStart), -1)
+	l, err := New(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(int(l.poll.FD()))
+	for _, tt := range []struct{ told, want int }{{9000, 1500}, {1400, 1400}, {1450, 1450}, {68, 68}} {
+		if l.SetMTU(tt.told); l.guest.LinkMTU() != tt.want {
+			t.Errorf("told %d: %d, want %d", tt.told, l.guest.LinkMTU(), tt.want)
+		}
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[1])
+	if err := l.newLink((&ipc.Link{Kind: ipc.LinkVhostUser}).Encode(), int32(pair[0])); err != nil {
+		t.Fatal(err)
+	}
+	defer l.link.Close()
+	if l.guest.LinkMTU() != 1500 {
+		t.Errorf("the next machine: %d", l.guest.LinkMTU())
+	}
+}

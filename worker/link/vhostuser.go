@@ -22,6 +22,9 @@ type Watcher interface {
 	UnwatchLink(fd int32)
 	// NewInflight is vhostuser.Config's.
 	NewInflight(bytes, queues, ring, payload int) error
+	// SetMTU tells that the guest was told of an MTU, in bytes of IP packet, which
+	// counts until the link ends.
+	SetMTU(mtu int)
 }
 
 // Watched is a link with several descriptors.
@@ -376,8 +379,8 @@ func (v *vhostUser) watch(q *queue, kick int32, sub uint32) {
 	}
 }
 
-// SetMTU implements vhostuser.Device. We cut by the guest's own word, TCP's MSS.
-func (v *vhostUser) SetMTU(int) {}
+// SetMTU implements vhostuser.Device.
+func (v *vhostUser) SetMTU(mtu int) { v.watcher.SetMTU(mtu) }
 
 // Unknown implements vhostuser.Device.
 func (v *vhostUser) Unknown(uint32) {}

@@ -26,6 +26,7 @@ type rig struct {
 	g     *frontend.Guest
 	b     *Batch
 	kicks map[int32]uint32
+	mtu   int // that was told
 }
 
 func (r *rig) WatchLink(fd int32, sub uint32) syscall.Errno {
@@ -45,6 +46,9 @@ func (r *rig) UnwatchLink(fd int32) {
 
 // NewInflight is the broker's to do.
 func (r *rig) NewInflight(int, int, int, int) error { return syscall.ENOSYS }
+
+// SetMTU notes it.
+func (r *rig) SetMTU(mtu int) { r.mtu = mtu }
 
 // newRig negotiates. Buffers for frames to the guest have size bytes.
 func newRig(t testing.TB, c frontend.Config, size int) *rig {
@@ -616,5 +620,14 @@ func TestVhostUserAllocs(t *testing.T) {
 				header, _ = r.got(pair)
 			}
 		}
+	}
+}
+
+// TestVhostMTU: the MTU that a guest is told reaches who makes its frames.
+func TestVhostMTU(t *testing.T) {
+	r := newRig(t, frontend.Config{Features: frontend.AllFeatures}, 2048)
+	r.during(func() error { return r.g.Do(frontend.NetSetMTU, frontend.U64(1400)) })
+	if r.mtu != 1400 {
+		t.Errorf("told %d", r.mtu)
 	}
 }
