@@ -26,7 +26,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos changes krun windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos changes krun windows mutate install clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -86,6 +86,11 @@ bench: all
 bench-stream: all
 	$(GO) build -o build/bench-stream ./bench/stream
 	build/bench-stream $(if $(filter short,$(BENCH)),-short) $(STREAMFLAGS)
+
+## bench-vhost: vhost-user: passt, our stream socket and our vhost-user, with a stand-in for the front-end; BENCH=short takes about a minute
+bench-vhost: all
+	$(GO) build -o build/bench-stream ./bench/stream
+	build/bench-stream -vhost-user $(if $(filter short,$(BENCH)),-short) $(STREAMFLAGS)
 
 ## bench-sandbox: aldente beside itself without its sandbox; root
 bench-sandbox: all

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"aldente/test/netlab"
+	"aldente/test/stream/standin"
+	"aldente/test/vhost/frontend"
 )
 
 // contestant is one of the translators.
@@ -18,20 +20,33 @@ type contestant struct {
 	name   string
 	binary string
 	start  func(c contestant, host *netlab.NS, socket string, mtu int) *netlab.Proc
+	join   func(o options, socket string, mtu int) (guestEnd, error)
 	addr   string // the guest's address and prefix length
 	router string // the guest's
 }
 
+// guestEnd is a process that stands in for a virtual machine monitor.
+type guestEnd interface {
+	PID() int
+	Kill()
+}
+
 // contestants returns those that are present, aldente last.
 func contestants(o options) []contestant {
-	all := []contestant{
-		{"passt", o.passt, startPasst, netlab.Host4 + "/24", netlab.Gateway4},
-		{"gvproxy", o.gvproxy, startGvproxy, "192.168.127.2/24", "192.168.127.1"},
+	passt := func(name, binary string) contestant {
+		return contestant{name, binary, startPasst, joinStream, netlab.Host4 + "/24", netlab.Gateway4}
+	}
+	vhostUser := func(name, binary string) contestant {
+		return contestant{name, binary, startVhostUser, joinVhostUser, netlab.Host4 + "/24", netlab.Gateway4}
+	}
+	link, all := passt, []contestant{passt("passt", o.passt), {"gvproxy", o.gvproxy, startGvproxy, joinStream, "192.168.127.2/24", "192.168.127.1"}}
+	if o.vhostUser {
+		link, all = vhostUser, []contestant{vhostUser("passt", o.passt), passt(ours+", stream", o.ours)}
 	}
 	for _, v := range o.with {
-		all = append(all, contestant{v.name, v.path, startPasst, netlab.Host4 + "/24", netlab.Gateway4})
+		all = append(all, link(v.name, v.path))
 	}
-	all = append(all, contestant{ours, o.ours, startPasst, netlab.Host4 + "/24", netlab.Gateway4})
+	all = append(all, link(ours, o.ours))
 	var present []contestant
 	for _, c := range all {
 		if c.binary != "" && o.only.MatchString(c.name) {
@@ -48,6 +63,28 @@ const ours = "aldente"
 func startPasst(c contestant, host *netlab.NS, socket string, mtu int) *netlab.Proc {
 	return host.Start(netlab.Spec{User: netlab.Nobody, Timeout: time.Hour,
 		Args: []string{c.binary, "-f", "-s", socket, "--no-map-gw", "-m", fmt.Sprint(mtu), "--no-dhcp-dns", "--no-dhcp-search"}})
+}
+
+// startVhostUser is startPasst for the other link.
+func startVhostUser(c contestant, host *netlab.NS, socket string, mtu int) *netlab.Proc {
+	return host.Start(netlab.Spec{User: netlab.Nobody, Timeout: time.Hour,
+		Args: []string{c.binary, "-f", "--vhost-user", "-s", socket, "--no-map-gw", "-m", fmt.Sprint(mtu), "--no-dhcp-dns", "--no-dhcp-search"}})
+}
+
+func joinStream(o options, socket string, mtu int) (guestEnd, error) {
+	if o.plain {
+		return standin.Start(socket)
+	}
+	return standin.StartFast(socket, mtu)
+}
+
+// joinVhostUser joins with what a Linux guest behind QEMU asks for.
+func joinVhostUser(o options, socket string, mtu int) (guestEnd, error) {
+	if o.plain {
+		mtu = 0
+	}
+	return frontend.Start(frontend.Options{Socket: socket, MTU: mtu, Indirect: true, Piece: o.piece,
+		Config: frontend.Config{Features: frontend.AllFeatures, Protocol: frontend.AllProtocol, Ring: uint16(o.ring)}})
 }
 
 func startGvproxy(c contestant, host *netlab.NS, socket string, mtu int) *netlab.Proc {

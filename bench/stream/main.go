@@ -5,7 +5,7 @@
 // one that starts at 4 MiB, each row for all of them in turn, round after
 // round. A stand-in takes QEMU's place, since an emulated guest would be
 // slower than any of them. It prints medians, and the ratio of aldente to the
-// best of the others.
+// best of the others. With -vhost-user it does so for that link.
 package main
 
 import (
@@ -23,6 +23,7 @@ import (
 	"aldente/bench/report"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
+	"aldente/test/vhost/frontend"
 )
 
 type options struct {
@@ -36,6 +37,10 @@ type options struct {
 	only    *regexp.Regexp
 	rows    *regexp.Regexp
 	csv     string
+
+	plain       bool
+	vhostUser   bool
+	ring, piece int
 }
 
 // variants are further passts to measure: builds of ours with one thing
@@ -55,6 +60,7 @@ func (v *variants) Set(s string) error {
 
 func main() {
 	standin.Main()
+	frontend.Main()
 	os.Exit(netlab.Main(netlab.WithCubic(run)))
 }
 
@@ -70,6 +76,10 @@ func run() int {
 	flag.StringVar(&o.ours, "ours", "", "the passt under test (default: the repository's)")
 	flag.StringVar(&o.cache, "cache", "build/peers", "folder for what is built")
 	flag.StringVar(&o.csv, "csv", "", "also write every single measurement to this file")
+	flag.BoolVar(&o.plain, "plain", false, "leave to the guest's kernel what the link cannot do: cutting, checksums, putting segments together")
+	flag.BoolVar(&o.vhostUser, "vhost-user", false, "measure vhost-user instead, and our stream beside it")
+	flag.IntVar(&o.ring, "ring", 256, "entries of a ring of vhost-user")
+	flag.IntVar(&o.piece, "piece", 0, "most bytes of a descriptor of a sent frame, vhost-user; 0: any number")
 	flag.Var(&o.with, "with", "NAME=PATH of a further passt, again for more")
 	flag.Parse()
 	if o.rounds == 0 {
@@ -91,7 +101,7 @@ func (o *options) prepare() (err error) {
 	if o.ours == "" {
 		o.ours = filepath.Join(filepath.Dir(netlab.Pasta()), "passt")
 	}
-	if o.gvproxy == "" {
+	if o.gvproxy == "" && !o.vhostUser {
 		if o.gvproxy, err = buildGvproxy(o.cache); err != nil {
 			fmt.Fprintln(os.Stderr, "measuring without gvproxy:", err)
 		}
@@ -136,8 +146,12 @@ func bench(o options) error {
 // measure adds to the table what one set-up is good for: both directions.
 func measure(o options, t *report.Table, c contestant, w wmem, mtu int) error {
 	var rows []row
-	for _, down := range []bool{false, true} {
-		if r := (row{w, mtu, down}); o.rows.MatchString(r.String()) {
+	kinds := []kind{up, down}
+	if o.vhostUser {
+		kinds = append(kinds, roundTripsTCP, roundTripsUDP)
+	}
+	for _, k := range kinds {
+		if r := (row{w, mtu, k}); o.rows.MatchString(r.String()) {
 			rows = append(rows, r)
 		}
 	}
@@ -147,9 +161,17 @@ func measure(o options, t *report.Table, c contestant, w wmem, mtu int) error {
 	b := bed.New("bench/stream")
 	defer b.Close()
 	return bed.Try(func() {
-		s := setUp(netlab.New(b, netlab.Options{}), c, w, mtu)
+		s := setUp(o, netlab.New(b, netlab.Options{}), c, w, mtu)
 		for _, r := range rows {
-			res, err := s.bulk(r.down, o.span)
+			if network := r.kind.network(); network != "" {
+				v, err := s.roundTrips(network, o.span)
+				if err != nil {
+					fmt.Fprintf(os.Stderr, "%s, %s: %v\n%s\n", c.name, r, err, strings.TrimSpace(s.proc.Output()))
+				}
+				t.Add(r.String(), "1/s", c.name, v)
+				continue
+			}
+			res, err := s.bulk(r.kind == down, o.span)
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "%s, %s: %v\n%s\n", c.name, r, err, strings.TrimSpace(s.proc.Output()))
 			}

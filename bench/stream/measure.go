@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,15 +32,26 @@ var mtus = []int{1500, 65520}
 type row struct {
 	wmem wmem
 	mtu  int
-	down bool
+	kind kind
 }
 
 func (r row) String() string {
-	way := "up"
-	if r.down {
-		way = "down"
-	}
-	return fmt.Sprintf("tcp_wmem %s, MTU %d, %s", r.wmem.name, r.mtu, way)
+	return fmt.Sprintf("tcp_wmem %s, MTU %d, %s", r.wmem.name, r.mtu, r.kind)
+}
+
+// kind is what is measured: bulk from the guest or to it, or round trips.
+type kind string
+
+const (
+	up            kind = "up"
+	down          kind = "down"
+	roundTripsTCP kind = "TCP round trips"
+	roundTripsUDP kind = "UDP round trips"
+)
+
+// network is that of round trips, or empty.
+func (k kind) network() string {
+	return map[kind]string{roundTripsTCP: "tcp4", roundTripsUDP: "udp4"}[k]
 }
 
 // result is one measurement: Gbit/s of payload; for each GiB, processor
@@ -59,7 +71,7 @@ type stage struct {
 }
 
 // setUp starts the translator, the guest's namespace and the stand-in.
-func setUp(lab *netlab.Lab, c contestant, w wmem, mtu int) *stage {
+func setUp(o options, lab *netlab.Lab, c contestant, w wmem, mtu int) *stage {
 	tb := lab.TB
 	lab.Host.Sysctl("net/ipv4/tcp_wmem", w.value)
 	lab.Remote.Sysctl("net/ipv4/tcp_wmem", w.value)
@@ -74,7 +86,7 @@ func setUp(lab *netlab.Lab, c contestant, w wmem, mtu int) *stage {
 	s := &stage{guest: netlab.NewNS(tb, "guest"), remote: lab.Remote}
 	s.proc = c.start(c, lab.Host, socket, mtu)
 	err = s.guest.Do(func() error {
-		in, err := standin.StartFast(socket, mtu)
+		in, err := c.join(o, socket, mtu)
 		if err == nil {
 			tb.Cleanup(in.Kill)
 			s.joins = in.PID()
@@ -126,6 +138,41 @@ func (s *stage) bulk(down bool, span time.Duration) (r result, err error) {
 	}
 	gib := float64(bytes) / (1 << 30)
 	return result{float64(bytes) * 8 / 1e9 / seconds, cpu.Seconds() / gib, (cpu + rest).Seconds() / gib, again}, nil
+}
+
+// roundTrips sends a byte and waits for one to come back, over and over, and
+// returns how often that went in a second.
+func (s *stage) roundTrips(network string, span time.Duration) (float64, error) {
+	if network == "tcp4" {
+		ln := s.remote.Listen(network, remoteAddr)
+		defer ln.Close()
+		go netlab.Echo(ln)
+	} else {
+		u := s.remote.ListenUDP(network, remoteAddr)
+		defer u.Close()
+		go netlab.EchoUDP(u)
+	}
+	c, err := s.guest.DialError(network, remoteAddr, 5*time.Second)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(2*span + 5*time.Second))
+	var n int
+	var b [1]byte
+	begin := time.Now().Add(span / 4)
+	for now := time.Now(); now.Before(begin.Add(span)); now = time.Now() {
+		if _, err := c.Write(b[:]); err != nil {
+			return 0, err
+		}
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return 0, err
+		}
+		if now.After(begin) {
+			n++
+		}
+	}
+	return float64(n) / span.Seconds(), nil
 }
 
 // cpu is the processor time of the translator.
