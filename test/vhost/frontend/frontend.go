@@ -37,6 +37,8 @@ type Frontend struct {
 	Features        uint64 // of virtio, as negotiated
 	Protocol        uint64 // of the protocol, as negotiated
 	MaxPairs        int    // as the back-end says
+
+	Before func() error // if set: what Start does after it has told of the memory
 }
 
 // New negotiates with the back-end and makes memory and rings. Close ends it.
@@ -138,6 +140,11 @@ func (f *Frontend) Start() error {
 	}
 	if err := f.ShareMemory(); err != nil {
 		return err
+	}
+	if f.Before != nil {
+		if err := f.Before(); err != nil {
+			return err
+		}
 	}
 	for i := range f.Rings {
 		if err := f.StartRing(i); err != nil {
