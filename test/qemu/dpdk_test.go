@@ -61,7 +61,6 @@ const configureTap = `ip link set dt0 up && ip addr replace 192.0.2.2/24 dev dt0
 // offloads, and uses descriptors in order.
 func TestTestpmd(t *testing.T) {
 	needEvery(t)
-	needVhost(t)
 	if _, err := exec.LookPath("dpdk-testpmd"); err != nil {
 		t.Skip("DPDK's testpmd is not installed: package dpdk-dev")
 	}

@@ -157,9 +157,6 @@ func TestLibvirt(t *testing.T) {
 			if tt.system || tt.memory != "" {
 				needEvery(t)
 			}
-			if tt.memory != "" {
-				needVhost(t)
-			}
 			lab := netlab.New(t, netlab.Options{})
 			s := startLibvirt(t, lab, tt.system)
 			v := newVM(t)

@@ -155,7 +155,6 @@ func TestNetdevPasst(t *testing.T) {
 				"tcp-ports": [{"str": "2207:7"}, {"str": "2209:9"}], "udp-ports": [{"str": "2207:7"}]}`, program(t), vhost))
 			if vhost {
 				needEvery(t)
-				needVhost(t)
 				l.args = append(l.args, sharedMemory(1)...)
 			}
 			v := boot(t, lab.Host, l)

@@ -30,9 +30,8 @@ const (
 	slaac6 = "2001:db8:1:0:5054:ff:fe12:3456"
 )
 
-// reconnect is the option that makes QEMU connect again, as far as this
-// version has it.
-func reconnect(t *testing.T) string {
+// version is QEMU's: 902 is 9.2.
+func version(t *testing.T) int {
 	t.Helper()
 	out, err := exec.Command("qemu-system-x86_64", "--version").Output()
 	m := regexp.MustCompile(`version (\d+)\.(\d+)`).FindSubmatch(out)
@@ -41,7 +40,14 @@ func reconnect(t *testing.T) string {
 	}
 	major, _ := strconv.Atoi(string(m[1]))
 	minor, _ := strconv.Atoi(string(m[2]))
-	switch v := major*100 + minor; {
+	return major*100 + minor
+}
+
+// reconnect is the option that makes QEMU connect again, as far as this
+// version has it.
+func reconnect(t *testing.T) string {
+	t.Helper()
+	switch v := version(t); {
 	case v >= 902:
 		return ",reconnect-ms=500"
 	case v >= 800:
@@ -211,7 +217,7 @@ func (v *vm) ready() error {
 	case <-v.hello:
 		return nil
 	case <-v.done:
-		return errors.New("QEMU ended")
+		return fmt.Errorf("QEMU ended: %v", v.proc.ProcessState)
 	case <-time.After(2 * time.Minute):
 		return errors.New("no word from it for two minutes")
 	}
