@@ -80,10 +80,13 @@ func TestUntoldElsewhere(t *testing.T) {
 	short := make([]byte, 200)
 	short = short[:PutUDPFull(short, &ends4, 53, 4000, pattern(33))]
 	short[39] = 7 // the length
+	fragment := extFrame([]ext{fragExt(8, false, 1)}, ProtoTCP, make([]byte, 24))
+	_ = p.Decode(fragment)
+	binary.BigEndian.PutUint16(fragment[p.L4+tcpChecksumOffset:], Fold(PseudoSum(&p.Src, &p.Dst, ProtoTCP, 24)))
 	for name, frame := range map[string][]byte{
 		"ICMPv6": icmp6, "UDP without": udp, "UDP of no length": short,
 		"TCP, cut": append(bytes.Clone(tcpFrame(&ends4, 0)[:20]), make([]byte, 40)...),
-		"fragment": extFrame([]ext{fragExt(8, false, 1)}, ProtoTCP, []byte("anything")),
+		"fragment": fragment,
 		"not IP":   make([]byte, 60),
 	} {
 		o := Offload{Flags: OffloadUntold}
