@@ -223,14 +223,36 @@ func (v *vhostUser) sendCut(q *rxQueue, o *packet.Offload, headers, payload []by
 		v.counters.Refused++
 		return false
 	}
+	first := v.header + max(v.cut.hlen+min(v.cut.size, len(v.cut.payload)), minWire)
+	if !v.ensure(q, first) {
+		v.counters.Dropped += uint64(v.cut.segments())
+		return false
+	}
+	if !q.holds(v.cut.segments(), first) && q.lacks() && !q.EnableKicks() {
+		q.short = true // none, rather than the first ones again and again
+		v.counters.Dropped += uint64(v.cut.segments())
+		return false
+	}
 	for v.cut.more() {
-		segment := v.cut.next(v.head[vnetLen:])
-		if !v.put(q, &v.none, v.head[vnetLen:vnetLen+v.cut.hlen], segment) {
+		size := v.header + max(v.cut.hlen+min(v.cut.size, len(v.cut.payload)), minWire)
+		if !q.fits(size, v.merges()) { // nor would it, were the guest waited for
 			v.counters.Dropped += uint64(v.cut.segments())
 			return false
 		}
+		segment := v.cut.next(v.head[vnetLen:])
+		v.put(q, &v.none, v.head[vnetLen:vnetLen+v.cut.hlen], segment)
 	}
 	return true
+}
+
+// holds takes buffers for so many segments of size bytes, as far as the first one tells.
+// It reports whether there are as many.
+func (q *rxQueue) holds(segments, size int) bool {
+	each := max(q.chains[q.next].Len, 1)
+	need := segments * ((size + each - 1) / each)
+	for q.n-q.next < need && q.fill(q.left+1) {
+	}
+	return q.n-q.next >= need
 }
 
 // fits tells whether there are buffers for size bytes; for one buffer, unless they are
