@@ -89,6 +89,7 @@ type vhostUser struct {
 	none     packet.Offload
 	reserved *rxQueue
 	bounce   []byte // what is reserved where the guest has to be helped, else nil
+	spare    []byte // memory for that, nil: it was not needed yet
 	room     [vhost.MaxPieces][]byte
 	steer    steering
 
@@ -128,7 +129,7 @@ func NewVhostUser(last Link, fd int32, mtu int) Link {
 	if !ok {
 		v = &vhostUser{arena: vhost.NewArena(txPieces)}
 	}
-	*v = vhostUser{fd: fd, mtu: mtu, arena: v.arena, rx: v.rx, header: packet.OffloadSize}
+	*v = vhostUser{fd: fd, mtu: mtu, arena: v.arena, spare: v.spare, rx: v.rx, header: packet.OffloadSize}
 	v.arena.Reset()
 	for i := range v.rx {
 		v.rx[i] = rxQueue{queue: queue{kick: -1, call: -1}, stash: v.rx[i].stash}
@@ -187,7 +188,7 @@ func (v *vhostUser) Ready(sub uint32) (receive, room bool) {
 	case sub%2 == 0:
 		return true, false
 	case int(sub)/2 < len(v.rx):
-		return false, v.roomAgain()
+		return false, v.roomAgain(&v.rx[sub/2])
 	}
 	return false, false
 }
@@ -206,12 +207,17 @@ func (v *vhostUser) hear() error {
 	return v.err
 }
 
-// letGo gives back all that is in our hands.
+// letGo gives back all that is in our hands, and shows the guest what was used: a ring
+// that is moved or begun anew goes on from there.
 func (v *vhostUser) letGo() {
 	v.giveBack()
 	v.reserved = nil
 	for i := range v.rx {
-		v.rx[i].unstash()
+		q := &v.rx[i]
+		q.unstash()
+		if q.started {
+			q.publish()
+		}
 	}
 }
 
@@ -270,25 +276,30 @@ func (v *vhostUser) SetFeatures(f uint64) {
 	}
 	v.bounce = nil
 	if !v.has(vhostuser.FeatureGuestCSum | vhostuser.FeatureGuestTSO4 | vhostuser.FeatureGuestTSO6) {
-		v.bounce = make([]byte, maxPayload)
+		if v.spare == nil {
+			v.spare = make([]byte, maxPayload)
+		}
+		v.bounce = v.spare
 	}
 }
 
 func (v *vhostUser) has(f uint64) bool { return v.features&f == f }
 
-// SetMemory implements vhostuser.Device.
+// SetMemory implements vhostuser.Device. Every ring moves, whatever becomes of others:
+// where it was is not our memory any more.
 func (v *vhostUser) SetMemory(all []vhost.Region) error {
-	if err := v.mem.Set(all); err != nil {
-		return err
+	err := v.mem.Set(all)
+	if err != nil {
+		_ = v.mem.Set(nil)
 	}
 	for i := range 2 * len(v.rx) {
 		if q := v.queueAt(i); q.started {
-			if err := q.Moved(); err != nil && len(all) > 0 {
-				return err
+			if e := q.Moved(); err == nil {
+				err = e
 			}
 		}
 	}
-	return nil
+	return err
 }
 
 // SetLog implements vhostuser.Device.
@@ -317,7 +328,7 @@ func (v *vhostUser) Start(i int, q *vhostuser.Queue) error {
 	if i%2 == 0 {
 		v.rx[i/2].most = r.Waiting()
 	}
-	r.started, r.enabled, r.polled = true, q.Enabled, q.Kick < 0
+	r.started, r.enabled, r.polled = true, q.Enabled, r.kick < 0
 	r.owed = true // for what whoever was before us has not called for
 	v.reckon()
 	return nil

@@ -72,6 +72,7 @@ func (q *rxQueue) fill(size int) bool {
 		q.unstash()
 		again = false
 	}
+	q.count()
 	return true
 }
 
@@ -98,12 +99,19 @@ func (v *vhostUser) ensure(q *rxQueue, total int) bool {
 	return false
 }
 
-// lacks tells whether the guest has buffers in its hands: all that were here at a time
-// and are not. Whatever finds no room in all of them never does.
+// lacks tells whether the guest is going to offer buffers: it has more than half of those
+// that were here at a time. Linux's driver, and others, keep up to half of a ring until
+// they have more; there is no use in waiting for these.
 func (q *rxQueue) lacks() bool {
+	held := q.count()
+	return 2*held < q.most || held == 0
+}
+
+// count is how many buffers are here.
+func (q *rxQueue) count() int {
 	held := q.n - q.next + q.Waiting()
 	q.most = max(q.most, held)
-	return held < q.most || held == 0
+	return held
 }
 
 // CanSend tells whether no ring is short of buffers that frames are sent by.
@@ -119,16 +127,17 @@ func (v *vhostUser) CanSend() bool {
 	return true
 }
 
-// Writable tells whether there is room again.
-func (v *vhostUser) Writable() bool { return v.roomAgain() }
+// Writable tells whether there is room.
+func (v *vhostUser) Writable() bool { return v.CanSend() }
 
-func (v *vhostUser) roomAgain() bool {
-	for _, i := range v.active {
-		if q := &v.rx[i]; q.short && q.Waiting() > 0 {
-			q.lacks()
-			q.short = false
-			q.DisableKicks()
-		}
+// roomAgain takes the kick of a queue, and tells whether there is room by all. What it was
+// for, small frames may have taken already: whoever waits has to try again even so, since
+// only that asks for the next kick.
+func (v *vhostUser) roomAgain(q *rxQueue) bool {
+	if q.short {
+		q.count()
+		q.short = false
+		q.DisableKicks()
 	}
 	return v.CanSend()
 }
