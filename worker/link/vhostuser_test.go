@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/ipc"
 	"aldente/test/vhost/frontend"
 	"aldente/worker/packet"
 )
@@ -64,7 +65,7 @@ func newRig(t testing.TB, c frontend.Config, size int) *rig {
 	}
 	file.Close()
 	unix.SetNonblock(fd, true)
-	r := &rig{t: t, v: NewVhostUser(nil, int32(fd), 1500).(*vhostUser), b: NewBatch(), kicks: map[int32]uint32{}}
+	r := &rig{t: t, v: New(&ipc.Link{Kind: ipc.LinkVhostUser}, int32(fd), 1500, nil).(*vhostUser), b: NewBatch(), kicks: map[int32]uint32{}}
 	r.v.Attach(r)
 	if c.Protocol == 0 {
 		c.Protocol = frontend.AllProtocol

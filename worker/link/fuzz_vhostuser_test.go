@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"aldente/fuzz"
+	"aldente/ipc"
+	"aldente/test/vhost/frontend"
+	"aldente/worker/packet"
+)
+
+// FuzzVhostUser has a guest with any features send and take frames, in pieces of any
+// size, behind headers of any kind, while rings stop and memory moves. What says nothing
+// of offloads arrives as it was sent, both ways; of the rest, each frame has what its
+// offload promises.
+//
+// The script is steps of four bytes: what is done, two that say how much, and one more.
+func FuzzVhostUser(f *testing.F) {
+	every := []byte{
+		0, 0, 10, 0, 0, 0, 70, 3, 0, 20, 0, 97, 0, 60, 200, 255, 1, 0, 100, 0, 1, 30, 7, 1, 2, 200, 0, 1, 2, 250, 1, 2, 2, 140, 0, 3, 2, 90, 9, 0,
+		3, 200, 0, 0, 3, 250, 1, 1, 3, 3, 0, 2, 4, 0, 0, 0, 4, 0, 0, 1, 0, 0, 90, 1, 1, 9, 0, 1, 5, 0, 0, 0, 0, 9, 0, 2, 1, 0, 90, 0,
+		6, 0, 80, 1, 6, 9, 80, 2, 6, 40, 1, 3, 7, 0, 50, 0, 8, 0, 0, 1, 8, 0, 0, 0, 9, 0, 0, 0, 2, 200, 3, 0, 3, 90, 0, 1, 10, 0, 0, 0, 1, 0, 90, 0,
+	}
+	none := []byte{
+		0, 5, 10, 0, 1, 0, 100, 0, 1, 0, 101, 1, 2, 8, 0, 1, 2, 9, 1, 2, 2, 7, 0, 3, 3, 10, 0, 0, 3, 9, 1, 1, 3, 0, 9, 2,
+		7, 0, 255, 0, 1, 0, 90, 0, 10, 0, 0, 0, 1, 0, 90, 0, 6, 1, 1, 1, 6, 2, 2, 2, 6, 3, 3, 5,
+	}
+	for _, features := range []uint64{all, old, modern, sumOnly, modern | frontend.FMrgRxbuf, all &^ frontend.FEventIdx, all &^ frontend.FMrgRxbuf,
+		all &^ (frontend.FGuestTSO4 | frontend.FGuestUSO6), all &^ frontend.FIndirectDesc} {
+		fuzz.Add(f, every, features, uint16(4096), uint8(1))
+		fuzz.Add(f, none, features, uint16(1600), uint8(0))
+		fuzz.Add(f, slices.Concat(every, none), features, uint16(300), uint8(3))
+	}
+	f.Fuzz(func(t *testing.T, script []byte, features uint64, size uint16, pairs uint8) {
+		w := &shared{rig: newRig(t, frontend.Config{
+			Features: features&all | old, Pairs: 1 + int(pairs%3), Ring: 128,
+		}, 64+int(size))}
+		for n := 0; len(script) >= 4 && n < 100 && !w.over; n++ {
+			w.step(script[0], int(script[1])<<8|int(script[2]), script[3])
+			script = script[4:]
+		}
+		w.refused()
+		var sum Counters
+		sum.Add(w.v.Counters())
+		if sum != w.v.counters || w.v.FD() != w.v.fd || w.v.WantWrite() || !TraitsOf(ipc.LinkVhostUser).SharedMemory {
+			t.Fatal("the link is not as it was")
+		}
+	})
+}
+
+// shared is a rig whose guest may have broken its link.
+type shared struct {
+	*rig
+	over bool
+}
+
+func (w *shared) step(what byte, n int, more byte) {
+	pair := int(more) % w.pairs()
+	switch v6 := more&1 != 0; what % 11 {
+	case 0:
+		w.fromGuest(pair, make([]byte, vnetLen), random(MinFrame+n), int(more))
+	case 1:
+		w.toGuest(nil, random(MinFrame+n%9000), nil)
+	case 2:
+		s := tcpSuper(v6, packet.ACK|packet.PSH, n%3, random(n%60000), 500+n%1000)
+		if more&2 != 0 {
+			s = udpSuper(v6, random(n%60000), 500+n%1000)
+		}
+		if len(s.payload) <= int(s.o.GSOSize) {
+			s.o.GSOType, s.o.GSOSize = packet.GSONone, 0
+		}
+		w.toGuest(&s.o, s.headers, s.payload)
+	case 3:
+		w.reserved(v6, n, more)
+	case 4: // a ring begins again
+		i := 2*pair + int(more>>1&1)
+		w.ask(func() error {
+			if _, err := w.g.StopRing(i); err != nil {
+				return err
+			}
+			return restart(w.g.Frontend, i)
+		})
+	case 5: // all memory is mapped anew
+		w.ask(w.g.ShareMemory)
+	case 6: // offloads of any kind
+		header := make([]byte, vnetLen)
+		s := tcpSuper(v6, packet.ACK, 0, random(n), 1448)
+		encodeVirtio(header, &s.o, 0)
+		binary.LittleEndian.PutUint16(header[int(more)%10:], uint16(n))
+		w.fromGuest(pair, header, slices.Concat(s.headers, s.payload), 0)
+	case 7: // until the guest has no room
+		for k := 0; k < n && w.v.Send(nil, random(100), nil); k++ {
+		}
+		w.drain()
+	case 8:
+		w.ask(func() error { return w.g.Enable(more&1 == 0) })
+	case 9:
+		w.b.Whole = !w.b.Whole
+	case 10:
+		w.drain()
+	}
+	w.turn()
+	w.over = w.over || w.v.Flush() != nil
+}
+
+// ask has the front end do something that it is answered for, if the link has not ended.
+func (w *shared) ask(f func() error) {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	for {
+		select {
+		case err := <-done:
+			w.over = w.over || err != nil
+			return
+		default:
+		}
+		if w.turn(); !w.over && w.v.Flush() != nil {
+			w.over = true
+			_ = w.g.Conn.Close() // or it waits for an answer
+		}
+		time.Sleep(20 * time.Microsecond)
+	}
+}
+
+// refused sends what is no frame, and what only looks like a super-frame.
+func (w *shared) refused() {
+	w.drain()
+	w.v.Up()
+	s := tcpSuper(false, packet.ACK, 0, random(3000), 1448)
+	before := w.v.counters.Sent
+	sum := s.o
+	sum.GSOType, sum.CsumStart = packet.GSONone, 60000
+	if w.v.Send(nil, random(MinFrame-1), nil) || w.v.Send(&sum, s.headers, s.payload[:9]) && w.g.Features&frontend.FGuestCSUM == 0 || w.v.SendReserved(&s.o, s.headers, 1) {
+		w.t.Fatal("what is no frame is sent")
+	}
+	w.drain()
+	whole := s.o
+	whole.GSOType = packet.GSONone
+	w.toGuest(&whole, slices.Concat(s.headers, s.payload[:1000]), nil)
+	s.o.HdrLen, s.o.GSOSize = 10, 0
+	w.v.Send(&s.o, s.headers, s.payload)
+	s.o.GSOType |= packet.GSOECN
+	w.v.Send(&s.o, s.headers, s.payload)
+	if w.v.counters.Sent < before {
+		w.t.Fatal("the count goes back")
+	}
+}
+
+// fromGuest has the guest send a frame.
+func (w *shared) fromGuest(pair int, header, frame []byte, piece int) {
+	w.g.Piece = piece
+	if piece > 0 && len(frame) > 60*piece {
+		frame = frame[:max(60*piece, MinFrame)]
+	}
+	w.g.Indirect = w.g.Features&frontend.FIndirectDesc != 0
+	plain := !slices.ContainsFunc(header, func(b byte) bool { return b != 0 })
+	before := w.v.counters
+	sent := make(chan error, 1)
+	go func() { sent <- w.g.Send(pair, header[:w.g.HeaderLen()], frame) }()
+	var got [][]byte
+	for on := true; on; {
+		select {
+		case err := <-sent:
+			on, w.over = false, w.over || err != nil
+		default:
+			got = append(got, w.turn()...)
+		}
+	}
+	if plain && w.v.counters.Malformed == before.Malformed && (len(got) > 1 || len(got) == 1 && !bytes.Equal(got[0], frame)) {
+		w.t.Fatalf("a frame of %d bytes in pieces of %d is another", len(frame), piece)
+	}
+}
+
+// toGuest sends a frame and looks at what the guest has of it.
+func (w *shared) toGuest(o *packet.Offload, headers, payload []byte) {
+	w.drain()
+	want := slices.Concat(headers, payload)
+	want = append(want, make([]byte, max(0, minWire-len(want)))...)
+	if !w.v.Send(o, slices.Clone(headers), payload) {
+		w.drain()
+		return
+	}
+	w.v.Flush()
+	for pair := range w.pairs() {
+		for {
+			header, got := w.now(pair)
+			if header == nil {
+				break
+			}
+			if len(got) > len(want) || o == nil && !bytes.Equal(got, want) {
+				w.t.Fatalf("%d bytes of a frame of %d", len(got), len(want))
+			}
+		}
+	}
+}
+
+// reserved has a frame's payload written where the guest will find it.
+func (w *shared) reserved(v6 bool, n int, more byte) {
+	w.drain()
+	s := tcpSuper(v6, packet.ACK, 0, random(1+n%60000), 1448)
+	left := s.payload
+	for _, b := range w.v.Reserve(testEnds(v6), 40000, 50000, len(s.headers), len(s.payload)) {
+		left = left[copy(b, left):]
+	}
+	done := len(s.payload) - len(left)
+	if done < len(s.payload) {
+		done -= done % 1448
+	}
+	if done > 0 && more&2 == 0 {
+		if done <= 1448 {
+			s.o.GSOType, s.o.GSOSize = packet.GSONone, 0
+		}
+		w.v.SendReserved(&s.o, s.headers, done)
+	}
+	w.drain()
+}
+
+// drain has the guest take all that it was sent.
+func (w *shared) drain() {
+	for pair := range w.pairs() {
+		for header, _ := w.now(pair); header != nil; header, _ = w.now(pair) {
+		}
+	}
+}
+
+// now is the next frame that the guest has, without waiting.
+func (w *shared) now(pair int) (header, frame []byte) {
+	w.v.Flush()
+	header, frame, err := w.g.Receive(pair, 0)
+	if err != nil && !os.IsTimeout(err) {
+		w.t.Fatal(err)
+	}
+	return header, frame
+}
+
+func (w *shared) pairs() int { return w.g.Pairs }
