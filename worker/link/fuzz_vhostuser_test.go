@@ -42,7 +42,8 @@ func FuzzVhostUser(f *testing.F) {
 		w := &shared{rig: newRig(t, frontend.Config{
 			Features: features&all | old, Pairs: 1 + int(pairs%3), Ring: 128,
 		}, 64+int(size))}
-		for n := 0; len(script) >= 4 && n < 100 && !w.over; n++ {
+		w.g.Conn.Timeout = time.Second
+		for n := 0; len(script) >= 4 && n < 60 && !w.over; n++ {
 			w.step(script[0], int(script[1])<<8|int(script[2]), script[3])
 			script = script[4:]
 		}
@@ -65,7 +66,7 @@ func (w *shared) step(what byte, n int, more byte) {
 	pair := int(more) % w.pairs()
 	switch v6 := more&1 != 0; what % 11 {
 	case 0:
-		w.fromGuest(pair, make([]byte, vnetLen), random(MinFrame+n), int(more))
+		w.fromGuest(pair, make([]byte, vnetLen), random(MinFrame+n%9000), int(more))
 	case 1:
 		w.toGuest(nil, random(MinFrame+n%9000), nil)
 	case 2:
@@ -91,12 +92,12 @@ func (w *shared) step(what byte, n int, more byte) {
 		w.ask(w.g.ShareMemory)
 	case 6: // offloads of any kind
 		header := make([]byte, vnetLen)
-		s := tcpSuper(v6, packet.ACK, 0, random(n), 1448)
+		s := tcpSuper(v6, packet.ACK, 0, random(n%9000), 1448)
 		encodeVirtio(header, &s.o, 0)
 		binary.LittleEndian.PutUint16(header[int(more)%10:], uint16(n))
 		w.fromGuest(pair, header, slices.Concat(s.headers, s.payload), 0)
 	case 7: // until the guest has no room
-		for k := 0; k < n && w.v.Send(nil, random(100), nil); k++ {
+		for k := 0; k < n%300 && w.v.Send(nil, random(100), nil); k++ {
 		}
 		w.drain()
 	case 8:
