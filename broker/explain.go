@@ -29,6 +29,9 @@ func (e explained) Rules() []api.Rule {
 
 // Why tells step by step what would become of the guest's next flow to a target.
 func (e explained) Why(t *api.Target) ([]api.Step, error) {
+	if t != nil && t.Name != "" {
+		return e.whyName(t)
+	}
 	proto, dst, err := targetOf(t)
 	if err != nil {
 		return nil, err
@@ -58,6 +61,8 @@ func (e explained) Why(t *api.Target) ([]api.Step, error) {
 	return steps, nil
 }
 
+var errPorts = errors.New("icmp has no ports")
+
 // targetOf reads a target.
 func targetOf(t *api.Target) (proto uint8, dst netip.AddrPort, err error) {
 	if t == nil {
@@ -78,7 +83,7 @@ func targetOf(t *api.Target) (proto uint8, dst netip.AddrPort, err error) {
 			proto = ipc.ProtoICMPv6
 		}
 		if t.Port != 0 {
-			return 0, dst, errors.New("icmp has no ports")
+			return 0, dst, errPorts
 		}
 	default:
 		return 0, dst, fmt.Errorf("%.20q is none of tcp, udp and icmp", t.Protocol)

@@ -122,6 +122,10 @@ func (l *liveStatus) limits() (all []api.Limit) {
 	for k, u := range l.factory.Usage() {
 		all = append(all, api.Limit{Name: budget.Kind(k).String(), Used: uint64(max(u.Held, 0)), Max: uint64(max(u.Limit, 0)), Refused: u.Refused})
 	}
+	if p := l.plan.Egress; p != nil && p.ByName() {
+		entries, bound := p.Table()
+		all = append(all, api.Limit{Name: "addresses of names", Used: uint64(entries), Max: uint64(bound)})
+	}
 	return all
 }
 

@@ -30,7 +30,7 @@ type explained struct {
 
 // why explains what would become of a connection of the guest's.
 func why(c *call) error {
-	targets, name, err := c.targets()
+	t, err := c.target()
 	if err != nil {
 		return err
 	}
@@ -38,23 +38,19 @@ func why(c *call) error {
 	if err != nil {
 		return err
 	}
-	var all []explained
-	for i := range targets {
-		e, err := ask(in.path, &targets[i])
-		if err != nil {
-			return err
-		}
-		all = append(all, *e)
+	all, looked, err := explain(in.path, t)
+	if err != nil {
+		return err
 	}
 	if c.has(flagJSON.long) {
 		return c.json(all)
 	}
-	if name != "" {
+	if looked {
 		var addrs []string
-		for i := range targets {
-			addrs = append(addrs, targets[i].Address)
+		for i := range all {
+			addrs = append(addrs, all[i].Target.Address)
 		}
-		fmt.Fprintf(c.out, "%s is %s, asked here on the host. The guest asks its own resolver.\n\n", cell(name), strings.Join(addrs, ", "))
+		fmt.Fprintf(c.out, "%s is %s, asked here on the host. The guest asks its own resolver.\n\n", cell(t.Name), strings.Join(addrs, ", "))
 	}
 	for i := range all {
 		if i > 0 {
@@ -71,8 +67,38 @@ func why(c *call) error {
 	return nil
 }
 
-// ask has an instance explain a target.
-func ask(path string, t *api.Target) (*explained, error) {
+// explain has an instance explain a target. Of names, only one with rules by name knows
+// anything: for others a name stands for all addresses that it has here, which are
+// looked up.
+func explain(path string, t *api.Target) (all []explained, looked bool, err error) {
+	targets := []api.Target{*t}
+	if t.Name != "" {
+		steps, err := ask(path, t)
+		if err != nil {
+			return nil, false, err
+		}
+		if looked = len(steps) == 0; looked {
+			if targets, err = lookUp(t); err != nil {
+				return nil, false, err
+			}
+		}
+	}
+	for i := range targets {
+		steps, err := ask(path, &targets[i])
+		if err != nil {
+			return nil, false, err
+		}
+		n := len(steps)
+		if n == 0 || !steps[n-1].Final {
+			return nil, false, errNoAnswer
+		}
+		all = append(all, explained{Target: targets[i], Allow: steps[n-1].Allow, Steps: steps})
+	}
+	return all, looked, nil
+}
+
+// ask returns the steps of one answer.
+func ask(path string, t *api.Target) ([]api.Step, error) {
 	s, err := connect(path, answerTime)
 	if err != nil {
 		return nil, err
@@ -82,63 +108,53 @@ func ask(path string, t *api.Target) (*explained, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := len(reply.Why)
-	if n == 0 || !reply.Why[n-1].Final {
-		return nil, errNoAnswer
-	}
-	return &explained{Target: *t, Allow: reply.Why[n-1].Allow, Steps: reply.Why}, nil
+	return reply.Why, nil
 }
 
-// targets reads PROTO and HOST:PORT, for icmp HOST. A name stands for all its
-// addresses.
-func (c *call) targets() (all []api.Target, name string, err error) {
-	t := api.Target{Protocol: c.args[0]}
+// target reads PROTO and HOST:PORT, for icmp HOST.
+func (c *call) target() (t *api.Target, err error) {
+	t = &api.Target{Protocol: c.args[0]}
 	host := c.args[1]
 	switch t.Protocol {
 	case "tcp", "udp":
 		var port string
 		if host, port, err = net.SplitHostPort(c.args[1]); err != nil {
-			return nil, "", c.wrong("'%s' is not HOST:PORT (IPv6 addresses in brackets)", c.args[1])
+			return nil, c.wrong("'%s' is not HOST:PORT (IPv6 addresses in brackets)", c.args[1])
 		}
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err != nil {
-			return nil, "", c.wrong("'%s' is no port", port)
+			return nil, c.wrong("'%s' is no port", port)
 		}
 		t.Port = uint16(n)
 	case "icmp":
 		if _, _, err := net.SplitHostPort(host); err == nil {
-			return nil, "", c.wrong("'%s' has a port, which icmp does not: give HOST", host)
+			return nil, c.wrong("'%s' has a port, which icmp does not: give HOST", host)
 		}
 		host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 	default:
-		return nil, "", c.wrong("'%s' is none of tcp, udp and icmp", t.Protocol)
+		return nil, c.wrong("'%s' is none of tcp, udp and icmp", t.Protocol)
 	}
-	addrs, name, err := lookUp(host)
-	if err != nil {
-		return nil, "", err
+	if a, err := netip.ParseAddr(host); err == nil {
+		t.Address = a.WithZone("").Unmap().String()
+	} else {
+		t.Name = host
 	}
-	for _, a := range addrs {
-		t.Address = a.String()
-		all = append(all, t)
-	}
-	return all, name, nil
+	return t, nil
 }
 
-// lookUp returns the addresses of a host, and its name if it was one.
-func lookUp(host string) (addrs []netip.Addr, name string, err error) {
-	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{a.WithZone("").Unmap()}, "", nil
-	}
+// lookUp returns targets for the addresses that a target's name has here.
+func lookUp(t *api.Target) (all []api.Target, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookupTime)
 	defer cancel()
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", t.Name)
 	if err != nil {
-		return nil, "", fmt.Errorf("%s has no address here on the host (%w): give the one that the guest has for it", host, err)
+		return nil, fmt.Errorf("%s has no address here on the host (%w): give the one that the guest has for it", t.Name, err)
 	}
 	for _, a := range found {
-		if a = a.WithZone("").Unmap(); !slices.Contains(addrs, a) && len(addrs) < mostLooked {
-			addrs = append(addrs, a)
+		one := api.Target{Protocol: t.Protocol, Address: a.WithZone("").Unmap().String(), Port: t.Port}
+		if !slices.Contains(all, one) && len(all) < mostLooked {
+			all = append(all, one)
 		}
 	}
-	return addrs, host, nil
+	return all, nil
 }

@@ -19,6 +19,7 @@ import (
 // floors are the storeys of the house, from the ground: a package imports
 // only from below its own.
 var floors = [][]string{
+	{"aldente/ipc/domain"}, // names, and what rules say of them
 	{"aldente/worker/packet", "aldente/ipc", "aldente/policy"},
 	{"aldente/worker/vhost"},                        // rings
 	{"aldente/worker/vhostuser"},                    // who says where they are

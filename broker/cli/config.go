@@ -175,6 +175,7 @@ type Config struct {
 	MapGuestAddr4    netip.Addr     // --map-guest-addr
 	MapGuestAddr6    netip.Addr     // --map-guest-addr
 	Egress           []EgressOption // --allow, --deny, in their order
+	NamesNXDOMAIN    bool           // --names-nxdomain: refused names do not exist
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
 
 	Limits budget.Change // --limit

@@ -223,6 +223,8 @@ var options = []option{
 		help: "let the guest connect to DEST"},
 	{long: "deny", arg: "DEST", extra: true, in: both, group: confinement, set: egressRule(false),
 		help: "don't; of both options, the first that fits counts"},
+	{long: "names-nxdomain", extra: true, in: both, group: confinement, set: flag(func(c *Config) *bool { return &c.NamesNXDOMAIN }),
+		help: "names that rules refuse do not exist (NXDOMAIN),\ninstead of being refused (REFUSED)"},
 	{long: "nat64", arg: "PREFIX", extra: true, in: both, group: confinement, set: setNAT64,
 		help: "translator's prefix: judge the IPv4 in it, too"},
 	{long: "pcap-size", arg: "BYTES", extra: true, in: both, group: general, set: setPcapSize,

@@ -45,8 +45,11 @@ const autoHelp = `    auto               only while the target ports are bound i
 const destHelp = `  Without any included range, "all" is meant.
 
 Destination (DEST):
-  [tcp:|udp:|icmp:]ADDR[/LEN][:PORT[-PORT]], or one of: any, host, link-local,
-  private, metadata.
+  [tcp:|udp:|icmp:]WHERE[:PORT[-PORT]], WHERE one of:
+    ADDR, ADDR/LEN     an address, a network; IPv6 in brackets before a port
+    NAME, *.NAME       a name, all names below it; one label: NAME.
+    any, host, link-local, private, metadata
+                       sets of addresses
 
 Limits (WHAT=N,...), N or "none":
   sockets              sockets of all kinds, listening ones included

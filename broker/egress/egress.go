@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+
+	"aldente/ipc/domain"
 )
 
 // Protocol numbers that an egress rule may name, IANA's registry.
@@ -25,12 +27,21 @@ const (
 // matches wins, and what none matches is allowed. It is asked about the
 // address that a socket would really be connected to.
 type RuleSet struct {
-	rules atomic.Pointer[[]rule]
+	list  atomic.Pointer[ruleList]
+	table table          // which addresses stand for names, see Grant
 	own   []netip.Addr   // the host's addresses, for the set "host"
 	pins  []*pin         // resolvers, see Pin
 	nat64 []netip.Prefix // translators, see SetNAT64
 	local func(Flow) bool
 	rest  atomic.Uint64 // what no rule fits and no pin
+}
+
+// ruleList is what Replace puts in place, as a whole.
+type ruleList struct {
+	rules  []rule
+	byName bool         // one of them is
+	guards []int        // those that hold against rules by name wherever they stand
+	names  domain.Rules // what they say of names
 }
 
 // Flow is a socket as it would be: what a rule set judges.
@@ -40,12 +51,23 @@ type Flow struct {
 	From  netip.AddrPort // what it would be bound to; zero or unspecified: the kernel's choice
 	// Device is what it would be bound to, empty: nothing.
 	Device string
+
+	// Mapped says that the guest calls the destination by another address: what names
+	// have led to is none of it, and rules by name do not fit.
+	Mapped bool
+	// Open says that the socket is there already. For rules by name its Name counts,
+	// by which it was opened, and not what the address stands for now.
+	Open bool
+	Past bool        // what has stood for a name counts as if it did: for display
+	Name domain.Name // of what is open
 }
 
 // Verdict is what a rule set says of a flow.
 type Verdict struct {
 	Allowed bool           // whether the guest may have the socket
 	Rule    string         // the option that decided, empty: none fits
+	Name    domain.Name    // by which the guest has come to the address, empty: not known
+	ByName  bool           // it is a rule by name that decided
 	hits    *atomic.Uint64 // of what decided
 }
 
@@ -58,6 +80,11 @@ type rule struct {
 	prefixes    []netip.Prefix
 	exact       bool // one address, not a set or a range of them
 	host        bool // the set "host": prefixes, and what is local when asked
+	all         bool // the set "any"
+	byName      bool // what addresses of the pattern's names are, and no prefixes
+	pattern     domain.Pattern
+	guard       bool   // see Rule.Guard
+	id          uint32 // in the table: a rule that stays when others are replaced keeps it
 	text        string
 	source      Source
 	note        string
@@ -93,10 +120,13 @@ func prefixes(all ...string) []netip.Prefix {
 // Rule is one rule as given: an option and its argument.
 type Rule struct {
 	Allow bool   // --allow, else --deny
-	Dest  string // [tcp:|udp:|icmp:]ADDR[/LEN][:PORT[-PORT]], or a named set for ADDR
+	Dest  string // [tcp:|udp:|icmp:]WHERE[:PORT[-PORT]]: an address, a prefix, a set, or a name's pattern
 
 	Source Source // who says so; empty: an option
 	Note   string // what for, where the rule's own text does not tell
+	// Guard says of a rule that denies that it holds against rules by name before it,
+	// too: only one by address can make an exception. It is for rules without a name.
+	Guard bool
 }
 
 // New parses rules. own are the host's addresses, for the set "host".
@@ -109,33 +139,44 @@ func New(rules []Rule, own []netip.Addr) (*RuleSet, error) {
 }
 
 // Replace puts other rules in the place of the set's, or none of them if one
-// cannot be parsed. It may be called while others ask.
+// cannot be parsed. What stands in the table for a rule whose text stays goes on to.
+// It may be called while others ask.
 func (e *RuleSet) Replace(rules []Rule) error {
-	var parsed []rule
-	counters := e.counters()
+	l := &ruleList{}
 	for _, r := range rules {
-		p, err := parse(r.Dest)
-		option := "--deny"
-		if r.Allow {
-			option = "--allow"
-		}
+		p, err := e.read(&r)
 		if err != nil {
-			return fmt.Errorf("%s %s: %w", option, r.Dest, err)
+			return err
 		}
-		p.allow = r.Allow
-		p.text, p.source, p.note = option+" "+r.Dest, cmp.Or(r.Source, ByOption), r.Note
-		p.hits = counters.take(p.text)
-		if p.host {
-			p.prefixes = append(p.prefixes, sets["host"]...)
-			for _, a := range e.own {
-				a = a.Unmap().WithZone("")
-				p.prefixes = append(p.prefixes, netip.PrefixFrom(a, a.BitLen()))
-			}
-		}
-		parsed = append(parsed, p)
+		l.rules = append(l.rules, p)
 	}
-	e.rules.Store(&parsed)
+	e.table.mu.Lock()
+	defer e.table.mu.Unlock()
+	e.settle(l)
+	e.list.Store(l)
 	return nil
+}
+
+// read makes a rule of one as given.
+func (e *RuleSet) read(r *Rule) (rule, error) {
+	p, err := parse(r.Dest)
+	option := "--deny"
+	if r.Allow {
+		option = "--allow"
+	}
+	if err != nil {
+		return p, fmt.Errorf("%s %s: %w", option, r.Dest, err)
+	}
+	p.allow, p.guard = r.Allow, r.Guard
+	p.text, p.source, p.note = option+" "+r.Dest, cmp.Or(r.Source, ByOption), r.Note
+	if p.host {
+		p.prefixes = append(p.prefixes, sets["host"]...)
+		for _, a := range e.own {
+			a = a.Unmap().WithZone("")
+			p.prefixes = append(p.prefixes, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return p, nil
 }
 
 // SetLocal says how to find out whether what a flow sends would stay on the host
@@ -146,7 +187,7 @@ func (e *RuleSet) SetLocal(local func(Flow) bool) { e.local = local }
 // Varies tells whether what the rules say depends on which addresses the host has
 // at the time.
 func (e *RuleSet) Varies() bool {
-	return slices.ContainsFunc(*e.rules.Load(), func(r rule) bool { return r.host })
+	return slices.ContainsFunc(e.list.Load().rules, func(r rule) bool { return r.host })
 }
 
 // SetNAT64 says by which prefixes translators of the network reach IPv4, besides
@@ -164,6 +205,9 @@ func parse(s string) (r rule, err error) {
 	if s == "" {
 		return r, fmt.Errorf("no destination")
 	}
+	if _, rest, ok := strings.Cut(s, "://"); ok {
+		return r, fmt.Errorf("a URL is no destination: write its name and port, as %s:443", hostOf(rest))
+	}
 	dest, ports := cutPorts(s)
 	if ports != "" {
 		if r.proto == protoICMP {
@@ -179,8 +223,13 @@ func parse(s string) (r rule, err error) {
 		return r, nil
 	}
 	if set, ok := sets[dest]; ok {
-		r.prefixes = set
+		r.prefixes, r.all = set, dest == "any"
 		return r, nil
+	}
+	if mayBeName(dest) {
+		r.byName = true
+		r.pattern, err = parseName(dest)
+		return r, err
 	}
 	dest = strings.TrimSuffix(strings.TrimPrefix(dest, "["), "]")
 	if a, err := netip.ParseAddr(dest); err == nil {
@@ -194,7 +243,7 @@ func parse(s string) (r rule, err error) {
 	}
 	p, err := netip.ParsePrefix(strings.Replace(dest, "]/", "/", 1))
 	if err != nil {
-		return r, fmt.Errorf("%q is neither an address, a prefix, nor one of any, host, link-local, private, metadata", dest)
+		return r, fmt.Errorf("%q is neither an address, a prefix, a name, nor one of %s", dest, setNames)
 	}
 	if p.Addr().Is4In6() {
 		if p.Bits() < 96 {
@@ -239,7 +288,8 @@ func parsePorts(s string) (first, last uint16, err error) {
 
 // Pin allows ports 53 and 853 of the resolver that queries are forwarded to: a
 // guest that may not reach the host can still have names resolved. Rules that
-// name its very address, or a port, count before that.
+// name its very address, or a port, count before that. Where a rule is by name, pins
+// count nothing: they would lead past it.
 func (e *RuleSet) Pin(resolver netip.Addr) {
 	a := resolver.Unmap().WithZone("")
 	if a.IsValid() && !slices.ContainsFunc(e.pins, func(p *pin) bool { return p.addr == a }) {
@@ -279,6 +329,14 @@ func (e *RuleSet) Allowed(proto uint8, dst netip.AddrPort) bool {
 // turned into on the way has to be allowed as well.
 func (e *RuleSet) Judge(f Flow) Verdict { return e.judge(f, nil) }
 
+// JudgeNamed is Judge for a flow that has said itself which name it is for: a rule by name
+// fits if it is for that name. One that allows needs the address as well, and time does
+// not count.
+func (e *RuleSet) JudgeNamed(f Flow, name domain.Name) Verdict {
+	f.Name, f.Open, f.Past = name, false, true
+	return e.judge(f, nil)
+}
+
 // judge is Judge, and with a trail notes on it which rules were asked.
 func (e *RuleSet) judge(f Flow, t *trail) Verdict {
 	if f.Proto == protoICMPv6 {
@@ -286,14 +344,23 @@ func (e *RuleSet) judge(f Flow, t *trail) Verdict {
 	}
 	a := f.To.Addr().Unmap().WithZone("")
 	f.To = netip.AddrPortFrom(a, f.To.Port())
-	v := e.decide(&f, t)
+	l, n := e.list.Load(), known{}
+	if l.byName {
+		e.table.mu.RLock()
+		defer e.table.mu.RUnlock()
+		l = e.list.Load() // the table's
+		n = e.known(&f)
+	}
+	v := e.decide(l, &f, &n, t)
 	in := embeddedIn(a, e.nat64)
 	for _, v4 := range in.addr[:in.n] {
 		if !v.Allowed {
 			break
 		}
-		// Who sends it on is not known, nor from where.
-		if inner := e.decide(&Flow{Proto: f.Proto, To: netip.AddrPortFrom(v4, f.To.Port())}, t); !inner.Allowed {
+		// Who sends it on is not known, nor from where. The name that has led to the
+		// one has led to the other.
+		f4 := Flow{Proto: f.Proto, To: netip.AddrPortFrom(v4, f.To.Port())}
+		if inner := e.decide(l, &f4, &n, t); !inner.Allowed {
 			v = inner
 		}
 	}
@@ -301,26 +368,32 @@ func (e *RuleSet) judge(f Flow, t *trail) Verdict {
 }
 
 // decide is judge for one bare address.
-func (e *RuleSet) decide(f *Flow, t *trail) Verdict {
-	pinned := e.pinned(f)
-	rules := *e.rules.Load()
-	for i := range rules {
-		r := &rules[i]
-		m := tooWide
-		if pinned == nil || r.exact || r.ports {
+func (e *RuleSet) decide(l *ruleList, f *Flow, n *known, t *trail) Verdict {
+	var pinned *atomic.Uint64
+	if !l.byName { // else the guest asks us, and no resolver by its address
+		pinned = e.pinned(f)
+	}
+	for i := range l.rules {
+		r := &l.rules[i]
+		m, name := tooWide, n.name
+		switch {
+		case pinned != nil && !r.exact && !r.ports:
+		case r.byName:
+			m, name = e.matchesName(l, r, f, n)
+		default:
 			m = r.matches(e, f)
 		}
 		if t != nil {
-			t.add(f, i, r, m)
+			t.add(f, i, r, m, n)
 		}
 		if m == fits {
-			return Verdict{r.allow, r.text, r.hits}
+			return Verdict{Allowed: r.allow, Rule: r.text, Name: name, ByName: r.byName, hits: r.hits}
 		}
 	}
 	if pinned == nil {
 		pinned = &e.rest
 	}
-	return Verdict{Allowed: true, hits: pinned}
+	return Verdict{Allowed: true, Name: n.name, hits: pinned}
 }
 
 // match is whether a rule fits a flow, or why it does not.
@@ -332,9 +405,24 @@ const (
 	otherPort
 	otherAddress
 	tooWide // names neither the pinned resolver's address nor ports
+	otherName
+	pastTime // the address stood for a name of the rule's
+	guarded  // by a rule that denies, see Rule.Guard
 )
 
+// matches is for rules by address.
 func (r *rule) matches(e *RuleSet, f *Flow) match {
+	if m := r.matchesPort(f); m != fits {
+		return m
+	}
+	if r.covers(e, f) {
+		return fits
+	}
+	return otherAddress
+}
+
+// matchesPort looks at protocol and ports alone.
+func (r *rule) matchesPort(f *Flow) match {
 	port := f.To.Port()
 	switch {
 	case r.proto != 0 && r.proto != f.Proto:
@@ -342,20 +430,22 @@ func (r *rule) matches(e *RuleSet, f *Flow) match {
 	case r.ports && (f.Proto == protoICMP || port < r.first || port > r.last):
 		return otherPort
 	}
+	return fits
+}
+
+// covers tells whether the destination's address is one of the rule's.
+func (r *rule) covers(e *RuleSet, f *Flow) bool {
 	for _, p := range r.prefixes {
 		if p.Contains(f.To.Addr()) {
-			return fits
+			return true
 		}
 	}
-	if r.host && e.local != nil && e.local(*f) {
-		return fits
-	}
-	return otherAddress
+	return r.host && e.local != nil && e.local(*f)
 }
 
 // Rules returns the rules as they were given, in order.
 func (e *RuleSet) Rules() []string {
-	rules := *e.rules.Load()
+	rules := e.list.Load().rules
 	all := make([]string, len(rules))
 	for i := range rules {
 		all[i] = rules[i].text

@@ -55,13 +55,17 @@ func (e *RuleSet) Explain(f Flow) (Verdict, []Asked) {
 
 // List returns all rules in the order in which they are asked.
 func (e *RuleSet) List() []Listed {
-	rules := *e.rules.Load()
-	all := make([]Listed, 0, len(rules)+len(pinPorts)*len(e.pins)+1)
+	l := e.list.Load()
+	rules, pins, stands := l.rules, e.pins, e.standing()
+	if l.byName {
+		pins = nil
+	}
+	all := make([]Listed, 0, len(rules)+len(pinPorts)*len(pins)+1)
 	for i := range rules {
 		r := &rules[i]
-		all = append(all, Listed{r.text, r.source, r.note, r.hits.Load()})
+		all = append(all, Listed{r.text, r.source, r.listNote(stands), r.hits.Load()})
 	}
-	for _, p := range e.pins {
+	for _, p := range pins {
 		for i, port := range pinPorts {
 			all = append(all, Listed{
 				Text: "--allow " + netip.AddrPortFrom(p.addr, port).String(), Source: BuiltIn,
@@ -80,12 +84,12 @@ func Rest(hits uint64) Listed {
 // trail gathers the rules that were asked.
 type trail []Asked
 
-func (t *trail) add(f *Flow, index int, r *rule, m match) {
-	*t = append(*t, Asked{Index: index, Text: r.text, Source: r.source, To: f.To.Addr(), Fits: m == fits, Result: r.result(f, m)})
+func (t *trail) add(f *Flow, index int, r *rule, m match, n *known) {
+	*t = append(*t, Asked{Index: index, Text: r.text, Source: r.source, To: f.To.Addr(), Fits: m == fits, Result: r.result(f, m, n)})
 }
 
 // result puts a match into words.
-func (r *rule) result(f *Flow, m match) string {
+func (r *rule) result(f *Flow, m match, n *known) string {
 	switch m {
 	case otherProtocol:
 		return "is for another protocol"
@@ -98,6 +102,11 @@ func (r *rule) result(f *Flow, m match) string {
 		return "is for other addresses"
 	case tooWide:
 		return fmt.Sprintf("does not count for the forwarded resolver: it names neither %v nor ports", f.To.Addr())
+	case otherName, pastTime, guarded:
+		return n.why(r, m)
+	}
+	if r.byName {
+		return n.why(r, m)
 	}
 	if r.allow {
 		return "fits, and allows"
@@ -105,26 +114,26 @@ func (r *rule) result(f *Flow, m match) string {
 	return "fits, and denies"
 }
 
-// counters are those of rules that may stay, by their text.
-type counters map[string][]*atomic.Uint64
+// kept are the counters and numbers of rules that may stay, by their text.
+type kept map[string][]*rule
 
-func (e *RuleSet) counters() counters {
-	c := counters{}
-	if rules := e.rules.Load(); rules != nil {
-		for i := range *rules {
-			r := &(*rules)[i]
-			c[r.text] = append(c[r.text], r.hits)
+func (e *RuleSet) kept() kept {
+	k := kept{}
+	if l := e.list.Load(); l != nil {
+		for i := range l.rules {
+			r := &l.rules[i]
+			k[r.text] = append(k[r.text], r)
 		}
 	}
-	return c
+	return k
 }
 
-// take returns the counter of a rule, a new one if there is none.
-func (c counters) take(text string) *atomic.Uint64 {
-	old := c[text]
+// take returns the counter and number of a rule, if there is one.
+func (k kept) take(text string) (hits *atomic.Uint64, id uint32, ok bool) {
+	old := k[text]
 	if len(old) == 0 {
-		return new(atomic.Uint64)
+		return nil, 0, false
 	}
-	c[text] = old[1:]
-	return old[0]
+	k[text] = old[1:]
+	return old[0].hits, old[0].id, true
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,8 @@ func FuzzEgress(f *testing.F) {
 		ask(0, "169.254.170.23", 80, 0, "-metadata"), ask(0, "fd20:ce::254", 80, 0, "-metadata"), ask(0, "::1", 80, 0, "+[::1];-host"),
 		ask(0, "192.0.2.5", 80, 0, "-host:1-65535"), ask(0, "::1", 80, 0, "-[::1];-[::1]:80;-::1/128"), ask(1, "10.1.2.3", 853, 1, "-udp:any"),
 		ask(0, "192.0.2.1", 1, 0, "-;-tcp:;-any:x;-icmp:any:7;-fe80::1%eth0;-::ffff:0:0/90;-192.0.2.0/33;-sctp:any"),
+		ask(0, "192.0.2.1", 1, 0, "+pypi.test:443;+*.pypi.test;-ADS.test.;-tcp:registry.:5000;-registry;-a..b;-*foo;-a.*.b;-10.0.0;-*.0;-xn--a.test;-https://a.test"),
+		ask(1, "127.0.0.1", 53, 1, "+pypi.test:443;-any"),
 		ask(0, "192.0.2.1", 1, 0, "-[192.0.2.1];-::ffff:192.0.2.0/120;+192.0.2.1:5-4;+192.0.2.1:0"),
 	} {
 		fuzz.Add(f, b)
@@ -111,7 +114,20 @@ type reading struct {
 	nets        []*net.IPNet
 	one         bool
 	first, last int
+	name        bool // of which nobody has asked: it fits nothing, and no pin counts beside it
 }
+
+// nameText is a rule's name in docs/egress.md, but for its length.
+var nameText = regexp.MustCompile(`^(\*\.)?([\w-]{1,63}\.)*[\w-]{1,63}\.?$`)
+
+// isName reads a name, or "*." and a name.
+func isName(s string) bool {
+	bare := strings.TrimSuffix(s, ".")
+	labels := strings.Split(bare, ".")
+	return nameText.MatchString(s) && strings.Contains(s, ".") && len(bare) <= 253 && !digitsOnly(labels[len(labels)-1])
+}
+
+func digitsOnly(s string) bool { return strings.Trim(s, "0123456789") == "" }
 
 // read follows the grammar of docs/egress.md with package net.
 func read(s string) (r reading, ok bool) {
@@ -156,7 +172,11 @@ func read(s string) (r reading, ok bool) {
 		}
 		return r, true
 	}
-	return r, r.address(dest)
+	if !r.address(dest) {
+		r.name = isName(dest)
+		return r, r.name
+	}
+	return r, true
 }
 
 func digits(s string) bool {
@@ -218,7 +238,7 @@ func (r *reading) matches(proto uint8, dst netip.AddrPort) bool {
 // rules count that name its very address, or a port.
 func allowed(rules []reading, pin bool, proto uint8, dst netip.AddrPort) bool {
 	port := dst.Port()
-	pin = pin && dst.Addr() == netip.MustParseAddr("127.0.0.1") && (port == 53 || port == 853) && proto != protoICMP && proto != protoICMPv6
+	pin = pin && !slices.ContainsFunc(rules, func(r reading) bool { return r.name }) && dst.Addr() == netip.MustParseAddr("127.0.0.1") && (port == 53 || port == 853) && proto != protoICMP && proto != protoICMPv6
 	for i := range rules {
 		if r := &rules[i]; r.matches(proto, dst) && (!pin || r.one || r.first > 0) {
 			return r.allow

@@ -32,6 +32,7 @@ type Flow struct {
 	Guest     netip.AddrPort // the guest's; without an address: the one that it was given
 	Remote    netip.AddrPort // the other side's, as the guest sees it
 	To        netip.AddrPort // where the socket leads, zero: to Remote
+	Name      string         // by which the guest has come to the other side, empty: not known
 	Rule      string         // that allows or refuses it
 }
 
@@ -146,6 +147,9 @@ func (l *Log) line(now time.Time, what string, f *Flow, verdict string, more ...
 		slog.String("guest", text(l.ofGuest(f))), slog.String("remote", text(f.Remote)))
 	if f.To.IsValid() && f.To != f.Remote {
 		attrs = append(attrs, slog.String("to", text(f.To)))
+	}
+	if f.Name != "" {
+		attrs = append(attrs, slog.String("name", f.Name))
 	}
 	attrs = append(attrs, slog.String("verdict", verdict), slog.String("rule", f.Rule))
 	l.log.LogAttrs(context.Background(), slog.LevelInfo, what, append(attrs, more...)...)

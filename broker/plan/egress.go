@@ -3,6 +3,9 @@
 package plan
 
 import (
+	"errors"
+	"slices"
+
 	"aldente/broker/cli"
 	"aldente/broker/egress"
 	"aldente/broker/sockets"
@@ -22,6 +25,24 @@ func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 	p.SetLocal(h.Local)
 	p.SetNAT64(cfg.NAT64)
 	return p, nil
+}
+
+// byName tells whether a rule is by name.
+func (p *Plan) byName() bool { return p.Egress != nil && p.Egress.ByName() }
+
+// checkNames tells what keeps rules by name from ever fitting: they know addresses from
+// what the guest asks.
+func (p *Plan) checkNames() error {
+	forward := p.cfg.DNSForward4.IsValid() || p.cfg.DNSForward6.IsValid()
+	switch {
+	case !p.byName():
+		return nil
+	case p.cfg.SpliceOnly:
+		return errors.New("rules by name are for what crosses the guest's interface, and --splice-only gives it none: leave one of them out")
+	case p.cfg.DNSNone && !forward:
+		return errors.New("rules by name need a resolver that the guest asks: leave out --dns none, or give --dns-forward ADDR as well")
+	}
+	return nil
 }
 
 // Forwarded has the policy allow what rules of -T and -U ask for, in place of what
@@ -46,9 +67,16 @@ func egressRules(cfg *cli.Config, outbound []*cli.Rule) []egress.Rule {
 	}
 	if cfg.Personality == cli.Aldente {
 		rules = append(rules, outboundAllowed(outbound)...)
-		rules = append(rules, egress.Rule{Dest: "host", Source: egress.ByDefault}, egress.Rule{Dest: "metadata", Source: egress.ByDefault})
+		rules = append(rules, defaultDeny("host"), defaultDeny("metadata"))
+		if slices.ContainsFunc(rules, func(r egress.Rule) bool { return egress.IsName(r.Dest) }) {
+			rules = append(rules, defaultDeny("private")) // whoever answers decides where names lead
+		}
 	}
 	return rules
+}
+
+func defaultDeny(set string) egress.Rule {
+	return egress.Rule{Dest: set, Source: egress.ByDefault, Guard: true}
 }
 
 // outboundAllowed is what -T and -U ask for: whoever forwards a port of the

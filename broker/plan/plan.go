@@ -64,6 +64,9 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	if p.Egress, err = egressRuleSet(cfg, h); err != nil {
 		return nil, err
 	}
+	if err = p.checkNames(); err != nil {
+		return nil, err
+	}
 	p.forwardResolvers(h.Network, h.Resolvers)
 	p.noteNames(h.Resolvers)
 	if p.Egress != nil {

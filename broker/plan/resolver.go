@@ -136,9 +136,10 @@ func (f *guestFamily) borrowResolver(other *guestFamily, name netip.Addr) bool {
 // forwardResolvers has names resolve out of the box for a command of aldente. A
 // resolver of the host's that the guest cannot reach, since it is on loopback or
 // the egress rules deny it, gets a name on the guest's side. Options of the user
-// come first.
+// come first. With a rule by name each guest needs a resolver to ask.
 func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
-	if p.cfg.Personality != cli.Aldente || p.cfg.DNSNone || p.cfg.SpliceOnly {
+	wanted := p.cfg.Personality == cli.Aldente || p.byName() && len(p.net.dns(false)) == 0
+	if !wanted || p.cfg.DNSNone || p.cfg.SpliceOnly {
 		return
 	}
 	given4, given6 := split(p.cfg.DNS)

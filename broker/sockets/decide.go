@@ -22,6 +22,7 @@ type request struct {
 	dst      netip.AddrPort // destination as the guest sees it; with listener: the remote peer
 
 	asked *[]egress.Asked // for Why: the egress rules that were asked; nil: nobody wants to know
+	shown bool            // for display: a flow that there is, or was
 }
 
 // decision says what to open, or why nothing is opened.
@@ -229,9 +230,9 @@ func (c *Config) judged(r *request, d decision) decision {
 		d.verdict.Allowed = true
 		return d
 	case r.asked != nil:
-		d.verdict, *r.asked = c.Egress.Explain(judgedAs(r.proto, &d))
+		d.verdict, *r.asked = c.Egress.Explain(judgedAs(r, &d))
 	default:
-		d.verdict = c.Egress.Judge(judgedAs(r.proto, &d))
+		d.verdict = c.Egress.Judge(judgedAs(r, &d))
 	}
 	if !d.verdict.Allowed {
 		d.refused, d.byRules = unix.EACCES, true
@@ -240,12 +241,12 @@ func (c *Config) judged(r *request, d decision) decision {
 }
 
 // judgedAs is the socket as the egress rules see it.
-func judgedAs(proto uint8, d *decision) egress.Flow {
+func judgedAs(r *request, d *decision) egress.Flow {
 	from := d.from
-	if proto != ipc.ProtoUDP {
+	if r.proto != ipc.ProtoUDP {
 		from = netip.AddrPortFrom(from.Addr(), 0) // the kernel's choice
 	}
-	return egress.Flow{Proto: proto, To: d.to, From: from, Device: d.Interface}
+	return egress.Flow{Proto: r.proto, To: d.to, From: from, Device: d.Interface, Mapped: d.meaning != itself || r.splice, Past: r.shown}
 }
 
 func (c *Config) family(a netip.Addr) *Family {

@@ -267,7 +267,7 @@ func (f *Factory) refused(q *request, d *decision) outcome {
 	o := nothing(d.refused)
 	if d.byRules {
 		o.prohibited = true
-		f.refusals.note(f.cfg.Logger, q.proto, d.to, d.verdict.Rule)
+		f.refusals.note(f.cfg.Logger, q.proto, d.to, &d.verdict)
 	}
 	return o
 }

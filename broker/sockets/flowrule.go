@@ -22,9 +22,9 @@ func (f *Factory) FlowRule(w *ipc.Flow) string {
 	switch {
 	case w.Direction == ipc.FlowOut && w.Remote != [16]byte{}:
 		d := f.cfg.decide(&request{
-			proto: w.Proto,
-			src:   netip.AddrPortFrom(netip.AddrFrom16(w.Guest).Unmap(), w.GuestPort),
-			dst:   netip.AddrPortFrom(netip.AddrFrom16(w.Remote).Unmap(), w.RemotePort),
+			proto: w.Proto, shown: true,
+			src: netip.AddrPortFrom(netip.AddrFrom16(w.Guest).Unmap(), w.GuestPort),
+			dst: netip.AddrPortFrom(netip.AddrFrom16(w.Remote).Unmap(), w.RemotePort),
 		})
 		if d.verdict.Allowed != refused {
 			return d.verdict.Rule

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"aldente/broker/egress"
 	"aldente/broker/limiter"
 )
 
@@ -31,7 +32,7 @@ type refusal struct {
 }
 
 // note takes one refusal, by a rule.
-func (r *refusals) note(log *slog.Logger, proto uint8, to netip.AddrPort, rule string) {
+func (r *refusals) note(log *slog.Logger, proto uint8, to netip.AddrPort, v *egress.Verdict) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.total++
@@ -42,15 +43,24 @@ func (r *refusals) note(log *slog.Logger, proto uint8, to netip.AddrPort, rule s
 			r.named = make(map[refusal]struct{})
 		}
 		r.named[what] = struct{}{}
-		log.Warn(text, "protocol", protoName(proto), "to", to.String(), "rule", rule)
+		log.Warn(text, what.fields(v)...)
 		if len(r.named) == maxNamed {
 			log.Warn("further destinations that are refused are not named any more")
 		}
 		return
 	}
 	if r.lines.Take(time.Now()) {
-		log.Debug(text, "protocol", protoName(proto), "to", to.String(), "rule", rule, "refusals", r.total)
+		log.Debug(text, append(what.fields(v), "refusals", r.total)...)
 	}
+}
+
+// fields are what the log says of it.
+func (r refusal) fields(v *egress.Verdict) []any {
+	f := []any{"protocol", protoName(r.proto), "to", r.to.String()}
+	if v.Name != "" {
+		f = append(f, "name", string(v.Name))
+	}
+	return append(f, "rule", v.Rule)
 }
 
 // Refused returns how many sockets the egress rules have refused, and how many

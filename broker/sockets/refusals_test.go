@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"aldente/broker/egress"
 	"aldente/ipc"
 )
 
@@ -22,7 +23,7 @@ func TestRefusals(t *testing.T) {
 		for range 3 {
 			for port := range 2000 {
 				to := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.9"), uint16(port))
-				f.refusals.note(log, ipc.ProtoTCP, to, "--deny any")
+				f.refusals.note(log, ipc.ProtoTCP, to, &egress.Verdict{Rule: "--deny any"})
 			}
 		}
 		warnings := strings.Count(b.String(), "level=WARN")

@@ -89,7 +89,7 @@ func (f *Factory) Recheck(send func(*ipc.Revoke) error) (left int, defied bool) 
 		if !again {
 			at = now
 			v.Count()
-			f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, v.Rule)
+			f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, &v)
 		}
 		defied = defied || again && now.Sub(at) > revokeTimeout
 		if !told[r] && send(&r) != nil {
@@ -115,7 +115,7 @@ func (f *Factory) refusedNow(flow *egress.Flow) bool {
 	v := f.cfg.Egress.Judge(*flow)
 	if !v.Allowed {
 		v.Count()
-		f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, v.Rule)
+		f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, &v)
 	}
 	return !v.Allowed
 }
@@ -127,7 +127,11 @@ func (f *Factory) stands(q *request, d *decision) (flow egress.Flow) {
 	if f.ledger.standing == nil || q.splice || d.client {
 		return flow
 	}
-	return judgedAs(q.proto, d)
+	flow = judgedAs(q, d)
+	// The name that it was opened by is the flow's as long as it is open, whatever
+	// its address stands for later.
+	flow.Open, flow.Name = true, d.verdict.Name
+	return flow
 }
 
 // add remembers a flow and returns its number, which is never zero.

@@ -153,8 +153,9 @@ type Rule struct {
 // Target is a destination as the guest would use it.
 type Target struct {
 	Protocol string `json:"protocol"`       // tcp, udp or icmp
-	Address  string `json:"address"`        // without a port for icmp
+	Address  string `json:"address"`        // without a port for icmp; empty if there is a name
 	Port     uint16 `json:"port,omitempty"` // of tcp and udp
+	Name     string `json:"name,omitempty"` // in place of an address; no steps are the answer where no rule is by name
 }
 
 // Step is one step from the guest's packet to the decision.

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package egress
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"aldente/fuzz"
+	"aldente/ipc/domain"
+)
+
+// modelRule is a rule of the palette, and what it means in plain words.
+type modelRule struct {
+	Rule
+	proto   uint8  // zero: any
+	port    uint16 // zero: any
+	names   string // "a.test", or ".test" for all below
+	has     func(netip.Addr) bool
+	forName bool
+}
+
+func in(prefixes ...string) func(netip.Addr) bool {
+	return func(a netip.Addr) bool {
+		return slices.ContainsFunc(prefixes, func(p string) bool { return netip.MustParsePrefix(p).Contains(a) })
+	}
+}
+
+// modelRules are what a script may choose from.
+var modelRules = []modelRule{
+	{Rule: Rule{Allow: true, Dest: "a.test:443"}, port: 443, names: "a.test", forName: true},
+	{Rule: Rule{Allow: true, Dest: "*.test"}, names: ".test", forName: true},
+	{Rule: Rule{Allow: true, Dest: "tcp:*.b.test:80"}, proto: protoTCP, port: 80, names: ".b.test", forName: true},
+	{Rule: Rule{Dest: "a.test"}, names: "a.test", forName: true},
+	{Rule: Rule{Dest: "*.b.test:443"}, port: 443, names: ".b.test", forName: true},
+	{Rule: Rule{Dest: "udp:a.test"}, proto: protoUDP, names: "a.test", forName: true},
+	{Rule: Rule{Allow: true, Dest: "10.0.0.0/8"}, has: in("10.0.0.0/8")},
+	{Rule: Rule{Dest: "10.0.0.1"}, has: in("10.0.0.1/32")},
+	{Rule: Rule{Dest: "private", Source: ByDefault, Guard: true}, has: in("10.0.0.0/8", "fc00::/7")},
+	{Rule: Rule{Dest: "private"}, has: in("10.0.0.0/8", "fc00::/7")},
+	{Rule: Rule{Dest: "any"}, has: in("0.0.0.0/0", "::/0")},
+	{Rule: Rule{Allow: true, Dest: "any:80"}, port: 80, has: in("0.0.0.0/0", "::/0")},
+	{Rule: Rule{Dest: "udp:any"}, proto: protoUDP, has: in("0.0.0.0/0", "::/0")},
+}
+
+var (
+	modelNames = []domain.Name{"a.test", "b.test", "x.b.test", "test", "evil.example", "y.b.test"}
+	modelAddrs = []netip.Addr{
+		netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("2001:db8::1"),
+		netip.MustParseAddr("fd00::1"), netip.MustParseAddr("64:ff9b::10.0.0.1"), netip.MustParseAddr("64:ff9b::198.51.100.1"), netip.MustParseAddr("127.0.0.1"),
+		netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("198.51.100.3"),
+	}
+)
+
+func (r *modelRule) fits(n domain.Name) bool {
+	if strings.HasPrefix(r.names, ".") {
+		return strings.HasSuffix(string(n), r.names)
+	}
+	return string(n) == r.names
+}
+
+func (r *modelRule) ports(proto uint8, port uint16) bool {
+	return (r.proto == 0 || r.proto == proto) && (r.port == 0 || r.port == port)
+}
+
+func (r *modelRule) narrow() bool { return r.proto != 0 || r.port != 0 }
+
+// modelPair is one pair of the model's table, which is a list by age.
+type modelPair struct {
+	key  string // the rule's text and which of them it is; empty: none
+	addr netip.Addr
+	name domain.Name
+	end  time.Duration
+}
+
+type model struct {
+	rules []*modelRule
+	keys  []string
+	pairs []modelPair
+	now   time.Duration
+}
+
+const modelPairs = 12
+
+// setKeys gives rules of the same text different keys, in order.
+func (m *model) setKeys() {
+	m.keys = nil
+	n := map[string]int{}
+	for _, r := range m.rules {
+		text := fmt.Sprint(r.Allow, r.Dest)
+		m.keys = append(m.keys, fmt.Sprint(text, n[text]))
+		n[text]++
+	}
+}
+
+func (m *model) enter(p modelPair) {
+	i := slices.IndexFunc(m.pairs, func(q modelPair) bool { return q.key == p.key && q.addr == p.addr })
+	switch {
+	case i >= 0:
+		p.end = max(p.end, m.pairs[i].end)
+		m.pairs = slices.Delete(m.pairs, i, i+1)
+	case len(m.pairs) == modelPairs:
+		m.pairs = slices.Delete(m.pairs, 0, 1)
+	}
+	m.pairs = append(m.pairs, p)
+}
+
+func (m *model) byName() bool {
+	return slices.ContainsFunc(m.rules, func(r *modelRule) bool { return r.forName })
+}
+
+// forms are an address and what it may become.
+func forms(a netip.Addr) []netip.Addr {
+	all := []netip.Addr{a}
+	if b := a.As16(); strings.HasPrefix(a.String(), "64:ff9b::") {
+		all = append(all, netip.AddrFrom4([4]byte(b[12:])))
+	}
+	return all
+}
+
+func (m *model) guarded(a netip.Addr) bool {
+	return slices.ContainsFunc(m.rules, func(r *modelRule) bool { return r.Guard && r.has(a) })
+}
+
+// judge is the first rule that fits.
+func (m *model) judge(proto uint8, to netip.AddrPort) bool {
+	for _, a := range forms(to.Addr()) {
+		ok := true
+		for i, r := range m.rules {
+			if !r.ports(proto, to.Port()) {
+				continue
+			}
+			fits := !r.forName && r.has(a)
+			if r.forName && !(r.Allow && m.guarded(a)) {
+				fits = slices.ContainsFunc(m.pairs, func(p modelPair) bool { return p.key == m.keys[i] && p.addr == to.Addr() && p.end > m.now })
+			}
+			if fits {
+				ok = r.Allow
+				break
+			}
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// told says whether a guest may hear of an address.
+func (m *model) told(n domain.Name, aliases []domain.Name, addr netip.Addr) bool {
+	if addr.IsLoopback() || !m.resolved(n, aliases) {
+		return false
+	}
+	for _, a := range forms(addr) {
+		ok := true
+	rules:
+		for _, r := range m.rules {
+			switch {
+			case r.forName && r.Allow && r.fits(n) && !m.guarded(a):
+				break rules
+			case r.forName && r.Allow, r.narrow() && !r.Allow:
+			case r.forName && slices.ContainsFunc(append([]domain.Name{n}, aliases...), r.fits), !r.forName && r.has(a):
+				ok = r.Allow
+				break rules
+			}
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *model) resolved(n domain.Name, aliases []domain.Name) bool {
+	for _, r := range m.rules {
+		switch {
+		case !r.Allow && r.narrow():
+		case !r.forName && strings.HasPrefix(strings.TrimPrefix(r.Dest, "udp:"), "any"):
+			return r.Allow
+		case r.forName && (r.fits(n) || !r.Allow && slices.ContainsFunc(aliases, r.fits)):
+			return r.Allow
+		}
+	}
+	return true
+}
+
+func (m *model) grant(n domain.Name, aliases []domain.Name, addrs []netip.Addr, ttl time.Duration) (mask uint64) {
+	if !m.byName() {
+		return 0
+	}
+	var keys []string
+	allowed := false
+	for i, r := range m.rules {
+		if r.forName && (r.fits(n) || !r.Allow && slices.ContainsFunc(aliases, r.fits)) {
+			keys = append(keys, m.keys[i])
+			allowed = allowed || r.Allow
+		}
+	}
+	if !allowed {
+		keys = append(keys, "")
+	}
+	room := modelPairs / len(keys)
+	for i, a := range addrs {
+		if room == 0 || !m.told(n, aliases, a) {
+			continue
+		}
+		for _, k := range keys {
+			m.enter(modelPair{k, a, n, m.now + min(max(ttl, leastTime), mostTime) + overTime})
+		}
+		mask |= 1 << i
+		room--
+	}
+	return mask
+}
+
+func (m *model) replace(rules []*modelRule) {
+	old := m.keys
+	m.rules = rules
+	m.setKeys()
+	stood := m.pairs
+	m.pairs = nil
+	for _, p := range stood {
+		if p.key == "" || slices.Contains(m.keys, p.key) {
+			m.pairs = append(m.pairs, p)
+		}
+	}
+	for _, p := range stood {
+		for i, r := range m.rules {
+			if p.end > m.now && r.forName && !slices.Contains(old, m.keys[i]) && r.fits(p.name) {
+				m.enter(modelPair{m.keys[i], p.addr, p.name, p.end})
+			}
+		}
+	}
+}
+
+// FuzzNames is a script of answers, flows, time and changes of the rules: the table and
+// what is decided by it are those of a plain list.
+func FuzzNames(f *testing.F) {
+	for _, script := range []string{
+		"\x02\x00\x0a\x00\x00\x00\x03\x00\x01\x05\x01\x00\x00", "\x03\x01\x08\x0a\x00\x02\x00\x07\x00\x01\x02\x01\x01\x00\x01\x01\x01",
+		"\x02\x00\x0a\x00\x00\x00\x01\x00\x02\xff\x01\x00\x00\x02\xff\x01\x00\x00", "\x02\x03\x01\x00\x00\x00\x03\x00\x03\x02\x00\x0a\x01\x00\x00",
+		"\x03\x04\x01\x0a\x00\x02\x01\x7f\x7f\x01\x00\x00\x01\x00\x01\x00\x02\x01\x01\x02\x03\x03\x01\x0a\x0a\x01\x00\x01",
+		"\x02\x01\x0a\x00\x02\x00\xff\x03\x00\x02\x01\xff\x03\x00\x05\x00\xff\x03\x01\x00\x00\x01\x01\x00\x03\x01\x0a\x00\x01\x00\x01",
+	} {
+		f.Add([]byte(script))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s := &fuzz.Source{B: b[:min(len(b), 4096)]}
+		choose := func() (rules []*modelRule, given []Rule) {
+			for range s.Byte() % 6 {
+				r := &modelRules[int(s.Byte())%len(modelRules)]
+				rules, given = append(rules, r), append(given, r.Rule)
+			}
+			return rules, given
+		}
+		at := time.Now()
+		m := &model{}
+		rules, given := choose()
+		e, err := New(given, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.replace(rules)
+		e.table.most, e.table.clock = modelPairs, func() time.Time { return at.Add(m.now) }
+		for steps := 0; len(s.B) > 0 && steps < 200; steps++ {
+			switch s.Byte() % 4 {
+			case 0:
+				n := modelNames[int(s.Byte())%len(modelNames)]
+				var aliases []domain.Name
+				if k := int(s.Byte()); k%2 != 0 {
+					aliases = append(aliases, modelNames[k/2%len(modelNames)])
+				}
+				var addrs []netip.Addr
+				for set := s.Uint16(); set != 0; set &= set - 1 {
+					for i, a := range modelAddrs {
+						if set&-set == 1<<i {
+							addrs = append(addrs, a)
+						}
+					}
+				}
+				ttl := time.Duration(s.Byte()) * 30 * time.Second
+				got, want := e.Grant(n, aliases, addrs, at.Add(m.now+ttl)), m.grant(n, aliases, addrs, ttl)
+				if got != want {
+					t.Fatalf("%v: %s, aliases %v, at %v: told %b, want %b", e.Rules(), n, aliases, addrs, got, want)
+				}
+			case 1:
+				proto := []uint8{protoTCP, protoUDP}[s.Byte()%2]
+				to := netip.AddrPortFrom(modelAddrs[int(s.Byte())%len(modelAddrs)], []uint16{443, 80, 25}[s.Byte()%3])
+				if got, want := e.Judge(Flow{Proto: proto, To: to}), m.judge(proto, to); got.Allowed != want {
+					t.Fatalf("%v: %d to %v: %+v, want %t, with %+v", e.Rules(), proto, to, got, want, m.pairs)
+				}
+			case 2:
+				m.now += time.Duration(s.Byte()) * 20 * time.Second
+			case 3:
+				rules, given := choose()
+				if err := e.Replace(given); err != nil {
+					t.Fatal(err)
+				}
+				m.replace(rules)
+			}
+			check(t, e, m)
+		}
+	})
+}
+
+// check compares the tables, and looks at how ours hangs together.
+func check(t *testing.T, e *RuleSet, m *model) {
+	t.Helper()
+	stand := 0
+	for _, p := range m.pairs {
+		if p.key != "" && p.end > m.now {
+			stand++
+		}
+	}
+	n, _ := e.Table()
+	if n != stand || e.table.used != len(m.pairs) || len(e.table.pairs) > modelPairs+1 {
+		t.Fatalf("%v: %d stand, %d are there, of %d; want %d and %d", e.Rules(), n, e.table.used, len(e.table.pairs), stand, len(m.pairs))
+	}
+	chained := 0
+	for a, i := range e.table.heads {
+		for ; i != 0; i = e.table.pairs[i].next {
+			if chained++; e.table.pairs[i].addr != a {
+				t.Fatalf("a pair of %v is with those of %v", e.table.pairs[i].addr, a)
+			}
+		}
+	}
+	if chained != e.table.used {
+		t.Fatalf("%d pairs are chained, %d are used", chained, e.table.used)
+	}
+}
