@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"aldente/ipc/domain"
+	"aldente/names/frame"
+)
+
+// world is what is around an engine: clients, resolvers and the broker.
+type world struct {
+	t   testing.TB
+	e   *Engine
+	now int64
+
+	clients map[uint32]*guestSocket
+	sockets map[uint32]*resolverSocket
+	events  []func() // what the engine has had done, for the others to see
+	names   []string // asked of resolvers, in lower case, each once and in order
+	asked   int
+	told    []Named
+	whys    []Why
+	dials   int
+
+	resolve func(s *resolverSocket, q dnsmessage.Message) [][]byte // nil: honestly
+	refuse  func(s *resolverSocket) bool                           // no socket
+	denied  func(netip.Addr) bool                                  // by the broker
+	silent  bool                                                   // the broker says nothing
+	zone    map[string][]dnsmessage.Resource
+	soas    map[string]dnsmessage.Resource
+}
+
+// guestSocket is a client as the host sees it.
+type guestSocket struct {
+	tcp            bool
+	got            [][]byte // messages
+	closed, paused bool
+	full           bool // takes nothing
+	stream         *frame.Reader
+}
+
+// resolverSocket is one to a resolver, as the host sees it.
+type resolverSocket struct {
+	seq      uint32
+	resolver uint8
+	tcp      bool
+	dropped  bool
+	used     bool
+	reader   *frame.Reader
+}
+
+func newWorld(t testing.TB, cfg Config, rules ...string) *world {
+	w := &world{
+		t: t, now: 1000 * second, clients: map[uint32]*guestSocket{}, sockets: map[uint32]*resolverSocket{},
+		zone: map[string][]dnsmessage.Resource{}, soas: map[string]dnsmessage.Resource{},
+	}
+	chance := rand.New(rand.NewPCG(1, 2))
+	cfg.Random = func(b []byte) {
+		for i := range b {
+			b[i] = byte(chance.Uint32())
+		}
+	}
+	w.e = New(cfg, w)
+	w.e.SetRules(rulesOf(t, rules...))
+	w.e.Start(w.now)
+	w.run()
+	return w
+}
+
+// rulesOf reads rules: "name", "!name" denies, "~name" denies some ports, "any" is
+// what else there is.
+func rulesOf(t testing.TB, rules ...string) *domain.Rules {
+	r := &domain.Rules{}
+	for i, s := range rules {
+		if s == "any" {
+			r.Default = true
+			continue
+		}
+		p, err := domain.ParsePattern(strings.TrimLeft(s, "!~"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.List = append(r.List, domain.Rule{Index: i, Pattern: p, Allow: s[0] != '!' && s[0] != '~', Narrow: s[0] == '~'})
+	}
+	return r
+}
+
+// What the engine has done by others.
+
+func (w *world) Send(id uint32, msg []byte) bool {
+	c := w.clients[id]
+	if c == nil || c.closed {
+		w.t.Fatalf("sent to client %d, which is not there", id)
+	}
+	if c.full {
+		return false
+	}
+	if !c.tcp {
+		c.got = append(c.got, msg)
+		return true
+	}
+	for at := 0; at < len(msg); at += frame.MaxRead {
+		c.stream.Add(msg[at:min(len(msg), at+frame.MaxRead)])
+	}
+	for {
+		m, err := c.stream.Next()
+		if err != nil {
+			w.t.Fatal("what was sent is no stream of messages:", err)
+		}
+		if m == nil {
+			return true
+		}
+		c.got = append(c.got, bytes.Clone(m))
+	}
+}
+
+func (w *world) Close(id uint32) {
+	if c := w.clients[id]; c == nil || c.closed {
+		w.t.Fatalf("client %d closed, which is not there", id)
+	}
+	w.clients[id].closed = true
+}
+
+func (w *world) Pause(id uint32, paused bool) {
+	c := w.clients[id]
+	if c == nil || c.closed || !c.tcp || c.paused == paused {
+		w.t.Fatalf("client %d paused: %v", id, paused)
+	}
+	c.paused = paused
+}
+
+func (w *world) Dial(seq uint32, resolver uint8, tcp bool) {
+	if w.sockets[seq] != nil {
+		w.t.Fatalf("socket %d twice", seq)
+	}
+	s := &resolverSocket{seq: seq, resolver: resolver, tcp: tcp, reader: frame.NewReader(MaxMessage)}
+	w.sockets[seq] = s
+	w.dials++
+	w.events = append(w.events, func() {
+		if !s.dropped {
+			w.e.Upstream(seq, w.refuse != nil && w.refuse(s), w.now)
+		}
+	})
+}
+
+func (w *world) Ask(seq uint32, msg []byte) bool {
+	s := w.sockets[seq]
+	if s == nil || s.dropped || s.used {
+		w.t.Fatalf("socket %d used twice, or dropped", seq)
+	}
+	s.used = true
+	w.asked++
+	if s.tcp {
+		s.reader.Add(msg)
+		msg, _ = s.reader.Next()
+	}
+	var q dnsmessage.Message
+	if err := q.Unpack(msg); err != nil || len(q.Questions) != 1 {
+		w.t.Fatalf("asked % x: %v", msg, err)
+	}
+	if name := strings.ToLower(q.Questions[0].Name.String()); !slices.Contains(w.names, name) {
+		w.names = append(w.names, name)
+	}
+	w.events = append(w.events, func() {
+		answers := [][]byte{}
+		if w.resolve != nil {
+			answers = w.resolve(s, q)
+		} else {
+			answers = append(answers, w.honest(q))
+		}
+		for _, a := range answers {
+			w.arrive(s, a)
+		}
+	})
+	return true
+}
+
+// arrive has a message of a resolver's come.
+func (w *world) arrive(s *resolverSocket, msg []byte) {
+	if s.tcp {
+		msg = frame.Append(nil, msg)
+	}
+	for len(msg) > 0 && !s.dropped {
+		n := len(msg)
+		if s.tcp {
+			n = min(n, frame.MaxRead)
+		}
+		w.e.Answered(s.seq, msg[:n], w.now)
+		msg = msg[n:]
+	}
+}
+
+func (w *world) Drop(seq uint32) {
+	s := w.sockets[seq]
+	if s == nil || s.dropped {
+		w.t.Fatalf("socket %d dropped, which is not there", seq)
+	}
+	s.dropped = true
+	delete(w.sockets, seq)
+}
+
+func (w *world) Named(n *Named) {
+	c := *n
+	c.Aliases, c.Addrs = slices.Clone(n.Aliases), slices.Clone(n.Addrs)
+	if len(c.Addrs) == 0 || len(c.Addrs) > MaxAddresses || len(c.Aliases) > MaxAliases || c.TTL == 0 {
+		w.t.Fatalf("named %v", c)
+	}
+	w.told = append(w.told, c)
+	if w.silent {
+		return
+	}
+	w.events = append(w.events, func() {
+		var mask uint64
+		for i, a := range c.Addrs {
+			if w.denied == nil || !w.denied(a) {
+				mask |= 1 << i
+			}
+		}
+		w.e.Granted(c.Seq, mask, w.now)
+	})
+}
+
+func (w *world) Refused(_ domain.Name, _ uint16, why Why) { w.whys = append(w.whys, why) }
+
+// run lets all happen that happens at once.
+func (w *world) run() {
+	for n := 0; len(w.events) > 0; n++ {
+		if n > 100_000 {
+			w.t.Fatal("no end")
+		}
+		f := w.events[0]
+		w.events = w.events[1:]
+		f()
+	}
+}
+
+// pass has time go by, with all that is due.
+func (w *world) pass(d int64) {
+	for end := w.now + d; ; {
+		due := w.e.Deadline()
+		if due > end {
+			w.now = end
+			return
+		}
+		w.now = max(w.now, due)
+		w.e.Tick(w.now)
+		w.run()
+		if w.e.Deadline() <= w.now {
+			w.t.Fatal("due again at once")
+		}
+	}
+}
+
+// client takes on a client.
+func (w *world) client(id uint32, tcp bool) *guestSocket {
+	c := &guestSocket{tcp: tcp, stream: frame.NewReader(65535)}
+	w.clients[id] = c
+	w.e.Client(id, tcp, w.now)
+	return c
+}
+
+// send has a client send a message.
+func (w *world) send(id uint32, msg []byte) {
+	if w.clients[id].tcp {
+		msg = frame.Append(nil, msg)
+	}
+	w.e.Received(id, msg, w.now)
+}
+
+// ask has a new client ask over UDP, and returns the answer.
+func (w *world) ask(name string, typ dnsmessage.Type) dnsmessage.Message {
+	w.t.Helper()
+	return w.unpack(w.exchange(message(name, typ), false))
+}
+
+// exchange has a new client send a message, and returns the answer.
+func (w *world) exchange(msg []byte, tcp bool) []byte {
+	w.t.Helper()
+	id := uint32(len(w.clients) + 1)
+	c := w.client(id, tcp)
+	w.send(id, msg)
+	w.run()
+	for range 100 {
+		if len(c.got) > 0 || c.closed || w.e.Deadline() > w.now+20*second {
+			break
+		}
+		w.pass(max(w.e.Deadline()-w.now, 0))
+	}
+	if len(c.got) != 1 {
+		w.t.Fatalf("%d answers", len(c.got))
+	}
+	if !c.closed {
+		w.e.Ended(id, w.now)
+	}
+	return c.got[0]
+}
+
+func (w *world) unpack(msg []byte) dnsmessage.Message {
+	w.t.Helper()
+	var m dnsmessage.Message
+	if err := m.Unpack(msg); err != nil {
+		w.t.Fatalf("% x: %v", msg, err)
+	}
+	return m
+}
+
+// question is a client's message.
+func message(name string, typ dnsmessage.Type, change ...func(*dnsmessage.Message)) []byte {
+	m := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: 0x1234, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: typ, Class: dnsmessage.ClassINET}},
+	}
+	for _, f := range change {
+		f(&m)
+	}
+	b, err := m.Pack()
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// withEDNS adds an OPT record.
+func withEDNS(size int, do bool) func(*dnsmessage.Message) {
+	return func(m *dnsmessage.Message) {
+		var h dnsmessage.ResourceHeader
+		_ = h.SetEDNS0(size, 0, do)
+		m.Additionals = append(m.Additionals, dnsmessage.Resource{Header: h, Body: &dnsmessage.OPTResource{}})
+	}
+}
+
+// add puts records into the zone: name, TTL and body.
+func (w *world) add(name string, ttl uint32, body dnsmessage.ResourceBody) {
+	key := strings.ToLower(name)
+	w.zone[key] = append(w.zone[key], resource(name, ttl, body))
+}
+
+func resource(name string, ttl uint32, body dnsmessage.ResourceBody) dnsmessage.Resource {
+	return dnsmessage.Resource{
+		Header: dnsmessage.ResourceHeader{Name: dnsmessage.MustNewName(name), Class: dnsmessage.ClassINET, TTL: ttl}, Body: body,
+	}
+}
+
+func a4(addr string) *dnsmessage.AResource {
+	return &dnsmessage.AResource{A: netip.MustParseAddr(addr).As4()}
+}
+
+func a6(addr string) *dnsmessage.AAAAResource {
+	return &dnsmessage.AAAAResource{AAAA: netip.MustParseAddr(addr).As16()}
+}
+
+func cname(to string) *dnsmessage.CNAMEResource {
+	return &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(to)}
+}
+
+// honest answers out of the zone.
+func (w *world) honest(q dnsmessage.Message) []byte {
+	b, err := w.reply(q).Pack()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return b
+}
+
+func (w *world) reply(q dnsmessage.Message) *dnsmessage.Message {
+	m := &dnsmessage.Message{Header: q.Header, Questions: q.Questions}
+	m.Response, m.RecursionAvailable = true, true
+	name := strings.ToLower(q.Questions[0].Name.String())
+	for range 20 {
+		records, ok := w.zone[name]
+		if !ok {
+			m.RCode = dnsmessage.RCodeNameError
+		}
+		next := ""
+		for _, r := range records {
+			c, alias := r.Body.(*dnsmessage.CNAMEResource)
+			if alias || typeOf(r) == q.Questions[0].Type {
+				m.Answers = append(m.Answers, r)
+			}
+			if alias {
+				next = strings.ToLower(c.CNAME.String())
+			}
+		}
+		if next == "" {
+			break
+		}
+		name = next
+	}
+	if len(m.Answers) == 0 || m.RCode != 0 {
+		for at, soa := range w.soas {
+			if strings.HasSuffix(name, at) {
+				m.Authorities = append(m.Authorities, soa)
+			}
+		}
+	}
+	return m
+}
+
+// typeOf is the type of a record that was not unpacked.
+func typeOf(r dnsmessage.Resource) dnsmessage.Type {
+	m := dnsmessage.Message{Answers: []dnsmessage.Resource{r}}
+	b, err := m.Pack()
+	if err != nil {
+		panic(err)
+	}
+	var p dnsmessage.Parser
+	_, _ = p.Start(b)
+	_ = p.SkipAllQuestions()
+	h, _ := p.AnswerHeader()
+	return h.Type
+}
+
+// addrs are the addresses of a message, hints included, wherever they stand.
+func addrs(m *dnsmessage.Message) (all []netip.Addr) {
+	for _, r := range slices.Concat(m.Answers, m.Authorities, m.Additionals) {
+		switch b := r.Body.(type) {
+		case *dnsmessage.AResource:
+			all = append(all, netip.AddrFrom4(b.A))
+		case *dnsmessage.AAAAResource:
+			all = append(all, netip.AddrFrom16(b.AAAA))
+		case *dnsmessage.HTTPSResource:
+			all = append(all, hintsOf(&b.SVCBResource)...)
+		case *dnsmessage.SVCBResource:
+			all = append(all, hintsOf(b)...)
+		}
+	}
+	return all
+}
+
+func hintsOf(r *dnsmessage.SVCBResource) (all []netip.Addr) {
+	for _, p := range r.Params {
+		size := map[dnsmessage.SVCParamKey]int{dnsmessage.SVCParamIPv4Hint: 4, dnsmessage.SVCParamIPv6Hint: 16}[p.Key]
+		for v := p.Value; size > 0 && len(v) >= size; v = v[size:] {
+			a, _ := netip.AddrFromSlice(v[:size])
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// texts are addresses as text.
+func texts(m *dnsmessage.Message) string {
+	var s []string
+	for _, a := range addrs(m) {
+		s = append(s, a.String())
+	}
+	return strings.Join(s, " ")
+}
+
+// expect compares an answer's code and addresses.
+func (w *world) expect(m dnsmessage.Message, rcode dnsmessage.RCode, want string) {
+	w.t.Helper()
+	if m.RCode != rcode || texts(&m) != want {
+		w.t.Fatalf("answer %v with %q, want %v with %q", m.RCode, texts(&m), rcode, want)
+	}
+}
+
+// counts puts numbers of records into a header.
+func counts(msg []byte, n ...uint16) []byte {
+	msg = bytes.Clone(msg)
+	for i, v := range n {
+		binary.BigEndian.PutUint16(msg[4+2*i:], v)
+	}
+	return msg
+}
