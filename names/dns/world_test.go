@@ -187,14 +187,14 @@ func (w *world) Ask(seq uint32, msg []byte) bool {
 
 // arrive has a message of a resolver's come.
 func (w *world) arrive(s *resolverSocket, msg []byte) {
-	if s.tcp {
-		msg = frame.Append(nil, msg)
-	}
-	for len(msg) > 0 && !s.dropped {
-		n := len(msg)
-		if s.tcp {
-			n = min(n, frame.MaxRead)
+	if !s.tcp {
+		if !s.dropped {
+			w.e.Answered(s.seq, msg, w.now)
 		}
+		return
+	}
+	for msg = frame.Append(nil, msg); len(msg) > 0 && !s.dropped; {
+		n := min(len(msg), frame.MaxRead)
 		w.e.Answered(s.seq, msg[:n], w.now)
 		msg = msg[n:]
 	}
@@ -373,7 +373,7 @@ func (w *world) honest(q dnsmessage.Message) []byte {
 }
 
 func (w *world) reply(q dnsmessage.Message) *dnsmessage.Message {
-	m := &dnsmessage.Message{Header: q.Header, Questions: q.Questions}
+	m := &dnsmessage.Message{Header: q.Header, Questions: slices.Clone(q.Questions)}
 	m.Response, m.RecursionAvailable = true, true
 	name := strings.ToLower(q.Questions[0].Name.String())
 	for range 20 {
