@@ -323,6 +323,7 @@ func (in *instance) prepare() error {
 	in.factory.OnFigures = in.figures.Take
 	id := unprivileged(in.cfg)
 	in.worker, err = supervise.New(supervise.Options{
+		Program:  supervise.Worker,
 		Identity: id.worker(),
 		Logger:   in.log, Mode: in.mode(), Strict: in.cfg.Strict, Debug: in.cfg.Debug, Trace: in.cfg.Trace,
 		Setup:    in.setUpWorker,

@@ -19,25 +19,20 @@ func Pair() (a, b int, err error) {
 }
 
 // Send writes one message, with a descriptor if fd is not negative. It is for
-// the broker and the agent: the worker may not call sendmsg and writes its
+// the broker and the agent: the others may not call sendmsg and write their
 // records with write(2).
-func Send(conn int, rec []byte, fd int) error {
+func Send(conn int, rec []byte, fd int) error { return send(conn, rec, fd, 0) }
+
+// SendNow is Send without waiting for room: then it fails.
+func SendNow(conn int, rec []byte, fd int) error { return send(conn, rec, fd, unix.MSG_DONTWAIT) }
+
+func send(conn int, rec []byte, fd, flags int) error {
 	var oob []byte
 	if fd >= 0 {
 		oob = unix.UnixRights(fd)
 	}
 	for {
-		err := unix.Sendmsg(conn, rec, oob, nil, unix.MSG_NOSIGNAL)
-		if err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-// SendNow is Send without a descriptor and without waiting for room: then it fails.
-func SendNow(conn int, rec []byte) error {
-	for {
-		err := unix.Sendmsg(conn, rec, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		err := unix.Sendmsg(conn, rec, oob, nil, unix.MSG_NOSIGNAL|flags)
 		if err != unix.EINTR {
 			return err
 		}

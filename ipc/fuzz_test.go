@@ -153,6 +153,9 @@ func FuzzRecords(f *testing.F) {
 	for _, b := range hostileFigures() {
 		fuzz.Add(f, append([]byte{0}, b...))
 	}
+	for _, b := range hostileNames() {
+		fuzz.Add(f, append([]byte{0}, b...))
+	}
 	nobody, endless, strange := make([]byte, AcceptedSize), make([]byte, EndedSize), make([]byte, EndedSize)
 	(&Accepted{Token: 1}).Encode(nobody)
 	(&Ended{Token: 1}).Encode(endless)
@@ -225,6 +228,10 @@ func checkMeaning(t *testing.T, rec []byte) {
 		flow     Flow
 		figures  Figures
 		answered Answered
+		named    Named
+		refusal  Refused
+		dial     Dial
+		client   Client
 		live     Live
 	)
 	bad := false
@@ -271,6 +278,20 @@ func checkMeaning(t *testing.T, rec []byte) {
 		}
 	case answered.Decode(rec) == nil:
 		bad = answered.Next >= MaxCursor
+	case named.Decode(rec) == nil:
+		bad = named.Count > MaxNamed || named.Aliases > MaxAliases || named.Name.Len == 0 || hasControl(named.Name) || named.TTL > MaxTTL
+		for i, a := range named.Addr {
+			bad = bad || (i < int(named.Count)) == (a == [16]byte{})
+		}
+		for _, a := range named.Alias {
+			bad = bad || hasControl(a)
+		}
+	case refusal.Decode(rec) == nil:
+		bad = refusal.Why < RefusedByRule || refusal.Why > NotRefused || hasControl(refusal.Name)
+	case dial.Decode(rec) == nil:
+		bad = dial.Resolver >= MaxResolvers || dial.Proto != ProtoTCP && dial.Proto != ProtoUDP
+	case client.Decode(rec) == nil:
+		bad = client.ID == 0 || client.Proto != ProtoTCP && client.Proto != ProtoUDP
 	}
 	if bad {
 		t.Fatalf("taken: %x", rec)

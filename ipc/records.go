@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ipc is what broker, worker and agent say to each other: fixed-size
+// Package ipc is what broker, worker, agent and names say to each other: fixed-size
 // records on SOCK_SEQPACKET sockets, at most one descriptor with each.
 //
 // Every record starts with an eight-byte header: kind, size, and nothing that

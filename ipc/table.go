@@ -17,6 +17,8 @@ const (
 	FromWorker                  // to the broker
 	ToAgent                     // from the broker
 	FromAgent                   // to the broker
+	ToNames                     // from the broker
+	FromNames                   // to the broker
 	directions
 )
 
@@ -27,7 +29,7 @@ type Phase uint8
 // Phases. The agent knows the last two.
 const (
 	First    Phase = 1 << iota // nothing has come yet
-	Starting                   // worker: until KindReady; agent: until it has confined itself
+	Starting                   // worker, names: until they say that they are ready; agent: until it has confined itself
 	Running
 )
 
@@ -94,6 +96,20 @@ var table = [...]Row{
 	row(AgentKindLayer, "AgentLayer", FromAgent, Starting, Without, 520),
 	row(AgentKindOpened, "AgentOpened", FromAgent, Running, Either, 8),
 	{AgentKindPorts, "AgentPorts", FromAgent, Running, Without, agentPortsSize, agentPortsSize, 1},
+
+	row(NamesKindConfig, "NamesConfig", ToNames, First, Without, 8+MaxSearch*nameSize),
+	row(NamesKindRule, "NamesRule", ToNames, Starting|Running, Without, 4+nameSize),
+	row(NamesKindRules, "NamesRules", ToNames, Starting|Running, Without, 4),
+	row(NamesKindStart, "NamesStart", ToNames, Starting, Without, 0),
+	row(NamesKindClient, "Client", ToNames, Running, With, 8),
+	row(NamesKindUpstream, "Upstream", ToNames, Running, Either, 8),
+	row(NamesKindGranted, "Granted", ToNames, Running, Without, 16),
+
+	row(NamesKindReady, "NamesReady", FromNames, Starting, Without, 0),
+	{NamesKindDial, "Dial", FromNames, Running, Without, DialSize, DialSize, MaxBatch},
+	{NamesKindNamed, "Named", FromNames, Running, Without, NamedSize, NamedSize, 1},
+	row(NamesKindRefused, "Refused", FromNames, Running, Without, 4+nameSize),
+	row(NamesKindCounted, "Counted", FromNames, Running, Without, 48),
 }
 
 // row makes a row of a kind whose records all have one size, in bytes without the
@@ -105,7 +121,7 @@ func row(k Kind, name string, d Direction, p Phase, fd Descriptor, body int) Row
 
 // Kinds come in banks of 128, of which no more than perBank are in use.
 const (
-	banks   = 4
+	banks   = 6
 	perBank = 16
 )
 
@@ -154,5 +170,5 @@ func (d Direction) refuse(b []byte, fd bool) error {
 	}
 	return fmt.Errorf("%w: kind %#x, size %d in %d bytes, %s a descriptor, from %s", ErrMalformed,
 		binary.LittleEndian.Uint16(head[:]), binary.LittleEndian.Uint16(head[2:]), len(b), what,
-		[directions]string{"the broker", "the worker", "the broker", "the agent"}[d])
+		[directions]string{"the broker", "the worker", "the broker", "the agent", "the broker", "names"}[d])
 }

@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	allDirections = []Direction{ToWorker, FromWorker, ToAgent, FromAgent}
+	allDirections = []Direction{ToWorker, FromWorker, ToAgent, FromAgent, ToNames, FromNames}
 	allPhases     = []Phase{First, Starting, Running}
 )
 
@@ -28,7 +28,8 @@ func TestTable(t *testing.T) {
 		if b := records[r.Kind]; len(b) < r.Size || len(b) > r.Max || KindOf(b) != r.Kind {
 			t.Errorf("%s: behind its header a record has %d bytes, the table says %d to %d", r.Name, len(b)-HeaderSize, r.Size-HeaderSize, r.Max-HeaderSize)
 		}
-		if to := r.Direction == ToAgent || r.Direction == FromAgent; to != (r.Kind >= AgentKindSetup) {
+		channel := [...]Kind{ToWorker: 0, FromWorker: 0, ToAgent: AgentKindSetup, FromAgent: AgentKindSetup, ToNames: NamesKindConfig, FromNames: NamesKindConfig}
+		if r.Kind>>8 != channel[r.Direction]>>8 {
 			t.Errorf("%s is of another channel than its number", r.Name)
 		}
 	}

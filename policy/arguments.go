@@ -8,29 +8,30 @@ import (
 	"strings"
 )
 
-// Descriptors that every worker is started with. 0 and 1 are /dev/null.
+// Descriptors that every worker, and names, is started with. 0 and 1 are /dev/null.
 const (
 	LogFD        = 2 // pipe to the broker: log lines, and what the runtime says when it dies
 	ControlFD    = 3 // SOCK_SEQPACKET to the broker
-	ExecutableFD = 4 // O_PATH of the worker's own program, closed by its second stage
+	ExecutableFD = 4 // O_PATH of the process's own program, closed by its second stage
 )
 
-// Stages of the worker.
+// Stages of a worker, and of names.
 const (
 	StageEnter   = "enter"   // fresh from clone: mounts and capabilities, then exec of itself
 	StageReplace = "replace" // the same, where the file system is empty already
-	StageRun     = "run"     // confines itself and translates
+	StageRun     = "run"     // confines itself and does its work
 )
 
-// Modes of a worker, by what its link to the guest is.
+// Modes of a worker, by what its link to the guest is, and that of names.
 const (
 	ModeTap       = "tap"
 	ModeStream    = "stream"     // a socket for virtual machines
 	ModeVhostUser = "vhost-user" // the guest's memory
+	ModeNames     = "names"      // no worker: aldente-names
 )
 
-// Arguments is the command line of a worker, written by the broker and by the
-// worker's first stage for its second. It comes from trusted code.
+// Arguments is the command line of a worker or of names, written by the broker and by
+// the process's first stage for its second. It comes from trusted code.
 type Arguments struct {
 	Stage      string  // Stage*
 	Mode       string  // Mode*
@@ -44,14 +45,18 @@ type Arguments struct {
 
 // Strings returns the argument vector.
 func (a *Arguments) Strings() []string {
-	return []string{"aldente-worker", a.Stage, a.Mode, NamespaceNames(a.Namespaces),
+	program := "aldente-worker"
+	if a.Mode == ModeNames {
+		program = "aldente-names"
+	}
+	return []string{program, a.Stage, a.Mode, NamespaceNames(a.Namespaces),
 		strconv.FormatBool(a.Strict), strconv.FormatBool(a.Debug), strconv.FormatInt(a.FileSize, 10), strconv.Itoa(a.Files), a.Extra}
 }
 
 // ParseArguments reads an argument vector.
 func ParseArguments(argv []string) (Arguments, error) {
 	if len(argv) != 9 {
-		return Arguments{}, fmt.Errorf("started with %d arguments: only the broker can start a worker", len(argv))
+		return Arguments{}, fmt.Errorf("started with %d arguments: only the broker can start this program", len(argv))
 	}
 	a := Arguments{Stage: argv[1], Mode: argv[2], Namespaces: ParseNamespaces(argv[3]), Extra: argv[8]}
 	var err error
@@ -74,4 +79,6 @@ func ParseArguments(argv []string) (Arguments, error) {
 }
 
 // ValidMode tells whether there is such a mode.
-func ValidMode(m string) bool { return m == ModeTap || m == ModeStream || m == ModeVhostUser }
+func ValidMode(m string) bool {
+	return m == ModeTap || m == ModeStream || m == ModeVhostUser || m == ModeNames
+}

@@ -11,6 +11,7 @@ import "embed"
 //
 //go:embed filters/agent_*.bpf filters/broker_*.bpf filters/remover_*.bpf
 //go:embed filters/worker-start_*.bpf filters/worker_*.bpf
+//go:embed filters/names-start_*.bpf filters/names_*.bpf
 //go:embed filters/worker-vhost-start_*.bpf filters/worker-vhost_*.bpf filters/broker-vhost_*.bpf
 var filters embed.FS
 

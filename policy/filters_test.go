@@ -133,7 +133,7 @@ func TestForeignArchitectures(t *testing.T) {
 	}
 }
 
-// TestNeverInTheWorker holds the worker's lists against what they must not
+// TestNeverInTheWorker holds the lists of worker and names against what they must not
 // contain whatever is added to them later.
 func TestNeverInTheWorker(t *testing.T) {
 	never := strings.Fields(`socket socketpair connect bind listen accept sendto sendmsg sendmmsg
@@ -144,7 +144,7 @@ func TestNeverInTheWorker(t *testing.T) {
 		mprotect pkey_mprotect mremap remap_file_pages ioctl capset setuid setgid setresuid setgroups
 		init_module finit_module kexec_load reboot swapon settimeofday clock_settime shmget msgget semget mq_open
 		rt_sigqueueinfo rt_tgsigqueueinfo prlimit64 setrlimit personality modify_ldt iopl ioperm landlock_create_ruleset`)
-	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker(), calls.WorkerVhostStart(), calls.WorkerVhost()} {
+	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker(), calls.WorkerVhostStart(), calls.WorkerVhost(), calls.NamesStart(), calls.Names()} {
 		for _, r := range list.Rules {
 			for _, n := range never {
 				if r.Call == n {
@@ -153,7 +153,7 @@ func TestNeverInTheWorker(t *testing.T) {
 			}
 		}
 	}
-	for _, list := range []calls.List{calls.Worker(), calls.WorkerVhost()} {
+	for _, list := range []calls.List{calls.Worker(), calls.WorkerVhost(), calls.Names()} {
 		for _, r := range list.Rules {
 			pipeSize := r.Call == "fcntl" && len(r.Args) == 2 && r.Args[0] == calls.Arg{Index: 1, Mask: ^uint64(0), Value: unix.F_SETPIPE_SZ}
 			if r.Call == "seccomp" || r.Call == "epoll_create1" || r.Call == "eventfd2" || r.Call == "fcntl" && !pipeSize && !(list.Name == "worker-vhost" && r.User == "worker/vhostuser") {
@@ -167,7 +167,7 @@ func TestNeverInTheWorker(t *testing.T) {
 func TestAlwaysLimited(t *testing.T) {
 	limited := map[string]bool{"mmap": true, "clone": true, "futex": true, "madvise": true, "tgkill": true, "setsockopt": true,
 		"getsockopt": true, "accept4": true, "splice": true, "fcntl": true, "seccomp": true, "socket": true, "prctl": true, "preadv2": true}
-	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker(), calls.WorkerVhostStart(), calls.WorkerVhost()} {
+	for _, list := range []calls.List{calls.WorkerStart(), calls.Worker(), calls.WorkerVhostStart(), calls.WorkerVhost(), calls.NamesStart(), calls.Names()} {
 		for _, r := range list.Rules {
 			if limited[r.Call] && len(r.Args) == 0 {
 				t.Errorf("%s permits %s with any arguments", list.Name, r.Call)
@@ -185,6 +185,8 @@ func TestListsAreWithinOthers(t *testing.T) {
 		"worker-start":       {calls.Broker()},
 		"worker-vhost":       {calls.WorkerVhostStart(), calls.BrokerVhost()},
 		"worker-vhost-start": {calls.BrokerVhost()},
+		"names":              {calls.NamesStart(), calls.Broker(), calls.BrokerVhost()},
+		"names-start":        {calls.Broker(), calls.BrokerVhost()},
 	}
 	for _, list := range calls.All() {
 		for _, r := range list.Rules {

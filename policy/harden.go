@@ -91,15 +91,17 @@ func Limits(threads bool, fileSize int64, files int) Layer {
 	return l
 }
 
-// MaxMemory bounds what a worker can write to, in bytes. Its pools and tables
-// reserve two gigabytes, and its runtime may take one more before it collects.
-// Limiting the address space would not do: the runtime reserves more of that than
-// it uses.
-const MaxMemory = 4 << 30
+// What a process can write to, in bytes. A worker's pools and tables reserve two
+// gigabytes, and its runtime may take one more before it collects. Limiting the address
+// space would not do: the runtime reserves more of that than it uses.
+const (
+	MaxMemory      = 4 << 30   // a worker
+	MaxNamesMemory = 512 << 20 // names: tables of bounded size, and what the runtime maps for any heap
+)
 
-// LimitMemory keeps a worker from using up its host's memory, once it is captured.
-func LimitMemory() Layer {
-	n, err := lower(unix.RLIMIT_DATA, MaxMemory)
+// LimitMemory keeps a process from using up its host's memory, once it is captured.
+func LimitMemory(bytes uint64) Layer {
+	n, err := lower(unix.RLIMIT_DATA, bytes)
 	return one("memory limit", fmt.Sprintf("%d MiB", n>>20), err)
 }
 

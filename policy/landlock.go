@@ -90,8 +90,12 @@ func LandlockFiles(p Paths) Layer {
 	read := landlock.AccessFSSet(ll.AccessFSReadFile|ll.AccessFSReadDir) & r.fs
 	execute := landlock.AccessFSSet(ll.AccessFSExecute|ll.AccessFSReadFile) & r.fs
 	what := "no file"
-	if len(p.Execute) > 0 {
+	switch len(p.Execute) {
+	case 0:
+	case 1:
 		what += " but the worker's program"
+	default:
+		what += " but the programs of worker and names"
 	}
 	if len(p.Sockets) > 0 {
 		what += ", sockets"

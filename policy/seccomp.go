@@ -19,17 +19,22 @@ const (
 	FilterWorker           = "worker"
 	FilterWorkerVhostStart = "worker-vhost-start"
 	FilterWorkerVhost      = "worker-vhost"
+	FilterNamesStart       = "names-start"
+	FilterNames            = "names"
 	FilterAgent            = "agent"
 	FilterBroker           = "broker"
 	FilterBrokerVhost      = "broker-vhost"
 	FilterRemover          = "remover"
 )
 
-// FiltersOf returns the names of a worker's two filters, and of its broker's, in a mode
-// of Arguments.
+// FiltersOf returns the names of a process's two filters in a mode of Arguments, and in
+// those of workers of its broker's.
 func FiltersOf(mode string) (start, running, broker string) {
-	if mode == ModeVhostUser {
+	switch mode {
+	case ModeVhostUser:
 		return FilterWorkerVhostStart, FilterWorkerVhost, FilterBrokerVhost
+	case ModeNames:
+		return FilterNamesStart, FilterNames, ""
 	}
 	return FilterWorkerStart, FilterWorker, FilterBroker
 }

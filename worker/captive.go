@@ -16,6 +16,7 @@ import (
 	"aldente/ipc"
 	"aldente/policy"
 	"aldente/policy/captive"
+	"aldente/policy/stage"
 )
 
 // The captive is the worker with its translator replaced by a scripted one. It
@@ -37,24 +38,6 @@ type scriptedWorker struct {
 	log     bool
 	config  ipc.Config
 	ids     map[uint8]uint32 // of a listener of each protocol
-}
-
-// words returns the values of one key of a script.
-func words(script []string, key string) (values []string) {
-	for _, word := range script {
-		if k, v, ok := strings.Cut(word, "="); ok && k == key {
-			values = append(values, v)
-		}
-	}
-	return values
-}
-
-// unlessSkipped leaves out a layer that "skip=NAME" names.
-func unlessSkipped(args policy.Arguments, name string, layer func() policy.Layer) policy.Layer {
-	if slices.Contains(words(strings.Fields(args.Extra), "skip"), name) {
-		return policy.Layer{Name: name, State: policy.Missing, Detail: "left out by the test"}
-	}
-	return layer()
 }
 
 func prepare(control int) (translator, error) {
@@ -180,7 +163,7 @@ func (c *scriptedWorker) say(word, result string) {
 	switch {
 	case result == "":
 	case c.log:
-		logf(levelWarning, "captive: %s: %s", word, result)
+		stage.Logf(stage.LevelWarning, "captive: %s: %s", word, result)
 	default:
 		_, _ = unix.Write(c.control, []byte(result))
 	}

@@ -27,7 +27,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/policy"
+	"aldente/policy/stage"
 )
+
+// program is what this one is confined as. Nothing on the packet path allocates, so
+// the collector is off unless something leaks.
+var program = stage.Program{Name: "aldente-worker", Memory: policy.MaxMemory, Heap: 1 << 30, NoCollector: true}
 
 func init() {
 	// The main goroutine keeps the main thread: the one whose capabilities
@@ -38,33 +43,32 @@ func init() {
 func main() {
 	args, err := policy.ParseArguments(os.Args)
 	if err != nil {
-		fail(err)
+		stage.Fail(err)
 	}
 	if args.Stage != policy.StageRun {
 		// Ends in exec of this program, with the last stage, or in an error.
-		fail(enter(args))
+		stage.Fail(stage.Enter(args))
 	}
 
 	// 1. Lock down. From here on no file can be opened and no socket made.
-	tuneRuntime()
-	report := confine(args)
-	tell(args, report)
+	program.Tune()
+	stage.Tell(args, program.Confine(args))
 
 	// 2. Read the start-up records: configuration, the guest's link, listeners.
 	translator, err := prepare(policy.ControlFD)
 	if err != nil {
-		fail(err)
+		stage.Fail(err)
 	}
 
 	// 3. Give up what only start-up needed.
-	tell(args, tighten(args))
+	stage.Tell(args, stage.Tighten(args))
 
 	// 4. Say that we are ready, and translate. The runtime takes the processor
 	// from a goroutine every 10 ms: one that is bound to a thread gets it back
 	// by two switches between threads, any other at once.
 	runtime.UnlockOSThread()
 	if err := translator.Run(); err != nil {
-		fail(err)
+		stage.Fail(err)
 	}
 	unix.Exit(0)
 }

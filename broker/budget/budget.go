@@ -14,15 +14,16 @@ type Kind uint8
 // Kinds. TCP connections are counted while they are under way; how many there
 // are the kernel bounds, by the worker's limit on descriptors.
 const (
-	TCP   Kind = iota // under way
-	UDP               // of a port of its own
-	Reply             // of a UDP listener's port
-	Echo              // of ICMP and ICMPv6
-	Kinds             // how many there are
+	TCP      Kind = iota // under way
+	UDP                  // of a port of its own
+	Reply                // of a UDP listener's port
+	Echo                 // of ICMP and ICMPv6
+	Upstream             // to resolvers, of aldente-names and not of the worker's
+	Kinds                // how many there are
 )
 
 func (k Kind) String() string {
-	return [Kinds]string{"TCP connections", "UDP ports", "peers of UDP listeners", "echo flows"}[k]
+	return [Kinds]string{"TCP connections", "UDP ports", "peers of UDP listeners", "echo flows", "sockets to resolvers"}[k]
 }
 
 // Reason says which limit was met.
@@ -90,11 +91,12 @@ type Usage struct {
 func New(l Limits, h Host, k Kernel) *Budget {
 	b := &Budget{limits: l, ephemeral: h.Ephemeral, kernel: k}
 	none := limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
-	b.rates = [Kinds]limiter.Bucket{TCP: {Rate: l.NewTCP}, UDP: {Rate: l.NewUDP}, Reply: {Rate: none}, Echo: {Rate: l.NewUDP}}
+	b.rates = [Kinds]limiter.Bucket{TCP: {Rate: l.NewTCP}, UDP: {Rate: l.NewUDP}, Reply: {Rate: none}, Echo: {Rate: l.NewUDP}, Upstream: {Rate: l.NewUDP}}
 	b.usage[TCP].Limit = l.HalfOpen
 	b.usage[UDP].Limit = l.UDP
 	b.usage[Reply].Limit = l.Replies
 	b.usage[Echo].Limit = l.Echo
+	b.usage[Upstream].Limit = mostNames
 	return b
 }
 
@@ -212,7 +214,13 @@ func (b *Budget) Ended(forRoom bool) {
 
 // Gone notes that the worker is gone, and all it held with it.
 func (b *Budget) Gone() {
-	b.held = [Kinds]int{}
+	b.held = [Kinds]int{Upstream: b.held[Upstream]}
+	b.counted, b.fruitful = time.Time{}, false
+}
+
+// NamesGone notes that names is gone, and all it held with it.
+func (b *Budget) NamesGone() {
+	b.held[Upstream] = 0
 	b.counted, b.fruitful = time.Time{}, false
 }
 

@@ -54,6 +54,8 @@ const (
 	// mostEcho and mostReplies are the sizes of the worker's tables.
 	mostEcho    = 1024
 	mostReplies = 16 << 10
+	// mostNames is what names has questions under way, and sockets ready for the next.
+	mostNames = 384
 
 	burstTCP = 2000
 	burstUDP = 8000

@@ -153,7 +153,7 @@ func named(all *[ipc.NumFigures]uint64) (r api.CountersReply) {
 }
 
 // kinds are what budgets are for, as a label.
-var kinds = [budget.Kinds]string{budget.TCP: "tcp_connecting", budget.UDP: "udp", budget.Reply: "udp_reply", budget.Echo: "icmp"}
+var kinds = [budget.Kinds]string{budget.TCP: "tcp_connecting", budget.UDP: "udp", budget.Reply: "udp_reply", budget.Echo: "icmp", budget.Upstream: "names"}
 
 var reasons = [budget.Reasons]string{budget.TooMany: "too_many", budget.TooFast: "too_fast", budget.HostShort: "host_short"}
 
@@ -171,6 +171,9 @@ func (c *Collector) own(up bool) (all []api.Counter) {
 	refused, _ := c.broker.Refused()
 	add("egress_refused_total", "Sockets that the egress rules have refused.", nil, float64(refused))
 	for k, u := range c.broker.Usage() {
+		if budget.Kind(k) == budget.Upstream && u.Opened+u.Refused == 0 {
+			continue // nothing is resolved for this guest
+		}
 		kind := label("kind", kinds[k])
 		add("sockets_opened_total", "Sockets that were opened for the guest; of TCP, all and not only those under way.", kind, float64(u.Opened))
 		add("sockets", "Sockets of the guest's as the budget counts them; of TCP, those under way.", kind, float64(max(u.Held, 0)))

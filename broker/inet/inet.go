@@ -163,6 +163,10 @@ func LocalPort(fd int) uint16 {
 	if err != nil {
 		return 0
 	}
+	return portOf(sa)
+}
+
+func portOf(sa unix.Sockaddr) uint16 {
 	switch a := sa.(type) {
 	case *unix.SockaddrInet4:
 		return uint16(a.Port)

@@ -4,6 +4,7 @@ package sockets
 
 import (
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,7 @@ type decision struct {
 	verdict   egress.Verdict
 	always    always  // it is refused whatever the rules say
 	meaning   meaning // how a flow's destination was translated
+	names     bool    // it goes to aldente-names, whatever the egress rules say of the resolver
 	client    bool    // allowed to a client of the host's own, whatever the egress rules say
 	namespace bool    // in the guest's namespace, not on the host
 	to        netip.AddrPort
@@ -76,6 +78,7 @@ const (
 	isUnspecified
 	isMulticast
 	isBroadcast
+	isPrivateDNS
 	numAlways
 )
 
@@ -106,6 +109,9 @@ func (c *Config) decideOut(r *request) decision {
 		return decision{refused: unix.EACCES, always: why}
 	}
 	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one
+	if c.asksNames(r) {
+		return decideNames(to, meaning)
+	}
 	d := decision{to: to, meaning: meaning, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
 	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
 		d.Source, d.Interface = netip.Addr{}, ""
@@ -114,6 +120,41 @@ func (c *Config) decideOut(r *request) decision {
 		d.from = netip.AddrPortFrom(d.Source, r.src.Port())
 	}
 	return c.judged(r, d)
+}
+
+// Ports of resolvers: DNS, and DNS over TLS and QUIC (RFC 7858, RFC 9250).
+const (
+	portDNS        = 53
+	portPrivateDNS = 853
+)
+
+// asksNames tells whether a flow is to one of the resolvers for which aldente-names
+// answers.
+func (c *Config) asksNames(r *request) bool {
+	return (r.proto == ipc.ProtoTCP || r.proto == ipc.ProtoUDP) && (r.dst.Port() == portDNS || r.dst.Port() == portPrivateDNS) &&
+		slices.Contains(c.Resolvers, r.dst.Addr())
+}
+
+// decideNames is for what asksNames tells of, and never leads to a resolver. What nobody
+// but the resolver could read is refused: whoever asks goes on in plain, or not at all.
+func decideNames(to netip.AddrPort, m meaning) decision {
+	d := decision{to: to, meaning: m, names: true}
+	if to.Port() == portPrivateDNS {
+		d.refused, d.always = unix.EACCES, isPrivateDNS
+		return d
+	}
+	d.verdict = egress.Verdict{Allowed: true, Rule: "answered by aldente-names"}
+	return d
+}
+
+// decideUpstream is for a socket by which aldente-names asks a resolver. The guest has no
+// say in which that is: the egress rules are about where the guest may connect.
+func (c *Config) decideUpstream(resolver netip.Addr) decision {
+	d := decision{to: netip.AddrPortFrom(resolver, portDNS), path: c.family(resolver).path()}
+	if resolver.IsLoopback() {
+		d.Source, d.Interface = netip.Addr{}, ""
+	}
+	return d
 }
 
 // decideReply is for the socket of answers to a datagram that came to a UDP

@@ -57,6 +57,10 @@ func (f *Factory) Why(proto uint8, dst netip.AddrPort) *Explanation {
 	if !f.explainAddress(e, &q, &d, fam) {
 		return e
 	}
+	if d.names {
+		e.step("names", "aldente-names answers what is asked there, by the rules, and passes on what they allow")
+		return e.Decided(true, "answered by aldente-names")
+	}
 	if d.always == possible && !q.splice {
 		e.step("source", "%s", d.sourceText())
 	}
@@ -90,6 +94,10 @@ func (f *Factory) explainAddress(e *Explanation, q *request, d *decision, fam *F
 		}
 		e.step("address", "%s", d.meaningText(q, fam))
 		return true
+	case isPrivateDNS:
+		e.step("names", "%v is a resolver for which aldente-names answers, on port 53 and in plain", a)
+		e.Decided(false, "refused, whatever the rules say: what is asked there nobody could read")
+		return false
 	case isLoopback:
 		e.step("address", "%v is the guest itself: no packet to it leaves the guest, and none is taken", a)
 		e.Decided(false, "refused: the host's loopback has %s", f.loopbackHint(q.proto, q.dst, fam))

@@ -47,6 +47,10 @@ type Config struct {
 	// ClientPorts are those that the kernel gives sockets which choose none.
 	ClientPorts PortRange
 
+	// Resolvers are those that the guest asks for names, by its own names for them. What
+	// it sends to their port 53 goes to aldente-names, and to no resolver.
+	Resolvers []netip.Addr
+
 	Namespace      Namespace // see SetNamespace
 	NamespaceScope uint32    // see SetNamespace
 	MaxListeners   int       // zero: as many as there are descriptors
@@ -78,6 +82,9 @@ type Factory struct {
 	// OnInflight answers a front end of vhost-user in the worker's place. Where there
 	// can be none, it is nil: a worker that asks is not ours any more.
 	OnInflight func(*ipc.Inflight)
+	// Names passes on the sockets of questions to Config.Resolvers. Where there are none,
+	// it is nil.
+	Names Names
 	// OnEvent is called for the worker's events.
 	OnEvent func(code uint32)
 	// OnFigures takes a message of the worker's with figures, which is of this kind.
@@ -91,6 +98,7 @@ type Factory struct {
 	nextID    uint32
 
 	refusals refusals
+	asked    asked
 	hits     hits
 	ledger   *ledger // nil: no budget
 	ports    *udpPorts
@@ -127,7 +135,7 @@ func (f *Factory) Serve(control int) error {
 	s := &served{fd: control}
 	defer f.workerGone()
 	defer s.end() // first: what is answered later is no flow of a worker's
-	var pace pace
+	pace := paced()
 	for soon := false; ; soon = true {
 		if err := f.await(control, soon); err != nil {
 			return err
@@ -136,7 +144,7 @@ func (f *Factory) Serve(control int) error {
 		if err != nil {
 			return err
 		}
-		pace.take(weight(buf[:n]), time.Now())
+		pace.Take(weight(buf[:n]), time.Now())
 		if fd >= 0 {
 			unix.Close(fd)
 		}
@@ -155,7 +163,7 @@ func (f *Factory) Serve(control int) error {
 			return fmt.Errorf("answers: %w", err)
 		}
 		if s.refusals > 0 {
-			pace.take(s.refusals*refusalRecords, time.Now())
+			pace.Take(s.refusals*refusalRecords, time.Now())
 			s.refusals = 0
 		}
 	}
@@ -257,6 +265,8 @@ func (f *Factory) carryOut(q *request, d *decision, s *served) (outcome, error) 
 		return f.openNamespaceReply(q, d, s)
 	case q.listener.ID != 0:
 		return f.openReply(d), nil
+	case d.names:
+		return f.openNames(q.proto, d), nil
 	}
 	return f.openOut(q.proto, d), nil
 }

@@ -33,6 +33,7 @@ func (f *Factory) tellFlow(q *request, d *decision, o *outcome) {
 var impossible = [numAlways]string{
 	possible: "not from this port of the guest's", noFamily: "address family is not enabled", noPort: "no port",
 	isLoopback: "loopback", isUnspecified: "no address", isMulticast: "multicast", isBroadcast: "broadcast",
+	isPrivateDNS: "names are answered on port 53",
 }
 
 func limitReason(r budget.Reason) string {

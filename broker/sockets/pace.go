@@ -3,8 +3,7 @@
 package sockets
 
 import (
-	"time"
-
+	"aldente/broker/limiter"
 	"aldente/ipc"
 )
 
@@ -20,13 +19,9 @@ const (
 	refusalRecords = 19
 )
 
-// pace bounds what a worker that floods its broker with valid records can make
-// it spend. An honest burst that exceeds it waits a moment in the worker's queue,
-// no more: too fast is no fault.
-type pace struct {
-	tokens float64
-	last   time.Time
-	sleep  func(time.Duration) // nil: time.Sleep
+// paced bounds what a worker that floods its broker with valid records can make it spend.
+func paced() limiter.Pace {
+	return limiter.Pace{Rate: limiter.Rate{PerSecond: pacePerSecond, Burst: paceBurst}}
 }
 
 // weight is what a message counts for: its requests, or as much as one. An answer is
@@ -36,25 +31,4 @@ func weight(msg []byte) int {
 		return max(len(msg)/ipc.OpenSize, 1)
 	}
 	return 1
-}
-
-// take waits until n records may be handled.
-func (p *pace) take(n int, now time.Time) {
-	if p.last.IsZero() {
-		p.tokens = paceBurst
-	} else {
-		p.tokens = min(p.tokens+now.Sub(p.last).Seconds()*pacePerSecond, paceBurst)
-	}
-	p.last = now
-	p.tokens -= float64(n)
-	if p.tokens >= 0 {
-		return
-	}
-	// Not for each record: a sleep costs more than one.
-	wait := max(time.Duration(-p.tokens/pacePerSecond*float64(time.Second)), time.Millisecond)
-	if p.sleep != nil {
-		p.sleep(wait)
-		return
-	}
-	time.Sleep(wait)
 }

@@ -26,9 +26,10 @@ func TestPace(t *testing.T) {
 			now := time.Unix(1, 0)
 			start := now
 			var slept time.Duration
-			p := pace{sleep: func(d time.Duration) { slept += d; now = now.Add(d) }}
+			p := paced()
+			p.Sleep = func(d time.Duration) { slept += d; now = now.Add(d) }
 			for range c.messages {
-				p.take(c.batch, now)
+				p.Take(c.batch, now)
 				now = now.Add(c.every)
 			}
 			if (slept > 0) != c.slept {

@@ -124,7 +124,7 @@ func (f *Factory) refusedNow(flow *egress.Flow) bool {
 // none. The far ends of the bypass are the host's by rule, and clients of the host's
 // own get answers whatever the egress rules say of their addresses.
 func (f *Factory) stands(q *request, d *decision) (flow egress.Flow) {
-	if f.ledger.standing == nil || q.splice || d.client {
+	if f.ledger.standing == nil || q.splice || d.client || d.names {
 		return flow
 	}
 	flow = judgedAs(q, d)

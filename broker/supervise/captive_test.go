@@ -37,7 +37,7 @@ var buildCaptive = sync.OnceValues(func() (string, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, program)
+	path := filepath.Join(dir, Worker.File)
 	cmd := exec.Command("go", "build", "-tags", "captive", "-trimpath", "-o", path, "aldente/worker")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -192,6 +192,7 @@ func newPrison(t testing.TB, change func(*Options)) *prison {
 	held := newHeld(t)
 	opts := Options{
 		Logger:     slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Program:    Worker,
 		Executable: captivePath(t),
 		Mode:       "tap",
 		Setup:      held.send,

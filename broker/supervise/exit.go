@@ -14,10 +14,11 @@ import (
 
 // Exit tells how a worker ended.
 type Exit struct {
-	Status syscall.WaitStatus // as wait4(2) gives it
-	Cause  string             // one line for the log
-	Call   string             // name of the forbidden system call, where the kernel's log could be read
-	Panic  []string           // what the runtime said as it died, bounded; its first line is in Cause
+	Program string             // Program.Name of what has ended
+	Status  syscall.WaitStatus // as wait4(2) gives it
+	Cause   string             // one line for the log
+	Call    string             // name of the forbidden system call, where the kernel's log could be read
+	Panic   []string           // what the runtime said as it died, bounded; its first line is in Cause
 
 	Renewed bool // it was to end, by Renew
 
@@ -25,7 +26,7 @@ type Exit struct {
 }
 
 // Err returns the end of a worker as an error, of one line.
-func (e *Exit) Err() error { return errors.New("worker: " + e.Cause) }
+func (e *Exit) Err() error { return errors.New(e.Program + ": " + e.Cause) }
 
 // trappedCall finds the name of the call in what the runtime says when a filter
 // of a debugfilter build raised SIGSYS. The call's number is the first argument

@@ -10,27 +10,39 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
 )
 
-// program is the file name of the worker.
-const program = "aldente-worker"
+// Program is one of those that are supervised.
+type Program struct {
+	File string        // name of its file
+	Name string        // what the log calls it
+	From ipc.Direction // of its records
+}
 
-// libexecDir is where an installed worker lies, set when building with
+// Programs.
+var (
+	Worker = Program{"aldente-worker", "worker", ipc.FromWorker}
+	Names  = Program{"aldente-names", "names", ipc.FromNames}
+)
+
+// libexecDir is where installed programs lie, set when building with
 // -ldflags "-X aldente/broker/supervise.libexecDir=/usr/libexec/aldente".
 var libexecDir = ""
 
-// Find returns the worker's program: beside the running executable, else in
+// Find returns a program: beside the running executable, else in
 // the libexec directory. No search path and no environment variable is
 // consulted: what is started here gets the guest's traffic.
-func Find() (string, error) {
+func (p *Program) Find() (string, error) {
 	self, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return "", fmt.Errorf("own executable: %w", err)
 	}
-	return find(filepath.Dir(self), libexecDir)
+	return find(p.File, filepath.Dir(self), libexecDir)
 }
 
-func find(dirs ...string) (string, error) {
+func find(program string, dirs ...string) (string, error) {
 	var where []string
 	unusable := ""
 	for _, dir := range dirs {
@@ -49,15 +61,15 @@ func find(dirs ...string) (string, error) {
 	if unusable != "" {
 		return "", fmt.Errorf("%s cannot be executed by this user: it has to be executable (chmod 755), on a file system without noexec", unusable)
 	}
-	return "", fmt.Errorf("%s is not installed: it belongs into %s (make all builds both programs, make install installs them)",
+	return "", fmt.Errorf("%s is not installed: it belongs into %s (make all builds all programs, make install installs them)",
 		program, strings.Join(where, " or "))
 }
 
 // firstSpare is above every descriptor that a worker's are moved to.
 const firstSpare = 10
 
-// openProgram opens the worker's program without reading it, so that each
-// worker runs the same file even if a newer one is installed meanwhile.
+// openProgram opens a program without reading it, so that each
+// process runs the same file even if a newer one is installed meanwhile.
 func openProgram(path string) (int, error) { return openSpare(path, unix.O_PATH) }
 
 // openSpare opens a file on a descriptor from firstSpare on.

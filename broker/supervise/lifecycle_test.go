@@ -141,7 +141,7 @@ func TestMalformedRecordIsTheLast(t *testing.T) {
 
 func TestStartFails(t *testing.T) {
 	t.Run("no program", func(t *testing.T) {
-		_, err := New(Options{Logger: newPrison(t, nil).opts.Logger, Mode: "tap", Executable: "/nonexistent",
+		_, err := New(Options{Program: Worker, Logger: newPrison(t, nil).opts.Logger, Mode: "tap", Executable: "/nonexistent",
 			Setup: func(int) error { return nil }, Serve: func(int) error { return nil }})
 		if !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("error %v", err)

@@ -133,7 +133,7 @@ func TestTrappedCall(t *testing.T) {
 func TestFind(t *testing.T) {
 	empty, beside, libexec := t.TempDir(), t.TempDir(), t.TempDir()
 	for _, dir := range []string{beside, libexec} {
-		if err := os.WriteFile(filepath.Join(dir, program), nil, 0o755); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, Worker.File), nil, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -142,18 +142,18 @@ func TestFind(t *testing.T) {
 		{empty, libexec, libexec},
 		{beside, "", beside},
 	} {
-		got, err := find(tt.self, tt.libexec)
-		if want := filepath.Join(tt.want, program); got != want || err != nil {
+		got, err := find(Worker.File, tt.self, tt.libexec)
+		if want := filepath.Join(tt.want, Worker.File); got != want || err != nil {
 			t.Errorf("find(%s, %s) = %s, %v; want %s", tt.self, tt.libexec, got, err, want)
 		}
 	}
-	if got, err := find(empty, ""); err == nil {
+	if got, err := find(Worker.File, empty, ""); err == nil {
 		t.Errorf("found %s", got)
 	}
-	if err := os.Chmod(filepath.Join(beside, program), 0o644); err != nil {
+	if err := os.Chmod(filepath.Join(beside, Worker.File), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := find(beside, empty); err == nil {
+	if got, err := find(Worker.File, beside, empty); err == nil {
 		t.Errorf("found %s, which is not executable", got)
 	}
 }

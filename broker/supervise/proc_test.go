@@ -80,7 +80,7 @@ func seenFromOutside(t *testing.T, proc string) {
 		checkDescriptors(t, proc)
 	})
 	t.Run("name", func(t *testing.T) {
-		if got := strings.TrimSpace(readFile(t, proc+"/comm")); got != program {
+		if got := strings.TrimSpace(readFile(t, proc+"/comm")); got != Worker.File {
 			t.Errorf("comm %q", got)
 		}
 	})

@@ -49,13 +49,13 @@ func (s *Supervisor) run() {
 			break
 		}
 		for _, line := range exit.Panic {
-			s.opts.Logger.Debug(line, "component", "worker")
+			s.opts.Logger.Debug(line, "component", s.opts.Program.Name)
 		}
 		if s.announce(exit.Err()) {
 			return // the first worker did not come up: that is for the caller to tell
 		}
 		if s.takeRenewed() {
-			s.opts.Logger.Debug("worker renewed", "lived", time.Since(started).Round(time.Millisecond))
+			s.opts.Logger.Debug(s.opts.Program.Name+" renewed", "lived", time.Since(started).Round(time.Millisecond))
 			if exit.Renewed = true; s.opts.OnExit != nil {
 				s.opts.OnExit(exit)
 			}
@@ -66,7 +66,7 @@ func (s *Supervisor) run() {
 			exit.Cause = errNotReady.Error() + ": " + exit.Cause
 		}
 		delay := b.after(time.Since(started))
-		s.opts.Logger.Error("worker ended", "cause", exit.Cause, "lived", time.Since(started).Round(time.Millisecond), "restart_in", delay)
+		s.opts.Logger.Error(s.opts.Program.Name+" ended", "cause", exit.Cause, "lived", time.Since(started).Round(time.Millisecond), "restart_in", delay)
 		if s.opts.OnExit != nil {
 			s.opts.OnExit(exit)
 		}
@@ -103,7 +103,7 @@ func (s *Supervisor) one() Exit {
 	l, err := s.spawn()
 	s.tellMade(err)
 	if err != nil {
-		return Exit{Cause: err.Error()}
+		return Exit{Program: s.opts.Program.Name, Cause: err.Error()}
 	}
 	s.adopt(l)
 
@@ -135,6 +135,7 @@ func (s *Supervisor) one() Exit {
 // explain says why a worker ended.
 func (s *Supervisor) explain(l *life, status waitStatus, served error) Exit {
 	exit := Exit{
+		Program:  s.opts.Program.Name,
 		Status:   status.WaitStatus,
 		Panic:    l.log.panicText(),
 		wasReady: l.ready.Load(),

@@ -108,7 +108,7 @@ func (s *Supervisor) spawn() (*life, error) {
 		return nil, fmt.Errorf("starting %s: %w", s.opts.Executable, err)
 	}
 	if err := s.keep(pid, spaces); err != nil {
-		s.opts.Logger.Warn("the worker's namespaces cannot be kept", "error", err)
+		s.opts.Logger.Warn("the namespaces cannot be kept for a replacement", "component", s.opts.Program.Name, "error", err)
 	}
 	l := &life{
 		pid:     pid,
@@ -116,7 +116,7 @@ func (s *Supervisor) spawn() (*life, error) {
 		control: ours,
 		logPipe: logRead,
 	}
-	l.log = newLogReader(s.opts.Logger.With("component", "worker", "pid", pid), &l.ready)
+	l.log = newLogReader(s.opts.Logger.With("component", s.opts.Program.Name, "pid", pid), &l.ready)
 	if s.opts.Trace {
 		l.log.limit.Rate = limiter.Rate{PerSecond: -1} // whoever asks for each packet gets it
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package supervise starts the worker, watches it, and replaces it when it
-// ends.
+// Package supervise starts the worker, or aldente-names, watches it, and replaces it
+// when it ends. What it says of a worker holds for names, too.
 //
 // A guest may take the worker over, so nothing here takes its word. Its log
 // lines are bounded and cleaned, its records are checked by the Serve function,
@@ -26,10 +26,12 @@ import (
 
 // Options says how to run the worker. Logger, Setup and Serve are required.
 type Options struct {
+	// Program is what is run.
+	Program Program
 	// Logger takes what workers log, and how they end.
 	Logger *slog.Logger
 
-	// Executable is the worker's program; empty: found by Find.
+	// Executable is the program's path; empty: found by Find.
 	Executable string
 	// Mode is one of policy.Mode*; it chooses the worker's list of system calls.
 	Mode string
@@ -52,11 +54,11 @@ type Options struct {
 	// Extra is handed to test builds of the worker.
 	Extra string
 
-	// Setup sends the start-up records, up to and including ipc.KindStart. It
+	// Setup sends the start-up records, all of them. It
 	// is called for each new worker and blocks at most as long as that one
 	// lives.
 	Setup func(control int) error
-	// Serve answers the worker's records that follow ipc.KindReady, until the
+	// Serve answers the records that follow the one of being ready, until the
 	// channel ends (nil or io.EOF) or the worker has sent what it must not
 	// (ipc.ErrMalformed, or any other error): then it is killed. The channel is
 	// closed when Serve has returned and must not be used after that.
@@ -75,10 +77,10 @@ type Options struct {
 type Identity struct{ UID, GID int }
 
 // ErrStopped is returned by Start and Send after Stop.
-var ErrStopped = errors.New("worker is stopped")
+var ErrStopped = errors.New("it is stopped")
 
 // errNotReady is what a worker's life ends with if it never came up.
-var errNotReady = errors.New("worker did not become ready")
+var errNotReady = errors.New("it did not become ready")
 
 // Supervisor runs one worker at a time.
 type Supervisor struct {
@@ -106,14 +108,14 @@ func New(opts Options) (*Supervisor, error) {
 	if opts.Logger == nil || opts.Setup == nil || opts.Serve == nil {
 		return nil, errors.New("supervise: Logger, Setup and Serve are required")
 	}
-	if !policy.ValidMode(opts.Mode) {
+	if !policy.ValidMode(opts.Mode) || opts.Program.File == "" {
 		return nil, fmt.Errorf("supervise: mode %q", opts.Mode)
 	}
 	if opts.ReadyTimeout == 0 {
 		opts.ReadyTimeout = 10 * time.Second
 	}
 	if opts.Executable == "" {
-		path, err := Find()
+		path, err := opts.Program.Find()
 		if err != nil {
 			return nil, err
 		}
@@ -209,13 +211,16 @@ func (s *Supervisor) Send(rec []byte, fd int) error {
 
 // SendNow is Send without a descriptor and without waiting for room, which a worker that
 // takes nothing may not make: then it returns unix.EAGAIN.
-func (s *Supervisor) SendNow(rec []byte) error {
+func (s *Supervisor) SendNow(rec []byte) error { return s.PassNow(rec, -1) }
+
+// PassNow is SendNow with a descriptor.
+func (s *Supervisor) PassNow(rec []byte, fd int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.current == nil || !s.current.ready.Load() {
 		return unix.EPIPE
 	}
-	return ipc.SendNow(s.current.control, rec)
+	return ipc.SendNow(s.current.control, rec, fd)
 }
 
 // Pid returns the process identifier of the running worker, or -1.
@@ -305,7 +310,7 @@ func (s *Supervisor) serve(l *life) error {
 	if err := s.opts.Setup(l.control); err != nil {
 		return fmt.Errorf("start-up records: %w", err)
 	}
-	if err := awaitReady(l.control, s.opts.ReadyTimeout); err != nil {
+	if err := awaitReady(l.control, s.opts.Program.From, s.opts.ReadyTimeout); err != nil {
 		return err
 	}
 	l.ready.Store(true)
@@ -320,7 +325,7 @@ func (s *Supervisor) serve(l *life) error {
 }
 
 // awaitReady receives the record with which a worker's start-up ends.
-func awaitReady(control int, timeout time.Duration) error {
+func awaitReady(control int, from ipc.Direction, timeout time.Duration) error {
 	p := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}}
 	deadline := time.Now().Add(timeout)
 	for {
@@ -345,6 +350,6 @@ func awaitReady(control int, timeout time.Duration) error {
 		unix.Close(fd)
 	}
 	// There is no other kind in this phase.
-	_, err = ipc.FromWorker.Check(buf[:n], fd >= 0, ipc.Starting)
+	_, err = from.Check(buf[:n], fd >= 0, ipc.Starting)
 	return err
 }

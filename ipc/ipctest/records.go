@@ -26,6 +26,9 @@ func Records() map[ipc.Kind][]byte {
 	accepted, ended := make([]byte, ipc.AcceptedSize), make([]byte, ipc.EndedSize)
 	(&ipc.Accepted{Token: 7, Listener: 3, Port: 40000, Addr: [16]byte{15: 2}}).Encode(accepted)
 	(&ipc.Ended{Token: 7, How: ipc.EndReset, Sent: 1, Received: 1 << 40, SentPackets: 2, ReceivedPackets: 1 << 63}).Encode(ended)
+	named := make([]byte, ipc.NamedSize)
+	(&ipc.Named{Seq: 9, TTL: 60, Type: 1, Name: name, Aliases: 1, Count: 2, Alias: [ipc.MaxAliases]ipc.Name{name},
+		Addr: [ipc.MaxNamed][16]byte{{15: 1}, {10: 0xff, 11: 0xff, 12: 192, 15: 7}}}).Encode(named)
 	return map[ipc.Kind][]byte{
 		ipc.KindConfig: (&ipc.Config{Flags: ipc.FlagIPv4 | ipc.FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
 			Search: [ipc.MaxSearch]ipc.Name{name}, LinkKind: ipc.LinkTap}).Encode(),
@@ -63,6 +66,19 @@ func Records() map[ipc.Kind][]byte {
 		ipc.AgentKindScan:   (&ipc.AgentScan{ID: 1}).Encode(),
 		ipc.AgentKindPorts: (&ipc.AgentPorts{ID: 1, Last: 1, N: 2, Words: [ipc.MaxPortWords]uint16{0, ipc.PortWords - 1},
 			Bits: [ipc.MaxPortWords]uint64{1, 1 << 63}}).Encode(),
+
+		ipc.NamesKindConfig:   (&ipc.NamesConfig{Flags: ipc.NamesNXDOMAIN, Resolvers: 2, NSearch: 1, Search: [ipc.MaxSearch]ipc.Name{name}}).Encode(),
+		ipc.NamesKindRule:     (&ipc.NamesRule{Index: 1, Flags: ipc.NameRuleAllow | ipc.NameRulePorts, Pattern: name}).Encode(),
+		ipc.NamesKindRules:    (&ipc.NamesRules{Count: 2, Default: 1}).Encode(),
+		ipc.NamesKindStart:    ipc.Empty(ipc.NamesKindStart),
+		ipc.NamesKindClient:   (&ipc.Client{ID: 7, Proto: ipc.ProtoUDP}).Encode(),
+		ipc.NamesKindUpstream: (&ipc.Upstream{Seq: 9, Resolver: 1, Proto: ipc.ProtoTCP, Errno: 111}).Encode(),
+		ipc.NamesKindGranted:  (&ipc.Granted{Seq: 9, Mask: 1<<63 | 1}).Encode(),
+		ipc.NamesKindReady:    ipc.Empty(ipc.NamesKindReady),
+		ipc.NamesKindDial:     (&ipc.Dial{Seq: 9, Resolver: 1, Proto: ipc.ProtoTCP}).Encode(),
+		ipc.NamesKindNamed:    named,
+		ipc.NamesKindRefused:  (&ipc.Refused{Type: 16, Why: ipc.RefusedByRule, Name: name}).Encode(),
+		ipc.NamesKindCounted:  (&ipc.Counted{Questions: 3, Refused: 2, Cached: 1, Asked: 1 << 63, Failed: 4, Forged: 5}).Encode(),
 	}
 }
 

@@ -161,17 +161,19 @@ func replacement() []Rule {
 // the sake of a worker that replaces another, and is one of the worker's own.
 const ByReplacement = " (by a replacement)"
 
-// inherited is what a worker does and a broker does not: a replacement's own
+// inherited is what a worker or names does and a broker does not: a replacement's own
 // lists are stacked on the broker's.
-func inherited(have []Rule, worker List) []Rule {
+func inherited(have []Rule, those ...List) []Rule {
 	var more []Rule
-	for _, r := range worker.Rules {
-		same := func(h Rule) bool { return h.Call == r.Call && slices.Equal(h.Args, r.Args) }
-		if r.Call == "tgkill" || slices.ContainsFunc(have, same) {
-			continue // tgkill: with its own number, in replacement
+	for _, list := range those {
+		for _, r := range list.Rules {
+			same := func(h Rule) bool { return h.Call == r.Call && slices.Equal(h.Args, r.Args) }
+			if r.Call == "tgkill" || slices.ContainsFunc(have, same) || slices.ContainsFunc(more, same) {
+				continue // tgkill: with its own number, in replacement
+			}
+			r.Why += ByReplacement
+			more = append(more, r)
 		}
-		r.Why += ByReplacement
-		more = append(more, r)
 	}
 	return more
 }
@@ -181,7 +183,7 @@ func inherited(have []Rule, worker List) []Rule {
 // worker's program and nothing else.
 func Broker() List {
 	own := brokerRunning()
-	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own, WorkerStart()))}
+	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own, WorkerStart(), NamesStart()))}
 }
 
 // BrokerVhost is Broker where the link is vhost-user. It maps nothing: what it has
@@ -190,7 +192,7 @@ func Broker() List {
 func BrokerVhost() List {
 	own := join(brokerRunning(), each("broker/guestsock", "memory for what is in flight, for the front end to keep", "memfd_create", 1,
 		unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL, unix.MFD_CLOEXEC))
-	return List{Name: "broker-vhost", Doc: "broker for vhost-user, after set-up", Rules: join(own, inherited(own, WorkerVhostStart()))}
+	return List{Name: "broker-vhost", Doc: "broker for vhost-user, after set-up", Rules: join(own, inherited(own, WorkerVhostStart(), NamesStart()))}
 }
 
 func brokerRunning() []Rule {

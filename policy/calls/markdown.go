@@ -151,7 +151,7 @@ func (arg *argument) bits(v uint64) (string, error) {
 // Tables returns the tables of docs/security-calls.md by the names of their markers.
 func Tables() (map[string]string, error) {
 	start, worker, agent, broker, remover := WorkerStart(), Worker(), Agent(), Broker(), Remover()
-	vhost, brokerVhost := WorkerVhost(), BrokerVhost()
+	vhost, brokerVhost, asking, askingStart := WorkerVhost(), BrokerVhost(), Names(), NamesStart()
 	all := map[string]string{}
 	for name, t := range map[string]struct {
 		list    List
@@ -160,6 +160,8 @@ func Tables() (map[string]string, error) {
 		"worker":       {worker, nil},
 		"worker-start": {start, []List{worker}},
 		"worker-vhost": {vhost, []List{worker}},
+		"names":        {asking, nil},
+		"names-start":  {askingStart, []List{asking}},
 		"broker-vhost": {brokerVhost, []List{broker, WorkerVhostStart()}},
 		"agent":        {agent, nil},
 		"broker":       {broker, []List{start}},

@@ -23,6 +23,7 @@ import (
 const (
 	workerComm  = "aldente-worker"
 	agentComm   = "aldente-agent"
+	namesComm   = "aldente-names"
 	removerComm = "aldente-socket"
 )
 
@@ -188,6 +189,10 @@ func next(comm string, have []string) []string {
 		return []string{policy.FilterAgent}
 	case comm == removerComm:
 		return []string{policy.FilterRemover}
+	case comm == namesComm && slices.Contains(have, policy.FilterNamesStart):
+		return []string{policy.FilterNames}
+	case comm == namesComm:
+		return []string{policy.FilterNamesStart}
 	case comm != workerComm:
 		return []string{policy.FilterBroker, policy.FilterBrokerVhost}
 	case slices.Contains(have, policy.FilterWorkerStart):
@@ -215,6 +220,7 @@ func (u *usage) filter() string {
 		u.without(fmt.Sprintf("comm == %q", workerComm), policy.FilterWorkerStart, policy.FilterWorker, policy.FilterWorkerVhostStart, policy.FilterWorkerVhost, policy.FilterBroker),
 		u.without(fmt.Sprintf("comm == %q", agentComm), policy.FilterAgent),
 		u.without(fmt.Sprintf("comm == %q", removerComm), policy.FilterRemover),
+		u.without(fmt.Sprintf("comm == %q", namesComm), policy.FilterNamesStart, policy.FilterNames),
 	}
 	var brokers []string
 	for _, c := range brokerComms {

@@ -2,7 +2,7 @@
 
 //go:build !race && !unconfined
 
-package main
+package stage
 
 import (
 	"golang.org/x/sys/unix"
@@ -15,19 +15,19 @@ import (
 func giveUp(args policy.Arguments) {
 	if args.Stage == policy.StageEnter && args.Namespaces&unix.CLONE_NEWNS != 0 {
 		if err := policy.EmptyRoot(); err != nil {
-			logf(levelWarning, "%v", err)
+			Logf(LevelWarning, "%v", err)
 		}
 	}
 	if err := policy.DropCapabilities(); err != nil {
-		logf(levelWarning, "%v", err)
+		Logf(LevelWarning, "%v", err)
 	}
 }
 
-// confine puts up every layer and returns what is in force.
-func confine(args policy.Arguments) (r policy.Report) {
+// Confine puts up every layer and returns what is in force.
+func (p *Program) Confine(args policy.Arguments) (r policy.Report) {
 	// The broker has set this, but a change of credentials clears it.
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	policy.SetName("aldente-worker")
+	policy.SetName(p.Name)
 
 	// What the first stage left.
 	r.Add(policy.CheckNamespaces(args.Namespaces))
@@ -36,7 +36,7 @@ func confine(args policy.Arguments) (r policy.Report) {
 
 	// What a process does to itself.
 	r.Add(policy.Limits(args.Namespaces&unix.CLONE_NEWUSER != 0, args.FileSize, args.Files))
-	r.Add(policy.LimitMemory())
+	r.Add(policy.LimitMemory(p.Memory))
 	r.Add(policy.NoNewPrivs())
 	r.Add(policy.NonDumpable())
 	r.Add(policy.DenyWriteExecute())
@@ -48,8 +48,8 @@ func confine(args policy.Arguments) (r policy.Report) {
 	return r
 }
 
-// tighten replaces the list of the start-up by that of the running worker.
-func tighten(args policy.Arguments) (r policy.Report) {
+// Tighten puts the list of the running process in the place of the start-up's.
+func Tighten(args policy.Arguments) (r policy.Report) {
 	_, running, _ := policy.FiltersOf(args.Mode)
 	r.Add(unlessSkipped(args, "seccomp", func() policy.Layer { return policy.Seccomp(running) }))
 	return r

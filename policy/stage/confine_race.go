@@ -2,7 +2,7 @@
 
 //go:build race
 
-package main
+package stage
 
 import "aldente/policy"
 
@@ -10,16 +10,19 @@ import "aldente/policy"
 // runtime makes calls that no filter lists. It keeps the namespaces it was
 // started in and nothing else. It is for tests, and says so.
 
-// enter goes on in the same image.
-func enter(policy.Arguments) error {
-	logf(levelError, "RACE DETECTOR BUILD: not confined; never use this outside tests")
+// Enter goes on in the same image.
+func Enter(policy.Arguments) error {
+	Logf(LevelError, "RACE DETECTOR BUILD: not confined; never use this outside tests")
 	return nil
 }
 
-func tuneRuntime() {}
+// Tune changes nothing.
+func (p *Program) Tune() {}
 
-func confine(policy.Arguments) policy.Report {
+// Confine puts up nothing.
+func (p *Program) Confine(policy.Arguments) policy.Report {
 	return policy.Report{{Name: "race detector build", State: policy.Missing, Detail: "no layer is in force"}}
 }
 
-func tighten(policy.Arguments) policy.Report { return nil }
+// Tighten changes nothing.
+func Tighten(policy.Arguments) policy.Report { return nil }

@@ -2,7 +2,7 @@
 
 //go:build !race
 
-package main
+package stage
 
 import (
 	"runtime/debug"
@@ -12,15 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// heapLimit is a safety net, in bytes: nothing on the packet path allocates, so
-// the collector is off unless something leaks.
-const heapLimit = 1 << 30
-
-// tuneRuntime makes the runtime do now what it would otherwise do when first
+// Tune makes the runtime do now what it would otherwise do when first
 // needed, and be killed for.
-func tuneRuntime() {
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(heapLimit)
+func (p *Program) Tune() {
+	if p.NoCollector {
+		debug.SetGCPercent(-1)
+	}
+	debug.SetMemoryLimit(p.Heap)
 	// The first timer makes the runtime's own epoll and eventfd descriptors.
 	// The collector's scavenger uses timers.
 	time.AfterFunc(time.Hour, func() {}).Stop()

@@ -2,7 +2,7 @@
 
 //go:build !race
 
-package main
+package stage
 
 import (
 	"fmt"
@@ -21,10 +21,10 @@ import (
 // without a cost at each start.
 var runtimeEnvironment = []string{"GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
 
-// enter is the first stage. It replaces the process by the second one, which
+// Enter is the first stage. It replaces the process by the second one, which
 // looks at what has been achieved; so what an old or restricted system refuses
-// here is told there.
-func enter(args policy.Arguments) error {
+// here is told there. It returns what kept it from that.
+func Enter(args policy.Arguments) error {
 	if err := policy.CheckExecutable(); err != nil {
 		return err
 	}

@@ -2,7 +2,7 @@
 
 //go:build !captive
 
-package main
+package stage
 
 import "aldente/policy"
 

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inet
+
+import (
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/ipc"
+)
+
+// pairPatience bounds how long the two ends of a connection on loopback may take to find
+// each other. They need a few microseconds, unless somebody floods the port.
+const pairPatience = time.Second
+
+// Loopback is the address that a host has for itself.
+func Loopback(v4 bool) netip.Addr {
+	if v4 {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return netip.IPv6Loopback()
+}
+
+// Pair makes two sockets of UDP or TCP on the host's loopback that are connected to each
+// other, and to nobody else at any time: what anybody else has sent to either is lost. The
+// first is as a flow's is, see Flow and Connect, for who peeks; the second has nothing that
+// its reader has to know of.
+func Pair(proto uint8, v4 bool) (flow, other int, err error) {
+	if proto == ipc.ProtoTCP {
+		return pairTCP(Loopback(v4))
+	}
+	return pairUDP(Loopback(v4))
+}
+
+// pairUDP binds both ends before either is connected. A filter keeps them closed until
+// both are.
+func pairUDP(lo netip.Addr) (int, int, error) {
+	a, b := bare(ipc.ProtoUDP, lo.Is4()), bare(ipc.ProtoUDP, lo.Is4())
+	a.bindFlow(&Flow{From: netip.AddrPortFrom(lo, 0)})
+	b.dropInput()
+	b.bind(netip.AddrPortFrom(lo, 0), 0)
+	if a.err == nil && b.err == nil {
+		a.connect(netip.AddrPortFrom(lo, LocalPort(b.fd)), 0)
+		b.connect(netip.AddrPortFrom(lo, LocalPort(a.fd)), 0)
+	}
+	return both(&a, &b, func() {
+		a.acceptInput()
+		b.acceptInput()
+	})
+}
+
+// both ends what two sockets have in common: there are two, after last, or none.
+func both(a, b *socket, last func()) (int, int, error) {
+	if a.err == nil && b.err == nil {
+		last()
+	}
+	if a.err == nil {
+		a.err = b.err
+	}
+	if a.err != nil {
+		b.err = a.err
+	}
+	ra, rb := a.result(), b.result()
+	return ra.FD, rb.FD, ra.Err
+}
+
+// pairTCP listens, connects, and accepts whoever comes until it is the one that was
+// connected.
+func pairTCP(lo netip.Addr) (int, int, error) {
+	l := bare(ipc.ProtoTCP, lo.Is4())
+	l.urgentInline()
+	l.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // what is accepted inherits it
+	l.bind(netip.AddrPortFrom(lo, 0), 0)
+	if l.err == nil {
+		l.err = ListenAgain(l.fd)
+	}
+	if r := l.result(); r.Err != nil {
+		return -1, -1, r.Err
+	}
+	defer unix.Close(l.fd)
+	c := Connect{Source: lo, To: netip.AddrPortFrom(lo, LocalPort(l.fd)), Peeks: true}
+	r := c.Dial()
+	if r.Err != nil {
+		return -1, -1, r.Err
+	}
+	fd, err := acceptFrom(l.fd, LocalPort(r.FD))
+	if err != nil {
+		unix.Close(r.FD)
+		return -1, -1, err
+	}
+	return r.FD, fd, nil
+}
+
+// acceptFrom accepts the connection that comes from a port, which is ours, and closes
+// others.
+func acceptFrom(listener int, port uint16) (int, error) {
+	for end := time.Now().Add(pairPatience); ; {
+		fd, from, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		switch {
+		case err == nil && portOf(from) == port:
+			return fd, nil
+		case err == nil:
+			unix.Close(fd)
+		case err != unix.EAGAIN && err != unix.EINTR && err != unix.ECONNABORTED:
+			return -1, os.NewSyscallError("accept4", err)
+		}
+		left := time.Until(end)
+		if left <= 0 {
+			return -1, os.NewSyscallError("accept4", unix.ETIMEDOUT)
+		}
+		if err == unix.EAGAIN {
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}, int(left/time.Millisecond)+1)
+		}
+	}
+}
+
+// Question says which socket is to be made by which a resolver is asked one question.
+type Question struct {
+	Path
+	Source netip.Addr     // zero: the kernel's choice
+	To     netip.AddrPort // the resolver
+}
+
+// Dial makes it, of UDP. It has a port that the kernel chooses by chance, and receives
+// nothing from anybody else, at no time.
+func (q *Question) Dial() Result {
+	v4 := q.To.Addr().Is4()
+	s := bare(ipc.ProtoUDP, v4)
+	s.dropInput()
+	if v4 {
+		s.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+	} else {
+		s.try(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+	}
+	s.freebind(&q.Path)
+	s.by(&q.Path)
+	if q.Source.IsValid() {
+		s.bind(netip.AddrPortFrom(q.Source, 0), q.Scope)
+	}
+	s.connect(q.To, q.Scope)
+	s.acceptInput()
+	return s.result()
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockets
+
+import (
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/budget"
+	"aldente/broker/egress"
+	"aldente/broker/inet"
+	"aldente/ipc"
+)
+
+// Names is aldente-names, which answers the guest's questions.
+type Names interface {
+	// Client passes it a socket, which stays the caller's to close. It does not wait.
+	Client(proto uint8, fd int) error
+}
+
+// asked are the places to which datagrams of questions seem to lead, for their worker.
+type asked struct {
+	mu sync.Mutex
+	to map[netip.AddrPort]struct{}
+}
+
+func (a *asked) add(to netip.AddrPort) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.to == nil {
+		a.to = map[netip.AddrPort]struct{}{}
+	}
+	a.to[to] = struct{}{}
+}
+
+func (a *asked) take() map[netip.AddrPort]struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	to := a.to
+	a.to = nil
+	return to
+}
+
+// openNames makes a pair of sockets, for the worker and for aldente-names. Where that is
+// not there, the guest asks again: nothing else answers for it.
+func (f *Factory) openNames(proto uint8, d *decision) outcome {
+	if f.Names == nil {
+		return nothing(unix.EACCES)
+	}
+	v4 := d.to.Addr().Is4()
+	if !v4 && f.cfg.NoLoopback6 {
+		// The worker goes by the family that it is told of.
+		v4, d.to = true, netip.AddrPortFrom(inet.Loopback(true), d.to.Port())
+	}
+	ours, theirs, err := inet.Pair(proto, v4)
+	if err != nil {
+		return nothing(errno(err))
+	}
+	err = f.Names.Client(proto, theirs)
+	unix.Close(theirs)
+	if err != nil {
+		unix.Close(ours)
+		return nothing(unix.EAGAIN)
+	}
+	if proto == ipc.ProtoUDP {
+		f.asked.add(d.to)
+	}
+	return outcome{fd: ours}
+}
+
+// Upstream makes a socket by which aldente-names asks a resolver. Its connect may not have
+// ended. Names is hostile, too: how many it has is counted as the worker's are.
+func (f *Factory) Upstream(proto uint8, resolver netip.Addr) (fd int, e unix.Errno) {
+	if g := f.ledger; g != nil && g.may(budget.Upstream) != budget.Granted {
+		return -1, unix.EMFILE
+	}
+	d := f.cfg.decideUpstream(resolver)
+	var r inet.Result
+	if proto == ipc.ProtoTCP {
+		c := inet.Connect{Path: d.inet(), Source: d.Source, To: d.to}
+		r = c.Dial()
+	} else {
+		q := inet.Question{Path: d.inet(), Source: d.Source, To: d.to}
+		r = q.Dial()
+	}
+	if r.Err != nil {
+		return -1, errno(r.Err)
+	}
+	if g := f.ledger; g != nil && !g.opened(budget.Upstream, r.FD, egress.Flow{}) {
+		unix.Close(r.FD)
+		return -1, unix.ENOMEM
+	}
+	return r.FD, 0
+}
+
+// NamesGone has the worker end the flows that aldente-names answered, which has ended:
+// what the guest sends next is asked for anew, and nobody else gets a port that it has
+// left. Streams end by themselves.
+func (f *Factory) NamesGone(revoke func(*ipc.Revoke) error) {
+	if g := f.ledger; g != nil {
+		g.mu.Lock()
+		g.budget.NamesGone()
+		g.mu.Unlock()
+	}
+	for to := range f.asked.take() {
+		_ = revoke(&ipc.Revoke{Proto: ipc.ProtoUDP, Addr: to.Addr().As16(), Port: to.Port()})
+	}
+}
