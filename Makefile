@@ -32,6 +32,7 @@ export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || ech
 all:
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente ./broker
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente-worker ./worker
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente-names ./names
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldentectl ./ctl
 	ln -sf aldente bin/pasta
 	ln -sf aldente bin/passt
@@ -122,6 +123,7 @@ generate:
 debug-filter:
 	$(GOBUILD) -tags debugfilter -o build/debug/aldente ./broker
 	$(GOBUILD) -tags debugfilter -o build/debug/aldente-worker ./worker
+	$(GOBUILD) -tags debugfilter -o build/debug/aldente-names ./names
 	ln -sf aldente build/debug/pasta
 	ln -sf aldente build/debug/passt
 
@@ -158,6 +160,7 @@ install: all
 	install -m 755 bin/aldentectl $(DESTDIR)$(BINDIR)/aldentectl
 	ln -sf aldentectl $(DESTDIR)$(BINDIR)/pesto
 	install -m 755 bin/aldente-worker $(DESTDIR)$(LIBEXECDIR)/aldente-worker
+	install -m 755 bin/aldente-names $(DESTDIR)$(LIBEXECDIR)/aldente-names
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
 	install -D -m 644 packaging/completions/pesto.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/pesto
 	install -D -m 644 packaging/completions/_pesto $(DESTDIR)$(DATADIR)/zsh/site-functions/_pesto

@@ -19,10 +19,14 @@ import (
 //	ALDENTE_CAPTIVE=broker:NAME,…   what captured code might try, see policy/captive
 //	ALDENTE_CAPTIVE=agent:NAME,…    the same in the agent
 //	ALDENTE_CAPTIVE_SKIP=seccomp    leave the broker's filter out
+//	ALDENTE_CAPTIVE_NAMES=WORD …    what a test build of aldente-names does, see names/captive.go
 //
 // and tell on standard error how each ended.
 
 var script, skip = os.Getenv("ALDENTE_CAPTIVE"), os.Getenv("ALDENTE_CAPTIVE_SKIP")
+
+// namesExtra is the script of a test build of aldente-names.
+func namesExtra() string { return os.Getenv("ALDENTE_CAPTIVE_NAMES") }
 
 func unlessSkipped(filter string) string {
 	if skip == "seccomp" {

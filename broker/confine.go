@@ -15,6 +15,10 @@ import (
 // A command that we started was cloned before, and is under nothing of this.
 func (in *instance) confine() policy.Report {
 	files, replaceable := in.worker.Needs()
+	if in.asking != nil {
+		more, ok := in.asking.Needs()
+		files.Execute, replaceable = append(files.Execute, more.Execute...), replaceable && ok
+	}
 	if in.stream != nil && in.stream.Answers() {
 		files.Sockets = []string{"/"} // nobody knows where the client's will be
 	}

@@ -8,7 +8,8 @@
 // network, as passt and pasta do and under their names. This is the broker: the
 // process with the caller's authority. It opens every socket and never sees a
 // packet; a worker of its own makes packets of what the sockets carry, and an
-// agent works inside the guest's namespace.
+// agent works inside the guest's namespace. Where egress rules are by name, a fourth
+// process answers the guest's questions for names.
 package main
 
 import (
@@ -32,6 +33,7 @@ import (
 	"aldente/broker/guestsock"
 	"aldente/broker/inet"
 	"aldente/broker/logging"
+	"aldente/broker/names"
 	"aldente/broker/netns"
 	"aldente/broker/plan"
 	"aldente/broker/sockets"
@@ -106,7 +108,9 @@ type instance struct {
 	plan    *plan.Plan
 	factory *sockets.Factory
 	worker  *supervise.Supervisor
-	first   chan error // outcome of the first worker's start
+	first   chan error            // outcome of the first worker's start
+	names   *names.Server         // nil: no egress rule is by name
+	asking  *supervise.Supervisor // of aldente-names, nil: none
 	agent   *agent.Client
 	child   *netns.Child     // the command, if we started one
 	ns      *netns.Namespace // the guest's
@@ -117,6 +121,8 @@ type instance struct {
 	flows   *flowlog.Log      // --flow-log, nil: none
 	flowLog flowlog.Options   // it is made of them; without Logger: none
 	null    int               // /dev/null, for standard streams in the background
+
+	firstNames chan error // outcome of the start of names
 
 	pidFile int    // -P until it is written, -1: none
 	started func() // ends the time in which a signal ends start-up
@@ -269,7 +275,13 @@ func (in *instance) setUp(notify int) error {
 	if err == nil {
 		err = in.worker.SpawnError() // before what follows from it
 	}
+	if e := in.namesSpawned(); err == nil {
+		err = e
+	}
 	if e := <-in.first; err == nil {
+		err = e
+	}
+	if e := in.namesReady(); err == nil {
 		err = e
 	}
 
@@ -347,8 +359,12 @@ func (in *instance) prepare() error {
 	in.figures.SetWorker(in.worker)
 	in.first = make(chan error, 1)
 	go func() { in.first <- in.worker.Start() }()
+	if err := in.prepareNames(id); err != nil {
+		return err
+	}
 	if id.changes() {
 		<-in.worker.Spawned()
+		_ = in.namesSpawned() // setUp tells
 		if err := in.dropPrivileges(id); err != nil {
 			return err
 		}

@@ -46,6 +46,7 @@ type shown struct {
 	user        uint32 // whose this process is going to be
 	controlPath string // of --control
 	ends        workerEnds
+	namesEnds   workerEnds // of aldente-names
 }
 
 // liveStatus is the instance as clients of the status socket see it.
@@ -84,6 +85,13 @@ func (l *liveStatus) Status() api.StatusReply {
 		Limits:      l.limits(),
 	}
 	s.Restarts, s.LastDeath = l.shown.ends.get()
+	if l.asking != nil {
+		s.Names = &api.NamesReply{PID: max(l.asking.Pid(), 0), Resolvers: []string{}}
+		s.Names.Restarts, s.Names.LastDeath = l.shown.namesEnds.get()
+		for _, a := range l.plan.Names.Resolvers {
+			s.Names.Resolvers = append(s.Names.Resolvers, a.String())
+		}
+	}
 	switch {
 	case l.stream != nil:
 		s.Connected = l.stream.Connected()
@@ -120,6 +128,9 @@ func (l *liveStatus) guest() string {
 // limits are the budgets.
 func (l *liveStatus) limits() (all []api.Limit) {
 	for k, u := range l.factory.Usage() {
+		if budget.Kind(k) == budget.Upstream && l.asking == nil {
+			continue
+		}
 		all = append(all, api.Limit{Name: budget.Kind(k).String(), Used: uint64(max(u.Held, 0)), Max: uint64(max(u.Limit, 0)), Refused: u.Refused})
 	}
 	if p := l.plan.Egress; p != nil && p.ByName() {

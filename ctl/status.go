@@ -92,6 +92,13 @@ func statusText(s *api.StatusReply) string {
 	if s.LastDeath != "" {
 		line("last death", "%s", s.LastDeath)
 	}
+	if n := s.Names; n != nil {
+		process := "none at the moment"
+		if n.PID > 0 {
+			process = fmt.Sprintf("process %d", n.PID)
+		}
+		line("names", "%s, replaced %d times, asks %s", process, n.Restarts, cmp.Or(strings.Join(n.Resolvers, " "), "nobody"))
+	}
 	connected := "connected"
 	if !s.Connected {
 		connected = "not connected"

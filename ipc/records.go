@@ -256,7 +256,7 @@ func (e *Event) Decode(b []byte) error {
 // told; what it sends next is asked for anew.
 type Revoke struct {
 	Proto uint8    // ProtoUDP, ProtoICMP or ProtoICMPv6
-	Port  uint16   // zero for echo
+	Port  uint16   // as in Opened, zero: any; zero for echo
 	Addr  [16]byte // as in Opened
 }
 

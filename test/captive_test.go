@@ -35,20 +35,24 @@ const (
 	captiveBroker = "captive-broker" // with a real worker
 	captiveWorker = "captive-worker" // with a real broker
 	captiveDebug  = "captive-debug"  // the same, with filters that trap
+	captiveNames  = "captive-names"  // with a broker that tells it its script
 )
 
 // buildCaptives makes each folder once, when it is wanted.
 var buildCaptives = map[string]func() (string, error){
-	captiveBroker: sync.OnceValues(func() (string, error) { return build(captiveBroker, "captive", "none") }),
-	captiveWorker: sync.OnceValues(func() (string, error) { return build(captiveWorker, "none", "captive") }),
-	captiveDebug:  sync.OnceValues(func() (string, error) { return build(captiveDebug, "debugfilter", "debugfilter,captive") }),
+	captiveBroker: sync.OnceValues(func() (string, error) { return build(captiveBroker, "captive", "none", "none") }),
+	captiveWorker: sync.OnceValues(func() (string, error) { return build(captiveWorker, "none", "captive", "none") }),
+	captiveDebug: sync.OnceValues(func() (string, error) {
+		return build(captiveDebug, "debugfilter", "debugfilter,captive", "debugfilter")
+	}),
+	captiveNames: sync.OnceValues(func() (string, error) { return build(captiveNames, "captive", "none", "captive") }),
 }
 
-// build makes both programs with build tags in a folder that any user may enter.
-func build(name, broker, worker string) (string, error) {
+// build makes the programs with build tags in a folder that any user may enter.
+func build(name, broker, worker, names string) (string, error) {
 	dir := filepath.Join(netlab.Stage(), name)
 	for _, p := range []struct{ name, tags, pkg string }{
-		{"aldente", broker, "aldente/broker"}, {"aldente-worker", worker, "aldente/worker"},
+		{"aldente", broker, "aldente/broker"}, {"aldente-worker", worker, "aldente/worker"}, {"aldente-names", names, "aldente/names"},
 	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-tags", p.tags, "-o", filepath.Join(dir, p.name), p.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -29,6 +29,11 @@ var floors = [][]string{
 	{"aldente/worker/tcp", "aldente/worker/udp", "aldente/worker/icmp", "aldente/worker/bypass"},
 	{"aldente/worker/lane"},
 	{"aldente/worker"},
+
+	{"aldente/names/frame", "aldente/names/kernel"}, // messages in a stream; system calls
+	{"aldente/names/dns"},                           // questions and answers
+	{"aldente/names/loop"},
+	{"aldente/names"},
 }
 
 // brokerFloors are those of the broker. What a floor holds does not import each
@@ -40,7 +45,7 @@ var brokerFloors = [][]string{
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging"},
 	{"hostnet", "follow", "ports", "control/wire"},
 	{"control", "figures"},
-	{"sockets", "agent", "supervise"},
+	{"sockets", "agent", "supervise", "names"},
 	{"plan"},
 	{"forward"},
 	{""}, // the program: nobody imports it
@@ -211,12 +216,16 @@ func TestImportFloors(t *testing.T) {
 			if !isIn(imp, "aldente") || isIn(pkg, "aldente/policy") && isIn(imp, "aldente/policy") || strings.HasSuffix(pkg, "test") {
 				continue
 			}
-			if isIn(pkg, "aldente/broker") && isIn(imp, "aldente/worker") || isIn(pkg, "aldente/worker") && isIn(imp, "aldente/broker") {
-				t.Errorf("%s imports %s: broker and worker never import each other", pkg, imp)
+			for _, one := range []string{"aldente/broker", "aldente/worker", "aldente/names"} {
+				for _, other := range []string{"aldente/broker", "aldente/worker", "aldente/names"} {
+					if one != other && isIn(pkg, one) && isIn(imp, other) {
+						t.Errorf("%s imports %s: the programs never import each other", pkg, imp)
+					}
+				}
 			}
 			from, to := floorOf(pkg), floorOf(imp)
 			switch {
-			case isIn(pkg, "aldente/worker") && from < 0:
+			case (isIn(pkg, "aldente/worker") || isIn(pkg, "aldente/names")) && from < 0:
 				t.Errorf("%s is on no floor", pkg)
 			case from >= 0 && to >= from:
 				t.Errorf("%s (floor %d) imports %s (floor %d): imports go down only", pkg, from, imp, to)
@@ -227,18 +236,19 @@ func TestImportFloors(t *testing.T) {
 	}
 }
 
-// TestWorkerDependencies looks at all that is linked into the worker.
+// TestWorkerDependencies looks at all that is linked into worker and names.
 func TestWorkerDependencies(t *testing.T) {
-	deps := goList(t, "./worker", "-deps")
-	for pkg := range deps {
-		for _, bad := range []string{"net", "os/exec", "os/user", "plugin", "net/http", "crypto/tls", "aldente/broker"} {
-			if pkg == bad || bad == "aldente/broker" && isIn(pkg, bad) {
-				t.Errorf("the worker is linked with %s", pkg)
+	for _, program := range []string{"./worker", "./names"} {
+		for pkg := range goList(t, program, "-deps") {
+			for _, bad := range []string{"net", "os/exec", "os/user", "plugin", "net/http", "crypto/tls", "aldente/broker"} {
+				if pkg == bad || bad == "aldente/broker" && isIn(pkg, bad) {
+					t.Errorf("%s is linked with %s", program, pkg)
+				}
 			}
 		}
 	}
 	for pkg := range goList(t, "./broker", "-deps") {
-		if isIn(pkg, "aldente/worker") {
+		if isIn(pkg, "aldente/worker") || isIn(pkg, "aldente/names") {
 			t.Errorf("the broker is linked with %s", pkg)
 		}
 	}
@@ -278,10 +288,15 @@ func TestClientLibraries(t *testing.T) {
 	}
 }
 
-// TestWhoMakesSystemCalls parses the lane and the translators: they may name errors
-// of the kernel and nothing that enters it.
+// TestWhoMakesSystemCalls parses the lane and the translators, and what answers questions
+// for names: they may name errors of the kernel and nothing that enters it.
 func TestWhoMakesSystemCalls(t *testing.T) {
-	root := filepath.Join("..", "worker")
+	for _, program := range []string{"worker", "names"} {
+		whoMakesSystemCalls(t, filepath.Join("..", program))
+	}
+}
+
+func whoMakesSystemCalls(t *testing.T, root string) {
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return err

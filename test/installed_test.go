@@ -28,8 +28,10 @@ func installed(t *testing.T) (dir string) {
 	}
 	dir = filepath.Join(root, "usr/bin")
 	// It is looked for beside, or where the build was told.
-	if err := os.Symlink("../libexec/aldente/aldente-worker", filepath.Join(dir, "aldente-worker")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"aldente-worker", "aldente-names"} {
+		if err := os.Symlink("../libexec/aldente/"+name, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }

@@ -472,7 +472,7 @@ func TestCommandSeesNothing(t *testing.T) {
 func programs(t *testing.T, mode os.FileMode, owner *netlab.User) (dir string) {
 	t.Helper()
 	dir = openDir(t)
-	for name, mode := range map[string]os.FileMode{"aldente": mode, "aldente-worker": 0o755} {
+	for name, mode := range map[string]os.FileMode{"aldente": mode, "aldente-worker": 0o755, "aldente-names": 0o755} {
 		b, err := os.ReadFile(filepath.Join(filepath.Dir(netlab.Pasta()), name))
 		if err != nil {
 			t.Fatal(err)

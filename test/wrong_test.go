@@ -65,7 +65,7 @@ func TestWrongInvocations(t *testing.T) {
 		{"file in the socket's place", []string{passt, "-f", "-s", plain}, 1, `\(a file of that name is in the way: remove it, or name another path with -s\)$`, false},
 		{"descriptor that is not open", []string{passt, "-f", "-F", "99"}, 1, `^-F 99: no such descriptor is open: whoever starts passt has to pass it on, without close-on-exec$`, false},
 		{"descriptor that is no socket", []string{passt, "-f", "-F", "0"}, 1, `^-F 0 is not a socket: `, false},
-		{"worker missing", append([]string{filepath.Join(dir, "alone", "pasta")}, append(none, "--", "true")...), 1, `^aldente-worker is not installed: it belongs into .* \(make all builds both programs, make install installs them\)$`, false},
+		{"worker missing", append([]string{filepath.Join(dir, "alone", "pasta")}, append(none, "--", "true")...), 1, `^aldente-worker is not installed: it belongs into .* \(make all builds all programs, make install installs them\)$`, false},
 		{"worker not executable", append([]string{filepath.Join(dir, "useless", "pasta")}, append(none, "--", "true")...), 1, `/useless/aldente-worker cannot be executed by this user: it has to be executable \(chmod 755\)`, false},
 		{"few processes", limited("--nproc=12", "--", "true"), 1, `^the limit on processes \(ulimit -u\) is 12, of which \d+ are left: \d+ are needed, threads included; raise it`, true},
 		{"processes as few as can be", limited("--nproc=30", "--strict", "--config-net", "--", "sh", "-c", "exit 5"), 5, `^$`, true},

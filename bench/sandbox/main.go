@@ -95,10 +95,10 @@ func cpu(g *netlab.Guest) (sum time.Duration) {
 	return sum
 }
 
-// build makes both programs with a build tag, where any user may execute them.
+// build makes the programs with a build tag, where any user may execute them.
 func build(b *bed.Bed, tag string) string {
 	dir := filepath.Join(netlab.Stage(), tag)
-	for program, pkg := range map[string]string{"aldente": "aldente/broker", "aldente-worker": "aldente/worker"} {
+	for program, pkg := range map[string]string{"aldente": "aldente/broker", "aldente-worker": "aldente/worker", "aldente-names": "aldente/names"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", tag, "-o", filepath.Join(dir, program), pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -16,64 +16,59 @@ import (
 // each other. They need a few microseconds, unless somebody floods the port.
 const pairPatience = time.Second
 
-// Loopback is the address that a host has for itself.
-func Loopback(v4 bool) netip.Addr {
-	if v4 {
-		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	return netip.IPv6Loopback()
-}
+// PairAddr is the address of the host's loopback that pairs have, and nothing else: 53 is
+// the port of names.
+var PairAddr = netip.AddrFrom4([4]byte{127, 53, 53, 53})
 
 // Pair makes two sockets of UDP or TCP on the host's loopback that are connected to each
 // other, and to nobody else at any time: what anybody else has sent to either is lost. The
 // first is as a flow's is, see Flow and Connect, for who peeks; the second has nothing that
-// its reader has to know of.
-func Pair(proto uint8, v4 bool) (flow, other int, err error) {
+// its reader has to know of. The first is connected to PairAddr and a port.
+func Pair(proto uint8) (flow, other int, port uint16, err error) {
 	if proto == ipc.ProtoTCP {
-		return pairTCP(Loopback(v4))
+		flow, other, err = pairTCP()
+	} else {
+		flow, other, err = pairUDP()
 	}
-	return pairUDP(Loopback(v4))
+	if err == nil {
+		port = LocalPort(other)
+	}
+	return flow, other, port, err
 }
+
+func pairAt(port uint16) netip.AddrPort { return netip.AddrPortFrom(PairAddr, port) }
 
 // pairUDP binds both ends before either is connected. A filter keeps them closed until
 // both are.
-func pairUDP(lo netip.Addr) (int, int, error) {
-	a, b := bare(ipc.ProtoUDP, lo.Is4()), bare(ipc.ProtoUDP, lo.Is4())
-	a.bindFlow(&Flow{From: netip.AddrPortFrom(lo, 0)})
+func pairUDP() (int, int, error) {
+	a, b := bare(ipc.ProtoUDP, true), bare(ipc.ProtoUDP, true)
+	a.bindFlow(&Flow{From: pairAt(0)})
 	b.dropInput()
-	b.bind(netip.AddrPortFrom(lo, 0), 0)
+	b.bind(pairAt(0), 0)
 	if a.err == nil && b.err == nil {
-		a.connect(netip.AddrPortFrom(lo, LocalPort(b.fd)), 0)
-		b.connect(netip.AddrPortFrom(lo, LocalPort(a.fd)), 0)
+		a.connect(pairAt(LocalPort(b.fd)), 0)
+		b.connect(pairAt(LocalPort(a.fd)), 0)
 	}
-	return both(&a, &b, func() {
+	if a.err == nil && b.err == nil {
 		a.acceptInput()
 		b.acceptInput()
-	})
-}
-
-// both ends what two sockets have in common: there are two, after last, or none.
-func both(a, b *socket, last func()) (int, int, error) {
-	if a.err == nil && b.err == nil {
-		last()
 	}
+	// Both, or none.
 	if a.err == nil {
 		a.err = b.err
 	}
-	if a.err != nil {
-		b.err = a.err
-	}
+	b.err = a.err
 	ra, rb := a.result(), b.result()
 	return ra.FD, rb.FD, ra.Err
 }
 
 // pairTCP listens, connects, and accepts whoever comes until it is the one that was
 // connected.
-func pairTCP(lo netip.Addr) (int, int, error) {
-	l := bare(ipc.ProtoTCP, lo.Is4())
+func pairTCP() (int, int, error) {
+	l := bare(ipc.ProtoTCP, true)
 	l.urgentInline()
 	l.try(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // what is accepted inherits it
-	l.bind(netip.AddrPortFrom(lo, 0), 0)
+	l.bind(pairAt(0), 0)
 	if l.err == nil {
 		l.err = ListenAgain(l.fd)
 	}
@@ -81,7 +76,7 @@ func pairTCP(lo netip.Addr) (int, int, error) {
 		return -1, -1, r.Err
 	}
 	defer unix.Close(l.fd)
-	c := Connect{Source: lo, To: netip.AddrPortFrom(lo, LocalPort(l.fd)), Peeks: true}
+	c := Connect{Source: PairAddr, To: pairAt(LocalPort(l.fd)), Peeks: true}
 	r := c.Dial()
 	if r.Err != nil {
 		return -1, -1, r.Err

@@ -43,6 +43,7 @@ type Plan struct {
 	Tap        agent.Setup     // the guest's interface, where we make it
 	Factory    sockets.Config  // without logger and clients
 	Egress     *egress.RuleSet // nil: everything is allowed
+	Names      *Names          // nil: no rule is by name, and nobody needs to ask
 	Inbound    []*cli.Rule     // -t, -u: from the host to the guest
 	Outbound   []*cli.Rule     // -T, -U: from the namespace's loopback to the host's
 	ResolvConf []byte          // of a command that we start, nil: the host's serves
@@ -72,6 +73,7 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	if p.Egress != nil {
 		p.pinResolvers()
 	}
+	p.planNames(h.Resolvers)
 	p.ResolvConf = p.commandResolv(h.Resolvers)
 	p.Budget = budget.Host{
 		Descriptors: h.Descriptors,
@@ -143,5 +145,6 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 		V4:           view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
 		V6:           view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
 		ClientPorts:  sockets.PortRange(h.ClientPorts),
+		Resolvers:    p.answered(h.Resolvers),
 	}
 }

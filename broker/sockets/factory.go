@@ -98,7 +98,6 @@ type Factory struct {
 	nextID    uint32
 
 	refusals refusals
-	asked    asked
 	hits     hits
 	ledger   *ledger // nil: no budget
 	ports    *udpPorts
@@ -266,7 +265,7 @@ func (f *Factory) carryOut(q *request, d *decision, s *served) (outcome, error) 
 	case q.listener.ID != 0:
 		return f.openReply(d), nil
 	case d.names:
-		return f.openNames(q.proto, d), nil
+		return f.openNames(q.proto), nil
 	}
 	return f.openOut(q.proto, d), nil
 }

@@ -4,7 +4,6 @@ package sockets
 
 import (
 	"net/netip"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -20,41 +19,13 @@ type Names interface {
 	Client(proto uint8, fd int) error
 }
 
-// asked are the places to which datagrams of questions seem to lead, for their worker.
-type asked struct {
-	mu sync.Mutex
-	to map[netip.AddrPort]struct{}
-}
-
-func (a *asked) add(to netip.AddrPort) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.to == nil {
-		a.to = map[netip.AddrPort]struct{}{}
-	}
-	a.to[to] = struct{}{}
-}
-
-func (a *asked) take() map[netip.AddrPort]struct{} {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	to := a.to
-	a.to = nil
-	return to
-}
-
 // openNames makes a pair of sockets, for the worker and for aldente-names. Where that is
 // not there, the guest asks again: nothing else answers for it.
-func (f *Factory) openNames(proto uint8, d *decision) outcome {
+func (f *Factory) openNames(proto uint8) outcome {
 	if f.Names == nil {
 		return nothing(unix.EACCES)
 	}
-	v4 := d.to.Addr().Is4()
-	if !v4 && f.cfg.NoLoopback6 {
-		// The worker goes by the family that it is told of.
-		v4, d.to = true, netip.AddrPortFrom(inet.Loopback(true), d.to.Port())
-	}
-	ours, theirs, err := inet.Pair(proto, v4)
+	ours, theirs, port, err := inet.Pair(proto)
 	if err != nil {
 		return nothing(errno(err))
 	}
@@ -64,10 +35,7 @@ func (f *Factory) openNames(proto uint8, d *decision) outcome {
 		unix.Close(ours)
 		return nothing(unix.EAGAIN)
 	}
-	if proto == ipc.ProtoUDP {
-		f.asked.add(d.to)
-	}
-	return outcome{fd: ours}
+	return outcome{fd: ours, at: netip.AddrPortFrom(inet.PairAddr, port)}
 }
 
 // Upstream makes a socket by which aldente-names asks a resolver. Its connect may not have
@@ -104,7 +72,5 @@ func (f *Factory) NamesGone(revoke func(*ipc.Revoke) error) {
 		g.budget.NamesGone()
 		g.mu.Unlock()
 	}
-	for to := range f.asked.take() {
-		_ = revoke(&ipc.Revoke{Proto: ipc.ProtoUDP, Addr: to.Addr().As16(), Port: to.Port()})
-	}
+	_ = revoke(&ipc.Revoke{Proto: ipc.ProtoUDP, Addr: inet.PairAddr.As16()})
 }

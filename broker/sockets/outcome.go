@@ -15,13 +15,14 @@ import (
 
 // outcome is what has become of one request.
 type outcome struct {
-	fd         int        // for the worker, -1: there is none
-	errno      unix.Errno // why there is none
-	prohibited bool       // it is the egress rules that refuse
-	inProgress bool       // TCP: the connect has not ended
-	localPort  uint16     // port or echo identifier that the socket has; zero: of no concern
-	later      bool       // the answer comes by itself, nothing else counts
-	kept       bool       // a copy of the socket stays with us: the descriptor is not to be closed
+	fd         int            // for the worker, -1: there is none
+	errno      unix.Errno     // why there is none
+	prohibited bool           // it is the egress rules that refuse
+	inProgress bool           // TCP: the connect has not ended
+	localPort  uint16         // port or echo identifier that the socket has; zero: of no concern
+	at         netip.AddrPort // where it leads, if that is not what was decided
+	later      bool           // the answer comes by itself, nothing else counts
+	kept       bool           // a copy of the socket stays with us: the descriptor is not to be closed
 
 	limit budget.Reason // why the budget has none; Granted: it has
 }
@@ -47,6 +48,9 @@ func (o *outcome) record(token uint64, proto uint8, to netip.AddrPort) ipc.Opene
 	}
 	if o.prohibited {
 		a.Flags |= ipc.OpenedProhibited
+	}
+	if o.at.IsValid() {
+		to = o.at
 	}
 	if to.IsValid() {
 		a.Addr = to.Addr().As16()

@@ -84,7 +84,7 @@ func prepare() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"aldente", "aldente-worker", "aldentectl"} {
+	for _, name := range []string{"aldente", "aldente-worker", "aldente-names", "aldentectl"} {
 		if err := copyFile(filepath.Join(stage, name), filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("%w (run make first)", err)
 		}

@@ -129,6 +129,9 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	c.localPort = o.LocalPort
 	if !c.inbound {
 		c.peer = o.Addr
+		if o.PeerPort != 0 {
+			c.peerPort = o.PeerPort
+		}
 	}
 	t.Stats.Opened++
 	t.drain(i, c)

@@ -346,11 +346,11 @@ func (t *Translator) evict(i uint32) {
 	}
 }
 
-// Revoke ends the flows whose sockets are connected to a peer. What they have
-// collected is not sent: that would be what was revoked.
+// Revoke ends the flows whose sockets are connected to a peer; port zero means any. What
+// they have collected is not sent: that would be what was revoked.
 func (t *Translator) Revoke(peer packet.Addr, port uint16) {
 	t.flows.Each(func(i uint32) {
-		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer && c.peerPort == port {
+		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer && (port == 0 || c.peerPort == port) {
 			t.Stats.Revoked++
 			c.how = ipc.EndRevoked
 			t.remove(i, c)

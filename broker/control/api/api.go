@@ -84,6 +84,16 @@ type StatusReply struct {
 	Control     bool     `json:"control"`                // this socket may change things
 	ControlPath string   `json:"control_path,omitempty"` // where things may be changed, absolute
 	Limits      []Limit  `json:"limits,omitempty"`       // budgets of what the guest may use up
+
+	Names *NamesReply `json:"names,omitempty"` // aldente-names; absent: no egress rule is by name
+}
+
+// NamesReply says how aldente-names fares, which answers the guest's questions for names.
+type NamesReply struct {
+	PID       int      `json:"pid"`                  // zero: none at the moment
+	Restarts  int      `json:"restarts"`             // how often it was replaced
+	LastDeath string   `json:"last_death,omitempty"` // when and how one ended that was not to
+	Resolvers []string `json:"resolvers"`            // that it asks, in order
 }
 
 // Limit is one budget of the instance.

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package names is the broker's end of the channel to aldente-names, which reads what the
+// guest asks and what resolvers answer. So it is taken to be hostile, as a worker is: it
+// is given sockets to the resolvers that the configuration names, and no others; it says
+// which addresses a name has, and the egress rules judge them. A guest gains nothing by
+// its lies that a rule by address denies.
+package names
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/limiter"
+	"aldente/ipc"
+	"aldente/ipc/domain"
+)
+
+// How many records may be handled. An address to be judged counts for a quarter of one.
+// A guest that asks 1,000 questions a second needs a third of that.
+var pace = limiter.Rate{PerSecond: 10_000, Burst: 10_000}
+
+// refusalLines is how many refused names the log tells of, those that debugging shows as
+// well.
+var refusalLines = limiter.Rate{PerSecond: 5, Burst: 20}
+
+// Rules are the egress rules, see egress.RuleSet.
+type Rules interface {
+	// Names are the rules by name.
+	Names() domain.Rules
+	// Grant notes that a name, and those that it leads to, stand for addresses until then,
+	// and tells which of them the guest may know.
+	Grant(name domain.Name, aliases []domain.Name, addrs []netip.Addr, until time.Time) (granted uint64)
+}
+
+// Sockets makes sockets to resolvers.
+type Sockets interface {
+	Upstream(proto uint8, resolver netip.Addr) (fd int, e unix.Errno)
+}
+
+// Process is the supervisor of aldente-names.
+type Process interface {
+	Send(rec []byte, fd int) error    // unix.EPIPE: there is none at the moment
+	PassNow(rec []byte, fd int) error // unix.EAGAIN: it has no room
+}
+
+// FlowLog takes names that are refused, see flowlog.Log.
+type FlowLog interface {
+	NameRefused(name, typ, reason string)
+}
+
+// Options say what a server does. All but FlowLog and Other are required.
+type Options struct {
+	Logger    *slog.Logger
+	Config    ipc.NamesConfig // but for the number of resolvers
+	Resolvers []netip.Addr    // that may be asked
+	Rules     Rules
+	Sockets   Sockets
+	FlowLog   FlowLog // nil: none
+	// Other takes records of kinds that are none of ours; its error is the process's end.
+	Other func(kind ipc.Kind, rec []byte) error
+}
+
+// Server serves one process after the other.
+type Server struct {
+	Options
+	process Process
+
+	mu      sync.Mutex
+	lastID  uint32 // of a client
+	version int    // of the rules
+	told    int    // the version that the running process was told
+
+	counted counted
+	lines   limiter.Bucket // of the log on refusals
+	named   map[string]struct{}
+}
+
+// New makes a server. SetProcess has to be called before it is used.
+func New(o Options) *Server {
+	o.Config.Resolvers = uint8(min(len(o.Resolvers), ipc.MaxResolvers))
+	return &Server{Options: o, lines: limiter.Bucket{Rate: refusalLines}, named: map[string]struct{}{}}
+}
+
+// SetProcess says who is served.
+func (s *Server) SetProcess(p Process) { s.process = p }
+
+// Setup sends a new process its start-up records.
+func (s *Server) Setup(control int) error {
+	if err := ipc.Send(control, s.Config.Encode(), -1); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = s.version
+	if err := s.sendRules(func(rec []byte) error { return ipc.Send(control, rec, -1) }); err != nil {
+		return err
+	}
+	return ipc.Send(control, ipc.Empty(ipc.NamesKindStart), -1)
+}
+
+// Ready has a process that is up hear of rules that have changed since its set-up.
+func (s *Server) Ready() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.update()
+}
+
+// Update tells the process that the rules have changed.
+func (s *Server) Update() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+	s.update()
+}
+
+// update sends the rules in force unless the process knows them. A process that takes them
+// not is ended by its supervisor, or has ended, and the next gets them at its start.
+func (s *Server) update() {
+	if s.told != s.version && s.sendRules(func(rec []byte) error { return s.process.Send(rec, -1) }) == nil {
+		s.told = s.version
+	}
+}
+
+func (s *Server) sendRules(send func(rec []byte) error) error {
+	rules := s.Rules.Names()
+	if len(rules.List) > ipc.MaxNameRules {
+		return fmt.Errorf("%d rules by name: at most %d are possible", len(rules.List), ipc.MaxNameRules)
+	}
+	for i := range rules.List {
+		r := &rules.List[i]
+		rec := ipc.NamesRule{Index: uint16(i)}
+		if r.Allow {
+			rec.Flags |= ipc.NameRuleAllow
+		}
+		if r.Narrow {
+			rec.Flags |= ipc.NameRulePorts
+		}
+		var err error
+		if rec.Pattern, err = ipc.MakeName(r.Pattern.String()); err != nil {
+			return err
+		}
+		if err := send(rec.Encode()); err != nil {
+			return err
+		}
+	}
+	end := ipc.NamesRules{Count: uint16(len(rules.List))}
+	if rules.Default {
+		end.Default = 1
+	}
+	return send(end.Encode())
+}
+
+// Send sends a record with a descriptor, or without if that is negative.
+func (s *Server) Send(rec []byte, fd int) error { return s.process.Send(rec, fd) }
+
+// Client implements sockets.Names.
+func (s *Server) Client(proto uint8, fd int) error {
+	s.mu.Lock()
+	s.lastID = max(s.lastID+1, 1)
+	c := ipc.Client{ID: s.lastID, Proto: proto}
+	s.mu.Unlock()
+	return s.process.PassNow(c.Encode(), fd)
+}
+
+// Serve answers a process until the channel ends, which is io.EOF, or the process sends
+// what none of ours sends, which is ipc.ErrMalformed.
+func (s *Server) Serve(control int) error {
+	buf := make([]byte, ipc.MaxRecord)
+	p := limiter.Pace{Rate: pace}
+	for {
+		n, fd, err := ipc.Receive(control, buf, 0)
+		if err != nil {
+			return err
+		}
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		kind, err := ipc.FromNames.Check(buf[:n], fd >= 0, ipc.Running)
+		if err != nil {
+			return err
+		}
+		p.Take(1, time.Now())
+		more, err := s.record(control, kind, buf[:n])
+		if err != nil {
+			if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+				return io.EOF
+			}
+			return err
+		}
+		if more > 0 {
+			p.Take(more, time.Now())
+		}
+	}
+}
+
+// record handles a message, and returns what it counts for besides one.
+func (s *Server) record(control int, kind ipc.Kind, rec []byte) (more int, err error) {
+	switch kind {
+	case ipc.NamesKindDial:
+		more = len(rec)/ipc.DialSize - 1
+		for ; len(rec) > 0 && err == nil; rec = rec[ipc.DialSize:] {
+			err = s.dial(control, rec[:ipc.DialSize])
+		}
+		return more, err
+	case ipc.NamesKindNamed:
+		var n ipc.Named
+		if err = n.Decode(rec); err == nil {
+			err = s.grant(control, &n)
+		}
+		return int(n.Count) / 4, err
+	case ipc.NamesKindRefused:
+		return 0, s.refused(rec)
+	case ipc.NamesKindCounted:
+		var c ipc.Counted
+		if err = c.Decode(rec); err == nil {
+			s.counted.add(&c)
+		}
+		return 0, err
+	}
+	if s.Other != nil {
+		return 0, s.Other(kind, rec)
+	}
+	return 0, fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
+}
+
+// dial passes on a socket to one of the resolvers.
+func (s *Server) dial(control int, rec []byte) error {
+	var d ipc.Dial
+	if err := d.Decode(rec); err != nil {
+		return err
+	}
+	if d.Resolver >= max(s.Config.Resolvers, 1) {
+		return fmt.Errorf("%w: resolver %d of %d", ipc.ErrMalformed, d.Resolver, s.Config.Resolvers)
+	}
+	u := ipc.Upstream{Seq: d.Seq, Resolver: d.Resolver, Proto: d.Proto}
+	fd, e := -1, unix.EDESTADDRREQ // where there is none at all
+	if int(d.Resolver) < len(s.Resolvers) {
+		fd, e = s.Sockets.Upstream(d.Proto, s.Resolvers[d.Resolver])
+	}
+	u.Errno = uint16(e)
+	err := ipc.Send(control, u.Encode(), fd)
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// grant has the rules judge the addresses that a name is said to have.
+func (s *Server) grant(control int, n *ipc.Named) error {
+	name, err := canonical(&n.Name)
+	if err != nil {
+		return err
+	}
+	aliases := make([]domain.Name, n.Aliases)
+	for i := range aliases {
+		if aliases[i], err = canonical(&n.Alias[i]); err != nil {
+			return err
+		}
+	}
+	addrs := make([]netip.Addr, n.Count)
+	for i := range addrs {
+		addrs[i] = netip.AddrFrom16(n.Addr[i]).Unmap()
+	}
+	granted := s.Rules.Grant(name, aliases, addrs, time.Now().Add(time.Duration(n.TTL)*time.Second))
+	s.Logger.Debug("name resolved", "name", string(name), "type", typeName(n.Type), "addresses", len(addrs), "granted", ones(granted))
+	return ipc.Send(control, (&ipc.Granted{Seq: n.Seq, Mask: granted}).Encode(), -1)
+}
+
+// canonical is a name that is written as package domain writes it, or no process of ours
+// has written it.
+func canonical(n *ipc.Name) (domain.Name, error) {
+	name, err := domain.Parse(n.String())
+	if err != nil || string(name) != n.String() {
+		return "", fmt.Errorf("%w: %q is no name", ipc.ErrMalformed, n.String())
+	}
+	return name, nil
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"net/netip"
+	"slices"
+
+	"aldente/broker/hostnet"
+	"aldente/ipc"
+)
+
+// Names is what aldente-names is told, and which resolvers it asks.
+type Names struct {
+	Config    ipc.NamesConfig // but for the number of resolvers
+	Resolvers []netip.Addr    // in the order in which they are asked, at most ipc.MaxResolvers
+}
+
+// planNames has questions answered by aldente-names where a rule is by name, whichever
+// resolver the guest asks of those that it may know.
+func (p *Plan) planNames(r hostnet.Resolvers) {
+	if p.Egress == nil || !p.Egress.ByName() {
+		return
+	}
+	p.Names = &Names{Resolvers: p.upstream(r)}
+	c := &p.Names.Config
+	for _, b := range []struct {
+		on  bool
+		bit uint32
+	}{{p.cfg.NamesNXDOMAIN, ipc.NamesNXDOMAIN}, {p.cfg.Debug, ipc.NamesDebug}} {
+		if b.on {
+			c.Flags |= b.bit
+		}
+	}
+	for _, s := range p.net.search {
+		if n, err := ipc.MakeName(s); err == nil && int(c.NSearch) < len(c.Search) {
+			c.Search[c.NSearch] = n
+			c.NSearch++
+		}
+	}
+	if len(p.Names.Resolvers) == 0 {
+		p.Notes = append(p.Notes, "no resolver is known that could be asked for names: --dns-host ADDR names one")
+	}
+}
+
+// upstream is who is asked: who the user has named for that, else those that the guest was
+// to ask, else the host's.
+func (p *Plan) upstream(r hostnet.Resolvers) []netip.Addr {
+	var all []netip.Addr
+	add := func(more ...netip.Addr) {
+		for _, a := range more {
+			if a.IsValid() && !slices.Contains(all, a) && len(all) < ipc.MaxResolvers {
+				all = append(all, a)
+			}
+		}
+	}
+	if add(p.cfg.DNSHost4, p.cfg.DNSHost6); len(all) == 0 {
+		add(p.cfg.DNS...)
+	}
+	if len(all) == 0 {
+		add(r.Servers()...)
+	}
+	return all
+}
+
+// answered are the guest's names for resolvers: those that it is told of, and those that
+// it may have read of in a file of the host's.
+func (p *Plan) answered(r hostnet.Resolvers) []netip.Addr {
+	if p.Names == nil {
+		return nil
+	}
+	var all []netip.Addr
+	for _, f := range []*guestFamily{&p.net.v4, &p.net.v6} {
+		all = append(all, f.dnsForward, f.dnsHost)
+		all = append(all, f.dns...)
+	}
+	all = slices.Concat(all, p.cfg.DNS, r.Servers())
+	all = slices.DeleteFunc(all, func(a netip.Addr) bool { return !a.IsValid() || a.IsLoopback() }) // those no guest can name
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}

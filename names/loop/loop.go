@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package loop is the event loop of names: it carries records of the broker, messages
+// of clients and resolvers to the engine that answers (names/dns), and back. One thread,
+// one epoll, no locks.
+package loop
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"aldente/ipc"
+	"aldente/ipc/domain"
+	"aldente/names/dns"
+	"aldente/names/kernel"
+)
+
+// Bounds of a turn: nobody has it for himself.
+const (
+	recordsATurn = 64 // of the broker
+	readsATurn   = 8  // of one socket
+)
+
+// maxQueued is how many records may wait for room in the control channel. An engine has
+// fewer questions under way; a broker that takes none for so long is none.
+const maxQueued = 4096
+
+// countEvery is how often the broker is told what was counted, if there is anything.
+const countEvery = time.Second
+
+// Loop is the process's one loop.
+type Loop struct {
+	control int
+	poll    kernel.Poller
+	began   time.Time
+
+	phase  ipc.Phase
+	set    []domain.Rule // of rules, until it is complete
+	engine *dns.Engine
+
+	clients map[uint32]*conn // by the broker's numbers
+	asked   map[uint32]*conn // sockets to resolvers, by the engine's; those that are on their way too
+
+	out     [][]byte // records that wait for room
+	full    bool     // too many
+	counted dns.Figures
+	toldAt  int64 // when the broker was told of these
+
+	buf [64 << 10]byte
+}
+
+// Tokens of the poller: what a socket is for, and its number.
+const (
+	ofControl = iota
+	ofClient
+	ofResolver
+)
+
+func token(of int, id uint32) uint64 { return uint64(of)<<32 | uint64(id) }
+
+// New reads the start-up records.
+func New(control int) (*Loop, error) {
+	l := &Loop{control: control, began: time.Now(), phase: ipc.First, clients: map[uint32]*conn{}, asked: map[uint32]*conn{}}
+	if err := l.poll.Open(); err != nil {
+		return nil, err
+	}
+	if err := l.poll.Add(control, token(ofControl, 0), true, false); err != nil {
+		return nil, fmt.Errorf("control channel: %w", err)
+	}
+	var seed [16]byte
+	random(seed[:]) // the vDSO maps its state now
+	for l.phase != ipc.Running {
+		l.poll.Wait(-1)
+		if err := l.receive(); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// now is the time in nanoseconds, of a clock that nobody sets.
+func (l *Loop) now() int64 { return int64(time.Since(l.began)) }
+
+// Run answers until the broker is gone.
+func (l *Loop) Run() error {
+	l.send(ipc.Empty(ipc.NamesKindReady))
+	l.engine.Start(l.now())
+	for {
+		n := l.poll.Wait(l.timeout())
+		for i := range n {
+			if err := l.event(l.poll.At(i)); err != nil {
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				return err
+			}
+		}
+		now := l.now()
+		if now >= l.engine.Deadline() {
+			l.engine.Tick(now)
+		}
+		l.count(now)
+		if l.full {
+			return errors.New("the broker takes no records")
+		}
+	}
+}
+
+// timeout is how long nothing is due.
+func (l *Loop) timeout() time.Duration {
+	due := l.engine.Deadline()
+	if l.engine.Figures() != l.counted {
+		due = min(due, l.toldAt+int64(countEvery))
+	}
+	if due == math.MaxInt64 {
+		return -1
+	}
+	return time.Duration(max(due-l.now(), 0))
+}
+
+func (l *Loop) event(e kernel.Event) error {
+	id := uint32(e.Token)
+	switch e.Token >> 32 {
+	case ofControl:
+		if e.Writable {
+			l.flush()
+		}
+		if e.Readable {
+			return l.receive()
+		}
+	case ofClient:
+		if c := l.clients[id]; c != nil {
+			l.clientEvent(id, c, e)
+		}
+	case ofResolver:
+		if c := l.asked[id]; c != nil && c.fd >= 0 {
+			l.resolverEvent(id, c, e)
+		}
+	}
+	return nil
+}
+
+// count tells the broker what the engine has counted since it was told last.
+func (l *Loop) count(now int64) {
+	f, was := l.engine.Figures(), &l.counted
+	if f == *was || now < l.toldAt+int64(countEvery) {
+		return
+	}
+	l.send((&ipc.Counted{
+		Questions: f.Questions - was.Questions, Refused: f.Refused - was.Refused, Cached: f.Cached - was.Cached,
+		Asked: f.Asked - was.Asked, Failed: f.Failed - was.Failed, Forged: f.Lies - was.Lies,
+	}).Encode())
+	l.counted, l.toldAt = f, now
+}
+
+// random fills b with what nobody can guess.
+func random(b []byte) { _, _ = rand.Read(b) }

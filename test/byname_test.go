@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"aldente/test/netlab"
+)
+
+// Addresses of the remote by which it serves what is allowed by name, and something else.
+const (
+	named4, named6 = "198.51.100.20", "2001:db8:2::20"
+	other4, other6 = "198.51.100.30", "2001:db8:2::30"
+)
+
+// byName are the rules of the examples: two kinds of names, and nothing else.
+var byName = []string{"--allow", "tcp:pypi.test:443", "--allow", "tcp:*.pythonhosted.test:443", "--deny", "any"}
+
+// namesLab has a remote with a resolver and with servers.
+func namesLab(t *testing.T) (*netlab.Lab, *netlab.Zone) {
+	t.Helper()
+	lab := netlab.New(t, netlab.Options{})
+	lab.Remote.IP("addr add "+named4+"/32 dev lo", "addr add "+other4+"/32 dev lo",
+		"addr add "+named6+"/128 dev lo nodad", "addr add "+other6+"/128 dev lo nodad", "addr add 10.1.2.3/32 dev lo", "addr add 169.254.169.254/32 dev lo")
+	for _, port := range []string{"80", "443"} {
+		l := lab.Remote.Listen("tcp", "[::]:"+port)
+		go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			at := r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()
+			fmt.Fprintln(w, "served by", at)
+		}))
+	}
+	z := netlab.NewZone()
+	z.Set("pypi.test", 60, named4, named6)
+	z.Set("files.pythonhosted.test", 60, named4, named6)
+	z.Set("deep.files.pythonhosted.test", 60, named4, named6)
+	z.Set("pythonhosted.test", 60, named4, named6)
+	z.Set("other.test", 60, other4, other6)
+	z.Alias("cdn.pythonhosted.test", "edge.cdn.test")
+	z.Set("edge.cdn.test", 60, named4, named6)
+	z.Set("rebind.pythonhosted.test", 60, "10.1.2.3", "169.254.169.254", "127.0.0.1", netlab.Host4, named4)
+	for _, at := range []string{"192.0.2.9:53", "[2001:db8:1::9]:53"} {
+		z.Serve(lab.Remote, at)
+	}
+	return lab, z
+}
+
+// inside runs a script as the command of an instance whose host has the resolver given.
+func inside(t *testing.T, lab *netlab.Lab, s netlab.GuestSpec, script string, args ...string) *netlab.Proc {
+	t.Helper()
+	if s.User == nil {
+		s.User = netlab.Nobody
+	}
+	if s.Resolv == "" {
+		s.Resolv = "nameserver 192.0.2.9\n"
+	}
+	p := lab.For(t).StartPasta(s, slices.Concat(netlab.NoForward(args...), []string{"--config-net"}, args, []string{"--", "sh", "-c", script})...)
+	p.Wait()
+	return p
+}
+
+// fetch is a command that says where a URL was served from, or that it was not.
+func fetch(how, url string) string {
+	return fmt.Sprintf("curl -s -m 10 %s %s || echo 'none %s'\n", how, url, url)
+}
+
+// TestByName: what rules by name allow can be fetched, by IPv4 and IPv6, and nothing else;
+// what they do not allow no resolver ever hears of.
+func TestByName(t *testing.T) {
+	needOurs(t)
+	netlab.Have(t, "curl", "dig")
+	lab, z := namesLab(t)
+	script := fetch("-4", "http://pypi.test:443/") + fetch("-6", "http://pypi.test:443/") +
+		fetch("-4", "http://files.pythonhosted.test:443/") + fetch("-6", "http://deep.files.pythonhosted.test:443/") +
+		fetch("-4", "http://cdn.pythonhosted.test:443/") +
+		fetch("", "http://pypi.test:80/") + fetch("", "http://pythonhosted.test:443/") + fetch("", "http://other.test:443/") +
+		fetch("", "http://"+other4+":443/") + fetch("", "http://["+other6+"]:443/") + fetch("", "http://192.0.2.9:443/") +
+		"for w in +notcp +tcp; do dig +short +time=5 +tries=2 $w pypi.test A @192.0.2.9; dig +short +time=5 +tries=2 $w pypi.test AAAA @192.0.2.9; done\n" +
+		"for t in A AAAA TXT NULL ANY MX NS SRV HTTPS; do for w in +notcp +tcp; do for n in other.test SeCrEt.OTHER.test $(printf 'a%.0s' $(seq 60)).exfil.test; do dig +short +time=3 +tries=1 $w $n $t @192.0.2.9 >/dev/null; done; done; done\n"
+	p := inside(t, lab, netlab.GuestSpec{}, script, byName...)
+	want := strings.Join([]string{
+		"served by " + named4 + ":443", "served by [" + named6 + "]:443", "served by " + named4 + ":443", "served by [" + named6 + "]:443",
+		"served by " + named4 + ":443",
+		"none http://pypi.test:80/", "none http://pythonhosted.test:443/", "none http://other.test:443/",
+		"none http://" + other4 + ":443/", "none http://[" + other6 + "]:443/", "none http://192.0.2.9:443/",
+		named4, named6, named4, named6,
+	}, "\n") + "\n"
+	if got := p.Stdout(); got != want {
+		t.Errorf("got\n%s\nwant\n%s\nall:\n%s", got, want, p.Output())
+	}
+	for _, q := range z.Asked() {
+		name, _, _ := strings.Cut(q, " ")
+		if name != "pypi.test" && !strings.HasSuffix(name, ".pythonhosted.test") {
+			t.Errorf("the resolver was asked for %s", q)
+		}
+	}
+	if len(z.Asked()) == 0 {
+		t.Error("the resolver was asked for nothing")
+	}
+}
+
+// namesProcess returns the number of an instance's aldente-names.
+func namesProcess(t *testing.T, pid int) int {
+	t.Helper()
+	found := 0
+	eventually(5*time.Second, func() bool {
+		for _, p := range netlab.Children(pid) {
+			if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p)); strings.TrimSpace(string(comm)) == "aldente-names" {
+				found = p
+			}
+		}
+		return found != 0
+	})
+	if found == 0 {
+		t.Fatal("there is no aldente-names")
+	}
+	return found
+}
+
+// askIn asks a resolver by dig in a guest and returns what it says.
+func askIn(g *netlab.Guest, how, name, typ, at string) string {
+	_, out := g.Run("dig", "+short", "+time=2", "+tries=3", how, name, typ, "@"+at)
+	return strings.TrimSpace(out)
+}
+
+// TestNamesReplaced kills aldente-names: the next answers, by sockets that the guest has
+// asked by before, too, and what was granted stands.
+func TestNamesReplaced(t *testing.T) {
+	needOurs(t)
+	netlab.Have(t, "dig")
+	lab, _ := namesLab(t)
+	g := lab.GuestWith(netlab.GuestSpec{Args: append([]string{"--config-net"}, byName...), Resolv: "nameserver 192.0.2.9\n"})
+	if got := askIn(g, "+notcp", "pypi.test", "A", "192.0.2.9"); got != named4 {
+		t.Fatalf("answer %q\n%s", got, g.Proc.Output())
+	}
+	old := namesProcess(t, g.Proc.PID)
+	worker := mustWorker(t, g)
+	// A socket of UDP with questions before and after, and a connection.
+	u, c := g.Dial("udp", "192.0.2.9:53"), g.Dial("tcp", "192.0.2.9:53")
+	question := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04pypi\x04test\x00\x00\x01\x00\x01")
+	answered := func(c net.Conn) bool {
+		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		if _, err := c.Write(question); err != nil {
+			return false
+		}
+		b := make([]byte, 512)
+		n, err := c.Read(b)
+		return err == nil && n > len(question)
+	}
+	if !answered(u) {
+		t.Error("no answer before")
+	}
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if !eventually(10*time.Second, func() bool {
+		p := namesProcess(t, g.Proc.PID)
+		return p != old
+	}) {
+		t.Fatalf("not replaced\n%s", g.Proc.Output())
+	}
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadAll(c); err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the connection of before: %v", err)
+	}
+	if !eventually(15*time.Second, func() bool { return answered(u) }) {
+		t.Error("no answer after, by the same socket")
+	}
+	for _, how := range []string{"+notcp", "+tcp"} {
+		if got := askIn(g, how, "files.pythonhosted.test", "AAAA", "192.0.2.9"); got != named6 {
+			t.Errorf("%s: %q", how, got)
+		}
+	}
+	if _, err := g.DialError("tcp", named4+":443", 5*time.Second); err != nil {
+		t.Errorf("what was granted before: %v", err)
+	}
+	if w := mustWorker(t, g); w != worker {
+		t.Error("the worker was replaced, too")
+	}
+}
+
+// TestNamesOnlyWhereAsked: without a rule by name, there is no process for them.
+func TestNamesOnlyWhereAsked(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for _, args := range [][]string{nil, {"--deny", "192.0.2.9"}} {
+		g := lab.For(t).Guest(args...)
+		for _, p := range g.Processes() {
+			exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p))
+			if strings.Contains(filepath.Base(exe), "aldente-names") {
+				t.Errorf("%v: there is one", args)
+			}
+		}
+	}
+}
