@@ -240,13 +240,59 @@ func (m *model) replace(rules []*modelRule) {
 // FuzzNames is a script of answers, flows, time and changes of the rules: the table and
 // what is decided by it are those of a plain list.
 func FuzzNames(f *testing.F) {
-	for _, script := range []string{
-		"\x02\x00\x0a\x00\x00\x00\x03\x00\x01\x05\x01\x00\x00", "\x03\x01\x08\x0a\x00\x02\x00\x07\x00\x01\x02\x01\x01\x00\x01\x01\x01",
-		"\x02\x00\x0a\x00\x00\x00\x01\x00\x02\xff\x01\x00\x00\x02\xff\x01\x00\x00", "\x02\x03\x01\x00\x00\x00\x03\x00\x03\x02\x00\x0a\x01\x00\x00",
-		"\x03\x04\x01\x0a\x00\x02\x01\x7f\x7f\x01\x00\x00\x01\x00\x01\x00\x02\x01\x01\x02\x03\x03\x01\x0a\x0a\x01\x00\x01",
-		"\x02\x01\x0a\x00\x02\x00\xff\x03\x00\x02\x01\xff\x03\x00\x05\x00\xff\x03\x01\x00\x00\x01\x01\x00\x03\x01\x0a\x00\x01\x00\x01",
+	rules := func(all ...byte) []byte { return append([]byte{byte(len(all))}, all...) }
+	answer := func(name, alias byte, ttl byte, addrs ...byte) []byte {
+		set := uint16(0)
+		for _, a := range addrs {
+			set |= 1 << a
+		}
+		return []byte{0, name, alias, byte(set >> 8), byte(set), ttl}
+	}
+	flow := func(proto, addr, port byte) []byte { return []byte{1, proto, addr, port} }
+	later := func(time byte) []byte { return []byte{2, time} }
+	replace := func(all ...byte) []byte { return append([]byte{3}, rules(all...)...) }
+	const (
+		tcp, udp         = 0, 1
+		https, http, any = 0, 1, 2
+		noAlias          = 0
+	)
+	for _, script := range [][][]byte{
+		// By port, protocol and name; what is denied behind it.
+		{rules(0, 10), flow(tcp, 0, https), answer(0, noAlias, 2, 0, 3), flow(tcp, 0, https), flow(tcp, 3, https), flow(tcp, 0, http), flow(tcp, 8, https), answer(1, noAlias, 2, 0)},
+		{rules(2, 10), answer(2, noAlias, 2, 0), flow(tcp, 0, http), flow(udp, 0, http), flow(tcp, 0, https)},
+		// The time: a minute longer than told, at least and at most; a later answer makes it no shorter.
+		{rules(0, 10), answer(0, noAlias, 0, 0), later(3), flow(tcp, 0, https), later(1), flow(tcp, 0, https)},
+		{rules(0, 10), answer(0, noAlias, 255, 0), later(182), flow(tcp, 0, https), later(2), flow(tcp, 0, https)},
+		{rules(0, 10), answer(0, noAlias, 20, 0), answer(0, noAlias, 0, 0), later(20), flow(tcp, 0, https)},
+		// Rebinding: denied before, denied by default behind, allowed before, behind translators.
+		{rules(9, 1, 10), answer(0, noAlias, 2, 0, 1, 2, 4, 5, 6, 7), flow(tcp, 1, https), flow(tcp, 5, https), flow(tcp, 6, https), flow(tcp, 0, https)},
+		{rules(1, 8, 10), answer(0, noAlias, 2, 0, 1, 2, 4, 5, 6, 7), flow(tcp, 1, https), flow(tcp, 4, https), flow(tcp, 5, https), flow(tcp, 6, https), flow(tcp, 7, https)},
+		{rules(1, 8), answer(0, noAlias, 2, 7), flow(tcp, 7, https)},
+		{rules(7, 6, 1, 8, 10), answer(0, noAlias, 2, 0, 1, 2), flow(tcp, 1, https), flow(tcp, 2, https)},
+		{rules(1, 9, 10), answer(0, noAlias, 2, 1), flow(tcp, 1, https), answer(0, noAlias, 2, 5), flow(tcp, 5, https)},
+		{rules(11, 1, 8, 10), answer(0, noAlias, 2, 1, 5), flow(tcp, 1, https), flow(tcp, 1, http), flow(tcp, 5, https)},
+		{rules(5, 6, 8), answer(0, noAlias, 2, 1), flow(udp, 1, https), flow(tcp, 1, https)},
+		{rules(6, 3), answer(0, noAlias, 2, 1, 0), flow(tcp, 1, https)},
+		// Denied by name, with ports and without, by an alias; and what any says before and behind.
+		{rules(3, 1, 10), answer(0, noAlias, 2, 0), answer(2, 1, 2, 0), answer(2, 3, 2, 0), flow(tcp, 0, https)},
+		{rules(1, 3, 10), answer(0, noAlias, 2, 0), answer(2, 1, 2, 0), flow(tcp, 0, https)},
+		{rules(4, 5), answer(2, noAlias, 2, 0), flow(tcp, 0, https), flow(tcp, 0, http), answer(0, 5, 2, 8), flow(tcp, 8, https), flow(udp, 8, any), flow(tcp, 8, any)},
+		{rules(2, 0, 10), answer(2, 1, 2, 0), flow(tcp, 0, https), flow(tcp, 0, http)},
+		{rules(4), answer(0, 5, 2, 0), flow(tcp, 0, https), flow(tcp, 0, http)},
+		{rules(11, 0, 10), answer(4, noAlias, 2, 0), flow(tcp, 0, http), flow(tcp, 0, https)},
+		{rules(12, 0, 10), answer(4, noAlias, 2, 0), answer(0, noAlias, 2, 0), flow(tcp, 0, https), flow(udp, 0, https)},
+		{rules(10, 1), answer(0, noAlias, 2, 0), flow(tcp, 0, https)},
+		// Full: the oldest goes.
+		{rules(1), answer(0, noAlias, 9, 0, 3, 6, 8, 9), answer(2, noAlias, 9, 1, 2, 4, 5), answer(3, noAlias, 9, 0), answer(5, noAlias, 9, 0), replace(1, 10), flow(tcp, 3, any)},
+		{rules(1, 0, 4, 10), answer(2, noAlias, 9, 0, 3, 6, 8, 9), answer(0, noAlias, 9, 0, 3, 6, 8, 9), answer(2, noAlias, 9, 0), flow(tcp, 0, https), flow(tcp, 3, http), flow(tcp, 9, http)},
+		{rules(0, 1, 0, 1, 10), answer(0, noAlias, 9, 0, 3, 6, 8, 9), flow(tcp, 0, https), flow(tcp, 8, https)},
+		// Other rules: what stays, what a new one gets, what goes.
+		{rules(0, 10), answer(0, noAlias, 2, 0), replace(6, 0, 10), flow(tcp, 0, https), replace(1, 10), flow(tcp, 0, any), replace(2, 10), flow(tcp, 0, http), replace(0, 10), flow(tcp, 0, https)},
+		{rules(4), answer(0, noAlias, 2, 0), replace(3), flow(tcp, 0, https)},
+		{rules(4), answer(0, noAlias, 0, 0), later(10), replace(3), flow(tcp, 0, https)},
+		{rules(), answer(0, noAlias, 2, 0), replace(0, 0, 10), answer(0, noAlias, 2, 0), replace(0, 10), flow(tcp, 0, https)},
 	} {
-		f.Add([]byte(script))
+		f.Add(slices.Concat(script...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := &fuzz.Source{B: b[:min(len(b), 4096)]}
