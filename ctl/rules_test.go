@@ -95,6 +95,8 @@ func TestWhyShown(t *testing.T) {
 		"icmp [2001:db8::1] --json":       {Protocol: "icmp", Address: "2001:db8::1"},
 		"tcp 192.0.2.1:0":                 {Protocol: "tcp", Address: "192.0.2.1"},
 		"icmp 192.0.2.1 --socket " + path: {Protocol: "icmp", Address: "192.0.2.1"},
+		"tcp pypi.test:443":               {Protocol: "tcp", Name: "pypi.test", Port: 443},
+		"icmp PyPI.test.":                 {Protocol: "icmp", Name: "PyPI.test."},
 	} {
 		st, out := ctl(append([]string{"why", "--socket", path}, strings.Fields(words)...)...)
 		if r := s.last(); st != 0 || r.Command != api.Why || *r.Target != want {
@@ -114,6 +116,18 @@ func TestWhyShown(t *testing.T) {
 		if st, out := ctl("why", "tcp", "192.0.2.1:80", "--socket", path); st != 1 || !strings.Contains(out, "something else") {
 			t.Errorf("%s: status %d: %s", name, st, out)
 		}
+	}
+}
+
+// TestWhyName: where no rule is by name, which an instance says by no steps, a name stands
+// for its addresses here.
+func TestWhyName(t *testing.T) {
+	path, s := speak(t, nil)
+	if st, out := ctl("why", "tcp", "localhost:80", "--socket", path); st != 1 || !strings.Contains(out, "something else") {
+		t.Errorf("status %d: %s", st, out)
+	}
+	if len(s.asked) != 2 || s.asked[0].Target.Name != "localhost" || s.asked[1].Target.Name != "" || !netip.MustParseAddr(s.asked[1].Target.Address).IsLoopback() {
+		t.Errorf("asked %+v", s.asked)
 	}
 }
 

@@ -152,7 +152,7 @@ func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
 			continue
 		}
 		far := func(a netip.Addr) bool { return a == f.mapHostLoopback || !reachable(host, p.Egress, a) }
-		if f.dnsHost.IsValid() && slices.ContainsFunc(f.servers, far) {
+		if f.dnsHost.IsValid() && (slices.ContainsFunc(f.servers, far) || p.byName() && len(f.dns) == 0) {
 			f.dnsForward, f.dns = f.forward, []netip.Addr{f.forward}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"aldente/broker/cli"
+	"aldente/broker/egress"
 	"aldente/broker/hostnet"
 )
 
@@ -115,6 +116,18 @@ func TestResolvers(t *testing.T) {
 		{"--dns of the router", "192.0.2.9", passt + "--dns 192.0.2.1", "192.0.2.1", "", ""},
 		{"--dns and --dns-forward", "192.0.2.9", passt + "--dns 192.0.2.99 --dns-forward 192.0.2.99", "192.0.2.99", "192.0.2.99>192.0.2.9", ""},
 		{"--dns and --dns-forward without a host's", "", passt + "--dns 192.0.2.9 --dns-forward 192.0.2.99", "192.0.2.9", "192.0.2.99>192.0.2.9", ""},
+		// With a rule by name there has to be somebody whom the guest asks.
+		{"by name, stub, not mapped", "127.0.0.53", pasta + "--no-map-gw --allow a.test", "169.254.1.1", "169.254.1.1>127.0.0.53", "169.254.1.1"},
+		{"by name, stub, IPv6, not mapped", "::1", pasta + "--no-map-gw --allow a.test", "fd61:6c64:656e:7465::53", "fd61:6c64:656e:7465::53>::1", "fd61:6c64:656e:7465::53"},
+		{"by name, stub, virtual machine, not mapped", "127.0.0.53", passt + "--no-map-gw --deny a.test", "169.254.1.1", "169.254.1.1>127.0.0.53", ""},
+		{"by name, stub, IPv6 only, not mapped", "127.0.0.53", pasta + "-6 --no-map-gw --allow a.test", "fd61:6c64:656e:7465::53", "fd61:6c64:656e:7465::53>127.0.0.53", "fd61:6c64:656e:7465::53"},
+		{"by name, stub, reached by -U auto past us", "127.0.0.53", auto + "--allow a.test", "192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.1"},
+		{"by name, elsewhere", "192.0.2.9", pasta + "--no-map-gw --allow a.test", "192.0.2.9", "", ""},
+		{"by name, elsewhere, all denied", "192.0.2.9", aldente + "--allow a.test --deny any", "169.254.1.1", "169.254.1.1>192.0.2.9", "169.254.1.1"},
+		{"by name, private, which is denied by default then", "10.0.0.53", aldente + "--allow a.test", "169.254.1.1", "169.254.1.1>10.0.0.53", "169.254.1.1"},
+		{"private, without a rule by name", "10.0.0.53", aldente, "10.0.0.53", "", ""},
+		{"by name, none but --dns-host", "", aldente + "--allow a.test --dns-host 192.0.2.9", "169.254.1.1", "169.254.1.1>192.0.2.9", "169.254.1.1"},
+		{"by name, --dns none with --dns-forward", "127.0.0.53", pasta + "--dns none --dns-forward 192.0.2.99 --allow a.test", "", "192.0.2.99>127.0.0.53", ""},
 		{"--dns none", "127.0.0.53", pasta + "--dns none", "", "", ""},
 		{"--dns none, virtual machine", "192.0.2.1", passt + "--dns none", "", "", ""},
 		{"--dns none, aldente", "127.0.0.53", aldente + "--dns none", "", "", ""},
@@ -170,6 +183,58 @@ func lines(servers string) (text string) {
 		text += "nameserver " + s + "\n"
 	}
 	return text
+}
+
+// TestNamesNeedAResolver: rules by name that could never fit are an error, with what to do.
+func TestNamesNeedAResolver(t *testing.T) {
+	for command, want := range map[string]string{
+		"aldente --config-net --allow a.test --dns none -- true": "leave out --dns none, or give --dns-forward",
+		"passt --deny *.a.test --dns none":                       "leave out --dns none, or give --dns-forward",
+		"pasta --splice-only --allow a.test -- true":             "--splice-only gives it none",
+		"pasta --allow *a.test -- true":                          "--allow *a.test: a star stands for whole labels",
+		"passt --dns none --allow 192.0.2.1":                     "",
+		"passt --dns none --dns-forward 192.0.2.99 --allow a.b":  "",
+	} {
+		cfg, err := cli.Parse(strings.Fields(command))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = New(cfg, Host{Network: homeNetwork(), Resolvers: hostnet.ParseResolvers([]byte("nameserver 127.0.0.53\n"))})
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", command, err, want)
+		}
+	}
+}
+
+// TestDefaultDenies: what aldente denies by default, names or not, is behind all options,
+// and marked as what holds against names.
+func TestDefaultDenies(t *testing.T) {
+	for command, want := range map[string]string{
+		"aldente -- true":                               "--deny host, --deny metadata",
+		"aldente --allow 192.0.2.1 -- true":             "--allow 192.0.2.1, --deny host, --deny metadata",
+		"aldente --allow a.test:443 --deny any -- true": "--allow a.test:443, --deny any, --deny host, --deny metadata, --deny private",
+		"pasta --allow a.test -- true":                  "--allow a.test",
+	} {
+		cfg, err := cli.Parse(strings.Fields(command))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules := egressRules(cfg, nil)
+		var got []string
+		for _, r := range rules {
+			option := "--deny "
+			if r.Allow {
+				option = "--allow "
+			}
+			got = append(got, option+r.Dest)
+			if r.Guard != (r.Source == egress.ByDefault) {
+				t.Errorf("%s: %+v", command, r)
+			}
+		}
+		if s := strings.Join(got, ", "); s != want {
+			t.Errorf("%s: %s, want %s", command, s, want)
+		}
+	}
 }
 
 // TestGatewayNamesStayJudged: that the mapped gateway stands for a resolver is
