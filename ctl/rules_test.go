@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -126,8 +127,16 @@ func TestWhyName(t *testing.T) {
 	if st, out := ctl("why", "tcp", "localhost:80", "--socket", path); st != 1 || !strings.Contains(out, "something else") {
 		t.Errorf("status %d: %s", st, out)
 	}
-	if len(s.asked) != 2 || s.asked[0].Target.Name != "localhost" || s.asked[1].Target.Name != "" || !netip.MustParseAddr(s.asked[1].Target.Address).IsLoopback() {
-		t.Errorf("asked %+v", s.asked)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var targets []api.Target
+	for _, r := range s.asked {
+		if r.Command == api.Why {
+			targets = append(targets, *r.Target)
+		}
+	}
+	if len(targets) != 2 || targets[0].Name != "localhost" || targets[1].Name != "" || !netip.MustParseAddr(targets[1].Address).IsLoopback() {
+		t.Errorf("asked %+v", targets)
 	}
 }
 
