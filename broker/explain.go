@@ -19,7 +19,7 @@ type explained struct{ in *instance }
 // Rules are all that decide where the guest may connect, in the order in which they
 // are asked.
 func (e explained) Rules() []api.Rule {
-	all := e.in.factory.Rules()
+	all := append(e.in.factory.Rules(), e.in.factory.IngressRules()...)
 	rules := make([]api.Rule, len(all))
 	for i, r := range all {
 		rules[i] = api.Rule{Number: i + 1, Text: r.Text, Source: string(r.Source), Note: r.Note, Hits: r.Hits}
@@ -109,6 +109,7 @@ func (e explained) Forwards() []api.PortRule {
 		r := api.PortRule{
 			Direction: "in", Protocol: strings.ToLower(protocol), Listen: listen, Target: target,
 			Option: s.Option(s.Outbound), Ports: s.Len(), Listens: s.Listens, Listening: s.Listens == s.Len() || s.Auto,
+			Dropped: s.Dropped,
 		}
 		if s.Outbound {
 			r.Direction = "out"

@@ -355,6 +355,7 @@ func (in *instance) prepare() error {
 		return err
 	}
 	in.forward.SetWorker(in.worker)
+	in.factory.PassOn(in.worker.Send)
 	in.captures.send = in.worker.Send
 	in.figures.SetWorker(in.worker)
 	in.first = make(chan error, 1)

@@ -95,5 +95,8 @@ func portsText(r *api.PortRule) string {
 	if r.Flags != "" {
 		s += " (" + r.Flags + ")"
 	}
+	if r.Dropped > 0 {
+		s += fmt.Sprintf(", %d refused", r.Dropped)
+	}
 	return s
 }

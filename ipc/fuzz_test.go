@@ -100,6 +100,13 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		r.Encode(out)
 		return out, err
 	},
+	KindIncoming: func(b []byte) ([]byte, error) {
+		var r Incoming
+		err := r.Decode(b)
+		out := make([]byte, IncomingSize)
+		r.Encode(out)
+		return out, err
+	},
 	KindInflight: func(b []byte) ([]byte, error) {
 		var r Inflight
 		err := r.Decode(b)

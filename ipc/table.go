@@ -40,9 +40,9 @@ type Descriptor uint8
 const (
 	Without Descriptor = iota
 	With
-	// Either leaves it to the record: with an answer that tells of success, and with
-	// what begins a capture. The worker may get such a one without, where its table
-	// is full.
+	// Either leaves it to the record: with an answer that tells of success, with a
+	// connection, and with what begins a capture. The worker may get such a one without,
+	// where its table is full.
 	Either
 )
 
@@ -71,6 +71,7 @@ var table = [...]Row{
 	row(KindUnlisten, "Unlisten", ToWorker, Running, Without, 26),
 	row(KindRetarget, "Retarget", ToWorker, Running, Without, 26),
 	row(KindLive, "Live", ToWorker, Running, Either, liveBody),
+	{KindIncoming, "Incoming", ToWorker, Running, Either, IncomingSize, IncomingSize, 1},
 	{KindRevoke, "Revoke", ToWorker, Running, Without, RevokeSize, RevokeSize, 1},
 	{KindAsk, "Ask", ToWorker, Running, Without, AskSize, AskSize, 1},
 

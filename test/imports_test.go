@@ -42,6 +42,7 @@ var floors = [][]string{
 var brokerFloors = [][]string{
 	{"limiter", "control/api"},
 	{"egress", "budget", "flowlog", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile", "tun"},
+	{"ingress"},
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging"},
 	{"hostnet", "follow", "ports", "control/wire"},
 	{"control", "figures"},

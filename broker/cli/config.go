@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"aldente/broker/budget"
+	"aldente/broker/egress"
+	"aldente/broker/ingress"
 )
 
 // Personality is the command line that a program name stands for.
@@ -177,6 +179,9 @@ type Config struct {
 	Egress           []EgressOption // --allow, --deny, in their order
 	NamesNXDOMAIN    bool           // --names-nxdomain: refused names do not exist
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
+
+	Redirects []egress.Redirect // --redirect, in their order
+	Ingress   []ingress.Rule    // --allow-in, --deny-in, in their order
 
 	Limits budget.Change // --limit
 

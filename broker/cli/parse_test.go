@@ -90,6 +90,8 @@ func TestErrors(t *testing.T) {
 		"pasta -m x -h":                          "Invalid MTU: x",
 		"aldente --nat64 10.0.0.0/8":             "Invalid --nat64 '10.0.0.0/8': a translator's prefix is an IPv6 one of 32, 40, 48, 56, 64 or 96 bits, as 2001:db8:64::/96",
 		"aldente --nat64 2001:db8::1/96":         "Invalid --nat64 '2001:db8::1/96': a translator's prefix is an IPv6 one of 32, 40, 48, 56, 64 or 96 bits, as 2001:db8:64::/96",
+		"aldente --redirect 192.0.2.7":           "Invalid --redirect '192.0.2.7': FROM=TO is needed, as tcp:192.0.2.7:80=198.51.100.8:8080",
+		"passt --redirect a=192.0.2.7":           "Invalid --redirect 'a=192.0.2.7': \"a\" is neither an address nor a prefix, nor \"any\"",
 		"passt foo":                              "Extra non-option argument: foo",
 		"passt -- foo":                           "Extra non-option argument: foo",
 		"passt -1 foo -d":                        "Extra non-option argument: foo",

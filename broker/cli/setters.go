@@ -11,6 +11,7 @@ import (
 
 	"aldente/broker/budget"
 	"aldente/broker/egress"
+	"aldente/broker/ingress"
 	"aldente/ipc"
 )
 
@@ -75,6 +76,18 @@ func egressRule(allow bool) setter {
 	}
 }
 
+// ingressRule adds a rule, once all of them are known to be ones.
+func ingressRule(allow bool) setter {
+	return func(p *parser, arg string) error {
+		rules := append(p.c.Ingress, ingress.Rule{Allow: allow, Source: arg})
+		if _, err := ingress.New(rules); err != nil {
+			return usagef("Invalid %v", err)
+		}
+		p.c.Ingress = rules
+		return nil
+	}
+}
+
 // maxNAT64 bounds the prefixes of translators.
 const maxNAT64 = 8
 
@@ -90,6 +103,18 @@ func setNAT64(p *parser, arg string) error {
 		return usagef("Too many --nat64: at most %d", maxNAT64)
 	}
 	p.c.NAT64 = append(p.c.NAT64, prefix)
+	return nil
+}
+
+func setRedirect(p *parser, arg string) error {
+	r, err := egress.ParseRedirect(arg)
+	switch {
+	case err != nil:
+		return usagef("Invalid --redirect '%s': %v", arg, err)
+	case len(p.c.Redirects) == egress.MaxRedirects:
+		return usagef("Too many --redirect: at most %d", egress.MaxRedirects)
+	}
+	p.c.Redirects = append(p.c.Redirects, r)
 	return nil
 }
 

@@ -51,6 +51,13 @@ Destination (DEST):
     any, host, link-local, private, metadata
                        sets of addresses
 
+Source (SRC):
+  [tcp:|udp:]ADDR[/LEN][:PORT[-PORT]], or for ADDR one of: any, host,
+  link-local, private. Ports are the guest's.
+
+Redirect (FROM=TO):
+  [tcp:|udp:]ADDR[/LEN][:PORT[-PORT]]=ADDR[:PORT], with "any" for ADDR of FROM.
+
 Limits (WHAT=N,...), N or "none":
   sockets              sockets of all kinds, listening ones included
   udp                  UDP ports of the host

@@ -41,6 +41,7 @@ type Factory interface {
 	Retarget(id uint32, l sockets.Listener) sockets.Listener                       // gives one the guest's side of another
 	Unlisten(id uint32) (sockets.Listener, bool)                                   // closes one
 
+	Dropped(id uint32) uint64                     // packets that the kernel has dropped at one
 	Listeners() []sockets.Listener                // all that are kept
 	Room(more int) error                          // why there may not be as many and one besides, nil: there may
 	Explain(l *sockets.Listener, err error) error // says in the error who has the port
@@ -331,7 +332,7 @@ func (f *Forwarder) add(l sockets.Listener) sockets.Listener {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l = f.factory.Adopt(l)
-	if f.up {
+	if f.up && !l.Guarded {
 		rec := l.Record()
 		// Without a worker, the next one is told.
 		_ = f.worker.Send(rec.Encode(ipc.KindListener), l.FD)
@@ -347,7 +348,7 @@ func (f *Forwarder) drop(id uint32) {
 	if ok && l.Namespace && l.Proto == ipc.ProtoUDP {
 		f.left.Add(l.Port)
 	}
-	if ok && f.up {
+	if ok && f.up && !l.Guarded {
 		rec := l.Record()
 		_ = f.worker.Send(rec.Encode(ipc.KindUnlisten), -1)
 	}
@@ -358,7 +359,7 @@ func (f *Forwarder) retarget(id uint32, to sockets.Listener) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := f.factory.Retarget(id, to)
-	if f.up {
+	if f.up && !l.Guarded {
 		rec := l.Record()
 		_ = f.worker.Send(rec.Encode(ipc.KindRetarget), -1)
 	}
@@ -371,7 +372,7 @@ func (f *Forwarder) SendListeners(control int) error {
 	defer f.mu.Unlock()
 	for _, l := range f.factory.Listeners() {
 		l, ok := f.revive(l)
-		if !ok {
+		if !ok || l.Guarded {
 			continue
 		}
 		rec := l.Record()

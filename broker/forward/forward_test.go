@@ -55,6 +55,8 @@ func (h *host) Adopt(l sockets.Listener) sockets.Listener {
 	return l
 }
 
+func (h *host) Dropped(id uint32) uint64 { return uint64(id) }
+
 func (h *host) Revive(l sockets.Listener) (sockets.Listener, error) { return l, h.busy[l.Port] }
 
 func (h *host) Unlisten(id uint32) (was sockets.Listener, ok bool) {

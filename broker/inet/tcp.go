@@ -62,6 +62,7 @@ type Listener struct {
 	At     netip.AddrPort // what it is bound to; port zero: the kernel's choice
 	Dual   bool           // At is IPv6's unspecified address and stands for IPv4's, too
 	Beside bool           // there are sockets of ours on the port; of TCP they must share it, see ShareTCP
+	Filter Filter         // of UDP: what it hears
 }
 
 // ListenTCP makes a listening socket. Sockets of TCP that listen exclude each other
@@ -102,3 +103,7 @@ func (s *socket) families(l *Listener) {
 		s.must(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, boolInt(!l.Dual))
 	}
 }
+
+// NoDelay has the connections that a listener accepts not wait for acknowledgments with
+// what is said in small pieces.
+func NoDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }

@@ -4,7 +4,6 @@ package inet
 
 import (
 	"net/netip"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +27,7 @@ type Flow struct {
 	From, To netip.AddrPort // From's port may be zero: the kernel's choice
 	Sharing  Sharing        // of From's port
 	AnyPort  bool           // another port is better than none
+	Filter   Filter         // of what is SharedAndOpen, until it is connected: that of the listener which has the port
 }
 
 // Dial makes a socket between the two ends.
@@ -70,6 +70,8 @@ func (s *socket) bindFlow(f *Flow) {
 	v4 := f.From.Addr().Is4()
 	if f.Sharing != SharedAndOpen {
 		s.dropInput()
+	} else {
+		s.filter(f.Filter)
 	}
 	if f.Sharing == SharedUntilConnected || f.Sharing == SharedAndOpen {
 		s.must(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
@@ -97,7 +99,7 @@ func (s *socket) bindFlow(f *Flow) {
 
 func (s *socket) connectFlow(f *Flow) {
 	s.connect(f.To, f.Scope)
-	if f.Sharing != SharedAndOpen {
+	if f.Sharing != SharedAndOpen || f.Filter != nil {
 		s.acceptInput()
 	}
 }
@@ -114,6 +116,7 @@ func (l *Listener) ListenUDP() (int, error) {
 	s.freebind(&l.Path)
 	s.try(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	s.destinations(v4 || l.Dual, !v4)
+	s.filter(l.Filter)
 	s.by(&l.Path)
 	s.bind(l.At, l.Scope)
 	// Only now: the sockets that answer are on the same port. The kernel wants them
@@ -155,13 +158,6 @@ func (s *socket) destinations(v4, v6 bool) {
 }
 
 // dropInput attaches a socket filter that accepts nothing; acceptInput takes it away.
-func (s *socket) dropInput() {
-	if s.err != nil {
-		return
-	}
-	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
-	prog := unix.SockFprog{Len: 1, Filter: &drop}
-	s.err = os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
-}
+func (s *socket) dropInput() { s.filter(Nothing) }
 
 func (s *socket) acceptInput() { s.must(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) }

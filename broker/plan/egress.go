@@ -67,6 +67,9 @@ func egressRules(cfg *cli.Config, outbound []*cli.Rule) []egress.Rule {
 	}
 	if cfg.Personality == cli.Aldente {
 		rules = append(rules, outboundAllowed(outbound)...)
+		for i := range cfg.Redirects {
+			rules = append(rules, cfg.Redirects[i].Allowed()...)
+		}
 		rules = append(rules, defaultDeny("host"), defaultDeny("metadata"))
 		if slices.ContainsFunc(rules, func(r egress.Rule) bool { return egress.IsName(r.Dest) }) {
 			rules = append(rules, defaultDeny("private")) // whoever answers decides where names lead

@@ -15,6 +15,7 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/egress"
 	"aldente/broker/hostnet"
+	"aldente/broker/ingress"
 	"aldente/broker/sockets"
 	"aldente/ipc"
 )
@@ -51,6 +52,9 @@ type Plan struct {
 	Limits     budget.Limits   // on what the guest may use up
 	Notes      []string        // worth telling the user, one line each
 
+	Redirects *egress.Redirects // nil: there are none
+	Ingress   *ingress.RuleSet  // who may connect to the guest; nil: everybody
+
 	cfg *cli.Config
 	net guestNet
 }
@@ -67,6 +71,12 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	}
 	if err = p.checkNames(); err != nil {
 		return nil, err
+	}
+	p.Redirects = egress.NewRedirects(cfg.Redirects)
+	if len(cfg.Ingress) > 0 {
+		if p.Ingress, err = ingress.New(cfg.Ingress); err != nil {
+			return nil, err
+		}
 	}
 	p.forwardResolvers(h.Network, h.Resolvers)
 	p.noteNames(h.Resolvers)
@@ -139,6 +149,9 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 	}
 	return sockets.Config{
 		Egress:       asked(p.Egress),
+		Redirects:    p.Redirects,
+		Ingress:      p.Ingress,
+		Local:        h.Local,
 		MaxListeners: h.Descriptors / 4 * 3,
 		LoToLo:       cfg.HostLoToNSLo || cfg.SpliceOnly,
 		NoLoopback6:  g.noLoopback6,

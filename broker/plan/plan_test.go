@@ -254,6 +254,10 @@ func TestFactory(t *testing.T) {
 			MapHostLoopback: a("fe80::1"), GuestAddr: a("2001:db8:1::2"), Freebind: true},
 		MaxListeners: 3072, LoToLo: true, NoLoopback6: true, ClientPorts: sockets.PortRange{First: 32768, Last: 60999},
 	}
+	if p.Factory.Local == nil {
+		t.Error("nobody tells what is local")
+	}
+	p.Factory.Local = nil
 	if d := cmp.Diff(want, p.Factory, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
@@ -269,6 +273,10 @@ func TestEgressRules(t *testing.T) {
 		{"aldente --allow 127.0.0.1", "127.0.0.1:80 127.0.0.2:80", "+ -"},
 		{"aldente -T 80", "127.0.0.1:80 [::1]:80 127.0.0.1:81", "+ + -"},
 		{"aldente -U 80", "127.0.0.1:80", "-"}, // of UDP alone
+		{"aldente --redirect 192.0.2.7:80=127.0.0.1:8080", "127.0.0.1:8080 127.0.0.1:80 [::1]:8080", "+ - -"},
+		{"aldente --redirect udp:any:53=127.0.0.1", "127.0.0.1:53", "-"},
+		{"aldente --deny 127.0.0.1 --redirect any:53=127.0.0.1", "127.0.0.1:53", "-"},
+		{"pasta --deny host --redirect any:53=127.0.0.1", "127.0.0.1:53", "-"},
 		{"passt --deny any --allow any", "198.51.100.1:80", "-"},
 		{"passt --deny 192.0.2.9", "192.0.2.9:53 198.51.100.1:80", "- +"},
 	} {

@@ -5,6 +5,7 @@ package sockets
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -31,11 +32,12 @@ type decision struct {
 	refused   unix.Errno // zero: open
 	byRules   bool       // it is the egress rules that refuse
 	verdict   egress.Verdict
-	always    always  // it is refused whatever the rules say
-	meaning   meaning // how a flow's destination was translated
-	names     bool    // it goes to aldente-names, whatever the egress rules say of the resolver
-	client    bool    // allowed to a client of the host's own, whatever the egress rules say
-	namespace bool    // in the guest's namespace, not on the host
+	always    always           // it is refused whatever the rules say
+	meaning   meaning          // how a flow's destination was translated
+	redirect  *egress.Redirect // with redirected: by which
+	names     bool             // it goes to aldente-names, whatever the egress rules say of the resolver
+	client    bool             // allowed to a client of the host's own, whatever the egress rules say
+	namespace bool             // in the guest's namespace, not on the host
 	to        netip.AddrPort
 	from      netip.AddrPort // where it comes from: address and port, as far as they are decided
 	path
@@ -64,6 +66,7 @@ const (
 	hostResolver         // DNSForward
 	hostLoopback         // MapHostLoopback
 	guestOnHost          // MapGuestAddr
+	redirected           // Redirects
 )
 
 // always is why nothing leads where a flow of the guest's wants to go, whatever the
@@ -108,11 +111,16 @@ func (c *Config) decideOut(r *request) decision {
 	if why != possible {
 		return decision{refused: unix.EACCES, always: why}
 	}
-	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one
+	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one, and what is redirected
 	if c.asksNames(r) {
 		return decideNames(to, meaning)
 	}
-	d := decision{to: to, meaning: meaning, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
+	redirect := c.Redirects.Find(r.proto, r.dst)
+	if redirect != nil {
+		to, meaning = redirect.To(r.dst.Port()), redirected
+		fam = c.family(to.Addr())
+	}
+	d := decision{to: to, meaning: meaning, redirect: redirect, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
 	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
 		d.Source, d.Interface = netip.Addr{}, ""
 	}
@@ -205,6 +213,10 @@ func (c *Config) decideHostReply(r *request, d decision) decision {
 		local = inet.Any(peer)
 	}
 	d.from = netip.AddrPortFrom(local, l.Port)
+	if !c.mayBeAnswered(r, &d) {
+		d.refused = unix.EACCES
+		return d
+	}
 	if d = c.judged(r, d); !d.byRules && !c.strangeLoopback(r.dst) {
 		return d
 	}
@@ -262,6 +274,14 @@ func (c *Config) decideBypass(r *request) decision {
 		return d
 	}
 	return c.judged(r, d)
+}
+
+// rule is what decides on a flow, as people read it: where it was sent to, too.
+func (d *decision) rule() string {
+	if d.redirect == nil {
+		return d.verdict.Rule
+	}
+	return strings.TrimSuffix(d.redirect.String()+", "+d.verdict.Rule, ", ")
 }
 
 // judged applies the egress rules to the socket as it would be.

@@ -132,6 +132,8 @@ func (d *decision) meaningText(q *request, fam *Family) string {
 	switch {
 	case q.splice:
 		return fmt.Sprintf("the rule leads to %s", place(q.proto, d.to))
+	case d.meaning == redirected:
+		return fmt.Sprintf("%s leads to %s instead, by \"%v\"", place(q.proto, q.dst), place(q.proto, d.to), d.redirect)
 	case d.meaning == hostResolver:
 		return fmt.Sprintf("%v is the guest's name for a resolver of the host's: %v", a, d.to.Addr())
 	case d.meaning == hostLoopback:
@@ -158,7 +160,7 @@ func (d *decision) sourceText() string {
 
 // explainRules tells which rules were asked, and what is left of the budget.
 func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []egress.Asked) *Explanation {
-	before := len(f.unnameable())
+	before := len(f.beforeRules())
 	for i := range asked {
 		a := &asked[i]
 		about := ""

@@ -21,6 +21,7 @@ import (
 	"aldente/broker/egress"
 	"aldente/broker/flowlog"
 	"aldente/broker/inet"
+	"aldente/broker/ingress"
 	"aldente/broker/limiter"
 	"aldente/ipc"
 )
@@ -38,6 +39,14 @@ type Config struct {
 	Logger *slog.Logger // required
 	Egress Egress       // nil: everything is allowed
 	Flows  *flowlog.Log // nil: not asked for
+	// Redirects say where the guest's flows go instead of where it wants, before the
+	// egress rules judge; nil: none do.
+	Redirects *egress.Redirects
+	// Ingress says who may connect to the guest by listeners of the host's; nil: everybody.
+	Ingress *ingress.RuleSet
+	// Local tells whether what a socket sends would stay on the host; nil: that is not
+	// known.
+	Local func(egress.Flow) bool
 
 	V4, V6 Family // IPv4 and IPv6
 
@@ -101,14 +110,19 @@ type Factory struct {
 	hits     hits
 	ledger   *ledger // nil: no budget
 	ports    *udpPorts
+	gate     *gate // nil: the worker accepts all
 }
 
 // New makes a factory.
 func New(cfg Config) *Factory {
-	return &Factory{
+	f := &Factory{
 		cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners),
 		refusals: refusals{lines: limiter.Bucket{Rate: refusalLines}},
 	}
+	if cfg.Ingress != nil {
+		f.gate = newGate()
+	}
+	return f
 }
 
 // KnowPorts lets the factory find out whose ports are, for those that flows of the
@@ -263,7 +277,7 @@ func (f *Factory) carryOut(q *request, d *decision, s *served) (outcome, error) 
 	case d.namespace:
 		return f.openNamespaceReply(q, d, s)
 	case q.listener.ID != 0:
-		return f.openReply(d), nil
+		return f.openReply(q, d), nil
 	case d.names:
 		return f.openNames(q.proto), nil
 	}

@@ -56,7 +56,7 @@ func answersBypass(q *request) bool {
 // flowOf is the flow that a request is for.
 func flowOf(q *request, d *decision) flowlog.Flow {
 	l := &q.listener
-	w := flowlog.Flow{Proto: q.proto, Rule: d.verdict.Rule, Name: string(d.verdict.Name)}
+	w := flowlog.Flow{Proto: q.proto, Rule: d.rule(), Name: string(d.verdict.Name)}
 	switch {
 	case l.ID == 0:
 		w.Direction, w.Guest, w.Remote, w.To = "out", q.src, q.dst, d.to

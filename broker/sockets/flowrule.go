@@ -27,7 +27,7 @@ func (f *Factory) FlowRule(w *ipc.Flow) string {
 			dst: netip.AddrPortFrom(netip.AddrFrom16(w.Remote).Unmap(), w.RemotePort),
 		})
 		if d.verdict.Allowed != refused {
-			return d.verdict.Rule
+			return d.rule()
 		}
 	case w.Listener != 0 && !refused:
 		l, ok := f.listener(w.Listener)

@@ -17,6 +17,9 @@ type hits struct {
 
 // count notes a decision about a worker's request.
 func (h *hits) count(q *request, d *decision) {
+	if d.redirect != nil {
+		d.redirect.Count()
+	}
 	switch {
 	case d.always != possible:
 		h.always[d.always][familyIndex(q.dst.Addr())].Add(1)
@@ -48,11 +51,16 @@ var unnamed = [...]struct {
 // asked: what holds for addresses as the guest names them, and the egress rules, which
 // see what those addresses mean.
 func (f *Factory) Rules() []egress.Listed {
-	all := f.unnameable()
+	all := f.beforeRules()
 	if f.cfg.Egress == nil {
 		return append(all, egress.Rest(f.hits.unruled.Load()))
 	}
 	return append(all, f.cfg.Egress.List()...)
+}
+
+// beforeRules is what is listed before the egress rules.
+func (f *Factory) beforeRules() []egress.Listed {
+	return append(f.unnameable(), f.cfg.Redirects.List()...)
 }
 
 // unnameable are the rules that hold for addresses as the guest names them.

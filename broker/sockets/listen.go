@@ -27,6 +27,7 @@ type Listener struct {
 	Splice    bool       // peers on the host's loopback take the bypass
 	Namespace bool       // in the namespace; Addr is zero, Target an address on the host or zero
 	FD        int        // the socket, non-blocking; -1: not opened
+	Guarded   bool       // the broker accepts what comes by it, and the worker does not have it
 	cookie    uint64     // of a UDP socket of ours on the host
 }
 
@@ -95,8 +96,14 @@ func (f *Factory) Retarget(id uint32, l Listener) Listener {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.listeners[id]
+	elsewhere := now.GuestPort != l.GuestPort
 	now.GuestPort, now.Target, now.Splice = l.GuestPort, l.Target, l.Splice
 	f.listeners[id] = now
+	if elsewhere && f.cfg.Ingress.Any() && now.Proto == ipc.ProtoUDP && !now.Namespace {
+		if err := inet.Refilter(now.FD, f.hears(&now)); err != nil {
+			f.cfg.Logger.Error("nobody can connect by a forwarded port any more", "port", where(&now), "error", err)
+		}
+	}
 	return now
 }
 
@@ -118,7 +125,11 @@ func (f *Factory) Adopt(l Listener) Listener {
 	defer f.mu.Unlock()
 	f.nextID++ // 24 bits serve as generation in the worker: no use comes near
 	l.ID = f.nextID
+	l.Guarded = f.gate != nil && l.Proto == ipc.ProtoTCP && !l.Namespace
 	f.listeners[l.ID] = l
+	if l.Guarded {
+		f.gate.add(&l)
+	}
 	return l
 }
 
@@ -136,11 +147,17 @@ func (f *Factory) Unlisten(id uint32) (Listener, bool) {
 	f.mu.Lock()
 	l, ok := f.listeners[id]
 	delete(f.listeners, id)
+	if l.Guarded {
+		unix.Close(l.FD) // before its number can be another's: see accept
+		delete(f.gate.refused, id)
+	}
 	f.mu.Unlock() // whoever has the ports may ask for listeners
 	if !ok {
 		return l, false
 	}
 	switch {
+	case l.Guarded:
+		return l, true
 	case l.Proto == ipc.ProtoTCP:
 		unix.Shutdown(l.FD, unix.SHUT_RDWR)
 	case !l.Namespace:
@@ -251,7 +268,7 @@ func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
 	fam := f.cfg.family(addr)
 	at := inet.Listener{
 		Path: inet.Path{Device: l.Interface, Scope: fam.Scope, Freebind: fam.Freebind},
-		At:   netip.AddrPortFrom(addr, l.Port), Dual: dual, Beside: beside,
+		At:   netip.AddrPortFrom(addr, l.Port), Dual: dual, Beside: beside, Filter: f.hears(l),
 	}
 	if l.Proto == ipc.ProtoUDP {
 		return at.ListenUDP()
@@ -298,10 +315,10 @@ func hint(err error) string {
 // openReply makes the socket for answers to a datagram that came to a UDP
 // listener: on the listener's port, connected to the peer. The kernel then
 // prefers it to the listener for that peer's datagrams.
-func (f *Factory) openReply(d *decision) outcome {
+func (f *Factory) openReply(q *request, d *decision) outcome {
 	if !f.ports.replies(portKey{d.to.Addr().Is4(), d.from.Port()}, d.to) {
 		return nothing(unix.EADDRINUSE)
 	}
-	flow := inet.Flow{Path: d.inet(), From: d.from, To: d.to, Sharing: inet.SharedAndOpen}
+	flow := inet.Flow{Path: d.inet(), From: d.from, To: d.to, Sharing: inet.SharedAndOpen, Filter: f.hears(&q.listener)}
 	return made(flow.Dial(), d.from.Port())
 }

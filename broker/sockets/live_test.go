@@ -138,7 +138,7 @@ func TestListenAgain(t *testing.T) {
 			t.Skip(err)
 		}
 		d := decision{from: netip.AddrPortFrom(lo, port), to: netip.AddrPortFrom(lo, bothFree(t))}
-		o := f.openReply(&d)
+		o := f.openReply(&request{}, &d)
 		if o.fd < 0 {
 			t.Fatal(o.errno)
 		}

@@ -126,7 +126,7 @@ func (f *Factory) flowSocket(m *path, from, to netip.AddrPort, mayShare bool) ou
 		}
 		if mayShare && errors.Is(r.Err, unix.EADDRINUSE) {
 			if how, ok := f.share(m, k, from.Addr(), to); ok {
-				flow.Sharing = how
+				flow.Sharing, flow.Filter = how, f.hearsOn(f.onPort(k), k.v4)
 				r = flow.Dial()
 			}
 		}

@@ -21,6 +21,8 @@ func Records() map[ipc.Kind][]byte {
 		Retransmits: 2, Listener: 3}).Encode(flow)
 	(&ipc.Figures{ID: 1, First: uint16(ipc.NumFigures - 2), N: 2, Values: [ipc.FigureValues]uint64{1, 1 << 63}}).Encode(figures)
 	(&ipc.Answered{ID: 1, Next: 64}).Encode(answered)
+	incoming := make([]byte, ipc.IncomingSize)
+	(&ipc.Incoming{Listener: ipc.Listener{ID: 3, Proto: ipc.ProtoTCP, Flags: ipc.ListenerMayBypass, HostPort: 80, GuestPort: 8080}, Port: 40000, Peer: [16]byte{15: 2}}).Encode(incoming)
 	inflight := make([]byte, ipc.InflightSize)
 	(&ipc.Inflight{Bytes: 4096, Queues: 2, Ring: 64, Payload: ipc.InflightPayload}).Encode(inflight)
 	accepted, ended := make([]byte, ipc.AcceptedSize), make([]byte, ipc.EndedSize)
@@ -51,6 +53,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindFigures:  figures,
 		ipc.KindAnswered: answered,
 		ipc.KindInflight: inflight,
+		ipc.KindIncoming: incoming,
 
 		ipc.AgentKindSetup: (&ipc.AgentSetup{ID: 1, Flags: ipc.AgentSetupConfigure, Name: interfaceName("eth0"), MAC: [6]byte{2, 0, 0, 0, 0, 1},
 			MTU: 65520, QueueLen: 1000}).Encode(),

@@ -133,7 +133,8 @@ type Lane struct {
 	solicited         int    // announcements made so far
 	fire              func(id uint32)
 	take              func(rec []byte, fd int32)
-	answer            ipc.Opened // the broker's, being handled
+	answer            ipc.Opened   // the broker's, being handled
+	connection        ipc.Incoming // the same
 	err               error
 
 	figures figures

@@ -51,6 +51,8 @@ func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
 		return l.ask(rec)
 	case ipc.KindLive:
 		return l.lookAt(rec, fd)
+	case ipc.KindIncoming:
+		return l.incoming(rec, fd)
 	}
 	return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 }
@@ -144,6 +146,19 @@ func (l *Lane) listen(rec []byte, fd int32) error {
 	} else {
 		l.udp.AddListener(&k, fd)
 	}
+	return nil
+}
+
+// incoming takes a connection that the broker has accepted.
+func (l *Lane) incoming(rec []byte, fd int32) error {
+	k := &l.connection // on the stack it would not stay
+	if err := k.Decode(rec); err != nil {
+		return err
+	}
+	if l.flows != nil && fd >= 0 {
+		l.flows.accepted(l.now, fd, k.Peer, k.Port)
+	}
+	l.tcp.Incoming(k, fd)
 	return nil
 }
 

@@ -345,6 +345,17 @@ func (t *Translator) accept(l *listener) {
 	t.paused = true
 }
 
+// Incoming takes a connection that was accepted for us; without a descriptor, one for
+// which there was none left. It comes where there is no room, too: some may wait for
+// that.
+func (t *Translator) Incoming(k *ipc.Incoming, fd int32) {
+	if fd < 0 {
+		t.Stats.NoMemory++
+		return
+	}
+	t.place(&parked{listener{id: k.ID, fd: -1, flags: k.Flags, guestPort: k.GuestPort, target: k.Target}, fd, k.Peer, k.Port})
+}
+
 // openIn starts a connection towards the guest for one accepted on the host.
 func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16) {
 	remote, guest := t.g.Inbound(peer)

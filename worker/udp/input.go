@@ -129,7 +129,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	c.localPort = o.LocalPort
 	if !c.inbound {
 		c.peer = o.Addr
-		if o.PeerPort != 0 {
+		if o.PeerPort != 0 { // where the guest wanted to go leads elsewhere
 			c.peerPort = o.PeerPort
 		}
 	}

@@ -193,13 +193,14 @@ type ForwardSpec struct {
 
 // PortRule is one port rule in force.
 type PortRule struct {
-	Direction string `json:"direction"`       // in or out
-	Protocol  string `json:"protocol"`        // tcp or udp
-	Listen    string `json:"listen"`          // address and ports, as the tables of pesto
-	Target    string `json:"target"`          // the same, where it leads
-	Flags     string `json:"flags,omitempty"` // best effort, auto-scan
-	Option    string `json:"option"`          // as Specs of ForwardSpec have it
-	Ports     int    `json:"ports"`           // in its range
-	Listens   int    `json:"listens"`         // of them, on which something is waited for
-	Listening bool   `json:"listening"`       // on all; with auto-scan on those that are bound
+	Direction string `json:"direction"`         // in or out
+	Protocol  string `json:"protocol"`          // tcp or udp
+	Listen    string `json:"listen"`            // address and ports, as the tables of pesto
+	Target    string `json:"target"`            // the same, where it leads
+	Flags     string `json:"flags,omitempty"`   // best effort, auto-scan
+	Option    string `json:"option"`            // as Specs of ForwardSpec have it
+	Ports     int    `json:"ports"`             // in its range
+	Listens   int    `json:"listens"`           // of them, on which something is waited for
+	Listening bool   `json:"listening"`         // on all; with auto-scan on those that are bound
+	Dropped   uint64 `json:"dropped,omitempty"` // refused there by --deny-in: connections, or packets, with those that found no room
 }
