@@ -28,23 +28,28 @@ import (
 // For running the test binary where there is no Go tool chain.
 var prebuilt = flag.String("captive", "", "worker built with the captive tag")
 
-var buildCaptive = sync.OnceValues(func() (string, error) {
+var (
+	buildCaptive = sync.OnceValues(func() (string, error) { return build(Worker.File, "aldente/worker") })
+	buildNames   = sync.OnceValues(func() (string, error) { return build(Names.File, "aldente/names") })
+)
+
+func build(file, pkg string) (string, error) {
 	dir, err := os.MkdirTemp("", "captive")
 	if err != nil {
 		return "", err
 	}
-	// The worker may run as another user than the test.
+	// It may run as another user than the test.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, Worker.File)
-	cmd := exec.Command("go", "build", "-tags", "captive", "-trimpath", "-o", path, "aldente/worker")
+	path := filepath.Join(dir, file)
+	cmd := exec.Command("go", "build", "-tags", "captive", "-trimpath", "-o", path, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the captive: %v\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -52,8 +57,10 @@ func TestMain(m *testing.M) {
 	if *prebuilt != "" {
 		os.Exit(code)
 	}
-	if path, err := buildCaptive(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	for _, b := range []func() (string, error){buildCaptive, buildNames} {
+		if path, err := b(); err == nil {
+			os.RemoveAll(filepath.Dir(path))
+		}
 	}
 	os.Exit(code)
 }
@@ -191,11 +198,10 @@ func newPrison(t testing.TB, change func(*Options)) *prison {
 	}
 	held := newHeld(t)
 	opts := Options{
-		Logger:     slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Program:    Worker,
-		Executable: captivePath(t),
-		Mode:       "tap",
-		Setup:      held.send,
+		Logger:  slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Program: Worker,
+		Mode:    "tap",
+		Setup:   held.send,
 		Serve: func(control int) error {
 			buf := make([]byte, ipc.MaxRecord)
 			for {
@@ -211,6 +217,9 @@ func newPrison(t testing.TB, change func(*Options)) *prison {
 	}
 	if change != nil {
 		change(&opts)
+	}
+	if opts.Executable == "" {
+		opts.Executable = captivePath(t)
 	}
 	s, err := New(opts)
 	if err != nil {

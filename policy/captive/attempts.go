@@ -59,7 +59,7 @@ type attempts map[string]func(Held) error
 
 // find looks an attempt up by its name.
 func find(name string) (func(Held) error, bool) {
-	for _, m := range []attempts{harmless, files, sockets, memory, processes, kernel, behind} {
+	for _, m := range []attempts{harmless, files, sockets, memory, processes, kernel, behind, ofWorker} {
 		if do, ok := m[name]; ok {
 			return do, true
 		}

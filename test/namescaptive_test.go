@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"aldente/test/netlab"
+)
+
+// capturedNames starts an instance whose aldente-names follows a script, see
+// names/captive.go.
+func capturedNames(t *testing.T, lab *netlab.Lab, script string, args ...string) *netlab.Guest {
+	t.Helper()
+	return lab.For(t).GuestWith(netlab.GuestSpec{Binary: filepath.Join(captives(t, captiveNames), "pasta"),
+		Wrap: []string{"env", "ALDENTE_CAPTIVE_NAMES=report=log " + script}, Resolv: "nameserver 192.0.2.9\n",
+		Args: append([]string{"--config-net", "-d"}, args...)})
+}
+
+// saidNames waits for what the script said of a word.
+func saidNames(t *testing.T, g *netlab.Guest, word string) string {
+	t.Helper()
+	line := regexp.MustCompile(`(?m)^captive: ` + regexp.QuoteMeta(word) + `: (.*?) component=names`)
+	var m []string
+	if !eventually(time.Minute, func() bool { m = line.FindStringSubmatch(g.Proc.Output()); return m != nil }) {
+		t.Fatalf("nothing said of %s:\n%s", word, g.Proc.Output())
+	}
+	return m[1]
+}
+
+// namesEnded waits for the process's end and returns the cause that the log gives.
+func namesEnded(t *testing.T, g *netlab.Guest) string {
+	t.Helper()
+	line := regexp.MustCompile(`(?m)^names ended cause="?(.*?)"? lived=`)
+	var m []string
+	if !eventually(20*time.Second, func() bool { m = line.FindStringSubmatch(g.Proc.Output()); return m != nil }) {
+		t.Fatalf("it lives:\n%s", g.Proc.Output())
+	}
+	return m[1]
+}
+
+// TestCapturedNames: an aldente-names that has been taken over lies as it likes. The guest
+// reaches nothing by that which a rule by address denies, and by its lies about a name what
+// the rules allow that name; the sockets that it gets lead to the resolvers that were
+// configured, and no others.
+func TestCapturedNames(t *testing.T) {
+	needOurs(t)
+	lab, _ := namesLab(t)
+	served := []*atomic.Int64{counted(lab.Remote, "10.1.2.3:443"), counted(lab.Remote, "169.254.169.254:443"), counted(lab.Remote, named4+":9"),
+		counted(lab.Host, "192.0.2.2:443"), counted(lab.Host, "127.0.0.1:443"), counted(lab.Remote, "192.0.2.9:9")}
+	resolver := counted(lab.Remote, netlab.Far4+":53")
+	words := []struct{ word, want string }{
+		// What is denied before holds, as does what is the guard of names.
+		{"named=pypi.test,10.1.2.3,169.254.169.254,127.0.0.1,192.0.2.2," + named4, "granted 0x10"},
+		{"named=pypi.test,64:ff9b::a01:203,2002:a9fe:a9fe::1,::ffff:10.1.2.3,fd00:ec2::254,::1", "granted 0x0"},
+		{"named=other.test," + other4, "granted 0x0"},
+		{"named=pythonhosted.test," + other4, "granted 0x0"},
+		{"dial=0,udp", "opened, written: <nil>"},
+		{"dial=0,tcp", "opened, written: <nil>"},
+	}
+	script := ""
+	for _, w := range words {
+		script += w.word + " "
+	}
+	args := slices.Concat([]string{"--deny", "private", "--deny", "metadata", "--deny", "host"},
+		[]string{"--allow", "pypi.test:443", "--allow", "*.pythonhosted.test:443", "--deny", "any"})
+	g := capturedNames(t, lab, script, args...)
+	for _, w := range words {
+		if got := saidNames(t, g, w.word); got != w.want {
+			t.Errorf("%s: %q, want %q", w.word, got, w.want)
+		}
+	}
+	for _, to := range []string{"10.1.2.3:443", "169.254.169.254:443", "192.0.2.1:443", other4 + ":443", named4 + ":80", "192.0.2.9:443", "[64:ff9b::a01:203]:443"} {
+		for _, proto := range []string{"tcp", "udp"} {
+			if got := reach(g, proto+" "+to); got != prohibited {
+				t.Errorf("%s %s: %s", proto, to, got)
+			}
+		}
+	}
+	if got := reach(g, "tcp "+named4+":443"); got == prohibited {
+		t.Error("what was granted is refused")
+	}
+	for i, n := range served {
+		if n.Load() != 0 {
+			t.Errorf("place %d was reached", i)
+		}
+	}
+	if resolver.Load() != 0 {
+		t.Error("a resolver that nobody has configured was asked")
+	}
+}
+
+// TestCapturedNamesRecords: a record that no aldente-names of ours sends is its sender's
+// last; it is replaced, with back-off, and the guest's other flows go on.
+func TestCapturedNamesRecords(t *testing.T) {
+	needOurs(t)
+	lab, _ := namesLab(t)
+	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
+	for name, hex := range map[string]string{
+		"no header":             "ff",
+		"unknown kind":          "7f02080000000000",
+		"a worker's kind":       "0d000c000000000001000000",
+		"ready again":           "8002080000000000",
+		"resolver of no number": "81021000000000000100000005110000",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := capturedNames(t, lab, "sleep=300ms record="+hex, "--allow", "pypi.test:443", "--allow", "192.0.2.9:7", "--deny", "any")
+			c := g.Dial("tcp", "192.0.2.9:7")
+			if cause := namesEnded(t, g); !strings.Contains(cause, "killed by the broker: malformed record") {
+				t.Errorf("cause %q", cause)
+			}
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				t.Errorf("a flow of the guest's: %v", err)
+			}
+			if g.Proc.Exited() {
+				t.Error("the broker is gone")
+			}
+		})
+	}
+}
+
+// TestCapturedNamesFloods: what it sends without end costs its broker neither memory nor
+// descriptors, and the guest's other flows go on; of sockets to resolvers it gets as many as
+// its budget says.
+func TestCapturedNamesFloods(t *testing.T) {
+	heavy(t)
+	needOurs(t)
+	lab, _ := namesLab(t)
+	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
+	for _, tt := range []struct{ word, want string }{
+		{"hold=2000,0", "384 held, then EMFILE"},
+		{"flood=15000,pypi.test," + named4, "done"},
+		{"refused=15000", "sent"},
+		{"counted=15000", "sent"},
+	} {
+		t.Run(tt.word, func(t *testing.T) {
+			g := capturedNames(t, lab, "sleep=300ms "+tt.word, "--allow", "pypi.test:443", "--allow", "192.0.2.9:7", "--deny", "any")
+			before := vitals(t, g.Proc.PID)
+			if got, err := netlab.Ask(g.NS, "tcp", "192.0.2.9:7", "meanwhile"); got != "meanwhile" {
+				t.Errorf("a flow of the guest's: %q, %v", got, err)
+			}
+			if got := saidNames(t, g, tt.word); got != tt.want {
+				t.Errorf("said %q, want %q", got, tt.want)
+			}
+			after := vitals(t, g.Proc.PID)
+			t.Logf("before %+v, after %+v", before, after)
+			if after.rss > before.rss+8<<10 || after.fds > before.fds+16 {
+				t.Errorf("grown from %+v to %+v", before, after)
+			}
+			if n := strings.Count(g.Proc.Output(), "name refused"); n > 200 {
+				t.Errorf("%d lines in the log", n)
+			}
+		})
+	}
+}
