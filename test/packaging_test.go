@@ -23,7 +23,7 @@ func TestPackagingSyntax(t *testing.T) {
 		if _, err := os.Stat(parser); err != nil {
 			t.Skip("needs apparmor_parser")
 		}
-		for _, name := range []string{"aldente", "aldente-worker"} {
+		for _, name := range []string{"aldente", "aldente-worker", "aldente-names"} {
 			if out, err := exec.Command(parser, "-Q", "-K", filepath.Join("..", "packaging", "apparmor", name)).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", name, err, out)
 			}
