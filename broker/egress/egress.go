@@ -329,14 +329,6 @@ func (e *RuleSet) Allowed(proto uint8, dst netip.AddrPort) bool {
 // turned into on the way has to be allowed as well.
 func (e *RuleSet) Judge(f Flow) Verdict { return e.judge(f, nil) }
 
-// JudgeNamed is Judge for a flow that has said itself which name it is for: a rule by name
-// fits if it is for that name. One that allows needs the address as well, and time does
-// not count.
-func (e *RuleSet) JudgeNamed(f Flow, name domain.Name) Verdict {
-	f.Name, f.Open, f.Past = name, false, true
-	return e.judge(f, nil)
-}
-
 // judge is Judge, and with a trail notes on it which rules were asked.
 func (e *RuleSet) judge(f Flow, t *trail) Verdict {
 	if f.Proto == protoICMPv6 {

@@ -272,6 +272,7 @@ func FuzzNames(f *testing.F) {
 		{rules(1, 9, 10), answer(0, noAlias, 2, 1), flow(tcp, 1, https), answer(0, noAlias, 2, 5), flow(tcp, 5, https)},
 		{rules(11, 1, 8, 10), answer(0, noAlias, 2, 1, 5), flow(tcp, 1, https), flow(tcp, 1, http), flow(tcp, 5, https)},
 		{rules(5, 6, 8), answer(0, noAlias, 2, 1), flow(udp, 1, https), flow(tcp, 1, https)},
+		{rules(1, 3, 6, 8), answer(0, noAlias, 2, 1, 0), flow(tcp, 1, https)},
 		{rules(6, 3), answer(0, noAlias, 2, 1, 0), flow(tcp, 1, https)},
 		// Denied by name, with ports and without, by an alias; and what any says before and behind.
 		{rules(3, 1, 10), answer(0, noAlias, 2, 0), answer(2, 1, 2, 0), answer(2, 3, 2, 0), flow(tcp, 0, https)},
@@ -292,7 +293,7 @@ func FuzzNames(f *testing.F) {
 		{rules(4), answer(0, noAlias, 0, 0), later(10), replace(3), flow(tcp, 0, https)},
 		{rules(), answer(0, noAlias, 2, 0), replace(0, 0, 10), answer(0, noAlias, 2, 0), replace(0, 10), flow(tcp, 0, https)},
 	} {
-		f.Add(slices.Concat(script...))
+		fuzz.Add(f, slices.Concat(script...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := &fuzz.Source{B: b[:min(len(b), 4096)]}

@@ -203,12 +203,15 @@ var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 // guest go to an address of a name's.
 func (e *RuleSet) reaches(l *ruleList, name domain.Name, aliases []domain.Name, a netip.Addr) bool {
 	f := Flow{Proto: protoTCP, To: netip.AddrPortFrom(a, 0)}
+	held := false // by a guard: asked once
 	for i := range l.rules {
 		r := &l.rules[i]
 		switch {
 		case r.byName && r.allow:
-			if r.pattern.Matches(name) && !e.guards(l, &f) {
-				return true
+			if !held && r.pattern.Matches(name) {
+				if held = e.guards(l, &f); !held {
+					return true
+				}
 			}
 		case r.byName:
 			if !r.narrow() && r.fitsName(name, aliases) {

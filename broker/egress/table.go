@@ -199,14 +199,17 @@ type known struct {
 	t    *table
 	head int32 // pairs of the address
 	now  time.Duration
-	name domain.Name // the flow's, or the last one that has led to the address
+	name domain.Name // the flow's, or one that has led to the address
 	open bool        // the flow's name counts, and no pair
-	said bool        // both do
 }
 
 func (e *RuleSet) known(f *Flow) known {
-	n := known{t: &e.table, name: f.Name, open: f.Open, said: f.Name != "" && !f.Open}
-	if f.Open || f.Mapped {
+	n := known{t: &e.table, open: f.Open}
+	switch {
+	case f.Open:
+		n.name = f.Name
+		return n
+	case f.Mapped:
 		return n
 	}
 	if n.head = e.table.heads[f.To.Addr()]; n.head == 0 {
@@ -225,13 +228,11 @@ func (e *RuleSet) known(f *Flow) known {
 
 // stands tells whether the address stands for a rule, and for which name.
 func (n *known) stands(r *rule) (match, domain.Name) {
-	if n.open || n.said {
-		if !r.pattern.Matches(n.name) {
-			return otherName, ""
-		}
-		if n.open || !r.allow {
+	if n.open {
+		if r.pattern.Matches(n.name) {
 			return fits, n.name
 		}
+		return otherName, ""
 	}
 	for i := n.head; i != 0; i = n.t.pairs[i].next {
 		if p := &n.t.pairs[i]; p.rule == r.id {

@@ -15,7 +15,7 @@ type WhyName struct {
 	Resolves string         // the rule that decides on that; empty: none fits
 	Asked    []Asked        // the rules, as far as they can be asked without an address
 	Verdict  Verdict        // on a flow to an address that only these rules fit
-	Stands   []netip.Addr   // what the name has led to, and the guest may connect to now
+	Stands   []netip.Addr   // what the name has led to, some of it
 }
 
 // ExplainName tells what the rules say of a name, and of a flow to where it leads, of
@@ -54,7 +54,10 @@ func (e *RuleSet) ExplainName(name domain.Name, proto uint8, port uint16) (w Why
 	return w
 }
 
-// of returns the addresses that a name has led to last, the latest first.
+// mostShown bounds the addresses of one name that people are shown.
+const mostShown = 64
+
+// of returns addresses that a name has led to last, the latest first.
 func (t *table) of(name domain.Name) (all []netip.Addr) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -62,7 +65,7 @@ func (t *table) of(name domain.Name) (all []netip.Addr) {
 		return nil
 	}
 	now := t.now()
-	for i := t.pairs[0].older; i != 0; i = t.pairs[i].older {
+	for i := t.pairs[0].older; i != 0 && len(all) < mostShown; i = t.pairs[i].older {
 		if p := &t.pairs[i]; p.name == name && p.until > now && !slices.Contains(all, p.addr) {
 			all = append(all, p.addr)
 		}
