@@ -295,7 +295,7 @@ func (a *answer) negative(p *dnsmessage.Parser, end *dnsmessage.Name) (ttl uint3
 		if err != nil {
 			return 0, err
 		}
-		a.soa = &authority{h.Name, appendSOA(&r)}
+		a.soa = &authority{lowered(h.Name), appendSOA(&r)}
 		return min(seconds(h.TTL), seconds(r.MinTTL)), nil
 	}
 }

@@ -216,7 +216,7 @@ func TestOtherTypes(t *testing.T) {
 	name := dnsmessage.MustNewName
 	for _, body := range []dnsmessage.ResourceBody{
 		&dnsmessage.TXTResource{TXT: []string{"", strings.Repeat("x", 255), "\x00\xff"}},
-		&dnsmessage.MXResource{Pref: 10, MX: name("Mail.a.test.")},
+		&dnsmessage.MXResource{Pref: 10, MX: name("mail.a.test.")},
 		&dnsmessage.NSResource{NS: name("ns.a.test.")},
 		&dnsmessage.PTRResource{PTR: name("a.test.")},
 		&dnsmessage.CNAMEResource{CNAME: name(".")},

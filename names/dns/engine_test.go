@@ -293,6 +293,27 @@ func TestRulesChange(t *testing.T) {
 	}
 }
 
+// TestRulesChangeBefore: what is refused by the time that there is a socket, or that another
+// resolver is to be asked, is not asked for.
+func TestRulesChangeBefore(t *testing.T) {
+	w := newWorld(t, Config{Resolvers: 2}, "a.test")
+	w.pass(2 * readyLife)
+	c := w.client(1, false)
+	w.send(1, message("a.test.", tA))
+	w.e.SetRules(rulesOf(t, "b.test"))
+	w.run()
+	if len(c.got) != 1 || w.unpack(c.got[0]).RCode != refused || w.asked != 0 {
+		t.Errorf("%d answers, asked %q", len(c.got), w.names)
+	}
+	w.resolve = func(*resolverSocket, dnsmessage.Message) [][]byte {
+		w.e.SetRules(rulesOf(t, "a.test"))
+		return nil
+	}
+	if m := w.ask("b.test.", tA); m.RCode != refused || w.asked != 1 || len(w.e.questions)+len(w.sockets) != 2*ahead {
+		t.Errorf("asked %d times: %v", w.asked, m.RCode)
+	}
+}
+
 // TestAudit: no name is refused, and each is told of.
 func TestAudit(t *testing.T) {
 	w := newWorld(t, Config{Resolvers: 1, Audit: true}, "!a.test")

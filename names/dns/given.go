@@ -14,7 +14,7 @@ import (
 // questions have answers that nobody else need be asked for. The oldest goes first.
 type given struct {
 	names map[netip.Addr]givenName
-	ring  [maxGiven]netip.Addr // in the order in which they came
+	ring  []netip.Addr // in the order in which they came; full, from at on
 	at    int
 }
 
@@ -27,9 +27,13 @@ func (g *given) init() { g.names = make(map[netip.Addr]givenName) }
 
 func (g *given) add(addr netip.Addr, name domain.Name, until int64) {
 	if _, known := g.names[addr]; !known {
-		delete(g.names, g.ring[g.at])
-		g.ring[g.at] = addr
-		g.at = (g.at + 1) % maxGiven
+		if len(g.ring) < maxGiven {
+			g.ring = append(g.ring, addr)
+		} else {
+			delete(g.names, g.ring[g.at])
+			g.ring[g.at] = addr
+			g.at = (g.at + 1) % maxGiven
+		}
 	}
 	g.names[addr] = givenName{name, until}
 }

@@ -100,10 +100,7 @@ func (e *Engine) Granted(seq uint32, mask uint64, now int64) {
 func (e *Engine) finish(q *question, granted []netip.Addr, now int64) {
 	a := q.answer
 	if allowed, why := e.allows(q.name, a.aliases...); !allowed {
-		e.figures.Refused++
-		e.report(q.name, q.typ, why, now)
-		code := e.refusalCode(q.name)
-		e.end(q, now, func(w *waiter) []byte { return w.q.refusal(code) })
+		e.refuse(q, why, now)
 		return
 	}
 	if len(a.addrs) > 0 && len(granted) == 0 {
@@ -116,6 +113,14 @@ func (e *Engine) finish(q *question, granted []netip.Addr, now int64) {
 		}
 	}
 	e.end(q, now, func(w *waiter) []byte { return w.q.answer(a, granted, a.left(now)) })
+}
+
+// refuse tells all who wait that the rules refuse what they have asked for.
+func (e *Engine) refuse(q *question, why Why, now int64) {
+	e.figures.Refused++
+	e.report(q.name, q.typ, why, now)
+	code := e.refusalCode(q.name)
+	e.end(q, now, func(w *waiter) []byte { return w.q.refusal(code) })
 }
 
 // fail tells all who wait that there is no answer.

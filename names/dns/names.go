@@ -47,17 +47,26 @@ func lower(c byte) byte {
 	return c
 }
 
+// lowered is a name in lower case: compressed names of an answer end in the question, and
+// have letters in the case in which chance has put them.
+func lowered(n dnsmessage.Name) dnsmessage.Name {
+	for i, c := range n.Data[:n.Length] {
+		n.Data[i] = lower(c)
+	}
+	return n
+}
+
 // appendName appends a name to data of a record, not compressed: so that the data can
 // be written into any message.
 func appendName(b []byte, n *dnsmessage.Name) []byte {
 	if n.Length <= 1 {
 		return append(b, 0)
 	}
-	label := 0
-	for i, c := range n.Data[:n.Length] {
+	label, low := 0, lowered(*n)
+	for i, c := range low.Data[:n.Length] {
 		if c == '.' {
 			b = append(b, byte(i-label))
-			b = append(b, n.Data[label:i]...)
+			b = append(b, low.Data[label:i]...)
 			label = i + 1
 		}
 	}

@@ -40,6 +40,7 @@ func readService(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader, plain bool)
 		return nil, p.SkipAnswer()
 	}
 	s := &service{r}
+	s.Target = lowered(r.Target)
 	if r.Priority == 0 {
 		s.Params = nil // alias form: RFC 9460 section 2.4.2
 	}

@@ -234,8 +234,13 @@ func (e *Engine) broken(s *socket, now int64) {
 }
 
 // put sends the question: with a number and in upper and lower case that are chance, by
-// a port that is.
+// a port that is. Rules may have changed since it was asked for.
 func (e *Engine) put(q *question, now int64) {
+	if allowed, why := e.allows(q.name); !allowed {
+		e.release(q)
+		e.refuse(q, why, now)
+		return
+	}
 	var chance [34]byte
 	e.cfg.Random(chance[:])
 	q.id = binary.BigEndian.Uint16(chance[32:])

@@ -35,6 +35,7 @@ type world struct {
 	resolve func(s *resolverSocket, q dnsmessage.Message) [][]byte // nil: honestly
 	refuse  func(s *resolverSocket) bool                           // no socket
 	denied  func(netip.Addr) bool                                  // by the broker
+	granted []netip.Addr                                           // just now
 	silent  bool                                                   // the broker says nothing
 	zone    map[string][]dnsmessage.Resource
 	soas    map[string]dnsmessage.Resource
@@ -105,6 +106,7 @@ func (w *world) Send(id uint32, msg []byte) bool {
 	if c.full {
 		return false
 	}
+	w.check(msg, c.tcp)
 	if !c.tcp {
 		c.got = append(c.got, msg)
 		return true
@@ -121,6 +123,20 @@ func (w *world) Send(id uint32, msg []byte) bool {
 			return true
 		}
 		c.got = append(c.got, bytes.Clone(m))
+	}
+}
+
+// check: no message to a client holds an address that has not been granted for it, at the
+// moment at which it is sent.
+func (w *world) check(msg []byte, tcp bool) {
+	if tcp {
+		msg = msg[frame.Prefix:]
+	}
+	m := w.unpack(msg)
+	for _, a := range addrs(&m) {
+		if !slices.Contains(w.granted, a) {
+			w.t.Fatalf("%v, which nobody has granted: %v", a, m.GoString())
+		}
 	}
 }
 
@@ -226,8 +242,19 @@ func (w *world) Named(n *Named) {
 				mask |= 1 << i
 			}
 		}
+		w.granted = maskOf(&c, mask)
 		w.e.Granted(c.Seq, mask, w.now)
+		w.granted = nil
 	})
+}
+
+func maskOf(n *Named, mask uint64) (granted []netip.Addr) {
+	for i, a := range n.Addrs {
+		if mask>>i&1 != 0 {
+			granted = append(granted, a)
+		}
+	}
+	return granted
 }
 
 func (w *world) Refused(_ domain.Name, _ uint16, why Why) { w.whys = append(w.whys, why) }
