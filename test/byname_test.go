@@ -203,3 +203,110 @@ func TestNamesOnlyWhereAsked(t *testing.T) {
 		}
 	}
 }
+
+// TestByNameEverywhere: rules by name hold however an instance is started, whoever it is, and
+// wherever the host's resolver is. Whom the guest asks is the resolver's name in the guest.
+func TestByNameEverywhere(t *testing.T) {
+	needOurs(t)
+	netlab.Have(t, "dig")
+	lab, z := namesLab(t)
+	z.Serve(lab.Host, "127.0.0.53:53")
+	for _, tt := range []struct {
+		name   string
+		spec   netlab.GuestSpec
+		args   []string
+		asks   string // the guest's name for a resolver
+		root   bool
+		only6  bool
+		others []string // that lead nowhere
+	}{
+		{name: "user", asks: "192.0.2.9"},
+		{name: "root", spec: netlab.GuestSpec{User: netlab.Root}, asks: "192.0.2.9", root: true},
+		{name: "runas", spec: netlab.GuestSpec{User: netlab.Root}, args: []string{"--runas", "61235:61235"}, asks: "192.0.2.9", root: true},
+		{name: "aldente", spec: netlab.GuestSpec{Binary: aldente()}, asks: "192.0.2.9"},
+		{name: "stub", spec: netlab.GuestSpec{Resolv: "nameserver 127.0.0.53\n"}, asks: "192.0.2.1"},
+		{name: "stub, aldente", spec: netlab.GuestSpec{Binary: aldente(), Resolv: "nameserver 127.0.0.53\n"}, asks: "169.254.1.1"},
+		{name: "forward", args: []string{"--dns-forward", "169.254.1.1", "--dns-host", "192.0.2.9"}, asks: "169.254.1.1", others: []string{"192.0.2.77"}},
+		{name: "told of another", args: []string{"--dns", "192.0.2.9"}, spec: netlab.GuestSpec{Resolv: "nameserver 192.0.2.66\n"}, asks: "192.0.2.9"},
+		{name: "by IPv6", spec: netlab.GuestSpec{Resolv: "nameserver 2001:db8:1::9\n"}, asks: "2001:db8:1::9"},
+		{name: "IPv6 alone", args: []string{"-6"}, spec: netlab.GuestSpec{Resolv: "nameserver 2001:db8:1::9\n"}, asks: "2001:db8:1::9", only6: true},
+		{name: "outbound", args: []string{"--outbound-if4", "h0", "-o", netlab.Host4}, asks: "192.0.2.9"},
+		{name: "strict", args: []string{"--strict"}, asks: "192.0.2.9"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.root {
+				needRoot(t)
+			}
+			s := tt.spec
+			if s.Resolv == "" {
+				s.Resolv = "nameserver 192.0.2.9\n"
+			}
+			s.Args = slices.Concat([]string{"--config-net"}, tt.args, byName)
+			g := lab.For(t).GuestWith(s)
+			allowedByName(t, g.NS, tt.asks, tt.only6)
+			for _, other := range tt.others {
+				if _, err := g.DialError("tcp", other+":53", 2*time.Second); err == nil {
+					t.Errorf("connected to %s", other)
+				}
+			}
+			if t.Failed() {
+				t.Log(g.Proc.Output())
+			}
+		})
+	}
+}
+
+// allowedByName looks names up in a guest and connects.
+func allowedByName(t *testing.T, g *netlab.NS, asks string, only6 bool) {
+	t.Helper()
+	v4, v6 := named4, named6
+	for _, how := range []string{"+notcp", "+tcp"} {
+		for _, q := range [][2]string{{"A", v4}, {"AAAA", v6}} {
+			if _, out := g.Run("dig", "+short", "+time=3", "+tries=3", how, "pypi.test", q[0], "@"+asks); strings.TrimSpace(out) != q[1] {
+				t.Errorf("%s %s: %q", how, q[0], out)
+			}
+		}
+		if _, out := g.Run("dig", "+time=3", "+tries=3", how, "other.test", "@"+asks); !strings.Contains(out, "REFUSED") {
+			t.Errorf("%s: what is not allowed is answered:\n%s", how, out)
+		}
+	}
+	for at, want := range map[string]bool{v4 + ":443": !only6, "[" + v6 + "]:443": true, v4 + ":80": false, "[" + v6 + "]:80": false,
+		other4 + ":443": false, "[" + other6 + "]:443": false, net.JoinHostPort(asks, "853"): false} {
+		c, err := g.DialError("tcp", at, 3*time.Second)
+		if err == nil {
+			c.Close()
+		}
+		if (err == nil) != want {
+			t.Errorf("%s: %v", at, err)
+		}
+	}
+	// Encrypted questions by UDP get no further.
+	c, err := g.DialError("udp", net.JoinHostPort(asks, "853"), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+	if _, err = c.Write([]byte("?")); err == nil {
+		_, err = c.Read(make([]byte, 1))
+	}
+	if err == nil {
+		t.Error("answered on port 853")
+	}
+}
+
+// TestByNameJoined: the same in a namespace that was there before.
+func TestByNameJoined(t *testing.T) {
+	needOurs(t)
+	netlab.Have(t, "dig")
+	lab, _ := namesLab(t)
+	ns := holder(t, lab)
+	file := filepath.Join(openDir(t), "pid")
+	args := slices.Concat(netlab.NoForward(), []string{"--config-net", "--dns-forward", "169.254.1.1", "--dns-host", "192.0.2.9", "-P", file}, byName, []string{fmt.Sprint(ns)})
+	if st, p := pastaRun(t, lab, "", args...); st != 0 {
+		t.Fatalf("status %d\n%s", st, p.Output())
+	}
+	pid := readPID(t, file)
+	namesProcess(t, pid)
+	allowedByName(t, netlab.OpenNS(t, "guest", fmt.Sprintf("/proc/%d/ns/net", ns)), "169.254.1.1", false)
+}
