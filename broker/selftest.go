@@ -15,11 +15,12 @@ import (
 
 	"aldente/broker/cli"
 	"aldente/broker/fork"
+	"aldente/broker/supervise"
 	"aldente/ipc"
 	"aldente/policy"
 )
 
-// selfTest puts up the sandbox of all three processes around a guest that never
+// selfTest puts up the sandbox of all processes, with names, around a guest that never
 // runs. It says what is in force, one line for each layer and process, and tries
 // whether it holds. It returns the status to exit with: zero if nothing is
 // missing.
@@ -29,6 +30,7 @@ func selfTest(given *cli.Config) int {
 		cfg: &cli.Config{
 			Personality: cli.Aldente, LinkKind: ipc.LinkTap, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true,
 			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"}, ControlPath: cli.NoControl,
+			Egress: []cli.EgressOption{{Allow: true, Dest: "self-test.invalid"}},
 		},
 		log: slog.New(r), linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{}),
 		started: func() {}, // a signal ends it at any moment
@@ -58,8 +60,10 @@ func (in *instance) selfTest(r *selfReport) error {
 	r.mu.Lock()
 	r.quiet = true
 	r.mu.Unlock()
-	took, err := in.replaceWorker()
+	took, err := replace(in.worker)
 	r.probe(fmt.Sprintf("a worker is replaced, within %v", took.Round(time.Millisecond)), err)
+	took, err = replace(in.asking)
+	r.probe(fmt.Sprintf("names is replaced, within %v", took.Round(time.Millisecond)), err)
 	return nil
 }
 
@@ -91,17 +95,17 @@ func forbiddenKills() error {
 	return nil
 }
 
-// replaceWorker kills the worker and waits for the next.
-func (in *instance) replaceWorker() (time.Duration, error) {
-	start, old := time.Now(), in.worker.Pid()
-	in.worker.Kill()
+// replace kills a process and waits for the next.
+func replace(s *supervise.Supervisor) (time.Duration, error) {
+	start, old := time.Now(), s.Pid()
+	s.Kill()
 	for time.Since(start) < 5*time.Second {
-		if pid := in.worker.Pid(); pid > 0 && pid != old && in.worker.Ready() {
+		if pid := s.Pid(); pid > 0 && pid != old && s.Ready() {
 			return time.Since(start), nil
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return time.Since(start), fmt.Errorf("no worker came up again")
+	return time.Since(start), fmt.Errorf("none came up again")
 }
 
 // selfReport prints what the parts of the program log: layers, each behind the

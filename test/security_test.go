@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/policy"
 	"aldente/test/netlab"
 )
 
@@ -23,8 +24,11 @@ func byProgram(t *testing.T, g *netlab.Guest) map[string]int {
 	m := map[string]int{"broker": g.Proc.PID, "worker": mustWorker(t, g)}
 	for _, p := range g.Processes() {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p))
-		if strings.TrimSpace(string(comm)) == "aldente-agent" {
+		switch strings.TrimSpace(string(comm)) {
+		case "aldente-agent":
 			m["agent"] = p
+		case "aldente-names":
+			m["names"] = p
 		}
 	}
 	if m["agent"] == 0 {
@@ -64,13 +68,17 @@ const (
 	bindOnly     = "0000000000000400" // CAP_NET_BIND_SERVICE
 )
 
-// TestProcessesFromOutside looks at all threads of broker, agent and worker once
+// TestProcessesFromOutside looks at all threads of broker, agent, worker and names once
 // a guest is connected.
 func TestProcessesFromOutside(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
-	g := lab.Guest()
-	for who, pid := range byProgram(t, g) {
+	g := lab.GuestWith(netlab.GuestSpec{Args: []string{"--config-net", "--allow", "pypi.test"}, Resolv: "nameserver 192.0.2.9\n"})
+	all := byProgram(t, g)
+	if all["names"] == 0 {
+		t.Fatalf("no aldente-names among %v", g.Processes())
+	}
+	for who, pid := range all {
 		t.Run(who, func(t *testing.T) {
 			got := statusLines(t, pid)
 			for k, want := range map[string]string{"CapInh": noCapability, "CapPrm": noCapability, "CapEff": noCapability,
@@ -98,7 +106,8 @@ func TestProcessesFromOutside(t *testing.T) {
 					t.Errorf("%s is not zero", what)
 				}
 			}
-			if who == "worker" && !regexp.MustCompile(`Max data size +4294967296 +4294967296 `).Match(limits) {
+			if most, ok := map[string]int{"worker": policy.MaxMemory, "names": policy.MaxNamesMemory}[who]; ok &&
+				!regexp.MustCompile(fmt.Sprintf(`Max data size +%d +%d `, most, most)).Match(limits) {
 				t.Error("its memory is not limited")
 			}
 			if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/root", pid)); who != "broker" && (err != nil || len(entries) > 0) {
@@ -110,24 +119,25 @@ func TestProcessesFromOutside(t *testing.T) {
 }
 
 // TestDescriptorsHeld lists what each process holds once a guest is connected:
-// nothing that the caller left open, and of namespaces only the worker's, for its
-// successor.
+// nothing that the caller left open, and of namespaces only those of worker and names, for
+// their successors.
 func TestDescriptorsHeld(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
-	g := lab.GuestWith(netlab.GuestSpec{Args: []string{"--config-net"},
+	g := lab.GuestWith(netlab.GuestSpec{Args: []string{"--config-net", "--allow", "pypi.test"}, Resolv: "nameserver 192.0.2.9\n",
 		Wrap: []string{"bash", "-c", `exec 9</etc/passwd 77</ 200<&0; exec "$@"`, "bash"}})
 	pids := byProgram(t, g)
 	common := []string{"/dev/null", "/dev/net/tun", `pipe:\[\d+\]`, `socket:\[\d+\]`, `anon_inode:\[(eventpoll|eventfd|pidfd)\]`}
-	own := func(ns string) string {
-		l, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pids["worker"], ns))
+	own := func(who, ns string) string {
+		l, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pids[who], ns))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return regexp.QuoteMeta(l)
 	}
 	for who, more := range map[string][]string{
-		"broker": {".*/aldente-worker", own("user"), own("mnt"), `/proc/\d+/fdinfo/\d+`, `/proc/\d+/net/sockstat6?`}, "agent": nil, "worker": nil,
+		"names":  nil,
+		"broker": {".*/aldente-(worker|names)", own("worker", "user"), own("worker", "mnt"), own("names", "user"), own("names", "mnt"), `/proc/\d+/fdinfo/\d+`, `/proc/\d+/net/sockstat6?`}, "agent": nil, "worker": nil,
 	} {
 		may := regexp.MustCompile("^(" + strings.Join(slices.Concat(common, more), "|") + ")$")
 		dir := fmt.Sprintf("/proc/%d/fd/", pids[who])
@@ -267,7 +277,7 @@ func TestSelfTest(t *testing.T) {
 	}
 	st, out := run()
 	layers := []string{"capabilities", "limits", "no_new_privs", "non-dumpable", "memory-deny-write-execute", "landlock", "seccomp"}
-	for who, more := range map[string][]string{"broker": nil, "agent": {"file system"}, "worker": {"namespaces", "file system", "memory limit"}} {
+	for who, more := range map[string][]string{"broker": nil, "agent": {"file system"}, "worker": {"namespaces", "file system", "memory limit"}, "names": {"namespaces", "file system", "memory limit"}} {
 		for _, layer := range slices.Concat(layers, more) {
 			if !strings.Contains(out, "\n"+who+": "+layer) && !strings.HasPrefix(out, who+": "+layer) {
 				t.Errorf("nothing said of %s's %s", who, layer)
@@ -293,16 +303,16 @@ func TestSelfTest(t *testing.T) {
 func TestLayersReported(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
-	_, p := pastaRun(t, lab, "", "-d", "--config-net", "--", "true")
+	_, p := pastaRun(t, lab, "", "-d", "--config-net", "--dns", "192.0.2.9", "--allow", "pypi.test", "--", "true")
 	if strings.Contains(p.Output(), ": missing") {
 		t.Skipf("this system lacks a layer:\n%s", p.Output())
 	}
-	for _, who := range []string{"broker", "agent", "worker"} {
+	for _, who := range []string{"broker", "agent", "worker", "names"} {
 		if n := len(regexp.MustCompile(`: in force.* component=`+who).FindAllString(p.Output(), -1)); n < 7 {
 			t.Errorf("%d layers of the %s", n, who)
 		}
 	}
-	st, p := pastaRun(t, lab, "", "--strict", "--config-net", "--", "true")
+	st, p := pastaRun(t, lab, "", "--strict", "--config-net", "--dns", "192.0.2.9", "--allow", "pypi.test", "--", "true")
 	if st != 0 || strings.Contains(p.Output(), "component=") {
 		t.Errorf("--strict: status %d\n%s", st, p.Output())
 	}
