@@ -163,3 +163,20 @@ func TestCapturedNamesFloods(t *testing.T) {
 		})
 	}
 }
+
+// TestCapturedNamesEnds: how one has ended is told, whichever way that was.
+func TestCapturedNamesEnds(t *testing.T) {
+	needOurs(t)
+	lab, _ := namesLab(t)
+	for attempt, want := range map[string]string{
+		"exit-3": "exit status 3", "panic": "captive panics", "socket-tcp": "forbidden system call", "connect": "forbidden system call",
+	} {
+		g := capturedNames(t, lab, "attempt="+attempt, "--allow", "pypi.test:443", "--deny", "any")
+		if cause := namesEnded(t, g); !strings.Contains(cause, want) {
+			t.Errorf("%s: cause %q, want %q", attempt, cause, want)
+		}
+		if g.Proc.Exited() {
+			t.Errorf("%s: the broker is gone", attempt)
+		}
+	}
+}
