@@ -399,7 +399,7 @@ const (
 	tooWide // names neither the pinned resolver's address nor ports
 	otherName
 	pastTime // the address stood for a name of the rule's
-	guarded  // by a rule that denies, see Rule.Guard
+	guarded  // no name leads there, see guards
 )
 
 // matches is for rules by address.

@@ -52,7 +52,7 @@ var (
 	modelAddrs = []netip.Addr{
 		netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("2001:db8::1"),
 		netip.MustParseAddr("fd00::1"), netip.MustParseAddr("64:ff9b::10.0.0.1"), netip.MustParseAddr("64:ff9b::198.51.100.1"), netip.MustParseAddr("127.0.0.1"),
-		netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("198.51.100.3"),
+		netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("198.51.100.3"), netip.MustParseAddr("169.254.7.7"), netip.MustParseAddr("fe80::7"),
 	}
 )
 
@@ -123,7 +123,7 @@ func forms(a netip.Addr) []netip.Addr {
 }
 
 func (m *model) guarded(a netip.Addr) bool {
-	return slices.ContainsFunc(m.rules, func(r *modelRule) bool { return r.Guard && r.has(a) })
+	return in("169.254.0.0/16", "fe80::/10")(a) || slices.ContainsFunc(m.rules, func(r *modelRule) bool { return r.Guard && r.has(a) })
 }
 
 // judge is the first rule that fits.
@@ -271,6 +271,8 @@ func FuzzNames(f *testing.F) {
 		{rules(7, 6, 1, 8, 10), answer(0, noAlias, 2, 0, 1, 2), flow(tcp, 1, https), flow(tcp, 2, https)},
 		{rules(1, 9, 10), answer(0, noAlias, 2, 1), flow(tcp, 1, https), answer(0, noAlias, 2, 5), flow(tcp, 5, https)},
 		{rules(11, 1, 8, 10), answer(0, noAlias, 2, 1, 5), flow(tcp, 1, https), flow(tcp, 1, http), flow(tcp, 5, https)},
+		{rules(1, 10), answer(0, noAlias, 2, 10, 11), flow(tcp, 10, https), flow(tcp, 11, https)},
+		{rules(11, 1, 10), answer(0, noAlias, 2, 10, 11), flow(tcp, 10, https), flow(tcp, 11, https), flow(tcp, 11, http)},
 		{rules(5, 6, 8), answer(0, noAlias, 2, 1), flow(udp, 1, https), flow(tcp, 1, https)},
 		{rules(1, 3, 6, 8), answer(0, noAlias, 2, 1, 0), flow(tcp, 1, https)},
 		{rules(6, 3), answer(0, noAlias, 2, 1, 0), flow(tcp, 1, https)},

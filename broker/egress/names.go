@@ -121,8 +121,13 @@ func (e *RuleSet) matchesName(l *ruleList, r *rule, f *Flow, n *known) (match, d
 	return m, name
 }
 
-// guards tells whether a rule by address holds against rules by name, wherever it stands.
+// guards tells whether no rule by name that allows fits an address: link-local ones have
+// no place in the DNS (RFC 4472 section 2.1, RFC 3927 section 2.8), and there are rules by
+// address that hold against names wherever they stand.
 func (e *RuleSet) guards(l *ruleList, f *Flow) bool {
+	if f.To.Addr().IsLinkLocalUnicast() {
+		return true
+	}
 	for _, i := range l.guards {
 		if l.rules[i].matches(e, f) == fits {
 			return true

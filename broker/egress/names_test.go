@@ -176,6 +176,18 @@ func TestRebinding(t *testing.T) {
 	if !c.to("tcp 10.1.2.3:80").Allowed || c.to("tcp 10.1.2.3:443").Allowed {
 		t.Error("an exception by address is another's")
 	}
+	// Link-local addresses are no names' under any name of the program, and a rule by
+	// address lets the guest have them.
+	c = named(t, "+db.test:443", "-any")
+	for _, a := range []string{"169.254.169.254", "169.254.7.7", "fe80::1", "64:ff9b::169.254.7.7", "::ffff:169.254.7.7"} {
+		if told := c.grant("db.test", time.Minute, a); told != "" {
+			t.Errorf("told %q, which is link-local", told)
+		}
+	}
+	c = named(t, "+169.254.7.7:80", "+db.test:443", "-any")
+	if told := c.grant("db.test", time.Minute, "169.254.7.7"); told == "" || !c.to("tcp 169.254.7.7:80").Allowed || c.to("tcp 169.254.7.7:443").Allowed {
+		t.Errorf("an exception by address: told %q", told)
+	}
 	// Where an address came to be the host's later, it is the host's.
 	c = named(t, "+db.test:443", "!host", "-any")
 	c.SetLocal(func(f Flow) bool { return f.To.Addr() == netip.MustParseAddr("198.51.100.9") })
@@ -574,7 +586,7 @@ func TestNamesShown(t *testing.T) {
 		"198.51.100.7:80":  "is for other ports",
 		"198.51.100.8:443": "is for old.test, whose time is over: the guest has to ask for it again",
 		"198.51.100.9:443": "is for other names, as far as the guest has asked for any",
-		"10.0.0.1:443":     "is for inside.test, but a default rule that denies holds against names",
+		"10.0.0.1:443":     "is for inside.test, but no name leads there: it is link-local, or denied by default",
 	} {
 		_, asked := c.Explain(Flow{Proto: protoTCP, To: netip.MustParseAddrPort(dst)})
 		if !slices.ContainsFunc(asked, func(a Asked) bool { return a.Result == want }) {

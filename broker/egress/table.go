@@ -254,7 +254,7 @@ func (n *known) why(r *rule, m match) string {
 	case pastTime:
 		return fmt.Sprintf("is for %s, whose time is over: the guest has to ask for it again", name)
 	case guarded:
-		return fmt.Sprintf("is for %s, but a default rule that denies holds against names", name)
+		return fmt.Sprintf("is for %s, but no name leads there: it is link-local, or denied by default", name)
 	}
 	left := ""
 	for i := n.head; i != 0; i = n.t.pairs[i].next {
