@@ -20,6 +20,7 @@ import (
 type Zone struct {
 	mu    sync.Mutex
 	names map[string]record
+	below map[string]record // of all names below one, that have nothing of their own
 	asked []string
 }
 
@@ -31,7 +32,7 @@ type record struct {
 }
 
 // NewZone makes a resolver that knows nothing yet.
-func NewZone() *Zone { return &Zone{names: map[string]record{}} }
+func NewZone() *Zone { return &Zone{names: map[string]record{}, below: map[string]record{}} }
 
 // Set has a name stand for addresses, in the place of what it had.
 func (z *Zone) Set(name string, ttl uint32, addrs ...string) {
@@ -42,6 +43,14 @@ func (z *Zone) Set(name string, ttl uint32, addrs ...string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.names[name] = r
+}
+
+// SetBelow has all names right below one stand for addresses, as a wildcard does.
+func (z *Zone) SetBelow(name string, ttl uint32, addrs ...string) {
+	z.Set(name, ttl, addrs...)
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.below[name] = z.names[name]
 }
 
 // Alias has a name be another name for one.
@@ -119,6 +128,9 @@ func (z *Zone) answer(query []byte, udp bool) []byte {
 	owner := q.Name
 	for range 16 {
 		r, ok := z.names[name]
+		if _, parent, _ := strings.Cut(name, "."); !ok {
+			r, ok = z.below[parent]
+		}
 		if !ok {
 			m.RCode = dnsmessage.RCodeNameError
 			break
