@@ -153,7 +153,7 @@ mutate:
 
 ## install: below PREFIX. Nobody may read the program but its owner, root: a guest then cannot trace the agent (SECURITY.md)
 install: all
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5
 	install -m 711 bin/aldente $(DESTDIR)$(BINDIR)/aldente
 	ln -sf aldente $(DESTDIR)$(BINDIR)/pasta
 	ln -sf aldente $(DESTDIR)$(BINDIR)/passt
@@ -162,6 +162,7 @@ install: all
 	install -m 755 bin/aldente-worker $(DESTDIR)$(LIBEXECDIR)/aldente-worker
 	install -m 755 bin/aldente-names $(DESTDIR)$(LIBEXECDIR)/aldente-names
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
+	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5
 	install -D -m 644 packaging/completions/pesto.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/pesto
 	install -D -m 644 packaging/completions/_pesto $(DESTDIR)$(DATADIR)/zsh/site-functions/_pesto
 	install -D -m 644 packaging/completions/pesto.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/pesto.fish

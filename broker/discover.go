@@ -53,7 +53,7 @@ func (in *instance) discover() (plan.Host, error) {
 // makeFactory makes what opens all sockets, as planned.
 func (in *instance) makeFactory() {
 	fc := in.plan.Factory
-	fc.Logger, fc.Flows = in.log, in.makeFlowLog()
+	fc.Logger, fc.Flows, fc.Audit = in.log, in.makeFlowLog(), in.audit
 	if in.plan.NeedsClients() {
 		clients, err := ports.OpenClients()
 		if err != nil {

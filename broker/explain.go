@@ -138,3 +138,13 @@ func (e explained) Forward(f *api.ForwardSpec) error {
 	}
 	return withNext(change(f.Specs))
 }
+
+// Load changes the egress rules, all that is asked for or nothing.
+func (e explained) Load(l *api.LoadSpec) (*api.LoadReply, error) {
+	loaded, err := e.in.loadRules(l)
+	if err != nil {
+		return nil, withNext(err)
+	}
+	e.in.tellLoaded(loaded)
+	return loaded, nil
+}

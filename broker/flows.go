@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"aldente/broker/audit"
 	"aldente/broker/flowlog"
 	"aldente/broker/limiter"
 	"aldente/broker/logging"
@@ -62,5 +63,32 @@ func (in *instance) makeFlowLog() *flowlog.Log {
 func (in *instance) endFlowLog() {
 	if in.flows != nil {
 		in.flows.Gone(flowlog.Stopped)
+	}
+}
+
+// openAudit opens what --audit names, as the caller.
+func (in *instance) openAudit() (err error) {
+	if in.cfg.Audit == "" {
+		return nil
+	}
+	for _, other := range []string{in.cfg.LogFile, in.cfg.FlowLog} {
+		if other == in.cfg.Audit {
+			return fmt.Errorf("--audit %s: that is another log (name a file of its own)", other)
+		}
+	}
+	in.audit, err = audit.Open(in.cfg.Audit, guarded(in.cfg))
+	if err == nil {
+		in.log.Warn("what rules that deny any refuse is allowed, and recorded (without --audit it is refused)", "file", in.cfg.Audit)
+	}
+	return err
+}
+
+// endAudit completes the record.
+func (in *instance) endAudit() {
+	if in.audit == nil {
+		return
+	}
+	if err := in.audit.Close(); err != nil {
+		in.log.Error("the record of --audit is not whole", "file", in.cfg.Audit, "error", err)
 	}
 }

@@ -19,11 +19,13 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/agent"
+	"aldente/broker/audit"
 	"aldente/broker/cli"
 	"aldente/broker/control"
 	"aldente/broker/figures"
@@ -80,6 +82,12 @@ func main() {
 		}
 		err = cfg.Unsupported()
 	}
+	if err == nil && cfg.Action == cli.ActionCheckRules {
+		os.Exit(checkRules(cfg))
+	}
+	if err == nil {
+		cfg, err = withRules(cfg)
+	}
 	if err == nil {
 		err = cmp.Or(errLimits, checkExecutable(), usable(cfg))
 	}
@@ -116,10 +124,12 @@ type instance struct {
 	ns      *netns.Namespace // the guest's
 	watch   *netns.Watcher
 	routes  *follow.Watcher   // nil: the egress rules do not depend on them
+	rules   rules             // and what reads them again
 	stream  *guestsock.Server // passt: where virtual machines connect
 	capture *capture          // -p, nil: none
 	flows   *flowlog.Log      // --flow-log, nil: none
 	flowLog flowlog.Options   // it is made of them; without Logger: none
+	audit   *audit.Log        // --audit, nil: none
 	null    int               // /dev/null, for standard streams in the background
 
 	firstNames chan error // outcome of the start of names
@@ -134,6 +144,8 @@ type instance struct {
 	status   *control.Status // --control and the default, nil: none
 	shown    shown           // what its clients are told
 	captures captures        // that clients look at
+
+	rechecking sync.Mutex // held while flows end in the background that new rules refuse
 
 	locked chan struct{} // closed when this process is confined
 
@@ -204,6 +216,9 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	if err := in.openFlowLog(); err != nil {
 		return 1, err
 	}
+	if err := in.openAudit(); err != nil {
+		return 1, err
+	}
 	if err := in.setUp(notify); err != nil {
 		return 1, err
 	}
@@ -213,6 +228,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 		return 1, err
 	}
 	in.followRoutes()
+	in.awaitReloads()
 	in.serveControl()
 	in.captive()
 
@@ -222,6 +238,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	status, err = in.wait(signals)
 	in.tellRefused()
 	in.endFlowLog()
+	in.endAudit()
 	in.forward.Release()
 	in.tellUsage()
 	if in.linkFD >= 0 {
@@ -256,7 +273,7 @@ func (in *instance) setUp(notify int) error {
 			return err
 		}
 	}
-	ignoreSignals() // not before: the command is to inherit none of it
+	in.ignoreSignals() // not before: the command is to inherit none of it
 
 	// 3. What takes privileges: files, ports. Then away with them.
 	if err := in.prepare(); err != nil {
@@ -317,6 +334,9 @@ func (in *instance) prepare() error {
 		return err
 	}
 	if err := in.openPID(); err != nil {
+		return err
+	}
+	if err := in.prepareRules(); err != nil {
 		return err
 	}
 	// Where the caller may make files, or, with --runas, that user.

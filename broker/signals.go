@@ -24,8 +24,17 @@ func catchSignals() chan os.Signal {
 	return c
 }
 
-// ignoreSignals ignores those that must not end us.
-func ignoreSignals() { signal.Ignore(unix.SIGPIPE, unix.SIGHUP) }
+// ignoreSignals ignores those that must not end us. With --rules, SIGHUP has the rules
+// read again.
+func (in *instance) ignoreSignals() {
+	signal.Ignore(unix.SIGPIPE)
+	if len(in.cfg.RuleFiles) == 0 {
+		signal.Ignore(unix.SIGHUP)
+		return
+	}
+	in.rules.asked = make(chan os.Signal, 1)
+	signal.Notify(in.rules.asked, unix.SIGHUP)
+}
 
 // passOn gives a signal to the command instead. Interrupts from the terminal
 // have reached it already.

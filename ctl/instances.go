@@ -171,7 +171,10 @@ func readReply(in *bufio.Reader) (*api.Reply, error) {
 	if err := json.Unmarshal(bytes.TrimSpace(line), r); err != nil {
 		return nil, fmt.Errorf("no answer of an instance: %w", err)
 	}
-	if r.Error != "" {
+	switch {
+	case len(r.Problems) > 0:
+		return nil, problems{r.Problems, r.Error}
+	case r.Error != "":
 		return nil, watch.Refusal(cell(r.Error))
 	}
 	return r, nil

@@ -4,8 +4,10 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -187,5 +189,62 @@ guest  udp    [*]%lo:1-9  1-9?      0 of 9 (auto-scan)  -U 1-9:1-9,auto
 	path, _ = speak(t, nil)
 	if st, out := ctl("forward", "list", "--json", "--socket", path); st != 0 || out != "[]\n" {
 		t.Errorf("none: status %d: %q", st, out)
+	}
+}
+
+// TestRulesLoaded: what is asked for by a file, what an instance says to it, and which
+// words make no sense.
+func TestRulesLoaded(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(file, []byte("allow any # x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path, s := speak(t, map[string]api.Reply{api.Load: {Load: &api.LoadReply{Rules: 3, Ended: 2, Warnings: []string{"f:1: \x1b[2J"}}}})
+	for flags, want := range map[string]api.LoadSpec{"": {}, "--keep": {Keep: true}, "--end": {End: true}} {
+		want.Name, want.Text = file, "allow any # x\n"
+		st, out := ctl(append([]string{"rules", "load", file, "--socket", path}, strings.Fields(flags)...)...)
+		if r := s.last(); st != 0 || r.Command != api.Load || *r.Load != want || out != "3 rules are in force, 2 flows end.\nf:1: ?[2J\n" {
+			t.Errorf("%s: status %d: %q: %+v", flags, st, out, r.Load)
+		}
+	}
+	if st, out := ctl("rules", "load", file, "--json", "--socket", path); st != 0 || !strings.Contains(out, `"ended": 2`) {
+		t.Errorf("status %d: %s", st, out)
+	}
+	path, _ = speak(t, map[string]api.Reply{api.Load: {Error: "no\x1b", Problems: []string{"f:1:2: a\nb", "f:3:4: c"}}})
+	if st, out := ctl("rules", "load", file, "--socket", path); st != 1 || out != "f:1:2: a b\nf:3:4: c\nno?\n" {
+		t.Errorf("status %d: %q", st, out)
+	}
+	bad := filepath.Join(t.TempDir(), "bad")
+	if err := os.WriteFile(bad, []byte("allow a b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"load": "FILE is missing", "load x y": "'y'", "load x --keep --end": "exclude each other", "show x": "'x'", "lod": "'lod' is none of show, load, suggest, test",
+		"--keep": "option '--keep' is for load", "load x --wildcards 3": "option '--wildcards' is for suggest", "test tcp": "HOST[:PORT] is missing",
+		"suggest x --wildcards 1": "at least 2", "suggest": "FILE is missing", "load " + bad: bad + ":1:9: ", "load /nowhere": "no such file",
+		"suggest /nowhere": "no such file", "suggest " + bad: "no line of it is one of a record",
+	} {
+		if st, out := ctl(append(append([]string{"rules"}, strings.Fields(args)...), "--socket", path)...); st != 1 || !strings.Contains(out, want) {
+			t.Errorf("rules %s: status %d: %s, want %q", args, st, out, want)
+		}
+	}
+}
+
+// TestRulesSuggested: a record becomes rules.
+func TestRulesSuggested(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f")
+	line := `{"time":"2026-11-29T20:00:00Z","name":"%s.pypi.test","address":"192.0.2.1","protocol":"tcp","port":443,"verdict":"denied","rule":"--deny any","count":1}` + "\n"
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(line+line, "a", "b")+"half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const head = "# Made of a record of --audit: look at it before it is used.\n"
+	for flags, want := range map[string]string{
+		"":              head + "allow tcp:a.pypi.test:443 # 1 connection, 1 address\nallow tcp:b.pypi.test:443 # 1 connection, 1 address\ndeny any\n",
+		"--wildcards 2": head + "allow tcp:*.pypi.test:443 # 2 connections, 1 address: a.pypi.test b.pypi.test\ndeny any\n",
+	} {
+		st, out := ctl(append([]string{"rules", "suggest", file}, strings.Fields(flags)...)...)
+		if rest, ok := strings.CutSuffix(out, file+": 1 lines are none of a record, and are left out\n"); st != 0 || !ok || rest != want {
+			t.Errorf("%s: status %d:\n%s", flags, st, out)
+		}
 	}
 }

@@ -18,7 +18,7 @@ var Counters = [...]string{
 	"fragments.Completed", "fragments.Overlapped", "fragments.TimedOut", "fragments.Evicted",
 
 	"tcp.Opened", "tcp.Accepted", "tcp.Refused", "tcp.Reset", "tcp.NoFlow", "tcp.NoMemory", "tcp.BadSegments",
-	"tcp.Retransmits", "tcp.Timeouts", "tcp.OutOfOrder", "tcp.OutOfWindow", "tcp.Dropped", "tcp.Challenges", "tcp.Evicted",
+	"tcp.Retransmits", "tcp.Timeouts", "tcp.OutOfOrder", "tcp.OutOfWindow", "tcp.Dropped", "tcp.Challenges", "tcp.Evicted", "tcp.Revoked",
 
 	"udp.ToHost", "udp.ToGuest", "udp.BadSource", "udp.NotUnicast", "udp.QueueFull", "udp.WriteFailed", "udp.Strangers",
 	"udp.Returned", "udp.Truncated", "udp.NoTarget", "udp.SendFailed", "udp.Opened", "udp.Refused", "udp.Inbound",
@@ -28,7 +28,7 @@ var Counters = [...]string{
 	"icmp.Opened", "icmp.Refused", "icmp.NoRoom", "icmp.Expired", "icmp.Broken", "icmp.Revoked", "icmp.Errors",
 
 	"bypass.Opened", "bypass.Refused", "bypass.Reset", "bypass.Closed", "bypass.NoRoom", "bypass.Spliced", "bypass.Copied",
-	"bypass.Datagrams", "bypass.Dropped", "bypass.FlowsUDP", "bypass.Evicted", "bypass.Expired",
+	"bypass.Datagrams", "bypass.Dropped", "bypass.FlowsUDP", "bypass.Evicted", "bypass.Expired", "bypass.Revoked",
 }
 
 // Gauges: how many flows there are.

@@ -44,6 +44,13 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		r.Encode(out)
 		return out, err
 	},
+	KindRevokeFlows: func(b []byte) ([]byte, error) {
+		var r RevokeFlows
+		err := r.Decode(b)
+		out := make([]byte, RevokeFlowsSize)
+		r.Encode(out)
+		return out, err
+	},
 	KindOpen: func(b []byte) ([]byte, error) {
 		var r Open
 		err := r.Decode(b)

@@ -73,6 +73,7 @@ var table = [...]Row{
 	row(KindLive, "Live", ToWorker, Running, Either, liveBody),
 	{KindIncoming, "Incoming", ToWorker, Running, Either, IncomingSize, IncomingSize, 1},
 	{KindRevoke, "Revoke", ToWorker, Running, Without, RevokeSize, RevokeSize, 1},
+	{KindRevokeFlows, "RevokeFlows", ToWorker, Running, Without, RevokeFlowsSize, RevokeFlowsSize, 1},
 	{KindAsk, "Ask", ToWorker, Running, Without, AskSize, AskSize, 1},
 
 	row(KindReady, "Ready", FromWorker, Starting, Without, 0),

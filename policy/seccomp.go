@@ -25,6 +25,7 @@ const (
 	FilterBroker           = "broker"
 	FilterBrokerVhost      = "broker-vhost"
 	FilterRemover          = "remover"
+	FilterReader           = "reader"
 )
 
 // FiltersOf returns the names of a process's two filters in a mode of Arguments, and in

@@ -40,10 +40,10 @@ var floors = [][]string{
 // other. The plan stands high, since it says in their own terms what the others are
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
-	{"limiter", "control/api"},
+	{"limiter", "control/api", "rulesfile"},
 	{"egress", "budget", "flowlog", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile", "tun"},
 	{"ingress"},
-	{"cli", "rtnl", "startup", "netns", "guestsock", "logging"},
+	{"cli", "rtnl", "startup", "netns", "guestsock", "logging", "audit", "reader"},
 	{"hostnet", "follow", "ports", "control/wire"},
 	{"control", "figures"},
 	{"sockets", "agent", "supervise", "names"},

@@ -61,6 +61,7 @@ const (
 	ActionVersion             // --version
 	ActionSelfTest            // --self-test
 	ActionCapabilities        // --print-capabilities
+	ActionCheckRules          // --check-rules; takes operands, and does not end the command line
 )
 
 // TargetKind says how the guest's network namespace is found.
@@ -94,6 +95,7 @@ func (c *Config) Controllable() bool { return c.ControlPath != "" && c.ControlPa
 type EgressOption struct {
 	Allow bool   // --allow, else --deny
 	Dest  string // the argument, see egress.Rule
+	At    string // "FILE:LINE" of a rules file, empty: it is an option
 }
 
 // IDs is a user and group to run as.
@@ -178,12 +180,18 @@ type Config struct {
 	MapGuestAddr6    netip.Addr     // --map-guest-addr
 	Egress           []EgressOption // --allow, --deny, in their order
 	NamesNXDOMAIN    bool           // --names-nxdomain: refused names do not exist
+	RuleFiles        []string       // --rules, in their order: see WithRules
+	KeepFlows        bool           // --keep-flows: what rules refuse that are changed goes on until it ends
+	Audit            string         // --audit: what "deny any" refuses is allowed, and recorded there
+	CheckFiles       []string       // operands of --check-rules: each is checked by itself, with all options
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
 
 	Redirects []egress.Redirect // --redirect, in their order
 	Ingress   []ingress.Rule    // --allow-in, --deny-in, in their order
 
 	Limits budget.Change // --limit
+
+	said []said // options that a rules file could have said, and --rules, in order
 
 	// Forwarding.
 	TCPPorts     Forward // -t, host to guest

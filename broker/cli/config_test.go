@@ -127,7 +127,7 @@ func TestConfig(t *testing.T) {
 		"pasta --hide-sockets --no-hide-sockets":   func(*Config) {},
 		"aldente --no-netns-quit --no-pidns":       func(c *Config) { c.NoNetnsQuit, c.NoPidns = true, true },
 		"passt --allow tcp:10.0.0.0/8:80 --deny any --allow x": func(c *Config) {
-			c.Egress = []EgressOption{{true, "tcp:10.0.0.0/8:80"}, {false, "any"}, {true, "x"}}
+			c.Egress = []EgressOption{{Allow: true, Dest: "tcp:10.0.0.0/8:80"}, {Dest: "any"}, {Allow: true, Dest: "x"}}
 		},
 		"aldente --nat64 2001:db8:64::/96 --nat64 64:ff9b:1::/64": func(c *Config) {
 			c.NAT64 = []netip.Prefix{netip.MustParsePrefix("2001:db8:64::/96"), netip.MustParsePrefix("64:ff9b:1::/64")}

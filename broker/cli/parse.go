@@ -57,9 +57,13 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 		if err := opt.set(p, arg); err != nil {
 			return nil, err
 		}
-		if c.Action != ActionRun && c.Action != ActionSelfTest {
+		c.say(opt, arg)
+		if c.Action.final() {
 			return c, nil
 		}
+	}
+	if c.Action == ActionCheckRules {
+		return c, p.checkFiles(g.rest())
 	}
 	if err := p.operands(g.rest()); err != nil {
 		return nil, err

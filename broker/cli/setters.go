@@ -71,7 +71,7 @@ func spec(i int) setter {
 func egressRule(allow bool) setter {
 	return func(p *parser, arg string) error {
 		p.warnPort(map[bool]string{true: "--allow", false: "--deny"}[allow], arg[strings.LastIndexByte(arg, '/')+1:])
-		p.c.Egress = append(p.c.Egress, EgressOption{allow, arg})
+		p.c.Egress = append(p.c.Egress, EgressOption{Allow: allow, Dest: arg})
 		return nil
 	}
 }

@@ -89,10 +89,14 @@ func (c *Client) awaitEnd() {
 // request reads what the client wants. Descriptors that come with it the kernel closes,
 // since nobody takes them.
 func (c *Client) request() (*api.Request, error) {
+	most := api.MaxRequest
+	if c.Changes {
+		most = api.MaxLoad
+	}
 	var line []byte
 	for {
 		line = append(line, make([]byte, max(512, len(line)))...)[:len(line)]
-		n, err := c.file.Read(line[len(line):min(cap(line), api.MaxRequest+1)])
+		n, err := c.file.Read(line[len(line):min(cap(line), most+1)])
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
@@ -104,8 +108,8 @@ func (c *Client) request() (*api.Request, error) {
 			}
 			return decodeRequest(line)
 		}
-		if len(line) > api.MaxRequest {
-			return nil, fmt.Errorf("a request of more than %d bytes", api.MaxRequest)
+		if len(line) > most {
+			return nil, fmt.Errorf("a request of more than %d bytes", most)
 		}
 		if n == 0 {
 			return nil, io.ErrUnexpectedEOF

@@ -33,6 +33,8 @@ type Instance interface {
 	Forwards() []api.PortRule
 	// Forward changes them, all that is asked for or nothing.
 	Forward(*api.ForwardSpec) error
+	// Load changes the egress rules, all that is asked for or nothing.
+	Load(*api.LoadSpec) (*api.LoadReply, error)
 	// Capture begins a capture of the guest's link, and returns the pipe that it comes
 	// out of, which is the caller's, and what ends it.
 	Capture(spec *api.CaptureSpec) (pipe int, end func(), err error)
@@ -61,6 +63,7 @@ var handlers = map[string]handler{
 	api.Why:      {run: answerWhy},
 	api.Forwards: {run: answerForwards},
 	api.Forward:  {run: answerForward, changes: true},
+	api.Load:     {run: answerLoad, changes: true},
 	api.Capture:  {run: answerCapture, lasts: true},
 	api.Flows:    {run: answerFlows},
 	api.Counters: {run: answerCounters},
@@ -246,7 +249,7 @@ func (s *Status) serve(c *Client, in Instance) {
 		err = s.answer(r, c, in)
 	}
 	if err != nil && err != errGone && !errors.Is(err, unix.ECONNRESET) {
-		_ = c.Reply(&api.Reply{Error: err.Error()})
+		_ = c.Reply(refusal(err))
 	}
 }
 

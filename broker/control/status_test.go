@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/control/api"
+	"aldente/broker/rulesfile"
 	"aldente/fuzz"
 )
 
@@ -114,7 +116,7 @@ func TestStatusServer(t *testing.T) {
 			`{"version":1,"command":"\u001b[2J"}` + "\n":           `no command "\x1b[2J"`,
 			`{"version":1,"command":"` + strings.Repeat("x", 999):  "", // and no end
 			strings.Repeat("[", api.MaxRequest-1) + "\n":           "no request",
-			strings.Repeat(" ", api.MaxRequest) + wantStatus:       "more than 65536 bytes",
+			strings.Repeat(" ", api.MaxLoad) + wantStatus:          map[string]string{shows: "more than 65536 bytes", changes: "more than 1048576 bytes"}[path],
 			`{"version":1,"command":"status","target":3}` + "\n":   "no request",
 			`{"version":1,"command":"status","level":"\xff"` + "}": "",
 		} {
@@ -466,10 +468,55 @@ func TestTakenNames(t *testing.T) {
 	unix.Close(fd)
 }
 
+// Load is fake's: rules that name a place are wrong there.
+func (f *fake) Load(l *api.LoadSpec) (*api.LoadReply, error) {
+	if l.Text == "wrong" {
+		return nil, rulesfile.Errors{{File: l.Name, Line: 1, Column: 2, Msg: "one"}, {File: l.Name, Line: 3, Column: 4, Msg: "two"}}
+	}
+	f.level.Store(fmt.Sprint(len(l.Text), l.Keep, l.End))
+	return &api.LoadReply{Rules: 1, Ended: 2}, nil
+}
+
+// TestLoad: rules are loaded by the socket that changes things alone, as many as go into
+// a file, and each thing that is wrong with them has its line.
+func TestLoad(t *testing.T) {
+	in := &fake{}
+	shows, changes, _ := both(t, in, nil)
+	load := func(l *api.LoadSpec) string {
+		b, err := json.Marshal(&api.Request{Version: 1, Command: api.Load, Load: l})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b) + "\n"
+	}
+	good := load(&api.LoadSpec{Name: "f", Text: "allow any", Keep: true})
+	if r := ask(t, shows, good); len(r) != 1 || !strings.Contains(r[0].Error, "--control PATH") || in.level.Load() != nil {
+		t.Errorf("the socket that changes nothing: %+v, %v", r, in.level.Load())
+	}
+	if r := ask(t, changes, good); len(r) != 1 || r[0].Error != "" || r[0].Load == nil || r[0].Load.Ended != 2 || in.level.Load() != "9 true false" {
+		t.Errorf("%+v, %v", r, in.level.Load())
+	}
+	if r := ask(t, changes, load(&api.LoadSpec{Name: "f", Text: strings.Repeat("\n", rulesfile.MaxSize)})); len(r) != 1 || r[0].Error != "" {
+		t.Errorf("as large as may be: %+v", r)
+	}
+	if r := ask(t, changes, load(&api.LoadSpec{Name: "f", Text: "wrong"})); len(r) != 1 || r[0].Error != "the rules stay as they are" || !slices.Equal(r[0].Problems, []string{"f:1:2: one", "f:3:4: two"}) {
+		t.Errorf("%+v", r)
+	}
+	for want, l := range map[string]*api.LoadSpec{
+		"no rules": {Name: "f"}, "cannot both": {Name: "f", Text: "x", Keep: true, End: true}, "cannot be shown": {Name: "a\x1b[2J", Text: "x"},
+		"more than 4096 bytes": {Name: strings.Repeat("x", 5000), Text: "x"}, "no rules are": nil,
+	} {
+		if r := ask(t, changes, load(l)); len(r) != 1 || !strings.Contains(r[0].Error, want) {
+			t.Errorf("%+v: %+v, want %q", l, r, want)
+		}
+	}
+}
+
 // FuzzRequest: whatever a client says is a request or an error of one line.
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{wantStatus, "{}", "null", "[", `{"version":1,"command":"why","target":{"protocol":"tcp","address":"::1","port":70000}}`,
-		`{"version":1,"command":"forward","forward":{"specs":["-t 80"]}}`, `{"version":1e9}`, `{"VERSION":1,"command":"log-level","level":"debug"}`} {
+		`{"version":1,"command":"forward","forward":{"specs":["-t 80"]}}`,
+		`{"version":1,"command":"load","load":{"name":"f","text":"allow any\ndeny any\n","keep":true}}`, `{"version":1e9}`, `{"VERSION":1,"command":"log-level","level":"debug"}`} {
 		fuzz.Add(f, []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

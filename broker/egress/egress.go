@@ -60,6 +60,9 @@ type Flow struct {
 	Open bool
 	Past bool        // what has stood for a name counts as if it did: for display
 	Name domain.Name // of what is open
+	// Lifted says that rules which deny any do not count, whatever their ports: what
+	// would be allowed but for them is allowed. Others that deny hold.
+	Lifted bool
 }
 
 // Verdict is what a rule set says of a flow.
@@ -351,7 +354,7 @@ func (e *RuleSet) judge(f Flow, t *trail) Verdict {
 		}
 		// Who sends it on is not known, nor from where. The name that has led to the
 		// one has led to the other.
-		f4 := Flow{Proto: f.Proto, To: netip.AddrPortFrom(v4, f.To.Port())}
+		f4 := Flow{Proto: f.Proto, To: netip.AddrPortFrom(v4, f.To.Port()), Lifted: f.Lifted}
 		if inner := e.decide(l, &f4, &n, t); !inner.Allowed {
 			v = inner
 		}
@@ -367,6 +370,9 @@ func (e *RuleSet) decide(l *ruleList, f *Flow, n *known, t *trail) Verdict {
 	}
 	for i := range l.rules {
 		r := &l.rules[i]
+		if f.Lifted && r.all && !r.allow {
+			continue
+		}
 		m, name := tooWide, n.name
 		switch {
 		case pinned != nil && !r.exact && !r.ports:

@@ -14,6 +14,7 @@ type Source string
 // Sources.
 const (
 	ByOption  Source = "option"   // the user
+	ByFile    Source = "file"     // the user, in a rules file
 	ByDefault Source = "default"  // the name under which the program runs
 	BuiltIn   Source = "built in" // nobody can say otherwise
 )

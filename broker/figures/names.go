@@ -86,7 +86,7 @@ var counters = map[string]name{
 
 	"tcp.Opened": flows("tcp", "opened"), "tcp.Accepted": flows("tcp", "accepted"), "tcp.Refused": flows("tcp", "refused"),
 	"tcp.Reset": flows("tcp", "reset"), "tcp.NoMemory": flows("tcp", "no_room"), "tcp.Evicted": flows("tcp", "evicted"),
-	"tcp.NoFlow": tcp("no_connection"), "tcp.BadSegments": tcp("bad_syn"), "tcp.Retransmits": tcp("retransmitted"),
+	"tcp.Revoked": flows("tcp", "revoked"), "tcp.NoFlow": tcp("no_connection"), "tcp.BadSegments": tcp("bad_syn"), "tcp.Retransmits": tcp("retransmitted"),
 	"tcp.Timeouts": tcp("retransmission_timeout"), "tcp.OutOfOrder": tcp("out_of_order"), "tcp.OutOfWindow": tcp("out_of_window"),
 	"tcp.Dropped": tcp("dropped"), "tcp.Challenges": tcp("challenge_ack"),
 
@@ -111,6 +111,7 @@ var counters = map[string]name{
 	"bypass.Spliced": bypassBytes("spliced"), "bypass.Copied": bypassBytes("copied"),
 	"bypass.Datagrams": {"bypass_datagrams_total", "Datagrams that went past the link.", nil}, "bypass.Dropped": dropped("bypass_udp", "all"),
 	"bypass.FlowsUDP": flows("bypass_udp", "opened"), "bypass.Evicted": flows("bypass_udp", "evicted"), "bypass.Expired": flows("bypass_udp", "expired"),
+	"bypass.Revoked": flows("bypass", "revoked"),
 }
 
 const flowsHelp = "Flows that there are."

@@ -65,6 +65,14 @@ func (f *Forwarder) Update(next func(now plan.Rules) (plan.Rules, error)) error 
 	return nil
 }
 
+// ChangeRules puts the egress rules of another command line into force, beside what -T
+// and -U allow, and returns how many there are of that command line.
+func (f *Forwarder) ChangeRules(cfg *cli.Config) (n int, err error) {
+	f.change.Lock()
+	defer f.change.Unlock()
+	return f.plan.ChangeRules(cfg, f.inForce().Outbound)
+}
+
 // transaction is a change of rules on its way.
 type transaction struct {
 	*Forwarder

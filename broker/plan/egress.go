@@ -12,10 +12,11 @@ import (
 	"aldente/ipc"
 )
 
-// egressRuleSet is what --allow and --deny add up to; nil if there are none.
+// egressRuleSet is what --allow and --deny add up to; nil if there are none, nor may
+// be any later.
 func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 	rules := egressRules(cfg, outbound(cfg))
-	if len(rules) == 0 {
+	if len(rules) == 0 && !cfg.Reloads() {
 		return nil, nil
 	}
 	p, err := egress.New(rules, h.Network.Own)
@@ -55,7 +56,21 @@ func (p *Plan) Forwarded(rules []cli.Rule) error {
 	for i := range rules {
 		all = append(all, &rules[i])
 	}
-	return p.Egress.Replace(egressRules(p.cfg, all))
+	return p.Egress.Replace(egressRules(p.ruled.Load(), all))
+}
+
+// ChangeRules puts the egress rules of another command line into force, which differs
+// from that of the start in nothing but those. outbound are the rules of -T and -U.
+func (p *Plan) ChangeRules(cfg *cli.Config, outbound []cli.Rule) (n int, err error) {
+	if p.Egress == nil {
+		return 0, errors.New("this instance was started without --rules and --control: its rules stay")
+	}
+	before := p.ruled.Swap(cfg)
+	if err := p.Forwarded(outbound); err != nil {
+		p.ruled.Store(before)
+		return 0, err
+	}
+	return len(cfg.Egress), nil
 }
 
 // egressRules are those of --allow and --deny, and aldente's own behind them, with
@@ -63,7 +78,11 @@ func (p *Plan) Forwarded(rules []cli.Rule) error {
 func egressRules(cfg *cli.Config, outbound []*cli.Rule) []egress.Rule {
 	var rules []egress.Rule
 	for _, r := range cfg.Egress {
-		rules = append(rules, egress.Rule{Allow: r.Allow, Dest: r.Dest})
+		rule := egress.Rule{Allow: r.Allow, Dest: r.Dest, Note: r.At}
+		if r.At != "" {
+			rule.Source = egress.ByFile
+		}
+		rules = append(rules, rule)
 	}
 	if cfg.Personality == cli.Aldente {
 		rules = append(rules, outboundAllowed(outbound)...)

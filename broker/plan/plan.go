@@ -9,6 +9,7 @@ package plan
 import (
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"aldente/broker/agent"
 	"aldente/broker/budget"
@@ -55,13 +56,15 @@ type Plan struct {
 	Redirects *egress.Redirects // nil: there are none
 	Ingress   *ingress.RuleSet  // who may connect to the guest; nil: everybody
 
-	cfg *cli.Config
-	net guestNet
+	cfg   *cli.Config
+	ruled atomic.Pointer[cli.Config] // whose egress rules are in force
+	net   guestNet
 }
 
 // New makes the plan. An error says which of the options cannot be met.
 func New(cfg *cli.Config, h Host) (*Plan, error) {
 	p := &Plan{cfg: cfg, Inbound: inbound(cfg), Outbound: outbound(cfg)}
+	p.ruled.Store(cfg)
 	var err error
 	if p.net, p.Notes, err = settle(cfg, h.Network, h.Resolvers); err != nil {
 		return nil, err
@@ -99,9 +102,9 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	return p, nil
 }
 
-// HasEgressRules tells whether options or defaults say where the guest may connect, so
-// that Host.Local is asked.
-func HasEgressRules(cfg *cli.Config) bool { return len(egressRules(cfg, nil)) > 0 }
+// HasEgressRules tells whether options or defaults say where the guest may connect, or
+// may later, so that Host.Local is asked.
+func HasEgressRules(cfg *cli.Config) bool { return len(egressRules(cfg, nil)) > 0 || cfg.Reloads() }
 
 // NeedsClients tells whether the factory has to tell clients of the host's own from
 // services: where UDP ports are forwarded to the guest, or may be later.

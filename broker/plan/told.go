@@ -70,6 +70,9 @@ func (p *Plan) EgressLine() string {
 		return "everywhere"
 	}
 	rules := p.Egress.Rules()
+	if len(rules) == 0 {
+		return "everywhere"
+	}
 	const most = 4
 	if len(rules) > most {
 		return fmt.Sprintf("%s and %d more rules, else allowed", strings.Join(rules[:most], ", "), len(rules)-most)

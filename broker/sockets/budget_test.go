@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
-	"aldente/broker/egress"
 	"aldente/broker/inet"
 	"aldente/broker/limiter"
 	"aldente/ipc"
@@ -341,7 +340,7 @@ func TestEndedIsReset(t *testing.T) {
 			}
 			var u underWay
 			u.init()
-			if !u.add(o.FD, egress.Flow{}) {
+			if !u.add(o.FD, stood{}) {
 				t.Fatal("not added")
 			}
 			end(&u)

@@ -32,6 +32,7 @@ type decision struct {
 	refused   unix.Errno // zero: open
 	byRules   bool       // it is the egress rules that refuse
 	verdict   egress.Verdict
+	lifted    bool             // it refuses, and --audit allows it
 	always    always           // it is refused whatever the rules say
 	meaning   meaning          // how a flow's destination was translated
 	redirect  *egress.Redirect // with redirected: by which
@@ -296,9 +297,20 @@ func (c *Config) judged(r *request, d decision) decision {
 		d.verdict = c.Egress.Judge(judgedAs(r, &d))
 	}
 	if !d.verdict.Allowed {
-		d.refused, d.byRules = unix.EACCES, true
+		if d.lifted = c.lifts(judgedAs(r, &d)); !d.lifted {
+			d.refused, d.byRules = unix.EACCES, true
+		}
 	}
 	return d
+}
+
+// lifts tells whether --audit allows what the rules refuse.
+func (c *Config) lifts(f egress.Flow) bool {
+	if c.Audit == nil {
+		return false
+	}
+	f.Lifted = true
+	return c.Egress.Judge(f).Allowed
 }
 
 // judgedAs is the socket as the egress rules see it.

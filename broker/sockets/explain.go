@@ -174,6 +174,8 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 		return e.Decided(false, "refused by \"%s\": the guest hears \"administratively prohibited\"; %s", last.Text, remedy(q, d, last))
 	}
 	switch {
+	case d.lifted:
+		e.step("audit", "--audit allows what \"%s\" refuses, and records it", d.verdict.Rule)
 	case d.byRules:
 		return e.Decided(false, "refused by \"%s\"", d.verdict.Rule)
 	case f.cfg.Egress == nil:

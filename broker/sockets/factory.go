@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/audit"
 	"aldente/broker/egress"
 	"aldente/broker/flowlog"
 	"aldente/broker/inet"
@@ -39,6 +40,7 @@ type Config struct {
 	Logger *slog.Logger // required
 	Egress Egress       // nil: everything is allowed
 	Flows  *flowlog.Log // nil: not asked for
+	Audit  *audit.Log   // that allows what rules for any refuse, and records all; nil: not asked for
 	// Redirects say where the guest's flows go instead of where it wants, before the
 	// egress rules judge; nil: none do.
 	Redirects *egress.Redirects
@@ -255,6 +257,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 	}
 	d := f.cfg.decide(&q)
 	f.hits.count(&q, &d)
+	f.record(&q, &d)
 	switch {
 	case d.refused != 0:
 		o = f.refused(&q, &d)
@@ -293,6 +296,23 @@ func (f *Factory) refused(q *request, d *decision) outcome {
 		f.refusals.note(f.cfg.Logger, q.proto, d.to, &d.verdict)
 	}
 	return o
+}
+
+// record notes where the guest connects, for --audit.
+func (f *Factory) record(q *request, d *decision) {
+	if f.cfg.Audit == nil || q.listener.ID != 0 || d.names || d.refused != 0 && !d.byRules {
+		return
+	}
+	a := audit.Flow{Protocol: protoName(q.proto), To: netip.AddrPortFrom(d.to.Addr().WithZone(""), d.to.Port()), Name: string(d.verdict.Name), Rule: d.verdict.Rule, Verdict: audit.Allowed}
+	switch {
+	case d.lifted:
+		a.Verdict = audit.Denied
+	case d.byRules:
+		flow := judgedAs(q, d)
+		flow.Lifted = true
+		a.Verdict, a.Rule = audit.Refused, f.cfg.Egress.Judge(flow).Rule
+	}
+	f.cfg.Audit.Note(&a)
 }
 
 // openOut opens a flow's socket to where the guest wants it.

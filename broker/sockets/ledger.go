@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
-	"aldente/broker/egress"
 	"aldente/broker/limiter"
 )
 
@@ -34,7 +33,7 @@ type ledger struct {
 	waiting underWay
 
 	standing *standing // nil: what was opened need not be remembered
-	judge    func(*egress.Flow) (refused bool)
+	judge    func(*stood) (refused bool)
 
 	refused [budget.Kinds]limiter.Bucket // lines of the log on what was over budget
 }
@@ -87,9 +86,19 @@ func (g *ledger) may(k budget.Kind) budget.Reason {
 
 // opened notes a datagram socket before it is passed on. It reports false if it
 // cannot be watched, and must not be.
-func (g *ledger) opened(k budget.Kind, fd int, flow egress.Flow) bool {
+func (g *ledger) opened(k budget.Kind, fd int, flow stood) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.listed(k, fd, flow) {
+		return false
+	}
+	g.budget.Opened(k)
+	return true
+}
+
+// listed has the kernel list a socket for as long as somebody holds it, and remembers
+// its flow. It reports false if that cannot be. The caller holds g.mu.
+func (g *ledger) listed(k budget.Kind, fd int, flow stood) bool {
 	if g.alive >= 0 {
 		// For nothing but to be listed: a socket that reports once and was not
 		// asked is quiet for ever.
@@ -101,7 +110,6 @@ func (g *ledger) opened(k budget.Kind, fd int, flow egress.Flow) bool {
 			return false
 		}
 	}
-	g.budget.Opened(k)
 	if g.standing != nil && len(g.standing.flows) >= g.standing.prune {
 		g.living()
 	}
@@ -208,9 +216,16 @@ func udpInUse(b []byte, name string) (n int, ok bool) {
 // connecting takes note of a TCP socket whose connect was started. Until its
 // connect has ended, we keep a copy. What a worker closes meanwhile goes on, for
 // the host's firewall at least, and what it never closes can be ended.
-func (g *ledger) connecting(o outcome, flow egress.Flow) outcome {
+//
+// Where the egress rules may be changed, what is connected is remembered, too. That
+// costs a system call for each connection.
+func (g *ledger) connecting(o outcome, flow stood) outcome {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.standing != nil && g.standing.all && !g.listed(budget.TCP, o.fd, flow) {
+		unix.Close(o.fd)
+		return nothing(unix.ENOMEM)
+	}
 	g.budget.Opened(budget.TCP)
 	if !o.inProgress {
 		return o

@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
-	"aldente/broker/egress"
 	"aldente/broker/inet"
 	"aldente/ipc"
 )
@@ -56,7 +55,7 @@ func (f *Factory) Upstream(proto uint8, resolver netip.Addr) (fd int, e unix.Err
 	if r.Err != nil {
 		return -1, errno(r.Err)
 	}
-	if g := f.ledger; g != nil && !g.opened(budget.Upstream, r.FD, egress.Flow{}) {
+	if g := f.ledger; g != nil && !g.opened(budget.Upstream, r.FD, stood{}) {
 		unix.Close(r.FD)
 		return -1, unix.ENOMEM
 	}

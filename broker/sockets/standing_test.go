@@ -48,10 +48,10 @@ func followed(t *testing.T) (*atWork, *turning) {
 
 // recheck is Recheck with what the worker was told.
 func (w *atWork) recheck() (told []ipc.Revoke, left int, defied bool) {
-	left, defied = w.Recheck(func(r *ipc.Revoke) error {
+	left, defied = w.Recheck(Revoker{Peers: func(r *ipc.Revoke) error {
 		told = append(told, *r)
 		return nil
-	})
+	}})
 	return told, left, defied
 }
 
@@ -202,12 +202,140 @@ func TestRecheckManyDefied(t *testing.T) {
 	if n := len(w.ledger.standing.refused); n != len(told) {
 		t.Errorf("%d are remembered, %d were told of", n, len(told))
 	}
-	w.Recheck(func(*ipc.Revoke) error { return unix.EAGAIN })
+	w.Recheck(Revoker{Peers: func(*ipc.Revoke) error { return unix.EAGAIN }})
 	if n := len(w.ledger.standing.refused); n != len(told) {
 		t.Errorf("%d are remembered once the worker does not read, %d were told of", n, len(told))
 	}
 	revokeTimeout = 0
 	if _, _, defied := w.recheck(); !defied {
 		t.Error("nothing is found out")
+	}
+}
+
+// changeable is followed where the rules may be changed.
+func changeable(t *testing.T) (*atWork, *turning) {
+	t.Helper()
+	w, p := followed(t)
+	w.ledger.mu.Lock()
+	defer w.ledger.mu.Unlock()
+	if !w.FollowAll() {
+		t.Fatal("flows cannot be followed")
+	}
+	return w, p
+}
+
+// tokens has the worker told, and returns which flows it is to end.
+func (w *atWork) tokens() (told []uint64, left int, defied bool) {
+	left, defied = w.Recheck(Revoker{
+		Peers: func(*ipc.Revoke) error { return nil },
+		Flows: func(r *ipc.RevokeFlows) error {
+			told = append(told, r.Tokens[:r.N]...)
+			return nil
+		},
+	})
+	slices.Sort(told)
+	return told, left, defied
+}
+
+// opensTCP opens connections to a server on loopback, with tokens from 1 on.
+func (w *atWork) opensTCP(t *testing.T, v6 bool, port uint16, n int) (fds []int) {
+	t.Helper()
+	for i := range n {
+		o := toLoopback(ipc.ProtoTCP, v6, port)
+		o.Token = uint64(i + 1)
+		fd, answer := w.request(t, o)
+		if fd < 0 {
+			t.Fatal(answer)
+		}
+		fds = append(fds, fd)
+	}
+	return fds
+}
+
+// TestRecheckConnections: where rules may be changed, connections that are made end by
+// their tokens, until they are closed; those that are to go on do, until somebody says
+// otherwise.
+func TestRecheckConnections(t *testing.T) {
+	for _, address := range []string{"127.0.0.1", "::1"} {
+		port := servers(t, address)
+		w, p := changeable(t)
+		fds := w.opensTCP(t, address == "::1", port, 3)
+		if told, left, _ := w.tokens(); told != nil || left != 0 {
+			t.Errorf("nothing has changed: %v, %d", told, left)
+		}
+		p.refuse(port)
+		w.RulesChanged(true)
+		if told, left, _ := w.tokens(); told != nil || left != 0 {
+			t.Errorf("to be kept: %v, %d", told, left)
+		}
+		w.RulesChanged(false)
+		unix.Close(fds[1])
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			if _, left, _ := w.tokens(); left == 2 {
+				break
+			}
+		}
+		for range 2 {
+			if told, left, defied := w.tokens(); !slices.Equal(told, []uint64{1, 3}) || left != 2 || defied {
+				t.Errorf("told of %v, %d left, %t", told, left, defied)
+			}
+		}
+		unix.Close(fds[0])
+		unix.Close(fds[2])
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) { // our own copies of what was under way, too
+			told, left, _ := w.tokens()
+			if told == nil && left == 0 {
+				break
+			} else if time.Now().After(end) {
+				t.Fatalf("all is done: %v, %d", told, left)
+			}
+		}
+	}
+}
+
+// TestRecheckConnectionsDefied: a worker that keeps connections is found out, one that
+// was not told is not.
+func TestRecheckConnectionsDefied(t *testing.T) {
+	defer func(d time.Duration) { revokeTimeout = d }(revokeTimeout)
+	revokeTimeout = 50 * time.Millisecond
+	port := servers(t, "127.0.0.1")
+	w, p := changeable(t)
+	defer closeAll(w.opensTCP(t, false, port, 2*ipc.MaxRevoke+1))
+	p.refuse(port)
+	deaf := Revoker{Peers: func(*ipc.Revoke) error { return nil }, Flows: func(*ipc.RevokeFlows) error { return unix.EAGAIN }}
+	for range 2 {
+		if left, defied := w.Recheck(deaf); left != 2*ipc.MaxRevoke+1 || defied {
+			t.Errorf("%d left, %t: of which it was not told", left, defied)
+		}
+		time.Sleep(2 * revokeTimeout)
+	}
+	if told, _, defied := w.tokens(); len(told) != 2*ipc.MaxRevoke+1 || defied {
+		t.Errorf("told of %d, %t", len(told), defied)
+	}
+	time.Sleep(2 * revokeTimeout)
+	if _, _, defied := w.tokens(); !defied {
+		t.Error("nothing is found out")
+	}
+}
+
+// TestRecheckConnectionsForgets: connections that come and go are not remembered for
+// ever, and where rules stay, none is.
+func TestRecheckConnectionsForgets(t *testing.T) {
+	port := servers(t, "127.0.0.1")
+	for name, start := range map[string]func(*testing.T) (*atWork, *turning){"may change": changeable, "stay": followed} {
+		w, _ := start(t)
+		for range 2*fewStanding + 10 {
+			fd, answer := w.request(t, toLoopback(ipc.ProtoTCP, false, port))
+			if fd < 0 {
+				t.Fatal(answer)
+			}
+			unix.Close(fd)
+		}
+		w.ledger.mu.Lock()
+		n := len(w.ledger.standing.flows)
+		w.ledger.mu.Unlock()
+		if n > fewStanding || name == "stay" && n != 0 {
+			t.Errorf("%s: %d connections remembered, none is open", name, n)
+		}
 	}
 }

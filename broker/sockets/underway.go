@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"aldente/broker/egress"
 )
 
 // underWay are our copies of TCP sockets that are being connected, in the order
@@ -25,8 +23,8 @@ type underWay struct {
 
 type waitingSlot struct {
 	fd         int
-	flow       egress.Flow // without destination: of no concern to a change of the egress rules
-	since      time.Time   // when it began
+	flow       stood     // without destination: of no concern to a change of the egress rules
+	since      time.Time // when it began
 	prev, next int
 }
 
@@ -34,7 +32,7 @@ func (u *underWay) init() { u.ep, u.slots = -1, make([]waitingSlot, 1) }
 
 // add keeps fd until sweep or endOldest. It reports false if it could not, and fd
 // stays the caller's.
-func (u *underWay) add(fd int, flow egress.Flow) bool {
+func (u *underWay) add(fd int, flow stood) bool {
 	if u.ep < 0 {
 		ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 		if err != nil {

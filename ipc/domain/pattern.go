@@ -66,3 +66,11 @@ func (p Pattern) String() string {
 	}
 	return string(p.name)
 }
+
+// Covers tells whether the pattern stands for all names that another one stands for.
+func (p Pattern) Covers(o Pattern) bool {
+	if !o.below {
+		return p.Matches(o.name)
+	}
+	return p.below && (p.name == o.name || p.Matches(o.name))
+}

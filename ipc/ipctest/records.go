@@ -23,6 +23,8 @@ func Records() map[ipc.Kind][]byte {
 	(&ipc.Answered{ID: 1, Next: 64}).Encode(answered)
 	incoming := make([]byte, ipc.IncomingSize)
 	(&ipc.Incoming{Listener: ipc.Listener{ID: 3, Proto: ipc.ProtoTCP, Flags: ipc.ListenerMayBypass, HostPort: 80, GuestPort: 8080}, Port: 40000, Peer: [16]byte{15: 2}}).Encode(incoming)
+	flows := make([]byte, ipc.RevokeFlowsSize)
+	(&ipc.RevokeFlows{N: 2, Tokens: [ipc.MaxRevoke]uint64{1<<56 | 5, 6<<56 | 1<<31}}).Encode(flows)
 	inflight := make([]byte, ipc.InflightSize)
 	(&ipc.Inflight{Bytes: 4096, Queues: 2, Ring: 64, Payload: ipc.InflightPayload}).Encode(inflight)
 	accepted, ended := make([]byte, ipc.AcceptedSize), make([]byte, ipc.EndedSize)
@@ -34,26 +36,27 @@ func Records() map[ipc.Kind][]byte {
 	return map[ipc.Kind][]byte{
 		ipc.KindConfig: (&ipc.Config{Flags: ipc.FlagIPv4 | ipc.FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
 			Search: [ipc.MaxSearch]ipc.Name{name}, LinkKind: ipc.LinkTap}).Encode(),
-		ipc.KindLink:     (&ipc.Link{Kind: ipc.LinkStream}).Encode(),
-		ipc.KindListener: (&ipc.Listener{ID: 1, Proto: ipc.ProtoTCP, Flags: ipc.ListenerMayBypass, HostPort: 80, GuestPort: 8080}).Encode(ipc.KindListener),
-		ipc.KindCapture:  (&ipc.Capture{Flags: ipc.CaptureAppend, Room: 1 << 40}).Encode(),
-		ipc.KindStart:    ipc.Empty(ipc.KindStart),
-		ipc.KindOpened:   opened,
-		ipc.KindUnlisten: (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP}).Encode(ipc.KindUnlisten),
-		ipc.KindRevoke:   revoke,
-		ipc.KindRetarget: (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP, GuestPort: 80, Target: [16]byte{15: 1}}).Encode(ipc.KindRetarget),
-		ipc.KindLive:     (&ipc.Live{ID: 1, Snap: 96, Flags: ipc.LiveDrops, Proto: ipc.ProtoTCP, Port: 443, Addr: [16]byte{15: 1}, Name: interfaceName("eth0")}).Encode(),
-		ipc.KindReady:    ipc.Empty(ipc.KindReady),
-		ipc.KindOpen:     open,
-		ipc.KindEvent:    event,
-		ipc.KindAccepted: accepted,
-		ipc.KindEnded:    ended,
-		ipc.KindAsk:      ask,
-		ipc.KindFlow:     flow,
-		ipc.KindFigures:  figures,
-		ipc.KindAnswered: answered,
-		ipc.KindInflight: inflight,
-		ipc.KindIncoming: incoming,
+		ipc.KindLink:        (&ipc.Link{Kind: ipc.LinkStream}).Encode(),
+		ipc.KindListener:    (&ipc.Listener{ID: 1, Proto: ipc.ProtoTCP, Flags: ipc.ListenerMayBypass, HostPort: 80, GuestPort: 8080}).Encode(ipc.KindListener),
+		ipc.KindCapture:     (&ipc.Capture{Flags: ipc.CaptureAppend, Room: 1 << 40}).Encode(),
+		ipc.KindStart:       ipc.Empty(ipc.KindStart),
+		ipc.KindOpened:      opened,
+		ipc.KindUnlisten:    (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP}).Encode(ipc.KindUnlisten),
+		ipc.KindRevoke:      revoke,
+		ipc.KindRevokeFlows: flows,
+		ipc.KindRetarget:    (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP, GuestPort: 80, Target: [16]byte{15: 1}}).Encode(ipc.KindRetarget),
+		ipc.KindLive:        (&ipc.Live{ID: 1, Snap: 96, Flags: ipc.LiveDrops, Proto: ipc.ProtoTCP, Port: 443, Addr: [16]byte{15: 1}, Name: interfaceName("eth0")}).Encode(),
+		ipc.KindReady:       ipc.Empty(ipc.KindReady),
+		ipc.KindOpen:        open,
+		ipc.KindEvent:       event,
+		ipc.KindAccepted:    accepted,
+		ipc.KindEnded:       ended,
+		ipc.KindAsk:         ask,
+		ipc.KindFlow:        flow,
+		ipc.KindFigures:     figures,
+		ipc.KindAnswered:    answered,
+		ipc.KindInflight:    inflight,
+		ipc.KindIncoming:    incoming,
 
 		ipc.AgentKindSetup: (&ipc.AgentSetup{ID: 1, Flags: ipc.AgentSetupConfigure, Name: interfaceName("eth0"), MAC: [6]byte{2, 0, 0, 0, 0, 1},
 			MTU: 65520, QueueLen: 1000}).Encode(),

@@ -242,3 +242,24 @@ func Remover() List {
 		),
 	}
 }
+
+// Reader is the process that reads the rules files again when the broker asks for them.
+// It waits for a byte of a pipe, and writes what it has read to another.
+func Reader() List {
+	const reader = "broker/reader"
+	open := func(arch string, nofollow uint64) Rule {
+		return Rule{Call: "openat", Why: "files, to read them", User: reader, Arch: arch,
+			Args: []Arg{except(2, nofollow, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY)}}
+	}
+	return List{
+		Name: "reader",
+		Doc:  "reader of the rules files",
+		Rules: join(
+			plain(reader, "waiting for the broker, and reading files", "read"),
+			[]Rule{open("amd64", nofollowAMD64), open("arm64", nofollowARM64)},
+			plain(reader, "what was in them, to the broker", "write"),
+			plain(reader, "a file that was read", "close"),
+			plain(reader, "end of the process", "exit_group"),
+		),
+	}
+}

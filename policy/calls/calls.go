@@ -78,7 +78,7 @@ func Arches() []string { return []string{"amd64", "arm64"} }
 
 // All returns every list.
 func All() []List {
-	return []List{WorkerStart(), Worker(), WorkerVhostStart(), WorkerVhost(), NamesStart(), Names(), Agent(), Broker(), BrokerVhost(), Remover()}
+	return []List{WorkerStart(), Worker(), WorkerVhostStart(), WorkerVhost(), NamesStart(), Names(), Agent(), Broker(), BrokerVhost(), Remover(), Reader()}
 }
 
 // is requires an argument to have exactly one value.

@@ -150,7 +150,7 @@ func (arg *argument) bits(v uint64) (string, error) {
 
 // Tables returns the tables of docs/security-calls.md by the names of their markers.
 func Tables() (map[string]string, error) {
-	start, worker, agent, broker, remover := WorkerStart(), Worker(), Agent(), Broker(), Remover()
+	start, worker, agent, broker, remover, reader := WorkerStart(), Worker(), Agent(), Broker(), Remover(), Reader()
 	vhost, brokerVhost, asking, askingStart := WorkerVhost(), BrokerVhost(), Names(), NamesStart()
 	all := map[string]string{}
 	for name, t := range map[string]struct {
@@ -166,6 +166,7 @@ func Tables() (map[string]string, error) {
 		"agent":        {agent, nil},
 		"broker":       {broker, []List{start}},
 		"remover":      {remover, nil},
+		"reader":       {reader, nil},
 	} {
 		text, err := t.list.Table(t.without...)
 		if err != nil {

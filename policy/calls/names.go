@@ -4,6 +4,12 @@ package calls
 
 import "golang.org/x/sys/unix"
 
+// O_NOFOLLOW, include/uapi/asm-generic/fcntl.h and arch/arm64/include/uapi/asm/fcntl.h.
+const (
+	nofollowAMD64 = 0o400000
+	nofollowARM64 = 0o100000
+)
+
 // naming gives the values of one argument their names in the kernel's headers.
 type naming map[uint64]string
 
@@ -15,7 +21,8 @@ var (
 		unix.CLONE_NEWPID: "CLONE_NEWPID", unix.CLONE_NEWIPC: "CLONE_NEWIPC", unix.CLONE_NEWUTS: "CLONE_NEWUTS",
 		unix.CLONE_NEWCGROUP: "CLONE_NEWCGROUP",
 	}
-	openFlags   = naming{unix.O_CLOEXEC: "O_CLOEXEC", unix.O_NONBLOCK: "O_NONBLOCK"}
+	openFlags = naming{unix.O_CLOEXEC: "O_CLOEXEC", unix.O_NONBLOCK: "O_NONBLOCK", unix.O_NOCTTY: "O_NOCTTY",
+		nofollowAMD64: "O_NOFOLLOW", nofollowARM64: "O_NOFOLLOW"}
 	protections = naming{unix.PROT_READ: "PROT_READ", unix.PROT_WRITE: "PROT_WRITE"}
 	mapFlags    = naming{unix.MAP_PRIVATE: "MAP_PRIVATE", unix.MAP_ANONYMOUS: "MAP_ANONYMOUS", unix.MAP_FIXED: "MAP_FIXED",
 		unix.MAP_NORESERVE: "MAP_NORESERVE", 8: "MAP_DROPPABLE", unix.MAP_SHARED: "MAP_SHARED"}

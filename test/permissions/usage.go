@@ -25,6 +25,7 @@ const (
 	agentComm   = "aldente-agent"
 	namesComm   = "aldente-names"
 	removerComm = "aldente-socket"
+	readerComm  = "aldente-reader"
 )
 
 var brokerComms = []string{"pasta", "passt", "aldente", "exe"}
@@ -193,6 +194,8 @@ func next(comm string, have []string) []string {
 		return []string{policy.FilterNames}
 	case comm == namesComm:
 		return []string{policy.FilterNamesStart}
+	case comm == readerComm:
+		return []string{policy.FilterReader}
 	case comm != workerComm:
 		return []string{policy.FilterBroker, policy.FilterBrokerVhost}
 	case slices.Contains(have, policy.FilterWorkerStart):
@@ -221,6 +224,7 @@ func (u *usage) filter() string {
 		u.without(fmt.Sprintf("comm == %q", agentComm), policy.FilterAgent),
 		u.without(fmt.Sprintf("comm == %q", removerComm), policy.FilterRemover),
 		u.without(fmt.Sprintf("comm == %q", namesComm), policy.FilterNamesStart, policy.FilterNames),
+		u.without(fmt.Sprintf("comm == %q", readerComm), policy.FilterReader),
 	}
 	var brokers []string
 	for _, c := range brokerComms {

@@ -52,6 +52,7 @@ type Stats struct {
 	Spliced, Copied                uint64 // bytes of TCP
 	Datagrams, Dropped             uint64 // datagrams written, and not
 	FlowsUDP, Evicted, Expired     uint64 // flows of datagrams: begun, ended for another, ended unused
+	Revoked                        uint64 // flows of both protocols that the egress rules refuse since they were changed
 }
 
 // Translator holds all flows of the bypass.
@@ -139,6 +140,26 @@ func (t *Translator) Opened(tok uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	t.opened(i, s, fd, o)
+}
+
+// RevokeFlow ends the flow whose request for a socket had this token.
+func (t *Translator) RevokeFlow(tok uint64) {
+	_, gen, index := flow.SplitToken(tok)
+	i := index &^ indexUDP >> 1
+	if index&indexUDP != 0 {
+		if t.flows.Live(i, gen) {
+			t.Stats.Revoked++
+			f := t.flows.At(i)
+			f.how = ipc.EndRevoked
+			t.removeUDP(i, f)
+		}
+		return
+	}
+	if s := t.streams.live(i, gen); s != nil && s.sides[far].fd >= 0 {
+		t.Stats.Revoked++
+		s.ends(ipc.EndRevoked)
+		t.abort(i, s)
+	}
 }
 
 // Room tells whether there is room for one more connection that came by a listener

@@ -297,11 +297,23 @@ func (t *Translator) remove(i uint32, c *conn) {
 func (t *Translator) Revoke(peer packet.Addr) {
 	t.flows.Each(func(i uint32) {
 		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer {
-			t.Stats.Revoked++
-			c.how = ipc.EndRevoked
-			t.remove(i, c)
+			t.revoke(i, c)
 		}
 	})
+}
+
+// RevokeFlow is Revoke for the flow whose request had this token.
+func (t *Translator) RevokeFlow(token uint64) {
+	_, gen, i := flow.SplitToken(token)
+	if t.flows.Live(i, gen) && t.flows.At(i).state == stateOpen {
+		t.revoke(i, t.flows.At(i))
+	}
+}
+
+func (t *Translator) revoke(i uint32, c *conn) {
+	t.Stats.Revoked++
+	c.how = ipc.EndRevoked
+	t.remove(i, c)
 }
 
 // Close ends all flows.

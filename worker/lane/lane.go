@@ -135,6 +135,7 @@ type Lane struct {
 	take              func(rec []byte, fd int32)
 	answer            ipc.Opened   // the broker's, being handled
 	connection        ipc.Incoming // the same
+	revoked           ipc.RevokeFlows
 	err               error
 
 	figures figures

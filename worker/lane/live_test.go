@@ -272,7 +272,7 @@ func TestLiveReasons(t *testing.T) {
 	none := map[string]string{
 		"lane":      "Frames Sent SendDropped",
 		"fragments": "Completed TimedOut Evicted",
-		"tcp":       "Opened Accepted Refused Reset Retransmits Timeouts OutOfOrder Challenges Evicted",
+		"tcp":       "Opened Accepted Refused Reset Retransmits Timeouts OutOfOrder Challenges Evicted Revoked",
 		"udp":       "ToHost ToGuest WriteFailed Strangers Returned Truncated NoTarget SendFailed Opened Refused Inbound Expired Evicted Revoked Broken Errors",
 		"icmp":      "ToHost ToGuest Strange SendFailed Opened Refused Expired Broken Revoked Errors",
 	}

@@ -45,6 +45,8 @@ func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
 		return l.retarget(rec)
 	case ipc.KindRevoke:
 		return l.revoke(rec)
+	case ipc.KindRevokeFlows:
+		return l.revokeFlows(rec)
 	case ipc.KindCapture:
 		return l.newCapture(rec, fd)
 	case ipc.KindAsk:
@@ -185,6 +187,23 @@ func (l *Lane) retarget(rec []byte) error {
 		l.tcp.RetargetListener(&k)
 	} else {
 		l.udp.RetargetListener(&k)
+	}
+	return nil
+}
+
+// revokeFlows ends flows that the egress rules do not allow any more, since they were
+// changed. Those that have ended meanwhile nobody knows.
+func (l *Lane) revokeFlows(rec []byte) error {
+	r := &l.revoked // on the stack it would not stay, by way of an interface
+	if err := r.Decode(rec); err != nil {
+		return err
+	}
+	for _, token := range r.Tokens[:r.N] {
+		owner, _, _ := flow.SplitToken(token)
+		if owner >= flow.Owners || l.table.owner[owner] == nil {
+			return fmt.Errorf("%w: the end of a flow that nobody has, token %x", ipc.ErrMalformed, token)
+		}
+		l.table.owner[owner].RevokeFlow(token)
 	}
 	return nil
 }

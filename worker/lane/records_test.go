@@ -84,6 +84,12 @@ func TestBrokerRecords(t *testing.T) {
 		(&ipc.Revoke{Proto: proto, Addr: our4, Port: port}).Encode(b)
 		return b
 	}
+	flows := func(tokens ...uint64) []byte {
+		b, r := make([]byte, ipc.RevokeFlowsSize), ipc.RevokeFlows{N: uint32(len(tokens))}
+		copy(r.Tokens[:], tokens)
+		r.Encode(b)
+		return b
+	}
 	for _, tt := range []struct {
 		name string
 		rec  []byte
@@ -95,6 +101,11 @@ func TestBrokerRecords(t *testing.T) {
 		{"a listener that goes", withdrawn, false, ""},
 		{"UDP flows that may not go on", revoke(ipc.ProtoUDP, 1), false, ""},
 		{"echo that may not go on", revoke(ipc.ProtoICMP, 0), false, ""},
+		{"flows that may not go on", flows(flow.Token(flow.OwnerTCP, 1, 1), flow.Token(flow.OwnerUDP, 1, 1), flow.Token(flow.OwnerICMP, 1, 1),
+			flow.Token(flow.OwnerBypass, 1, 1), flow.Token(flow.OwnerBypass, 1, 1<<31)), false, ""},
+		{"flows of the lane itself", flows(flow.Token(flow.OwnerLane, 0, 1)), false, "nobody has"},
+		{"flows of nobody", flows(flow.Token(flow.OwnerTCP, 1, 1), flow.Token(flow.Owners, 0, 1)), false, "nobody has"},
+		{"no flows", flows(), false, "malformed"},
 		{"a capture's mark, which comes at the start", (&ipc.Capture{Flags: ipc.CaptureMark}).Encode(), true, "malformed"},
 		{"an answer to a flow that is gone", answer(flow.Token(flow.OwnerTCP, 1, 1)), false, ""},
 		{"no record", []byte{1, 2, 3}, false, "malformed"},

@@ -14,6 +14,8 @@ type translator interface {
 	Ready(token uint64, events uint32)
 	// Opened takes the broker's answer to a request that had this token.
 	Opened(token uint64, fd int32, o *ipc.Opened)
+	// RevokeFlow ends the flow whose request had this token, if there is one.
+	RevokeFlow(token uint64)
 
 	// Timer is called when the timer with this id fires.
 	Timer(id uint32)

@@ -171,6 +171,7 @@ type Stats struct {
 	Dropped     uint64 // segments before their turn that found no place
 	Challenges  uint64 // ACKs that question a segment, RFC 5961
 	Evicted     uint64 // half-open connections, for others
+	Revoked     uint64 // connections that the egress rules refuse since they were changed
 }
 
 // guestDone tells whether the guest has said all and has got all: it may forget

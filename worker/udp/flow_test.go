@@ -264,6 +264,24 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
+// TestRevokeFlow: one flow of several to a peer ends, by its token.
+func TestRevokeFlow(t *testing.T) {
+	r := newRig(t)
+	r.say(remote4, "x")
+	o := r.oneOpen()
+	s := r.answer(o)
+	r.RevokeFlow(o.Token ^ 1<<32)
+	r.RevokeFlow(o.Token + 1)
+	if s.Closes != 0 || r.Len() != 1 {
+		t.Fatal("another's end is taken for its own")
+	}
+	r.RevokeFlow(o.Token)
+	if s.Closes != 1 || r.Len() != 0 || r.Stats.Revoked != 1 {
+		t.Errorf("closed %d times, %d flows", s.Closes, r.Len())
+	}
+	r.check()
+}
+
 func TestWatchFails(t *testing.T) {
 	r := newRig(t)
 	r.say(remote4, "x")

@@ -351,11 +351,23 @@ func (t *Translator) evict(i uint32) {
 func (t *Translator) Revoke(peer packet.Addr, port uint16) {
 	t.flows.Each(func(i uint32) {
 		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer && (port == 0 || c.peerPort == port) {
-			t.Stats.Revoked++
-			c.how = ipc.EndRevoked
-			t.remove(i, c)
+			t.revoke(i, c)
 		}
 	})
+}
+
+// RevokeFlow is Revoke for the flow whose request had this token.
+func (t *Translator) RevokeFlow(token uint64) {
+	_, gen, i := flow.SplitToken(token)
+	if t.flows.Live(i, gen) && t.flows.At(i).state == stateOpen {
+		t.revoke(i, t.flows.At(i))
+	}
+}
+
+func (t *Translator) revoke(i uint32, c *conn) {
+	t.Stats.Revoked++
+	c.how = ipc.EndRevoked
+	t.remove(i, c)
 }
 
 // Flush ends a batch of frames from the guest: what they carried goes to the

@@ -16,6 +16,7 @@ const Version = 1
 // Bounds on what is read, in bytes.
 const (
 	MaxRequest = 64 << 10
+	MaxLoad    = 1 << 20 // MaxRequest on the socket of --control, which takes rules
 	MaxReply   = 64 << 20
 )
 
@@ -36,6 +37,7 @@ const (
 	Forwards = "forwards"  // → Reply.Forwards
 	Capture  = "capture"   // Request.Capture → Reply, with the pipe to read pcapng from: until the client writes no more
 	Forward  = "forward"   // Request.Forward: changes port rules
+	Load     = "load"      // Request.Load: changes the egress rules → Reply.Load
 	LogLevel = "log-level" // Request.Level: changes what the log shows
 )
 
@@ -46,18 +48,21 @@ type Request struct {
 	Target  *Target      `json:"target,omitempty"`  // of why
 	Capture *CaptureSpec `json:"capture,omitempty"` // of capture
 	Forward *ForwardSpec `json:"forward,omitempty"` // of forward
+	Load    *LoadSpec    `json:"load,omitempty"`    // of load
 	Level   string       `json:"level,omitempty"`   // error, warning, info, debug or trace
 }
 
 // Reply is an answer or a part of one. Where Error is set, there is nothing else.
 type Reply struct {
 	Error    string         `json:"error,omitempty"`    // one line, for people
+	Problems []string       `json:"problems,omitempty"` // with Error: one line each, what is wrong in which place
 	Status   *StatusReply   `json:"status,omitempty"`   // of status
 	Flows    []Flow         `json:"flows,omitempty"`    // of flows, a part of them
 	Counters *CountersReply `json:"counters,omitempty"` // of counters
 	Rules    []Rule         `json:"rules,omitempty"`    // of rules
 	Why      []Step         `json:"why,omitempty"`      // of why, in order
 	Forwards []PortRule     `json:"forwards,omitempty"` // of forwards
+	Load     *LoadReply     `json:"load,omitempty"`     // of load
 }
 
 // StatusReply says what an instance is and how it fares.
@@ -155,7 +160,7 @@ type Histogram struct {
 type Rule struct {
 	Number int    `json:"number"`         // from 1
 	Text   string `json:"text"`           // as it would be written as an option
-	Source string `json:"source"`         // option, default or built in
+	Source string `json:"source"`         // option, file, default or built in
 	Note   string `json:"note,omitempty"` // what for, where the text does not tell
 	Hits   uint64 `json:"hits"`           // decisions, since the start
 }
@@ -189,6 +194,22 @@ type CaptureSpec struct {
 type ForwardSpec struct {
 	Delete bool     `json:"delete,omitempty"` // instead of adding
 	Specs  []string `json:"specs"`            // option and specification, as "-t 8080:80"
+}
+
+// LoadSpec is the text of a rules file, in the place of those of --rules. All of it is
+// put into force or nothing.
+type LoadSpec struct {
+	Name string `json:"name"`           // of the file, for messages
+	Text string `json:"text"`           // as aldente-rules(5) has it
+	Keep bool   `json:"keep,omitempty"` // flows that the rules refuse go on until they end
+	End  bool   `json:"end,omitempty"`  // they do not, though the instance was started with --keep-flows
+}
+
+// LoadReply says what came of it.
+type LoadReply struct {
+	Rules    int      `json:"rules"`              // that are in force of options and files, with those of the text
+	Ended    int      `json:"ended"`              // flows that end, since the rules refuse them
+	Warnings []string `json:"warnings,omitempty"` // one line each
 }
 
 // PortRule is one port rule in force.

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcp
+
+import (
+	"aldente/ipc"
+	"aldente/worker/flow"
+)
+
+// RevokeFlow ends the connection whose request for a socket had this token, for both
+// sides by a reset: what it was made for is not allowed any more. What the guest is
+// sent is in sequence, so that it is believed. One that has no socket yet will get
+// none, or be revoked again.
+func (t *Translator) RevokeFlow(token uint64) {
+	_, gen, i := flow.SplitToken(token)
+	if !t.flows.Live(i, gen) {
+		return
+	}
+	c := t.flows.At(i)
+	if c.state == stateEnded || c.fd < 0 {
+		return
+	}
+	t.Stats.Revoked++
+	c.ends(ipc.EndRevoked)
+	t.sendRST(i, c)
+	t.abort(i, c)
+}
