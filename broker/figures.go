@@ -14,5 +14,11 @@ func (l *liveStatus) Flows(ctx context.Context) iter.Seq2[[]api.Flow, error] {
 	return l.figures.Flows(ctx)
 }
 
-// Counters are those of the worker, and our own.
-func (l *liveStatus) Counters(ctx context.Context) api.CountersReply { return l.figures.Counters(ctx) }
+// Counters are those of the worker, our own, and those of names, where there is one.
+func (l *liveStatus) Counters(ctx context.Context) api.CountersReply {
+	r := l.figures.Counters(ctx)
+	if l.names != nil {
+		r.Counters = append(r.Counters, l.names.Counters()...)
+	}
+	return r
+}

@@ -141,13 +141,13 @@ type Counted struct {
 // Named asks the broker which addresses of a name the guest may be told of. It
 // notes those, and that the guest may connect there for as long.
 type Named struct {
-	Seq     uint32 // returned in Granted; means nothing to the broker
-	TTL     uint32 // seconds that the guest may keep them
-	Type    uint16 // of the question
-	Name    Name   // that was asked for, canonical as package domain has names
-	Aliases uint8  // how many follow
-	Count   uint8  // addresses
-	Alias   [MaxAliases]Name
+	Seq     uint32             // returned in Granted; means nothing to the broker
+	TTL     uint32             // seconds that the guest may keep them
+	Type    uint16             // of the question
+	Name    Name               // that was asked for, canonical as package domain has names
+	Aliases uint8              // how many follow
+	Count   uint8              // addresses
+	Alias   [MaxAliases]Name   // names that the first leads to; beyond Aliases: empty
 	Addr    [MaxNamed][16]byte // beyond Count: zero
 }
 

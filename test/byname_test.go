@@ -310,3 +310,48 @@ func TestByNameJoined(t *testing.T) {
 	namesProcess(t, pid)
 	allowedByName(t, netlab.OpenNS(t, "guest", fmt.Sprintf("/proc/%d/ns/net", ns)), "169.254.1.1", false)
 }
+
+// TestNamesShown: clients are told of aldente-names, which resolvers it asks, and what it has
+// counted; where no rule is by name, of nothing.
+func TestNamesShown(t *testing.T) {
+	needOurs(t)
+	netlab.Have(t, "dig")
+	lab, _ := namesLab(t)
+	g := lab.GuestWith(netlab.GuestSpec{Args: append([]string{"--config-net"}, byName...), Resolv: "nameserver 192.0.2.9\n"})
+	for range 2 {
+		askIn(g, "+notcp", "pypi.test", "A", "192.0.2.9")
+	}
+	askIn(g, "+notcp", "other.test", "A", "192.0.2.9")
+	run := func(g *netlab.Guest, what string) string {
+		_, out := aldentectl(t, lab, netlab.Nobody, what, "--pid", fmt.Sprint(g.Proc.PID))
+		return out
+	}
+	want := fmt.Sprintf("names       process %d, replaced 0 times, asks 192.0.2.9\n", namesProcess(t, g.Proc.PID))
+	if out := run(g, "status"); !strings.Contains(out, want) || !strings.Contains(out, "addresses of names: 1 of ") {
+		t.Errorf("status without %q:\n%s", want, out)
+	}
+	events := func(out string) (n string) {
+		for line := range strings.Lines(out) {
+			if _, rest, ok := strings.Cut(line, `aldente_names_events_total{`); ok {
+				for _, e := range []string{"question", "refused", "cached"} {
+					if strings.Contains(rest, `event="`+e+`"`) {
+						f := strings.Fields(line)
+						n += e + " " + f[len(f)-1] + "; "
+					}
+				}
+			}
+		}
+		return n
+	}
+	var out string
+	if !eventually(10*time.Second, func() bool {
+		out = run(g, "metrics")
+		return events(out) == "question 3.0; refused 1.0; cached 1.0; "
+	}) {
+		t.Errorf("counted %q", events(out))
+	}
+	plain := lab.For(t).Guest()
+	if out := run(plain, "status") + run(plain, "metrics"); strings.Contains(out, "names ") || strings.Contains(out, "_names_") {
+		t.Errorf("without a rule by name:\n%s", out)
+	}
+}

@@ -42,7 +42,7 @@ type Rules interface {
 
 // Sockets makes sockets to resolvers.
 type Sockets interface {
-	Upstream(proto uint8, resolver netip.Addr) (fd int, e unix.Errno)
+	Upstream(proto uint8, resolver netip.Addr) (fd int, e unix.Errno) // the caller's to close, or why there is none
 }
 
 // Process is the supervisor of aldente-names.
@@ -53,17 +53,17 @@ type Process interface {
 
 // FlowLog takes names that are refused, see flowlog.Log.
 type FlowLog interface {
-	NameRefused(name, typ, reason string)
+	NameRefused(name, typ, reason string) // all in letters that a log can show
 }
 
 // Options say what a server does. All but FlowLog and Other are required.
 type Options struct {
-	Logger    *slog.Logger
+	Logger    *slog.Logger    // takes refused names, and with debugging those that are resolved
 	Config    ipc.NamesConfig // but for the number of resolvers
 	Resolvers []netip.Addr    // that may be asked
-	Rules     Rules
-	Sockets   Sockets
-	FlowLog   FlowLog // nil: none
+	Rules     Rules           // judge addresses
+	Sockets   Sockets         // to resolvers
+	FlowLog   FlowLog         // nil: none
 	// Other takes records of kinds that are none of ours; its error is the process's end.
 	Other func(kind ipc.Kind, rec []byte) error
 }

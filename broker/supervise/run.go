@@ -66,7 +66,7 @@ func (s *Supervisor) run() {
 			exit.Cause = errNotReady.Error() + ": " + exit.Cause
 		}
 		delay := b.after(time.Since(started))
-		s.opts.Logger.Error(s.opts.Program.Name+" ended", "cause", exit.Cause, "lived", time.Since(started).Round(time.Millisecond), "restart_in", delay)
+		s.tellEnded("cause", exit.Cause, "lived", time.Since(started).Round(time.Millisecond), "restart_in", delay)
 		if s.opts.OnExit != nil {
 			s.opts.OnExit(exit)
 		}
@@ -76,6 +76,15 @@ func (s *Supervisor) run() {
 		}
 	}
 	s.announce(ErrStopped)
+}
+
+// tellEnded tells the log of an end, in words that people look for.
+func (s *Supervisor) tellEnded(more ...any) {
+	if s.opts.Program == Names {
+		s.opts.Logger.Error("names ended", more...)
+		return
+	}
+	s.opts.Logger.Error("worker ended", more...)
 }
 
 // tellMade closes made, the first time, with what became of the attempt.

@@ -22,9 +22,9 @@ type Poller struct {
 
 // Event is what is true of a descriptor.
 type Event struct {
-	Token    uint64
-	Readable bool // or at its end, or broken: a read tells
-	Writable bool
+	Token    uint64 // as Add was told
+	Readable bool   // or at its end, or broken: a read tells
+	Writable bool   // if that was asked for
 }
 
 // Open makes the instance.
