@@ -18,6 +18,12 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == lookArg {
 		os.Exit(lookMain(os.Args[2:]))
 	}
+	if len(os.Args) > 3 && os.Args[1] == goFetchArg {
+		os.Exit(goFetch(os.Args[2], os.Args[3:]))
+	}
+	if len(os.Args) > 2 && os.Args[1] == goHostsArg {
+		os.Exit(goHosts(os.Args[2:]))
+	}
 	if len(os.Args) > 2 && os.Args[1] == unixArg {
 		os.Exit(dialUnix(os.Args[2:]))
 	}

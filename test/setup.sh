@@ -20,6 +20,8 @@ ethtool ethtool
 unshare util-linux
 setpriv util-linux
 gcc gcc
+musl-gcc musl-tools
+python3 python3
 qemu-system-x86_64 qemu-system-x86
 busybox busybox-static'
 
