@@ -37,6 +37,9 @@ func (p *Poller) Open() error {
 	return nil
 }
 
+// FD is the instance's own descriptor.
+func (p *Poller) FD() int { return p.fd }
+
 // Add has a descriptor reported under token. Errors are reported whatever is asked for.
 func (p *Poller) Add(fd int, token uint64, read, write bool) error {
 	return p.control(unix.EPOLL_CTL_ADD, fd, token, read, write)

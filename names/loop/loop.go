@@ -29,6 +29,9 @@ const (
 // fewer questions under way; a broker that takes none for so long is none.
 const maxQueued = 4096
 
+// maxLasting is how many clients may take their time to read what they were sent last.
+const maxLasting = 16
+
 // countEvery is how often the broker is told what was counted, if there is anything.
 const countEvery = time.Second
 
@@ -44,6 +47,8 @@ type Loop struct {
 
 	clients map[uint32]*conn // by the broker's numbers
 	asked   map[uint32]*conn // sockets to resolvers, by the engine's; those that are on their way too
+
+	lasting int // clients that are to be closed once they have taken what waits
 
 	out     [][]byte // records that wait for room
 	full    bool     // too many

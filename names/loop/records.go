@@ -5,6 +5,8 @@ package loop
 import (
 	"errors"
 	"fmt"
+	"io"
+	"syscall"
 
 	"aldente/ipc"
 	"aldente/ipc/domain"
@@ -19,6 +21,9 @@ func (l *Loop) receive() error {
 		n, fd, err := ipc.Receive(l.control, buf[:], 0)
 		if kernel.Busy(err) {
 			return nil
+		}
+		if errors.Is(err, syscall.ECONNRESET) {
+			return io.EOF // it had not read all that we have said
 		}
 		if err != nil {
 			return err

@@ -18,6 +18,7 @@ type conn struct {
 	up     bool // of TCP: there is a connection
 	paused bool // nothing is read for now
 	ended  bool // nothing more comes, of a client that may wait for answers
+	last   bool // it is closed once it has taken what waits for it
 	queue  frame.Queue
 }
 
@@ -39,7 +40,7 @@ func (l *Loop) client(r *ipc.Client, fd int) {
 
 // clientEvent reads what a client has sent, or writes what waits for it.
 func (l *Loop) clientEvent(id uint32, c *conn, e kernel.Event) {
-	if e.Writable && c.queue.Len() > 0 && !l.drain(c) {
+	if e.Writable && c.queue.Len() > 0 && (!l.drain(c) || c.last && c.queue.Len() == 0) {
 		l.clientGone(id, c)
 		return
 	}
@@ -65,8 +66,9 @@ func (l *Loop) clientEvent(id uint32, c *conn, e kernel.Event) {
 			l.clientGone(id, c)
 			return
 		case n == 0 && c.tcp:
-			c.ended = true // it has answers to come, or is closed by the engine
+			c.ended = true
 			l.watch(c)
+			l.engine.Finished(id, l.now())
 			return
 		}
 		l.engine.Received(id, b[:n], l.now())
@@ -74,9 +76,16 @@ func (l *Loop) clientEvent(id uint32, c *conn, e kernel.Event) {
 }
 
 func (l *Loop) clientGone(id uint32, c *conn) {
+	l.forget(id, c)
+	l.engine.Ended(id, l.now())
+}
+
+func (l *Loop) forget(id uint32, c *conn) {
 	l.poll.Close(c.fd)
 	delete(l.clients, id)
-	l.engine.Ended(id, l.now())
+	if c.last {
+		l.lasting--
+	}
 }
 
 // upstream takes a socket that the engine has asked for, if it wants it still.
@@ -169,11 +178,18 @@ func (h host) Send(id uint32, msg []byte) bool {
 	return c.queue.Add(msg) && (waited || h.drain(c))
 }
 
-// Close implements dns.Host.
+// Close implements dns.Host. What has not been taken yet is, if not too many take their
+// time.
 func (h host) Close(id uint32) {
-	if c := h.clients[id]; c != nil {
-		h.poll.Close(c.fd)
-		delete(h.clients, id)
+	c := h.clients[id]
+	switch {
+	case c == nil || c.last:
+	case c.queue.Len() > 0 && h.lasting < maxLasting:
+		c.ended, c.last = true, true
+		h.lasting++
+		h.watch(c)
+	default:
+		h.forget(id, c)
 	}
 }
 
