@@ -330,10 +330,11 @@ func (e *RuleSet) Allowed(proto uint8, dst netip.AddrPort) bool {
 
 // Judge tells whether the guest may have a flow. What its destination may be
 // turned into on the way has to be allowed as well.
-func (e *RuleSet) Judge(f Flow) Verdict { return e.judge(f, nil) }
+func (e *RuleSet) Judge(f Flow) Verdict { return e.judge(&f, nil) }
 
-// judge is Judge, and with a trail notes on it which rules were asked.
-func (e *RuleSet) judge(f Flow, t *trail) Verdict {
+// judge is Judge, and with a trail notes on it which rules were asked. The flow becomes a
+// bare one.
+func (e *RuleSet) judge(f *Flow, t *trail) Verdict {
 	if f.Proto == protoICMPv6 {
 		f.Proto = protoICMP
 	}
@@ -344,9 +345,9 @@ func (e *RuleSet) judge(f Flow, t *trail) Verdict {
 		e.table.mu.RLock()
 		defer e.table.mu.RUnlock()
 		l = e.list.Load() // the table's
-		n = e.known(&f)
+		n = e.known(f)
 	}
-	v := e.decide(l, &f, &n, t)
+	v := e.decide(l, f, &n, t)
 	in := embeddedIn(a, e.nat64)
 	for _, v4 := range in.addr[:in.n] {
 		if !v.Allowed {
@@ -373,19 +374,21 @@ func (e *RuleSet) decide(l *ruleList, f *Flow, n *known, t *trail) Verdict {
 		if f.Lifted && r.all && !r.allow {
 			continue
 		}
-		m, name := tooWide, n.name
+		m := tooWide
 		switch {
 		case pinned != nil && !r.exact && !r.ports:
 		case r.byName:
-			m, name = e.matchesName(l, r, f, n)
+			m = e.matchesName(l, r, f, n)
 		default:
-			m = r.matches(e, f)
+			if m = r.matchesPort(f); m == fits && !r.covers(e, f) {
+				m = otherAddress
+			}
 		}
 		if t != nil {
 			t.add(f, i, r, m, n)
 		}
 		if m == fits {
-			return Verdict{Allowed: r.allow, Rule: r.text, Name: name, ByName: r.byName, hits: r.hits}
+			return Verdict{Allowed: r.allow, Rule: r.text, Name: n.by(r), ByName: r.byName, hits: r.hits}
 		}
 	}
 	if pinned == nil {
@@ -408,17 +411,6 @@ const (
 	guarded  // no name leads there, see guards
 )
 
-// matches is for rules by address.
-func (r *rule) matches(e *RuleSet, f *Flow) match {
-	if m := r.matchesPort(f); m != fits {
-		return m
-	}
-	if r.covers(e, f) {
-		return fits
-	}
-	return otherAddress
-}
-
 // matchesPort looks at protocol and ports alone.
 func (r *rule) matchesPort(f *Flow) match {
 	port := f.To.Port()
@@ -431,7 +423,7 @@ func (r *rule) matchesPort(f *Flow) match {
 	return fits
 }
 
-// covers tells whether the destination's address is one of the rule's.
+// covers tells whether the destination's address is one of those of a rule by address.
 func (r *rule) covers(e *RuleSet, f *Flow) bool {
 	for _, p := range r.prefixes {
 		if p.Contains(f.To.Addr()) {

@@ -50,7 +50,7 @@ func (v *Verdict) Count() bool {
 // Explain is Judge, with all rules that were asked, in order.
 func (e *RuleSet) Explain(f Flow) (Verdict, []Asked) {
 	var t trail
-	v := e.judge(f, &t)
+	v := e.judge(&f, &t)
 	return v, t
 }
 

@@ -109,16 +109,16 @@ func (e *RuleSet) JudgeName(name domain.Name, aliases ...domain.Name) domain.Ver
 	return e.list.Load().names.Judge(name, aliases...)
 }
 
-// matchesName is matches for a rule by name, with the name that fits.
-func (e *RuleSet) matchesName(l *ruleList, r *rule, f *Flow, n *known) (match, domain.Name) {
+// matchesName tells whether a rule by name fits, or why not.
+func (e *RuleSet) matchesName(l *ruleList, r *rule, f *Flow, n *known) match {
 	if m := r.matchesPort(f); m != fits {
-		return m, ""
+		return m
 	}
-	m, name := n.stands(r)
+	m, _ := n.stands(r)
 	if m == fits && r.allow && e.guards(l, f) {
 		m = guarded
 	}
-	return m, name
+	return m
 }
 
 // guards tells whether no rule by name that allows fits an address: link-local ones have
@@ -129,7 +129,7 @@ func (e *RuleSet) guards(l *ruleList, f *Flow) bool {
 		return true
 	}
 	for _, i := range l.guards {
-		if l.rules[i].matches(e, f) == fits {
+		if r := &l.rules[i]; r.matchesPort(f) == fits && r.covers(e, f) {
 			return true
 		}
 	}

@@ -245,6 +245,15 @@ func (n *known) stands(r *rule) (match, domain.Name) {
 	return otherName, ""
 }
 
+// by is the name by which the guest has come to where a rule fits, if it is known.
+func (n *known) by(r *rule) domain.Name {
+	if !r.byName {
+		return n.name
+	}
+	_, name := n.stands(r)
+	return name
+}
+
 // why puts a match of a rule by name into words.
 func (n *known) why(r *rule, m match) string {
 	_, name := n.stands(r)
