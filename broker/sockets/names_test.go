@@ -3,9 +3,9 @@
 package sockets
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,157 +13,218 @@ import (
 
 	"aldente/broker/budget"
 	"aldente/broker/egress"
+	"aldente/broker/inet"
 	"aldente/ipc"
-	"aldente/ipc/domain"
 )
 
-// namedRules are what a build may have that is to reach two names, under aldente's
-// defaults.
-var namedRules = []egress.Rule{
-	{Dest: "udp:dns.test"}, {Allow: true, Dest: "tcp:pypi.test:443"}, {Allow: true, Dest: "*.cdn.test"},
-	{Dest: "host", Guard: true}, {Dest: "metadata", Guard: true}, {Dest: "private", Guard: true}, {Dest: "any"},
+// answering is an aldente-names that takes sockets, or does not.
+type answering struct {
+	err    error
+	fds    []int
+	protos []uint8
 }
 
-// grantAll has names lead where an honest resolver, and one that lies, would say.
-func grantAll(t *testing.T, e *egress.RuleSet) {
+// Client implements Names.
+func (a *answering) Client(proto uint8, fd int) error {
+	if a.err != nil {
+		return a.err
+	}
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	a.fds, a.protos = append(a.fds, own), append(a.protos, proto)
+	return err
+}
+
+// TestDecideNames: what is sent to port 53 of a resolver that the guest knows goes to
+// aldente-names, whatever the rules say of the resolver; to port 853 nothing goes, and all
+// else is decided as before.
+func TestDecideNames(t *testing.T) {
+	set, err := egress.New([]egress.Rule{{Allow: true, Dest: "192.0.2.53"}, {Allow: true, Dest: "pypi.test"}, {Dest: "any"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Egress: set,
+		V4: Family{Enabled: true, DNSForward: netip.MustParseAddr("169.254.1.1"), DNSHost: netip.MustParseAddr("127.0.0.53")},
+		V6: Family{Enabled: true},
+	}
+	for _, a := range []string{"169.254.1.1", "192.0.2.53", "192.0.2.54", "2001:db8::53"} {
+		c.Resolvers = append(c.Resolvers, netip.MustParseAddr(a))
+	}
+	for _, tt := range []struct {
+		proto   uint8
+		to      string
+		names   bool
+		refused unix.Errno
+		always  always
+		leads   string
+	}{
+		{ipc.ProtoUDP, "169.254.1.1:53", true, 0, possible, "127.0.0.53:53"},
+		{ipc.ProtoTCP, "169.254.1.1:53", true, 0, possible, "127.0.0.53:53"},
+		{ipc.ProtoUDP, "192.0.2.53:53", true, 0, possible, "192.0.2.53:53"},
+		{ipc.ProtoUDP, "192.0.2.54:53", true, 0, possible, "192.0.2.54:53"}, // that the rules deny
+		{ipc.ProtoTCP, "[2001:db8::53]:53", true, 0, possible, "[2001:db8::53]:53"},
+		{ipc.ProtoTCP, "169.254.1.1:853", true, unix.EACCES, isPrivateDNS, "127.0.0.53:853"},
+		{ipc.ProtoUDP, "192.0.2.53:853", true, unix.EACCES, isPrivateDNS, "192.0.2.53:853"}, // that the rules allow
+		{ipc.ProtoTCP, "[2001:db8::53]:853", true, unix.EACCES, isPrivateDNS, "[2001:db8::53]:853"},
+		{ipc.ProtoTCP, "192.0.2.53:443", false, 0, possible, "192.0.2.53:443"},
+		{ipc.ProtoICMP, "192.0.2.53:0", false, 0, possible, "192.0.2.53:0"},
+		{ipc.ProtoTCP, "192.0.2.54:443", false, unix.EACCES, possible, "192.0.2.54:443"},
+		{ipc.ProtoUDP, "192.0.2.55:53", false, unix.EACCES, possible, "192.0.2.55:53"}, // a resolver of the guest's own choice
+	} {
+		dst := netip.MustParseAddrPort(tt.to)
+		d := c.decide(&request{proto: tt.proto, src: netip.AddrPortFrom(inet.Any(dst.Addr()), 40000), dst: dst})
+		if d.names != tt.names || d.refused != tt.refused || d.always != tt.always || d.to.String() != tt.leads {
+			t.Errorf("%d to %s: %+v, want %+v", tt.proto, tt.to, d, tt)
+		}
+	}
+}
+
+// resolving is a factory at work with a resolver that the guest asks.
+func resolving(t *testing.T, names Names) *atWork {
 	t.Helper()
-	for name, addrs := range map[domain.Name]string{
-		"pypi.test": "198.51.100.7 2001:db8::7 64:ff9b::198.51.100.7", "a.cdn.test": "198.51.100.9",
-		"evil.cdn.test": "127.0.0.1 ::1 192.0.2.77 10.0.0.1 169.254.169.254 ::ffff:10.0.0.1 64:ff9b::10.0.0.1 2002:a00:1::1 fd00:ec2::254 224.0.0.251 0.0.0.0",
-		"evil.test":     "203.0.113.1",
+	w, _ := workWithin(t, func(*budget.Limits) {})
+	w.cfg.Resolvers = []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}
+	w.Names = names
+	return w
+}
+
+func toResolver(proto uint8, addr string, port uint16) ipc.Open {
+	a := netip.MustParseAddr(addr)
+	return ipc.Open{Token: 9, Proto: proto, Src: inet.Any(a).As16(), SrcPort: 40000, Dst: a.As16(), DstPort: port}
+}
+
+// TestOpenNames: a worker gets one end of a pair, aldente-names the other; the worker is told
+// where its end really leads, and nobody keeps a descriptor.
+func TestOpenNames(t *testing.T) {
+	names := &answering{}
+	w := resolving(t, names)
+	before := descriptorCount(t)
+	for i, o := range []ipc.Open{toResolver(ipc.ProtoUDP, "192.0.2.53", 53), toResolver(ipc.ProtoTCP, "192.0.2.53", 53), toResolver(ipc.ProtoUDP, "2001:db8::53", 53)} {
+		fd, a := w.request(t, o)
+		if fd < 0 || a.Errno != 0 || netip.AddrFrom16(a.Addr).Unmap() != inet.PairAddr || a.Flags != 0 || a.PeerPort == 0 {
+			t.Fatalf("%d: descriptor %d, %+v", i, fd, a)
+		}
+		if got := inet.LocalPort(names.fds[i]); got != a.PeerPort || names.protos[i] != o.Proto {
+			t.Errorf("%d: port %d, %+v", i, got, a)
+		}
+		if _, err := unix.Write(fd, []byte("question")); err != nil {
+			t.Error(err)
+		}
+		b := make([]byte, 20)
+		p := []unix.PollFd{{Fd: int32(names.fds[i]), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(p, 10_000); n != 1 {
+			t.Fatal("nothing comes")
+		}
+		if n, err := unix.Read(names.fds[i], b); string(b[:max(n, 0)]) != "question" {
+			t.Errorf("%q, %v", b[:max(n, 0)], err)
+		}
+		unix.Close(fd)
+		unix.Close(names.fds[i])
+	}
+	if after := descriptorCount(t); after != before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+}
+
+// TestOpenNamesFails: where nobody answers, nothing leads anywhere.
+func TestOpenNamesFails(t *testing.T) {
+	for _, tt := range []struct {
+		names Names
+		port  uint16
+		want  unix.Errno
+	}{
+		{nil, 53, unix.EACCES},
+		{&answering{err: unix.EPIPE}, 53, unix.EAGAIN},
+		{&answering{err: unix.EAGAIN}, 53, unix.EAGAIN},
+		{&answering{}, 853, unix.EACCES},
 	} {
-		var all []netip.Addr
-		for a := range strings.FieldsSeq(addrs) {
-			all = append(all, netip.MustParseAddr(a))
+		w := resolving(t, tt.names)
+		before := descriptorCount(t)
+		for _, proto := range []uint8{ipc.ProtoUDP, ipc.ProtoTCP} {
+			fd, a := w.request(t, toResolver(proto, "192.0.2.53", tt.port))
+			if fd >= 0 || unix.Errno(a.Errno) != tt.want {
+				t.Errorf("%+v, protocol %d: descriptor %d, %v", tt, proto, fd, unix.Errno(a.Errno))
+			}
 		}
-		e.Grant(name, nil, all, time.Now().Add(time.Hour))
-	}
-}
-
-// TestCapturedWorkerAsksByName tries every way of asking for a socket that the rules by
-// name do not let the guest have, with names that lead inside. What the guest may have is
-// only decided on, since nothing here is to leave the host.
-func TestCapturedWorkerAsksByName(t *testing.T) {
-	w := work(t, namedRules...)
-	grantAll(t, w.cfg.Egress.(*egress.RuleSet))
-	w.cfg.V4.MapGuestAddr, w.cfg.V4.GuestAddr = netip.MustParseAddr("192.0.2.80"), netip.MustParseAddr("198.51.100.7")
-	heard := w.udpListener(t, "0.0.0.0")
-	out := w.Adopt(Listener{Proto: ipc.ProtoTCP, Port: 8443, GuestPort: 443, Namespace: true, Target: netip.MustParseAddr("198.51.100.7"), FD: -1})
-	to := func(proto uint8, dst string, port uint16) ipc.Open {
-		o := ipc.Open{Proto: proto, Src: as16("10.0.0.2"), SrcPort: 4000, Dst: as16(dst), DstPort: port}
-		if a := netip.MustParseAddr(dst); a.Is6() && !a.Is4In6() {
-			o.Src = as16("2001:db8::2")
-		}
-		return o
-	}
-	by := func(o ipc.Open, l Listener, flags uint8) ipc.Open {
-		o.Listener, o.Flags, o.SrcPort = l.ID, flags, l.Port
-		return o
-	}
-	bypass := ipc.Open{Proto: ipc.ProtoTCP, Flags: ipc.OpenBypass, Listener: out.ID, Src: as16("127.0.0.1"), Dst: as16("127.0.0.1"), DstPort: 5000}
-	for name, o := range map[string]ipc.Open{
-		"another port":                        to(ipc.ProtoTCP, "198.51.100.7", 80),
-		"another port, IPv6":                  to(ipc.ProtoTCP, "2001:db8::7", 444),
-		"another protocol":                    to(ipc.ProtoUDP, "198.51.100.7", 443),
-		"echo":                                to(ipc.ProtoICMP, "198.51.100.7", 0),
-		"echo, IPv6":                          to(ipc.ProtoICMPv6, "2001:db8::7", 0),
-		"a neighbour":                         to(ipc.ProtoTCP, "198.51.100.8", 443),
-		"a name that is refused":              to(ipc.ProtoTCP, "203.0.113.1", 443),
-		"behind the translator":               to(ipc.ProtoTCP, "64:ff9b::198.51.100.8", 443),
-		"the same, compatible":                to(ipc.ProtoTCP, "::198.51.100.7", 443),
-		"the same by 6to4":                    to(ipc.ProtoTCP, "2002:c633:6407::1", 443),
-		"loopback by its other name":          to(ipc.ProtoTCP, "192.0.2.77", 443),
-		"private":                             to(ipc.ProtoTCP, "10.0.0.1", 443),
-		"private, mapped":                     to(ipc.ProtoTCP, "::ffff:10.0.0.1", 443),
-		"private behind NAT64":                to(ipc.ProtoTCP, "64:ff9b::10.0.0.1", 443),
-		"private by 6to4":                     to(ipc.ProtoTCP, "2002:a00:1::1", 443),
-		"metadata":                            to(ipc.ProtoTCP, "169.254.169.254", 80),
-		"metadata, IPv6":                      to(ipc.ProtoTCP, "fd00:ec2::254", 80),
-		"by the guest's address's other name": to(ipc.ProtoTCP, "192.0.2.80", 443),
-		"a resolver":                          to(ipc.ProtoUDP, "9.9.9.9", 53),
-		"answer to a neighbour":               by(to(ipc.ProtoUDP, "198.51.100.8", 53), heard, 0),
-		"answer to who is named for TCP":      by(to(ipc.ProtoUDP, "198.51.100.7", 443), heard, 0),
-		"past the link":                       bypass,
-	} {
-		if _, err := unix.Write(w.worker, encode(o)); err != nil {
-			t.Fatal(err)
-		}
-		var a ipc.Opened
-		buf := make([]byte, ipc.MaxRecord)
-		n, fd, err := ipc.Receive(w.worker, buf, 0)
-		if err == nil {
-			err = a.Decode(buf[:n])
-		}
-		if err != nil || fd >= 0 || a.Errno == 0 || a.Flags&ipc.OpenedProhibited == 0 {
-			t.Errorf("%s: %+v, descriptor %d, %v", name, a, fd, err)
-		}
-	}
-	for dst, port := range map[string]uint16{"198.51.100.7": 443, "::ffff:198.51.100.7": 443, "2001:db8::7": 443, "64:ff9b::198.51.100.7": 443, "198.51.100.9": 1} {
-		o := to(ipc.ProtoTCP, dst, port)
-		d := w.cfg.decide(&request{proto: o.Proto, src: netip.AddrPortFrom(netip.AddrFrom16(o.Src).Unmap(), 1), dst: netip.AddrPortFrom(netip.AddrFrom16(o.Dst).Unmap(), port)})
-		if d.refused != 0 || !d.verdict.ByName || d.verdict.Name == "" {
-			t.Errorf("%s: %+v", dst, d)
+		if after := descriptorCount(t); after != before {
+			t.Errorf("%+v: %d descriptors, %d before", tt, after, before)
 		}
 	}
 }
 
-// remembering is a rule set that allows all by name, and remembers what it was asked.
-type remembering struct {
-	mu    sync.Mutex
-	flows []egress.Flow
-	deny  bool
+// TestUpstream: sockets to resolvers lead to port 53 and nowhere else, are counted for as
+// long as somebody has them, whatever the rules say of the resolver, and count against
+// nothing of the worker's.
+func TestUpstream(t *testing.T) {
+	w := resolving(t, &answering{})
+	lo := netip.MustParseAddr("127.0.0.1")
+	fd, e := w.Upstream(ipc.ProtoUDP, lo)
+	if e != 0 {
+		t.Fatal(e)
+	}
+	if sa, err := unix.Getpeername(fd); err != nil || sa.(*unix.SockaddrInet4).Port != 53 || sa.(*unix.SockaddrInet4).Addr != lo.As4() {
+		t.Errorf("connected to %v, %v", sa, err)
+	}
+	fds := []int{fd}
+	for len(fds) < 1000 {
+		fd, e := w.Upstream(ipc.ProtoUDP, lo)
+		if e != 0 {
+			break
+		}
+		fds = append(fds, fd)
+	}
+	most := w.Usage()[budget.Upstream].Limit
+	if len(fds) != most {
+		t.Errorf("%d sockets of %d", len(fds), most)
+	}
+	other, a := w.request(t, toLoopback(ipc.ProtoUDP, false, 9))
+	if other < 0 {
+		t.Errorf("a flow of the guest's: %v", unix.Errno(a.Errno))
+	}
+	unix.Close(other)
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	var fd2 int
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if fd2, e = w.Upstream(ipc.ProtoUDP, lo); e == 0 {
+			unix.Close(fd2)
+			break
+		}
+	}
+	if e != 0 {
+		t.Errorf("closed sockets count: %v", e)
+	}
+	if fd, e := w.Upstream(ipc.ProtoTCP, lo); e == 0 {
+		unix.Close(fd)
+	} else if e != unix.ECONNREFUSED {
+		t.Errorf("TCP: %v", e)
+	}
 }
 
-func (p *remembering) Judge(f egress.Flow) egress.Verdict {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.flows = append(p.flows, f)
-	return egress.Verdict{Allowed: !p.deny, Rule: "--allow pypi.test", Name: "pypi.test", ByName: true}
+// TestNamesGone: the worker is told to end all flows of datagrams to names, and no other.
+func TestNamesGone(t *testing.T) {
+	w := resolving(t, &answering{})
+	var told []ipc.Revoke
+	w.NamesGone(func(r *ipc.Revoke) error {
+		told = append(told, *r)
+		return errors.New("there is no worker")
+	})
+	if len(told) != 1 || told[0] != (ipc.Revoke{Proto: ipc.ProtoUDP, Addr: inet.PairAddr.As16()}) {
+		t.Errorf("%+v", told)
+	}
 }
 
-func (p *remembering) Explain(f egress.Flow) (egress.Verdict, []egress.Asked) { return p.Judge(f), nil }
-
-func (p *remembering) List() []egress.Listed { return nil }
-
-func (p *remembering) last() egress.Flow {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.flows[len(p.flows)-1]
-}
-
-// TestOpenByName: a flow that is open is judged by the name that it was opened by, as long
-// as it is open; the log says it; what lists flows does not mind the time.
-func TestOpenByName(t *testing.T) {
-	p := &remembering{}
-	w, log := workUnder(t, p, func(*budget.Limits) {})
-	fd, answer := w.request(t, toLoopback(ipc.ProtoUDP, false, 9))
-	if fd < 0 {
-		t.Fatal(answer)
-	}
-	defer unix.Close(fd)
-	if f := p.last(); f.Open || f.Name != "" || f.Past || !f.Mapped {
-		t.Errorf("when it was opened: %+v", f)
-	}
-	if told, left, _ := w.recheck(); len(told) != 0 || left != 0 {
-		t.Errorf("told %v, %d left", told, left)
-	}
-	if f := p.last(); !f.Open || f.Name != "pypi.test" || f.Past {
-		t.Errorf("once it is open: %+v", f)
-	}
-	shown := ipc.Flow{Proto: ipc.ProtoUDP, Direction: ipc.FlowOut, Guest: as16("10.0.0.1"), GuestPort: 1, Remote: as16("192.0.2.9"), RemotePort: 9}
-	if rule := w.FlowRule(&shown); rule != "--allow pypi.test" {
-		t.Errorf("shown by %q", rule)
-	}
-	if f := p.last(); !f.Past || f.Open || f.Mapped {
-		t.Errorf("to show it: %+v", f)
-	}
-	p.mu.Lock()
-	p.deny = true
-	p.mu.Unlock()
-	if told, left, _ := w.recheck(); len(told) != 1 || left != 1 {
-		t.Errorf("denied: told %v, %d left", told, left)
-	}
-	if s := log.String(); !strings.Contains(s, "to=127.0.0.1:9 name=pypi.test rule=") {
-		t.Errorf("the log has no name:\n%s", s)
+// TestWhyNames: whoever asks is told who answers.
+func TestWhyNames(t *testing.T) {
+	w := resolving(t, &answering{})
+	for to, want := range map[string]bool{"192.0.2.53:53": true, "192.0.2.53:853": false} {
+		x := w.Why(ipc.ProtoUDP, netip.MustParseAddrPort(to))
+		text := ""
+		for _, s := range x.Steps {
+			text += s.What + ": " + s.Result + "\n"
+		}
+		if x.Allowed != want || !strings.Contains(text, "aldente-names answers") {
+			t.Errorf("%s: %v\n%s", to, x.Allowed, text)
+		}
 	}
 }
