@@ -128,10 +128,16 @@ func (l *liveStatus) guest() string {
 // limits are the budgets.
 func (l *liveStatus) limits() (all []api.Limit) {
 	for k, u := range l.factory.Usage() {
-		if budget.Kind(k) == budget.Upstream && l.asking == nil {
+		if budget.Kind(k) == budget.Upstream && l.asking == nil || budget.Kind(k) == budget.Conn && u.Limit == budget.Unlimited {
 			continue
 		}
 		all = append(all, api.Limit{Name: budget.Kind(k).String(), Used: uint64(max(u.Held, 0)), Max: uint64(max(u.Limit, 0)), Refused: u.Refused})
+	}
+	if n := l.plan.Limits.NewConns.PerSecond; n != budget.Unlimited {
+		all = append(all, api.Limit{Name: "new flows a second", Max: uint64(n), Refused: l.factory.Usage()[budget.Conn].By[budget.Paced]})
+	}
+	if n := l.plan.Limits.Bytes; n != budget.Unlimited {
+		all = append(all, api.Limit{Name: "bytes a second, each way", Max: uint64(n)})
 	}
 	if p := l.plan.Egress; p != nil && p.ByName() {
 		entries, bound := p.Table()

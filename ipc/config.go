@@ -98,6 +98,9 @@ type Config struct {
 	UDPStream uint32           // seconds a two-way UDP flow lives
 	SYNRetry  uint8            // retransmissions of a SYN to the guest
 	Stats     uint32           // seconds between lines of statistics, 0: none
+	MaxConns  uint32           // flows at a time that the broker grants, 0: any number
+	NewConns  uint32           // connections to be accepted in a second, 0: any number
+	Bytes     uint64           // payload by the link in a second, each way, 0: any
 }
 
 // Kinds of link: a TUN device in tap mode; a UNIX stream socket with a length before

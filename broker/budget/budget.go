@@ -19,11 +19,12 @@ const (
 	Reply                // of a UDP listener's port
 	Echo                 // of ICMP and ICMPv6
 	Upstream             // to resolvers, of aldente-names and not of the worker's
+	Conn                 // TCP connections that are there, and with them all flows; see Limits.Conns
 	Kinds                // how many there are
 )
 
 func (k Kind) String() string {
-	return [Kinds]string{"TCP connections", "UDP ports", "peers of UDP listeners", "echo flows", "sockets to resolvers"}[k]
+	return [Kinds]string{"TCP connections", "UDP ports", "peers of UDP listeners", "echo flows", "sockets to resolvers", "flows"}[k]
 }
 
 // Reason says which limit was met.
@@ -35,6 +36,8 @@ const (
 	TooMany          // there are as many as there may be
 	TooFast          // there were too many in too short a time
 	HostShort        // the host itself has few ports left
+	ManyFlows        // there are as many flows of all kinds as there may be
+	Paced            // flows of all kinds begin faster than they may
 	Reasons          // how many there are
 )
 
@@ -73,6 +76,7 @@ type Budget struct {
 	crowded  bool
 
 	rates [Kinds]limiter.Bucket
+	fresh limiter.Bucket // of all flows
 	usage [Kinds]Usage
 }
 
@@ -97,6 +101,8 @@ func New(l Limits, h Host, k Kernel) *Budget {
 	b.usage[Reply].Limit = l.Replies
 	b.usage[Echo].Limit = l.Echo
 	b.usage[Upstream].Limit = mostNames
+	b.usage[Conn].Limit = l.Conns
+	b.fresh.Rate = l.NewConns
 	return b
 }
 
@@ -109,12 +115,17 @@ func (b *Budget) Usage() [Kinds]Usage {
 	for k := range u {
 		u[k].Held = b.held[k]
 	}
+	u[Conn].Held = b.flows()
 	return u
 }
 
 // May tells whether one more socket of a kind may be opened now.
 func (b *Budget) May(k Kind, now time.Time) Reason {
 	r := b.may(k, now)
+	if r == ManyFlows || r == Paced {
+		b.usage[Conn].Refused++
+		b.usage[Conn].By[r]++
+	}
 	if r != Granted {
 		b.usage[k].Refused++
 		b.usage[k].By[r]++
@@ -126,6 +137,25 @@ func (b *Budget) May(k Kind, now time.Time) Reason {
 func (b *Budget) Would(k Kind, now time.Time) Reason { return b.may(k, now) }
 
 func (b *Budget) may(k Kind, now time.Time) Reason {
+	if k != Upstream {
+		if !b.fresh.Ready(now) {
+			return Paced
+		}
+		if limit := b.usage[Conn].Limit; limit != Unlimited && b.flows() >= limit && !b.recount(Conn, now) {
+			return ManyFlows
+		}
+	}
+	return b.mayOf(k, now)
+}
+
+// flows are those of all kinds.
+func (b *Budget) flows() int { return b.held[UDP] + b.held[Reply] + b.held[Echo] + b.held[Conn] }
+
+// Counts tells whether connections of TCP have to be among the sockets that Kernel
+// counts.
+func (b *Budget) Counts() bool { return b.usage[Conn].Limit != Unlimited }
+
+func (b *Budget) mayOf(k Kind, now time.Time) Reason {
 	if !b.rates[k].Ready(now) {
 		return TooFast
 	}
@@ -156,8 +186,12 @@ func (b *Budget) recount(k Kind, now time.Time) bool {
 	n[TCP] = b.held[TCP]
 	b.held = n
 	limit := b.usage[k].Limit
-	b.fruitful = n[k] <= limit-limit/16
-	return n[k] < limit
+	left := n[k]
+	if k == Conn {
+		left = b.flows()
+	}
+	b.fruitful = left <= limit-limit/16
+	return left < limit
 }
 
 // hostShort tells whether less than a quarter of the host's ports is free. What
@@ -177,11 +211,25 @@ func (b *Budget) hostShort(now time.Time) bool {
 // Opened notes a socket that was opened, after May.
 func (b *Budget) Opened(k Kind) {
 	b.usage[k].Opened++
+	if k != Upstream {
+		b.fresh.Spend()
+		defer b.noteFlows()
+	}
 	if k == TCP {
+		if b.Counts() {
+			b.held[Conn]++
+		}
 		return // see Waits
 	}
 	b.rates[k].Spend()
 	b.add(k)
+}
+
+// noteFlows notes how many flows there are.
+func (b *Budget) noteFlows() {
+	u := &b.usage[Conn]
+	u.Opened++
+	u.Most = max(u.Most, b.flows())
 }
 
 // Waits notes a connection that is under way: not yet there, and not refused.

@@ -31,6 +31,9 @@ type Limits struct {
 	HalfOpen int          // TCP connections under way at a time
 	NewTCP   limiter.Rate // TCP connections that are not there at once; those that succeed do not count
 	NewUDP   limiter.Rate // UDP flows
+	Conns    int          // flows of all kinds at a time
+	NewConns limiter.Rate // flows of all kinds, each way
+	Bytes    int          // a second by the guest's link, each way
 }
 
 // Host is what the defaults depend on.
@@ -57,12 +60,18 @@ const (
 	// mostNames is what names has questions under way, and sockets ready for the next.
 	mostNames = 384
 
+	// leastConns is a default that is not below what ordinary guests do.
+	leastConns = 4096
+
 	burstTCP = 2000
 	burstUDP = 8000
 	// A firewall remembers a connection without answer for 120 s, and a datagram
 	// without answer for 30 s. A guest at its worst fills about an eighth of it.
 	shareTCP = 1200
 	shareUDP = 240
+	// A firewall remembers connections that were answered for as long as they live. One
+	// guest is to leave half of its table.
+	shareConns = 2
 )
 
 // Defaults returns limits that ordinary use does not meet, and with which a few
@@ -76,10 +85,14 @@ func Defaults(h Host) Limits {
 		HalfOpen: max(min(mostHalfOpen, h.Descriptors/4), 16),
 		NewTCP:   limiter.Rate{PerSecond: 1000, Burst: burstTCP},
 		NewUDP:   limiter.Rate{PerSecond: 4000, Burst: burstUDP},
+		Conns:    Unlimited,
+		NewConns: limiter.Rate{PerSecond: Unlimited, Burst: Unlimited},
+		Bytes:    Unlimited,
 	}
 	if h.Conntrack > 0 {
 		l.NewTCP.PerSecond = min(max(h.Conntrack/shareTCP, 100), l.NewTCP.PerSecond)
 		l.NewUDP.PerSecond = min(max(h.Conntrack/shareUDP, 500), l.NewUDP.PerSecond)
+		l.Conns = max(h.Conntrack/shareConns, leastConns)
 	}
 	return l
 }
@@ -96,10 +109,13 @@ var names = map[string]func(*Limits, int){
 	"half-open": func(l *Limits, n int) { l.HalfOpen = n },
 	"new":       func(l *Limits, n int) { l.NewTCP = rate(n, burstTCP) },
 	"new-udp":   func(l *Limits, n int) { l.NewUDP = rate(n, burstUDP) },
+	"conns":     func(l *Limits, n int) { l.Conns = n },
+	"new-conns": func(l *Limits, n int) { l.NewConns = limiter.Rate{PerSecond: n, Burst: n} },
+	"bytes":     func(l *Limits, n int) { l.Bytes = n },
 }
 
 // rates are the names whose numbers are per second.
-var rates = []string{"new", "new-udp"}
+var rates = []string{"new", "new-udp", "new-conns", "bytes"}
 
 // rate allows at once what comes in some seconds, but no more than by default
 // and no less than comes in one.
@@ -123,6 +139,15 @@ func Names() []string {
 // mostLimit bounds every number: more descriptors the kernel does not give
 // (fs.nr_open).
 const mostLimit = 1 << 30
+
+// Bounds on bytes a second. With fewer, a packet would take longer than a guest waits.
+const (
+	leastBytes = 1000
+	mostBytes  = 1 << 40
+)
+
+// units of bytes.
+var units = map[string]int{"k": 1e3, "M": 1e6, "G": 1e9}
 
 // leastSockets is what a worker needs besides its flows, and some of these.
 const leastSockets = 128
@@ -157,12 +182,29 @@ func number(name, value string) (int, error) {
 	if slices.Contains(rates, name) {
 		value = strings.TrimSuffix(value, "/s")
 	}
+	unit, most := 1, mostLimit
+	if name == "bytes" {
+		most = mostBytes
+		for u, n := range units {
+			if bare, ok := strings.CutSuffix(value, u); ok {
+				value, unit = bare, n
+				break
+			}
+		}
+	}
 	n, err := strconv.Atoi(value)
+	if err == nil && n <= most/unit {
+		n *= unit
+	} else if err == nil {
+		n = most + 1
+	}
 	switch {
-	case err != nil || value[0] == '+' || n < 1 || n > mostLimit:
+	case err != nil || value[0] == '+' || n < 1 || n > most:
 		return 0, errors.New("a number of at least 1 is needed, or none")
 	case name == "sockets" && n < leastSockets:
 		return 0, fmt.Errorf("fewer than %d are not enough to run", leastSockets)
+	case name == "bytes" && n < leastBytes:
+		return 0, fmt.Errorf("fewer than %d a second are not enough for a packet", leastBytes)
 	}
 	return n, nil
 }

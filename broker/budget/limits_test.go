@@ -21,15 +21,18 @@ func TestParse(t *testing.T) {
 		{[]string{"new=50"}, func(l *Limits) { l.NewTCP = limiter.Rate{PerSecond: 50, Burst: 400} }},
 		{[]string{"new=5000"}, func(l *Limits) { l.NewTCP = limiter.Rate{PerSecond: 5000, Burst: 5000} }},
 		{[]string{"new-udp=none"}, func(l *Limits) { l.NewUDP = limiter.Rate{PerSecond: Unlimited, Burst: Unlimited} }},
+		{[]string{"conns=10,new-conns=7/s"}, func(l *Limits) { l.Conns, l.NewConns = 10, limiter.Rate{PerSecond: 7, Burst: 7} }},
+		{[]string{"bytes=1500k/s"}, func(l *Limits) { l.Bytes = 1_500_000 }},
+		{[]string{"bytes=2G"}, func(l *Limits) { l.Bytes = 2_000_000_000 }},
 		{[]string{"sockets=1000"}, func(l *Limits) { l.Sockets = 1000 }},
 		{[]string{"sockets=1000000"}, func(l *Limits) { l.Sockets = host.Descriptors }},
 		{[]string{"none"}, func(l *Limits) {
 			none := limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
-			*l = Limits{host.Descriptors, Unlimited, Unlimited, Unlimited, host.Descriptors / 2, none, none}
+			*l = Limits{host.Descriptors, Unlimited, Unlimited, Unlimited, host.Descriptors / 2, none, none, Unlimited, none, Unlimited}
 		}},
 		{[]string{"none", "udp=9"}, func(l *Limits) {
 			none := limiter.Rate{PerSecond: Unlimited, Burst: Unlimited}
-			*l = Limits{host.Descriptors, 9, Unlimited, mostReplies, host.Descriptors / 2, none, none}
+			*l = Limits{host.Descriptors, 9, Unlimited, mostReplies, host.Descriptors / 2, none, none, Unlimited, none, Unlimited}
 		}},
 	} {
 		c := Change{}
@@ -45,7 +48,7 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "udp", "udp=", "udp=0", "udp=-1", "udp=+1", "udp=x", "udp=1/s", "new=1/m", "tcp=3", "=3", "udp=3,",
-		"udp=9999999999999999999", "sockets=10", "none=3", "udp=1 ", "UDP=3"} {
+		"udp=9999999999999999999", "sockets=10", "none=3", "udp=1 ", "UDP=3", "bytes=999", "bytes=1T", "bytes=2000G", "bytes=k", "udp=1k", "conns=0", "conns=3/s", "new-conns=0", "bytes=-1k"} {
 		if err := (Change{}).Parse(bad); err == nil {
 			t.Errorf("%q is accepted", bad)
 		} else if strings.Contains(err.Error(), "\n") {
@@ -63,7 +66,8 @@ func TestDefaults(t *testing.T) {
 				l := Defaults(h)
 				if l.Sockets < 1 || l.Sockets > descriptors || l.HalfOpen < 1 || l.HalfOpen > descriptors/2 ||
 					l.NewTCP.PerSecond < 1 || l.NewTCP.Burst < l.NewTCP.PerSecond || l.NewUDP.PerSecond < 1 || l.NewUDP.Burst < l.NewUDP.PerSecond ||
-					ephemeral >= 1000 && 4*l.UDP > ephemeral*4/5+4 && l.UDP > enoughPorts || l.WorkerUDP() < 1 || l.WorkerUDP() > l.UDP {
+					ephemeral >= 1000 && 4*l.UDP > ephemeral*4/5+4 && l.UDP > enoughPorts || l.WorkerUDP() < 1 || l.WorkerUDP() > l.UDP ||
+					(l.Conns == Unlimited) != (conntrack == 0) || conntrack > 10000 && l.Conns > conntrack/2 {
 					t.Errorf("%+v: %+v", h, l)
 				}
 				if l.With(Change{}, h) != l {

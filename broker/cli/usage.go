@@ -65,6 +65,10 @@ Limits (WHAT=N,...), N or "none":
   half-open            TCP connections that are being set up
   new, new-udp         TCP connections that nobody answers, and UDP flows, a
                        second
+  conns                flows at a time
+  new-conns            new flows a second, each way
+  bytes                bytes a second by the guest's link, each way; k, M and G
+                       may follow
 `
 
 // Usage returns the text that --help prints for a program called name.

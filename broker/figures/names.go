@@ -154,9 +154,9 @@ func named(all *[ipc.NumFigures]uint64) (r api.CountersReply) {
 }
 
 // kinds are what budgets are for, as a label.
-var kinds = [budget.Kinds]string{budget.TCP: "tcp_connecting", budget.UDP: "udp", budget.Reply: "udp_reply", budget.Echo: "icmp", budget.Upstream: "names"}
+var kinds = [budget.Kinds]string{budget.TCP: "tcp_connecting", budget.UDP: "udp", budget.Reply: "udp_reply", budget.Echo: "icmp", budget.Upstream: "names", budget.Conn: "flows"}
 
-var reasons = [budget.Reasons]string{budget.TooMany: "too_many", budget.TooFast: "too_fast", budget.HostShort: "host_short"}
+var reasons = [budget.Reasons]string{budget.TooMany: "too_many", budget.TooFast: "too_fast", budget.HostShort: "host_short", budget.ManyFlows: "many_flows", budget.Paced: "paced"}
 
 // own are the figures that the broker has itself.
 func (c *Collector) own(up bool) (all []api.Counter) {
@@ -174,6 +174,9 @@ func (c *Collector) own(up bool) (all []api.Counter) {
 	for k, u := range c.broker.Usage() {
 		if budget.Kind(k) == budget.Upstream && u.Opened+u.Refused == 0 {
 			continue // nothing is resolved for this guest
+		}
+		if budget.Kind(k) == budget.Conn && u.Limit == budget.Unlimited {
+			continue // they are not counted
 		}
 		kind := label("kind", kinds[k])
 		add("sockets_opened_total", "Sockets that were opened for the guest; of TCP, all and not only those under way.", kind, float64(u.Opened))

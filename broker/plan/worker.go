@@ -27,6 +27,9 @@ func (p *Plan) workerConfig(h Host) error {
 		UDPStream: h.UDPStream,
 		SYNRetry:  synRetries,
 		Stats:     uint32(cfg.Stats),
+		MaxConns:  uint32(max(p.Limits.Conns, 0)),
+		NewConns:  uint32(max(p.Limits.NewConns.PerSecond, 0)),
+		Bytes:     uint64(max(p.Limits.Bytes, 0)),
 	}
 	put := func(to *[16]byte, a netip.Addr) {
 		if a.IsValid() {

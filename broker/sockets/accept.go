@@ -33,11 +33,13 @@ type gate struct {
 	events  []unix.EpollEvent
 	refused map[uint32]uint64 // connections, by listener; under Factory.mu
 	lines   limiter.Bucket    // of the log
+	pace    limiter.Bucket    // of connections
 }
 
 func newGate() *gate {
 	return &gate{ep: -1, events: make([]unix.EpollEvent, 64), refused: map[uint32]uint64{},
-		lines: limiter.Bucket{Rate: limiter.Rate{PerSecond: 1, Burst: 20}}}
+		lines: limiter.Bucket{Rate: limiter.Rate{PerSecond: 1, Burst: 20}},
+		pace:  limiter.Bucket{Rate: limiter.Rate{PerSecond: -1}}}
 }
 
 // add has a listener's connections accepted. The caller holds Factory.mu.
@@ -92,9 +94,14 @@ func (f *Factory) acceptAll(send func(rec []byte, fd int) error) {
 // acceptSome takes what waits on a listener.
 func (f *Factory) acceptSome(id uint32, send func(rec []byte, fd int) error) {
 	for range acceptBurst {
+		if !f.gate.pace.Ready(time.Now()) {
+			time.Sleep(acceptPause) // they wait in the backlog
+			return
+		}
 		l, fd, peer, err := f.accept(id)
 		switch {
 		case err == nil:
+			f.gate.pace.Spend()
 			f.admit(&l, fd, peer, send)
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 			time.Sleep(acceptPause)

@@ -469,3 +469,64 @@ func TestCountEntries(t *testing.T) {
 		}
 	}
 }
+
+// TestBudgetOfFlows: a worker holds as many flows of all kinds as it may, connections
+// that were answered among them, whatever it says of what it has closed.
+func TestBudgetOfFlows(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	w, log := workWithin(t, func(l *budget.Limits) { l.Conns = 30 })
+	tcp := toLoopback(ipc.ProtoTCP, false, uint16(ln.Addr().(*net.TCPAddr).Port))
+	fds, last := w.requests(t, tcp, 20)
+	if len(fds) != 20 {
+		t.Fatalf("%d connections, then %v", len(fds), unix.Errno(last.Errno))
+	}
+	more, last := w.requests(t, toLoopback(ipc.ProtoUDP, false, 9), 20)
+	if len(more) != 10 || last.Errno != uint16(unix.EMFILE) {
+		t.Fatalf("%d flows beside 20 connections, then %v", len(more), unix.Errno(last.Errno))
+	}
+	if got, last := w.requests(t, tcp, 3); len(got) != 0 || last.Errno != uint16(unix.EMFILE) {
+		t.Errorf("%d more connections, %v", len(got), unix.Errno(last.Errno))
+	}
+	copies := make([]int, 5) // a copy is as good as the first one
+	for i := range copies {
+		copies[i], _ = unix.Dup(fds[i])
+	}
+	closeAll(fds[:8])
+	time.Sleep(120 * time.Millisecond) // a recount that found nothing was just now
+	got, _ := w.requests(t, tcp, 8)
+	if len(got) != 3 {
+		t.Errorf("%d connections where 3 were closed", len(got))
+	}
+	closeAll(copies)
+	closeAll(fds[8:])
+	closeAll(more)
+	closeAll(got)
+	if !strings.Contains(log.String(), "as many flows as it may") || !strings.Contains(log.String(), "conns=N") {
+		t.Errorf("log: %s", log.String())
+	}
+	if u := w.Factory.Usage()[budget.Conn]; u.Limit != 30 || u.Most != 30 || u.By[budget.ManyFlows] == 0 {
+		t.Errorf("%+v", u)
+	}
+}
+
+// TestBudgetOfNewFlows: so many flows in a second begin, of all kinds; the next one
+// may be asked for again.
+func TestBudgetOfNewFlows(t *testing.T) {
+	w, log := workWithin(t, func(l *budget.Limits) { l.NewConns = limiter.Rate{PerSecond: 2, Burst: 10} })
+	fds, last := w.requests(t, toLoopback(ipc.ProtoUDP, false, 9), 40)
+	defer closeAll(fds)
+	if len(fds) < 10 || len(fds) > 20 || last.Errno != uint16(unix.ENOBUFS) {
+		t.Errorf("%d flows, then %v", len(fds), unix.Errno(last.Errno))
+	}
+	if !strings.Contains(log.String(), "new-conns=N") || w.Factory.Usage()[budget.Conn].By[budget.Paced] == 0 {
+		t.Errorf("log: %s", log.String())
+	}
+	e := w.Factory.Why(ipc.ProtoUDP, netip.MustParseAddrPort("192.0.2.77:9"))
+	if s := e.Steps[len(e.Steps)-2].Result; !e.Allowed && !strings.Contains(s, "too many new flows in a second") {
+		t.Errorf("%q", s)
+	}
+}

@@ -221,9 +221,12 @@ func (g *ledger) would(k budget.Kind) (string, budget.Reason) {
 	if k == budget.TCP {
 		held += " under way"
 	}
+	if all := g.budget.Usage()[budget.Conn]; all.Limit != budget.Unlimited {
+		held += fmt.Sprintf(", %d of %d flows", all.Held, all.Limit)
+	}
 	return held + [...]string{
 		budget.Granted: ": there is room", budget.TooMany: ": no more may be", budget.TooFast: ": too many in too short a time",
-		budget.HostShort: ": the host has few ports left",
+		budget.HostShort: ": the host has few ports left", budget.ManyFlows: ": no more flows may be", budget.Paced: ": too many new flows in a second",
 	}[reason], reason
 }
 

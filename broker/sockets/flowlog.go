@@ -38,7 +38,7 @@ var impossible = [numAlways]string{
 
 func limitReason(r budget.Reason) string {
 	switch r {
-	case budget.TooFast:
+	case budget.TooFast, budget.Paced:
 		return "limit on new flows"
 	case budget.HostShort:
 		return "few ports left on the host"

@@ -222,7 +222,12 @@ func udpInUse(b []byte, name string) (n int, ok bool) {
 func (g *ledger) connecting(o outcome, flow stood) outcome {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.standing != nil && g.standing.all && !g.listed(budget.TCP, o.fd, flow) {
+	// Conn: those that are there count as flows, see budget.Counts.
+	all, remembered := g.standing != nil && g.standing.all, flow
+	if !all {
+		remembered = stood{}
+	}
+	if (all || g.budget.Counts()) && !g.listed(budget.Conn, o.fd, remembered) && all {
 		unix.Close(o.fd)
 		return nothing(unix.ENOMEM)
 	}

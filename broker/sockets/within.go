@@ -17,6 +17,9 @@ import (
 // confines itself and the first worker is served. An error says what cannot be
 // watched; the rest is.
 func (f *Factory) SetBudget(l budget.Limits, h budget.Host) (err error) {
+	if f.gate != nil {
+		f.gate.pace.Rate = l.NewConns
+	}
 	f.ledger, err = newLedger(l, h)
 	return err
 }
@@ -67,8 +70,11 @@ func kindOf(q *request) budget.Kind {
 // overBudgetErrno is what the worker is told: to let go of something, or that it
 // may be better the next time.
 func overBudgetErrno(r budget.Reason) unix.Errno {
-	if r == budget.TooFast {
+	switch r {
+	case budget.TooFast:
 		return unix.EAGAIN
+	case budget.Paced:
+		return unix.ENOBUFS // the guest is told nothing, and asks again by itself
 	}
 	return unix.EMFILE
 }
@@ -81,6 +87,10 @@ func (f *Factory) overBudget(k budget.Kind, r budget.Reason) {
 	}
 	text, limit := "", ""
 	switch {
+	case r == budget.Paced:
+		text, limit = "the guest begins more flows in a second than it may", "new-conns"
+	case r == budget.ManyFlows:
+		text, limit = "the guest has as many flows as it may", "conns"
 	case r == budget.TooMany && k == budget.UDP:
 		text, limit = "the guest has as many UDP flows as it may", "udp"
 	case r == budget.TooMany && k == budget.Echo:

@@ -221,7 +221,8 @@ func SplitToken(t uint64) (o Owner, gen uint32, index uint32) {
 // Readiness bits as epoll(7) reports them, include/uapi/linux/eventpoll.h.
 const (
 	Readable   = 0x1
-	Urgent     = 0x2 // an urgent byte is in the receive queue
+	Urgent     = 0x2      // an urgent byte is in the receive queue
+	Released   = 0x100000 // a limit of the lane's lets more go; no event of a socket's
 	Writable   = 0x4
 	Failed     = 0x8
 	HungUp     = 0x10

@@ -14,6 +14,7 @@ type Guest struct {
 	Traits // of the link
 
 	Shares *Shares // of the lane's descriptors; nil: there is no bound
+	Accept *Pace   // of connections to the guest; nil: there is no bound
 
 	MAC packet.MAC // where frames go; all zero until learned
 

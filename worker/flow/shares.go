@@ -24,6 +24,9 @@ type Shares struct {
 	used  [shares]int
 	held  int // sum over all of the greater of used and least
 
+	most  int // flows, whatever they hold; zero: any number
+	flows int
+
 	returned bool // something was, since Returned was asked
 }
 
@@ -56,6 +59,9 @@ func (s *Shares) May(k Share, n int) bool {
 		return true
 	}
 	more := max(s.used[k]+n, s.least[k]) - max(s.used[k], s.least[k])
+	if s.most > 0 && s.flows+flowsOf(n) > s.most {
+		return false
+	}
 	// What was promised to a kind is given also when listeners, which come at any
 	// time, have made the total smaller.
 	return more == 0 || s.held+more <= s.total
@@ -66,9 +72,21 @@ func (s *Shares) Take(k Share, n int) {
 	if s != nil {
 		s.held -= max(s.used[k], s.least[k])
 		s.used[k] += n
+		s.flows += flowsOf(n)
 		s.held += max(s.used[k], s.least[k])
 		s.returned = s.returned || n < 0
 	}
+}
+
+// Bound has no more than so many flows take descriptors, however many there are.
+func (s *Shares) Bound(flows int) { s.most = flows }
+
+// flowsOf is how many flows n descriptors are of: those past the link have two.
+func flowsOf(n int) int {
+	if n < 0 {
+		return -flowsOf(-n)
+	}
+	return (n + 1) / 2
 }
 
 // Lend returns what f says if k held one less, for whoever holds a part already and

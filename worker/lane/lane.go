@@ -51,6 +51,7 @@ const (
 	timerStats
 	timerAnswer
 	timerProbe
+	timerPace
 	laneTimers
 )
 
@@ -113,6 +114,8 @@ type Lane struct {
 	faulted   bool     // the guest's memory is not there any more
 	freed     bool     // a descriptor was closed since tcp was told
 	shortage  shortage
+	pace      *pace // nil: there is no limit on bytes
+	acceptDue int64 // when connections go on that wait for a limit on new ones; zero: none does
 	pkt       packet.Packet
 	again     packet.Packet // a datagram put together from fragments
 	seg       packet.TCP
@@ -218,6 +221,9 @@ func (l *Lane) configure(rec []byte) error {
 	nUDP := min(maxUDP, max(fds/2, 32))
 	nICMP := min(maxICMP, max(fds/4, 16))
 	g.Shares = flow.NewShares(fds - fds/16) // but for pipes
+	g.Shares.Bound(int(g.MaxConns))
+	g.Accept = flow.NewPace(int(g.NewConns))
+	l.pace = newPace(g.Bytes, l.now)
 	nBypass, nBypassUDP := fds/2, min(maxBypassUDP, max(fds/4, 16))
 	pool, err := kernel.Reserve(poolBytes)
 	if err != nil {
@@ -233,11 +239,11 @@ func (l *Lane) configure(rec []byte) error {
 	l.wheel = store.NewWheel(t.timers(), l.now)
 	l.bypass = bypass.New(l, g, l.wheel, bypassTimers, l.datagrams, nBypass, nBypassUDP)
 	t.add(flow.OwnerBypass, l.bypass)
-	l.tcp = tcp.New(l, g, l.wheel, tcpTimers, l.chunks, nTCP)
+	l.tcp = tcp.New(l.streams(), g, l.wheel, tcpTimers, l.chunks, nTCP)
 	t.add(flow.OwnerTCP, l.tcp)
-	l.udp = udp.New(l, g, l.wheel, udpTimers, l.datagrams, nUDP)
+	l.udp = udp.New(l.datagramEnv(), g, l.wheel, udpTimers, l.datagrams, nUDP)
 	t.add(flow.OwnerUDP, l.udp)
-	l.icmp = icmp.New(l, g, l.wheel, icmpTimers, l.datagrams, nICMP)
+	l.icmp = icmp.New(l.datagramEnv(), g, l.wheel, icmpTimers, l.datagrams, nICMP)
 	t.add(flow.OwnerICMP, l.icmp)
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady
 	t.ready[flow.OwnerLane], t.fire[flow.OwnerLane] = l.ready, l.expire
@@ -247,6 +253,9 @@ func (l *Lane) configure(rec []byte) error {
 		l.wheel.Set(l.timer+timerStats, l.now+l.stats.period)
 	}
 	l.tcp.BypassRoom = l.bypass.Room
+	if l.pace != nil {
+		l.tcp.Held = l.pace.hold
+	}
 	l.tcp.Bypass, l.udp.Bypass = l.bypass.Accepted, l.bypass.Datagrams
 	l.bypass.Return = l.udp.Return
 	if g.Has(ipc.FlagFlowLog) {
@@ -303,6 +312,7 @@ func (l *Lane) Send(o *packet.Offload, headers, payload []byte) bool {
 		return false
 	}
 	l.moved += len(payload)
+	l.pace.sent(len(payload))
 	if l.trace != nil {
 		l.trace.frame("to guest: ", headers, payload)
 	}
@@ -332,6 +342,7 @@ func (l *Lane) Reserve(e *packet.Ends, src, dst uint16, headers, n int) [][]byte
 // SendReserved implements flow.Direct.
 func (l *Lane) SendReserved(o *packet.Offload, headers []byte, n int) bool {
 	l.moved += n
+	l.pace.sent(n)
 	if !l.direct.SendReserved(o, headers, n) {
 		l.Stats.SendDropped++
 		return false
@@ -395,7 +406,7 @@ func (l *Lane) CanSend() bool {
 	if l.link == nil {
 		return l.guest.Has(ipc.FlagSpliceOnly) // nothing is ever sent, and nothing waits
 	}
-	return l.link.CanSend()
+	return l.link.CanSend() && l.pace.maySend(l.now)
 }
 
 // Open implements flow.Broker.

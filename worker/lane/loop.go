@@ -129,6 +129,7 @@ func (l *Lane) continueWork() {
 		l.table.freed() // whoever waits for that has work in the next turn
 	}
 	l.watchShortage()
+	l.awaitPace()
 }
 
 // finish sends what the turn has collected: requests to the broker, frames
@@ -280,6 +281,8 @@ func (l *Lane) expire(id uint32) {
 		l.tellStats()
 	case timerProbe:
 		l.probe()
+	case timerPace:
+		l.paced()
 	case timerAnswer: // the turn's end tries again
 	}
 }

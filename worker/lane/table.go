@@ -97,6 +97,13 @@ func (t *table) resume() {
 	}
 }
 
+// resumeFrom is resume, beginning at some translator.
+func (t *table) resumeFrom(k int) {
+	for n := range t.all {
+		t.all[(k+n)%len(t.all)].Resume()
+	}
+}
+
 func (t *table) pending() bool {
 	for _, tr := range t.all {
 		if tr.Pending() {

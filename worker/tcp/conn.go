@@ -63,6 +63,7 @@ const (
 	flagMarked                       // in Translator.marked
 	flagAbort                        // the host's side is to be reset
 	flagBulk                         // the last peek brought as much as is worth a place of its own
+	flagHeld                         // a limit holds what goes to the socket; the lane tells when it goes on
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices

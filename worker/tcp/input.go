@@ -291,6 +291,11 @@ func (t *Translator) Ready(token uint64, events uint32) {
 		return
 	}
 	c := t.flows.At(i)
+	released := events&flow.Released != 0
+	if released {
+		events = events&^flow.Released | flow.Writable
+		c.clear(flagHeld)
+	}
 	if c.state == stateConnecting {
 		if events&(flow.Failed|flow.HungUp) != 0 {
 			if e := t.env.TakeError(c.fd); e != 0 {
@@ -324,7 +329,7 @@ func (t *Translator) Ready(token uint64, events uint32) {
 		if c.state == stateOpen {
 			t.drain(i, c)
 		}
-		if events == flow.Writable && c.has(flagWritable) {
+		if events == flow.Writable && !released && c.has(flagWritable) {
 			t.noRoomAwaited(i, c)
 		}
 	}

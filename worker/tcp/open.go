@@ -327,6 +327,7 @@ func (t *Translator) accept(l *listener) {
 		fd, peer, port, e := t.env.Accept(l.fd)
 		switch e {
 		case 0:
+			t.g.Accept.Spend()
 			t.place(&parked{*l, fd, peer, port})
 		case syscall.EAGAIN:
 			l.waiting = false

@@ -58,6 +58,9 @@ func (t *Translator) room(l *listener, way int) bool {
 // mayAccept tells whether a connection that waits on l may be taken: there has to be
 // room on the way that it is going to go, or on one of them.
 func (t *Translator) mayAccept(l *listener) bool {
+	if !t.g.Accept.Ready(t.env.Now()) {
+		return false
+	}
 	switch {
 	case l.flags == 0:
 		return t.room(l, byLink)

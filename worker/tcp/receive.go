@@ -308,6 +308,13 @@ func (t *Translator) drain(i uint32, c *conn) {
 // awaitRoom notes that the socket takes no more for now.
 func (t *Translator) awaitRoom(i uint32, c *conn) {
 	c.clear(flagWritable)
+	if c.has(flagHeld) {
+		return
+	}
+	if t.Held != nil && t.Held(t.token(i)) {
+		c.set(flagHeld)
+		return
+	}
 	if c.has(flagAwaitRoom) {
 		return
 	}

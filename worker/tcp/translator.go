@@ -63,6 +63,9 @@ type Translator struct {
 	// set where listeners have a flag that says so.
 	Bypass func(listener uint32, flags uint8, fd int32, peer packet.Addr, port uint16)
 
+	// Held tells whether it is for a limit that a socket takes no more. Then its flow
+	// hears of flow.Released when more may go. Nil: there is no limit.
+	Held func(token uint64) bool
 	// Accepted hears of connections that come by a listener and go by the guest's
 	// link. Nil: nobody asks.
 	Accepted func(fd int32, token uint64, listener uint32, peer packet.Addr, port uint16)
