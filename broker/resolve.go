@@ -24,6 +24,9 @@ func (in *instance) prepareNames(id identity) error {
 	if in.flows != nil {
 		o.FlowLog = in.flows
 	}
+	if in.audit != nil {
+		o.Audit = in.audit
+	}
 	in.names = names.New(o)
 	var err error
 	in.asking, err = supervise.New(supervise.Options{

@@ -13,6 +13,7 @@ import (
 
 	"aldente/broker/cli"
 	"aldente/broker/control/api"
+	"aldente/broker/ingress"
 	"aldente/broker/plan"
 	"aldente/broker/reader"
 	"aldente/broker/rulesfile"
@@ -111,6 +112,8 @@ type rules struct {
 	mu     sync.Mutex
 	reader *reader.Reader // of the files of --rules, nil: there are none
 	asked  chan os.Signal // to read them again
+
+	ingress []ingress.Rule // in force
 }
 
 // awaitReloads has the files of --rules read again whenever SIGHUP asks for it. It
@@ -128,6 +131,7 @@ func (in *instance) awaitReloads() {
 
 // prepareRules makes what reads the files again, while this process may.
 func (in *instance) prepareRules() (err error) {
+	in.rules.ingress = in.cfg.Ingress
 	if len(in.cfg.RuleFiles) == 0 {
 		return nil
 	}
@@ -193,9 +197,25 @@ func (in *instance) putRules(next *cli.Config, keep bool) (*api.LoadReply, error
 		return nil, err
 	}
 	loaded := &api.LoadReply{Warnings: next.Warnings[len(in.cfg.Warnings):]}
-	var err error
-	if loaded.Rules, err = in.forward.ChangeRules(next); err != nil {
+	err := in.forward.ChangeRules(func(outbound []cli.Rule) (err error) {
+		if in.plan.Ingress == nil {
+			loaded.Rules, err = in.plan.ChangeRules(next, outbound)
+			return err
+		}
+		if err := in.factory.ReplaceIngress(next.Ingress); err != nil {
+			return err
+		}
+		if loaded.Rules, err = in.plan.ChangeRules(next, outbound); err != nil {
+			return errors.Join(err, in.factory.ReplaceIngress(in.rules.ingress))
+		}
+		in.rules.ingress = next.Ingress
+		return nil
+	})
+	if err != nil {
 		return nil, err
+	}
+	if in.names != nil {
+		in.names.Update()
 	}
 	in.factory.RulesChanged(keep)
 	loaded.Ended = in.recheckAll()

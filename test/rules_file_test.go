@@ -294,3 +294,42 @@ func TestRulesFileStart(t *testing.T) {
 		}
 	}
 }
+
+// TestRulesReloadOthers: redirects, and who may connect to the guest, follow rules that
+// are changed as well, and go back with those that are refused.
+func TestRulesReloadOthers(t *testing.T) {
+	needOurs(t)
+	lab := egressLab(t)
+	const in, out = "allow-in any\nallow any\n", "deny-in any\nallow any\n"
+	g := ruled(t, lab, in+"redirect 198.51.100.77:80=192.0.2.9:7\n", "-t", "9001")
+	go netlab.Echo(g.Listen("tcp", ":9001"))
+	comesIn := func() bool {
+		c, err := lab.Remote.DialError("tcp", netlab.Host4+":9001", 5*time.Second)
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		return lives(c)
+	}
+	check := func(name string, inside bool, redirected string) {
+		t.Helper()
+		if got := reach(g.Guest, "tcp 198.51.100.77:80"); got != redirected {
+			t.Errorf("%s: the redirect leads to %s, want %s", name, got, redirected)
+		}
+		if comesIn() != inside {
+			t.Errorf("%s: from outside: %t, want %t", name, !inside, inside)
+		}
+	}
+	check("at the start", true, open)
+	g.write(out + "redirect 198.51.100.77:80=192.0.2.9:9\n") // where nobody listens
+	g.hangUp("egress rules were loaded")
+	check("changed", false, refused)
+	for _, wrong := range []string{in + "redirect x\n", in + "limit udp=5\n", "allow-in nobody\nallow any\n"} {
+		g.write(wrong)
+		g.hangUp("the egress rules stay as they are")
+		check("wrong", false, refused)
+	}
+	g.write(in + "redirect 198.51.100.77:80=192.0.2.9:7\n")
+	g.hangUp("egress rules were loaded")
+	check("and back", true, open)
+}

@@ -98,6 +98,13 @@ type EgressOption struct {
 	At    string // "FILE:LINE" of a rules file, empty: it is an option
 }
 
+// OtherRule is a line of a rules file, or an option that could be one, which is no
+// EgressOption.
+type OtherRule struct {
+	Text string // as a line has it
+	At   string // "FILE:LINE" of a rules file, empty: it is an option
+}
+
 // IDs is a user and group to run as.
 type IDs struct{ UID, GID uint32 }
 
@@ -182,6 +189,7 @@ type Config struct {
 	NamesNXDOMAIN    bool           // --names-nxdomain: refused names do not exist
 	RuleFiles        []string       // --rules, in their order: see WithRules
 	KeepFlows        bool           // --keep-flows: what rules refuse that are changed goes on until it ends
+	OtherRules       []OtherRule    // what WithRules has found besides Egress, in its order
 	Audit            string         // --audit: what "deny any" refuses is allowed, and recorded there
 	CheckFiles       []string       // operands of --check-rules: each is checked by itself, with all options
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators

@@ -5,6 +5,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -22,17 +23,30 @@ type verb struct {
 	// check says what is wrong with an argument, as far as the option's setter leaves
 	// that to others. Nil: it leaves nothing.
 	check func(arg string) error
-	// same is set where the option means something only at the start: whether two
-	// command lines agree about it. Nil: it may be changed while the instance runs.
+	// same is set where the option means something only at the start: whether the
+	// second command line may be put into force in an instance of the first. Nil: it
+	// may be changed while that runs.
 	same func(a, b *Config) bool
 }
 
 var verbs = []verb{
 	{option: "allow", forget: func(c *Config) { c.Egress = nil }, check: egress.Check},
 	{option: "deny", forget: func(c *Config) { c.Egress = nil }, check: egress.Check},
+	{option: "allow-in", forget: func(c *Config) { c.Ingress = nil }, same: ingressLives},
+	{option: "deny-in", forget: func(c *Config) { c.Ingress = nil }, same: ingressLives},
+	{option: "redirect", forget: func(c *Config) { c.Redirects = nil },
+		same: func(a, b *Config) bool { return len(a.Redirects) > 0 || len(b.Redirects) == 0 }},
+	{option: "limit", forget: func(c *Config) { c.Limits = nil },
+		same: func(a, b *Config) bool { return maps.Equal(a.Limits, b.Limits) }},
+	{option: "names-nxdomain", forget: func(c *Config) { c.NamesNXDOMAIN = false },
+		same: func(a, b *Config) bool { return a.NamesNXDOMAIN == b.NamesNXDOMAIN }},
 	{option: "nat64", forget: func(c *Config) { c.NAT64 = nil },
 		same: func(a, b *Config) bool { return slices.Equal(a.NAT64, b.NAT64) }},
 }
+
+// ingressLives tells whether rules for what comes in can be changed: only if there were
+// some at the start, connections are looked at.
+func ingressLives(a, b *Config) bool { return len(a.Ingress) > 0 || len(b.Ingress) == 0 }
 
 // said is an option of a rules file's kind as it was given, in order: with an argument,
 // or the place of a file.
@@ -119,7 +133,7 @@ func (c *Config) WithLoaded(text RulesText) (*Config, error) {
 // resolve makes a Config anew of all that was said.
 func (c *Config) resolve(text func(file string) *RulesText) (*Config, error) {
 	next := *c
-	next.said = c.said[:len(c.said):len(c.said)]
+	next.said, next.OtherRules = c.said[:len(c.said):len(c.said)], nil
 	next.Warnings = slices.Clone(c.Warnings)
 	for i := range verbs {
 		verbs[i].forget(&next)
@@ -133,6 +147,7 @@ func (c *Config) resolve(text func(file string) *RulesText) (*Config, error) {
 				return nil, err
 			}
 			next.Warnings = next.Warnings[:warned]
+			next.other(s.verb, s.arg, "")
 			continue
 		}
 		t := text(s.file)
@@ -195,6 +210,7 @@ func (p *parser) rule(file string, r *rulesfile.Rule) *rulesfile.Error {
 		return fail(err)
 	}
 	at := fmt.Sprintf("%s:%d", file, r.Line)
+	p.c.other(v, r.Arg, at)
 	for i := warned; i < len(p.c.Warnings); i++ {
 		p.c.Warnings[i] = at + ": " + p.c.Warnings[i]
 	}
@@ -202,6 +218,13 @@ func (p *parser) rule(file string, r *rulesfile.Rule) *rulesfile.Error {
 		p.c.Egress[i].At = at
 	}
 	return nil
+}
+
+// other notes what is no egress rule.
+func (c *Config) other(v *verb, arg, at string) {
+	if v.option != "allow" && v.option != "deny" {
+		c.OtherRules = append(c.OtherRules, OtherRule{rulesfile.Rule{Verb: v.option, Arg: arg}.String(), at})
+	}
 }
 
 // row is the option's.

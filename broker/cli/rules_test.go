@@ -120,6 +120,36 @@ func TestRulesFixed(t *testing.T) {
 	}
 }
 
+// TestRulesLive: redirects and rules for what comes in can be changed where there were
+// some, and not come first later.
+func TestRulesLive(t *testing.T) {
+	for _, tt := range []struct {
+		was, is string
+		ok      bool
+	}{
+		{"allow any", "allow any\nredirect 192.0.2.1=192.0.2.2", false}, {"redirect 192.0.2.1=192.0.2.2", "redirect 192.0.2.1=192.0.2.3", true},
+		{"redirect 192.0.2.1=192.0.2.2", "allow any", true}, {"allow any", "deny-in any", false}, {"allow-in 192.0.2.1", "deny-in any", true},
+		{"limit udp=7", "limit udp=7", true}, {"limit udp=7", "limit udp=8", false}, {"allow any", "names-nxdomain\nallow any", false}, {"names-nxdomain", "names-nxdomain", true},
+	} {
+		c := mustParse(t, "pasta --rules a")
+		was, err := c.WithRules([]RulesText{text("a", tt.was)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := was.WithRules([]RulesText{text("a", tt.is)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := was.Fixed(is); (err == nil) != tt.ok {
+			t.Errorf("%q to %q: %v", tt.was, tt.is, err)
+		}
+	}
+	c, err := mustParse(t, "pasta --limit udp=7 --rules a").WithRules([]RulesText{text("a", "allow any\nallow-in 192.0.2.1\n")})
+	if want := []OtherRule{{"limit udp=7", ""}, {"allow-in 192.0.2.1", "a:2"}}; err != nil || !slices.Equal(c.OtherRules, want) {
+		t.Errorf("%+v, %v", c.OtherRules, err)
+	}
+}
+
 // TestVerbs: each row is of an option, and takes back what it has put there: applied
 // twice, a command line is what it was.
 func TestVerbs(t *testing.T) {

@@ -28,8 +28,8 @@ func Lint(rules []Rule, name func(i int) string) ([]Finding, error) {
 	all := make([]Finding, len(l.rules))
 	for i := range l.rules {
 		r := &l.rules[i]
-		if all[i].Text = r.normal(); r.source != ByOption && r.source != ByFile {
-			continue // nobody has written it
+		if all[i].Text = r.normal(); r.source != ByFile && (r.source != ByOption || r.note != "") {
+			continue // nobody has written it as it is
 		}
 		warn := func(format string, args ...any) {
 			all[i].Warnings = append(all[i].Warnings, fmt.Sprintf(format, args...))

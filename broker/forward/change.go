@@ -65,12 +65,12 @@ func (f *Forwarder) Update(next func(now plan.Rules) (plan.Rules, error)) error 
 	return nil
 }
 
-// ChangeRules puts the egress rules of another command line into force, beside what -T
-// and -U allow, and returns how many there are of that command line.
-func (f *Forwarder) ChangeRules(cfg *cli.Config) (n int, err error) {
+// ChangeRules has other rules put into force, beside what the rules of -T and -U, which it
+// is told, allow. No port rule changes, and no listener is made, meanwhile.
+func (f *Forwarder) ChangeRules(change func(outbound []cli.Rule) error) error {
 	f.change.Lock()
 	defer f.change.Unlock()
-	return f.plan.ChangeRules(cfg, f.inForce().Outbound)
+	return change(f.inForce().Outbound)
 }
 
 // transaction is a change of rules on its way.

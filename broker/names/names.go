@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/audit"
 	"aldente/broker/limiter"
 	"aldente/ipc"
 	"aldente/ipc/domain"
@@ -56,7 +57,16 @@ type FlowLog interface {
 	NameRefused(name, typ, reason string) // all in letters that a log can show
 }
 
-// Options say what a server does. All but FlowLog and Other are required.
+// Audit learns which names the guest needs, see audit.Log. What no rule by name refuses is
+// told it then.
+type Audit interface {
+	// Named notes the addresses that the guest is told of a name.
+	Named(name string, addrs []netip.Addr)
+	// Asked notes a name that the guest has asked for.
+	Asked(name, verdict, rule string)
+}
+
+// Options say what a server does. All but FlowLog, Audit and Other are required.
 type Options struct {
 	Logger    *slog.Logger    // takes refused names, and with debugging those that are resolved
 	Config    ipc.NamesConfig // but for the number of resolvers
@@ -64,6 +74,7 @@ type Options struct {
 	Rules     Rules           // judge addresses
 	Sockets   Sockets         // to resolvers
 	FlowLog   FlowLog         // nil: none
+	Audit     Audit           // nil: none
 	// Other takes records of kinds that are none of ours; its error is the process's end.
 	Other func(kind ipc.Kind, rec []byte) error
 }
@@ -270,8 +281,25 @@ func (s *Server) grant(control int, n *ipc.Named) error {
 		addrs[i] = netip.AddrFrom16(n.Addr[i]).Unmap()
 	}
 	granted := s.Rules.Grant(name, aliases, addrs, time.Now().Add(time.Duration(n.TTL)*time.Second))
+	if s.Audit != nil && s.learns(name, aliases...) != audit.Refused {
+		granted = 1<<len(addrs) - 1 // where the guest may connect is decided then
+		s.Audit.Named(string(name), addrs)
+	}
 	s.Logger.Debug("name resolved", "name", string(name), "type", typeName(n.Type), "addresses", len(addrs), "granted", ones(granted))
 	return ipc.Send(control, (&ipc.Granted{Seq: n.Seq, Mask: granted}).Encode(), -1)
+}
+
+// learns is what the rules say of a name, with --audit: refused is what a rule by name
+// refuses.
+func (s *Server) learns(name domain.Name, aliases ...domain.Name) string {
+	rules := s.Rules.Names()
+	switch v := rules.Judge(name, aliases...); {
+	case v.Allowed:
+		return audit.Allowed
+	case v.Rule >= 0:
+		return audit.Refused
+	}
+	return audit.Denied
 }
 
 // canonical is a name that is written as package domain writes it, or no process of ours

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"aldente/ipc"
+	"aldente/ipc/domain"
 )
 
 // maxNamed bounds the names of which the log says once each that they are refused. A guest
@@ -32,8 +33,11 @@ func (s *Server) refused(rec []byte) error {
 		return err
 	}
 	reason, ok := reasons[r.Why]
-	if !ok {
-		return nil // it was looked up
+	if !ok { // it was looked up
+		if name, err := domain.Parse(r.Name.String()); err == nil && s.Audit != nil {
+			s.Audit.Asked(string(name), s.learns(name), "")
+		}
+		return nil
 	}
 	name, typ := r.Name.String(), typeName(r.Type)
 	if s.FlowLog != nil {

@@ -38,6 +38,9 @@ func CheckedRules(cfg *cli.Config) ([]CheckedRule, error) {
 	for i, f := range found {
 		all[i] = CheckedRule{i + 1, f.Text, from(i), f.Warnings}
 	}
+	for _, o := range cfg.OtherRules {
+		all = append(all, CheckedRule{len(all) + 1, o.Text, cmp.Or(o.At, string(egress.ByOption)), nil})
+	}
 	return all, nil
 }
 

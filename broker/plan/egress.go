@@ -4,6 +4,7 @@ package plan
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 
 	"aldente/broker/cli"
@@ -16,7 +17,7 @@ import (
 // be any later.
 func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 	rules := egressRules(cfg, outbound(cfg))
-	if len(rules) == 0 && !cfg.Reloads() {
+	if len(rules) == 0 && !cfg.Reloads() && cfg.Audit == "" {
 		return nil, nil
 	}
 	p, err := egress.New(rules, h.Network.Own)
@@ -30,6 +31,13 @@ func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 
 // byName tells whether a rule is by name.
 func (p *Plan) byName() bool { return p.Egress != nil && p.Egress.ByName() }
+
+// answers tells whether aldente-names answers the guest: where a rule is by name, and
+// where names are to be learned.
+func (p *Plan) answers() bool {
+	learn := p.cfg.Audit != "" && !p.cfg.SpliceOnly && (!p.cfg.DNSNone || p.cfg.DNSForward4.IsValid() || p.cfg.DNSForward6.IsValid())
+	return learn || p.byName()
+}
 
 // checkNames tells what keeps rules by name from ever fitting: they know addresses from
 // what the guest asks.
@@ -65,12 +73,35 @@ func (p *Plan) ChangeRules(cfg *cli.Config, outbound []cli.Rule) (n int, err err
 	if p.Egress == nil {
 		return 0, errors.New("this instance was started without --rules and --control: its rules stay")
 	}
+	if err := p.checkChange(cfg); err != nil {
+		return 0, err
+	}
 	before := p.ruled.Swap(cfg)
 	if err := p.Forwarded(outbound); err != nil {
 		p.ruled.Store(before)
 		return 0, err
 	}
-	return len(cfg.Egress), nil
+	if p.Redirects != nil {
+		p.Redirects.Replace(cfg.Redirects)
+	}
+	return len(cfg.Egress) + len(cfg.Redirects) + len(cfg.Ingress), nil
+}
+
+// checkChange tells what of other rules cannot be had while the instance runs.
+func (p *Plan) checkChange(cfg *cli.Config) error {
+	byName := 0
+	for _, r := range cfg.Egress {
+		if egress.IsName(r.Dest) {
+			byName++
+		}
+	}
+	switch {
+	case byName > 0 && p.Names == nil:
+		return errors.New("no rule was by name at the start, so that nobody reads what the guest asks for: start the instance again with the new rules")
+	case byName > ipc.MaxNameRules:
+		return fmt.Errorf("%d rules are by name, at most %d are possible: use wildcards", byName, ipc.MaxNameRules)
+	}
+	return nil
 }
 
 // egressRules are those of --allow and --deny, and aldente's own behind them, with

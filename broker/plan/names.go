@@ -16,10 +16,10 @@ type Names struct {
 	Resolvers []netip.Addr    // in the order in which they are asked, at most ipc.MaxResolvers
 }
 
-// planNames has questions answered by aldente-names where a rule is by name, whichever
-// resolver the guest asks of those that it may know.
+// planNames has questions answered by aldente-names where a rule is by name, or names are
+// to be learned, whichever resolver the guest asks of those that it may know.
 func (p *Plan) planNames(r hostnet.Resolvers) {
-	if p.Egress == nil || !p.Egress.ByName() {
+	if !p.answers() {
 		return
 	}
 	p.Names = &Names{Resolvers: p.upstream(r)}
@@ -27,7 +27,7 @@ func (p *Plan) planNames(r hostnet.Resolvers) {
 	for _, b := range []struct {
 		on  bool
 		bit uint32
-	}{{p.cfg.NamesNXDOMAIN, ipc.NamesNXDOMAIN}, {p.cfg.Debug, ipc.NamesDebug}} {
+	}{{p.cfg.NamesNXDOMAIN, ipc.NamesNXDOMAIN}, {p.cfg.Audit != "", ipc.NamesAudit}, {p.cfg.Debug, ipc.NamesDebug}} {
 		if b.on {
 			c.Flags |= b.bit
 		}

@@ -104,7 +104,9 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 
 // HasEgressRules tells whether options or defaults say where the guest may connect, or
 // may later, so that Host.Local is asked.
-func HasEgressRules(cfg *cli.Config) bool { return len(egressRules(cfg, nil)) > 0 || cfg.Reloads() }
+func HasEgressRules(cfg *cli.Config) bool {
+	return len(egressRules(cfg, nil)) > 0 || cfg.Reloads() || cfg.Audit != ""
+}
 
 // NeedsClients tells whether the factory has to tell clients of the host's own from
 // services: where UDP ports are forwarded to the guest, or may be later.

@@ -68,7 +68,7 @@ func (p *Plan) serves(r hostnet.Resolvers) bool {
 		}
 		switch {
 		case !f.enabled:
-		case f.asks(s) || s.IsLoopback() && p.leadsOut(53) && !p.byName():
+		case f.asks(s) || s.IsLoopback() && p.leadsOut(53) && !p.answers():
 			some = true
 		default:
 			return false
