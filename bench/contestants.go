@@ -30,6 +30,8 @@ type entrant struct {
 	guest *netlab.NS
 	pids  func() []int // its processes, none for the kernel
 	port  int          // first of the ports that are forwarded to it
+
+	resolver string // that the guest asks, of namesGroup
 }
 
 func cores() int { return runtime.NumCPU() }
@@ -66,7 +68,7 @@ func firstLine(args ...string) string {
 }
 
 func startVeth(lab *netlab.Lab, c contestant, mtu int) *entrant {
-	return &entrant{c.name, lab.Host, func() []int { return nil }, nextPorts()}
+	return &entrant{name: c.name, guest: lab.Host, pids: func() []int { return nil }, port: nextPorts()}
 }
 
 // startPasta starts passt's pasta or this one. The gateway is not mapped, so
@@ -77,7 +79,7 @@ func startPasta(lab *netlab.Lab, c contestant, mtu int) *entrant {
 	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour,
 		Args: []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu), "-t", forward, "-u", forward}})
 	ports(g.NS)
-	return &entrant{c.name, g.NS, g.Processes, port}
+	return &entrant{name: c.name, guest: g.NS, pids: g.Processes, port: port}
 }
 
 func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
@@ -103,7 +105,7 @@ func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
 	})
 	guest.SetCongestionControl()
 	ports(guest)
-	e := &entrant{c.name, guest, func() []int { return netlab.Children(p.PID) }, nextPorts()}
+	e := &entrant{name: c.name, guest: guest, pids: func() []int { return netlab.Children(p.PID) }, port: nextPorts()}
 	for port := e.port; port < e.port+forwarded; port++ {
 		if err := slirpForward(api, port); err != nil {
 			lab.TB.Fatalf("%v", err)

@@ -26,6 +26,9 @@ var sysctls = []struct{ name, wmem, rmem string }{
 type group struct {
 	mtu  int
 	rows []row
+	// Of a group with instances of its own: what serves them, and who starts them.
+	prepare func(lab *netlab.Lab)
+	start   func(lab *netlab.Lab, c contestant, mtu int) *entrant
 }
 
 // row is one line of the table, or several that one measurement yields.
@@ -68,7 +71,7 @@ func groups(short bool) []group {
 		}
 		all = append(all, g)
 	}
-	return all
+	return append(all, namesGroup())
 }
 
 // measure runs the group's rows once for each contestant, in turn; backward is
@@ -87,13 +90,18 @@ func (g group) measure(o options, t *report.Table, backward bool) error {
 	b := bed.New("bench")
 	defer b.Close()
 	var lab *netlab.Lab
-	if err := bed.Try(func() { lab = netlab.New(b, netlab.Options{MTU: g.mtu}); ports(lab.Host); ports(lab.Remote) }); err != nil {
+	if err := bed.Try(func() {
+		lab = netlab.New(b, netlab.Options{MTU: g.mtu})
+		ports(lab.Host)
+		ports(lab.Remote)
+		g.serve(lab)
+	}); err != nil {
 		return err
 	}
 	if first {
 		startups(o, lab, t)
 	}
-	entrants := enter(o, lab, g.mtu, backward)
+	entrants := enter(o, lab, &g, backward)
 	if first {
 		time.Sleep(time.Second)
 		for _, e := range entrants {
@@ -115,16 +123,30 @@ func (g group) measure(o options, t *report.Table, backward bool) error {
 	return nil
 }
 
+// serve starts what the group's instances ask.
+func (g *group) serve(lab *netlab.Lab) {
+	if g.prepare != nil {
+		g.prepare(lab)
+	}
+}
+
 // enter starts all contestants, in the order in which they are measured: who starts
 // last is slower by a tenth in some rows, whichever program it is. One that fails is
 // left out with a message.
-func enter(o options, lab *netlab.Lab, mtu int, backward bool) (all []*entrant) {
+func enter(o options, lab *netlab.Lab, g *group, backward bool) (all []*entrant) {
 	cs := contestants(o)
 	if backward {
 		slices.Reverse(cs)
 	}
 	for _, c := range cs {
-		if err := bed.Try(func() { all = append(all, c.start(lab, c, mtu)) }); err != nil {
+		start := c.start
+		if g.start != nil {
+			if c.name == "slirp4netns" {
+				continue // whose resolver is the machine's
+			}
+			start = g.start
+		}
+		if err := bed.Try(func() { all = append(all, start(lab, c, g.mtu)) }); err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %s left out: %v\n", c.name, err)
 		}
 	}

@@ -104,21 +104,7 @@ func roundTrips(p path, network string, clients int, span time.Duration) (rate, 
 func connections(w path, clients int, span time.Duration) (rate, error) {
 	ln := w.server.Listen("tcp4", w.listen)
 	defer ln.Close()
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				b := make([]byte, 1)
-				if _, err := io.ReadFull(c, b); err == nil {
-					_, _ = c.Write(b)
-				}
-				c.Close()
-			}()
-		}
-	}()
+	go oneByte(ln)
 	p := w.client.Start(netlab.Spec{Args: []string{"/proc/self/exe", clientArg, w.dial, fmt.Sprint(clients), span.String()}, Timeout: 30*time.Second + 2*span})
 	st := p.Wait()
 	var r rate
@@ -126,6 +112,23 @@ func connections(w path, clients int, span time.Duration) (rate, error) {
 		return r, fmt.Errorf("client: status %d, %v\n%s", st, err, p.Output())
 	}
 	return r, nil
+}
+
+// oneByte returns one byte to each client, and closes.
+func oneByte(ln net.Listener) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			b := make([]byte, 1)
+			if _, err := io.ReadFull(c, b); err == nil {
+				_, _ = c.Write(b)
+			}
+			c.Close()
+		}()
+	}
 }
 
 // clientArg as first argument makes the program the client of connections.

@@ -11,7 +11,7 @@ import (
 
 // namesFiles is how many descriptors aldente-names may hold: of its clients, of sockets to
 // resolvers, and of those that are on their way to it.
-const namesFiles = 4096
+const namesFiles = 10 << 10
 
 // prepareNames has aldente-names made, where a rule is by name. It is confined as a worker
 // is, and replaced as one.

@@ -45,7 +45,7 @@ type scripted struct {
 	log     bool
 }
 
-func prepare(control int) (resolver, error) {
+func prepare(control, _ int) (resolver, error) {
 	args, err := policy.ParseArguments(os.Args)
 	if err != nil {
 		return nil, err

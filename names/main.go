@@ -59,7 +59,7 @@ func main() {
 	}
 
 	// 2. Read the start-up records: how many resolvers there are, and the rules.
-	r, err := prepare(policy.ControlFD)
+	r, err := prepare(policy.ControlFD, args.Files)
 	if err != nil {
 		stage.Fail(err)
 	}

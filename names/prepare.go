@@ -8,4 +8,4 @@ import "aldente/names/loop"
 
 // prepare reads the start-up records from the control channel, up to
 // ipc.NamesKindStart.
-func prepare(control int) (resolver, error) { return loop.New(control) }
+func prepare(control, files int) (resolver, error) { return loop.New(control, files) }

@@ -257,3 +257,39 @@ func TestByNameDig(t *testing.T) {
 	}
 	onlyAsked(t, z, "pypi.test", ".pythonhosted.test")
 }
+
+// TestByNameOldSocket: a socket that has asked before a thousand others is answered as before.
+func TestByNameOldSocket(t *testing.T) {
+	needOurs(t)
+	lab, _ := namesLab(t)
+	g := lab.GuestWith(netlab.GuestSpec{Args: append([]string{"--config-net"}, byName...), Resolv: "nameserver 192.0.2.9\n"})
+	question := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04pypi\x04test\x00\x00\x01\x00\x01")
+	ask := func(c net.Conn) error {
+		b := make([]byte, 512)
+		var err error
+		for range 3 { // a datagram may be lost
+			_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+			if _, err = c.Write(question); err == nil {
+				_, err = c.Read(b)
+			}
+			if err == nil || !os.IsTimeout(err) {
+				break
+			}
+		}
+		return err
+	}
+	first := g.Dial("udp", "192.0.2.9:53")
+	if err := ask(first); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1000 {
+		c := g.Dial("udp", "192.0.2.9:53")
+		if err := ask(c); err != nil {
+			t.Fatalf("socket %d: %v", i, err)
+		}
+		c.Close()
+	}
+	if err := ask(first); err != nil {
+		t.Error(err)
+	}
+}

@@ -39,7 +39,7 @@ func (e *Engine) Client(id uint32, tcp bool, now int64) {
 		e.forget(old) // the number is another's by now
 	}
 	c := &client{id: id, tcp: tcp, heard: now}
-	order, most, idle := &e.udp, MaxUDP, udpIdle
+	order, most, idle := &e.udp, e.cfg.Clients, udpIdle
 	if tcp {
 		order, most, idle = &e.tcp, MaxTCP, tcpIdle
 		c.reader = frame.NewReader(MaxQuestion)

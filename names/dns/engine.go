@@ -45,6 +45,9 @@ type Config struct {
 	PlainHellos bool
 	// Audit: no name is refused, and each is told of.
 	Audit bool
+	// Clients is how many clients of UDP there may be, if not MaxUDP: each takes a
+	// descriptor.
+	Clients int
 	// Random fills a slice with what nobody can guess.
 	Random func([]byte)
 }
@@ -129,6 +132,9 @@ type Engine struct {
 
 // New returns an engine that refuses all names until SetRules.
 func New(cfg Config, host Host) *Engine {
+	if cfg.Clients <= 0 || cfg.Clients > MaxUDP {
+		cfg.Clients = MaxUDP
+	}
 	e := &Engine{
 		cfg: cfg, host: host, rules: &domain.Rules{},
 		clients: make(map[uint32]*client), questions: make(map[key]*question), named: make(map[uint32]*question),

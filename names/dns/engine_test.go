@@ -309,7 +309,7 @@ func TestRulesChangeBefore(t *testing.T) {
 		w.e.SetRules(rulesOf(t, "a.test"))
 		return nil
 	}
-	if m := w.ask("b.test.", tA); m.RCode != refused || w.asked != 1 || len(w.e.questions)+len(w.sockets) != 2*ahead {
+	if m := w.ask("b.test.", tA); m.RCode != refused || w.asked != 1 || len(w.e.questions) != 0 {
 		t.Errorf("asked %d times: %v", w.asked, m.RCode)
 	}
 }

@@ -20,8 +20,10 @@ const (
 	// connection.
 	MaxPerClient = 32
 	// MaxUDP and MaxTCP are how many clients there may be. Who has been silent for
-	// longest goes first.
-	MaxUDP = 512
+	// longest goes first. Of UDP they are more than the worker has flows of, on
+	// hosts with as many ports as usual: nothing says that a flow has ended, and where a
+	// guest has one still, what it asks next would be refused.
+	MaxUDP = 8192
 	MaxTCP = 64
 
 	// MaxQuestion and MaxMessage are the most that a message of the guest's, and
@@ -77,7 +79,7 @@ const (
 )
 
 const (
-	ahead       = 4 // sockets kept ready for the resolver that is asked first
+	ahead       = 8 // sockets at most that are kept ready for the resolver that was asked last
 	maxAttempts = 8 // messages sent upstream for one question
 	maxLies     = 8 // answers to something else on one socket, before another way is taken
 )

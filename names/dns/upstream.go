@@ -106,7 +106,6 @@ func (e *Engine) try(q *question, r uint8, tcp bool, now int64) {
 	e.arm(q.until)
 	s := e.take(r, tcp, now)
 	s.q, q.socket = q, s
-	e.keepReady(r, now)
 	if s.open {
 		e.put(q, now)
 	}
@@ -144,8 +143,12 @@ func (e *Engine) dial(r uint8, tcp bool, now int64) *socket {
 	return s
 }
 
-// keepReady has sockets made ahead.
+// keepReady has sockets made ahead, several at a time, if there are few. That is when a
+// question has its answer, so that none waits for it.
 func (e *Engine) keepReady(r uint8, now int64) {
+	if len(e.resolvers[r].ready) >= ahead/2 {
+		return
+	}
 	for len(e.resolvers[r].ready) < ahead {
 		e.resolvers[r].ready = append(e.resolvers[r].ready, e.dial(r, false, now))
 		e.arm(now + readyLife)

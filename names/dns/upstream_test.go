@@ -369,14 +369,15 @@ func TestReady(t *testing.T) {
 	for i := range 20 {
 		w.ask(fmt.Sprintf("n%d.test.", i), tA)
 	}
-	if w.dials != ahead+20 || len(w.sockets) != ahead {
-		t.Errorf("%d sockets made, %d left", w.dials, len(w.sockets))
+	if left := len(w.sockets); w.dials != 20+left || left > ahead || left < ahead/2 {
+		t.Errorf("%d sockets made, %d left", w.dials, left)
 	}
+	left := len(w.sockets)
 	for seq := range w.sockets {
 		w.e.Answered(seq, make([]byte, 40), w.now)
 		break
 	}
-	if len(w.sockets) != ahead-1 || w.e.Figures().Lies != 1 {
+	if len(w.sockets) != left-1 || w.e.Figures().Lies != 1 {
 		t.Errorf("%d sockets left", len(w.sockets))
 	}
 	for seq := range w.sockets {

@@ -38,6 +38,7 @@ const countEvery = time.Second
 // Loop is the process's one loop.
 type Loop struct {
 	control int
+	files   int // that there may be; zero: any number
 	poll    kernel.Poller
 	began   time.Time
 
@@ -67,9 +68,14 @@ const (
 
 func token(of int, id uint32) uint64 { return uint64(of)<<32 | uint64(id) }
 
-// New reads the start-up records.
-func New(control int) (*Loop, error) {
-	l := &Loop{control: control, began: time.Now(), phase: ipc.First, clients: map[uint32]*conn{}, asked: map[uint32]*conn{}}
+// spare is how many descriptors are left for what are no clients of UDP: connections,
+// sockets to resolvers, and what comes before others have gone.
+const spare = 1024
+
+// New reads the start-up records. A process may hold files descriptors, or any number
+// if that is zero.
+func New(control, files int) (*Loop, error) {
+	l := &Loop{control: control, files: files, began: time.Now(), phase: ipc.First, clients: map[uint32]*conn{}, asked: map[uint32]*conn{}}
 	if err := l.poll.Open(); err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func newStage(t *testing.T) *stage {
 		s.say(rec, -1)
 	}
 	go func() {
-		l, err := New(theirs)
+		l, err := New(theirs, 0)
 		if err == nil {
 			err = l.Run()
 			unix.Close(l.poll.FD())

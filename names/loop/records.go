@@ -83,7 +83,7 @@ func (l *Loop) configure(rec []byte) error {
 	o := dns.Config{
 		Resolvers: int(c.Resolvers), Random: random,
 		NXDOMAIN: c.Flags&ipc.NamesNXDOMAIN != 0, PlainHellos: c.Flags&ipc.NamesHellos != 0,
-		Audit: c.Flags&ipc.NamesAudit != 0,
+		Audit: c.Flags&ipc.NamesAudit != 0, Clients: max(l.files-spare, l.files/2),
 	}
 	for i := range c.Search[:c.NSearch] {
 		if n, err := domain.Parse(c.Search[i].String()); err == nil { // others nobody can search

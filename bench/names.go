@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"aldente/bench/report"
+	"aldente/test/netlab"
+)
+
+// forwardedDNS is where a guest asks for names: --dns-forward.
+const forwardedDNS = "169.254.1.1"
+
+// startNamed starts passt's pasta or this one with its resolver forwarded, and this one
+// with a rule by name and nothing else allowed.
+func startNamed(lab *netlab.Lab, c contestant, mtu int) *entrant {
+	if c.binary == "" {
+		e := startVeth(lab, c, mtu)
+		e.resolver = lab.Remote4
+		return e
+	}
+	args := []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu), "-t", "none", "-u", "none", "--dns-forward", forwardedDNS, "--dns-host", lab.Remote4}
+	if c.name == report.Ours {
+		args = append(args, "--allow", "*.bench.test", "--deny", "any")
+	}
+	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour, Args: args})
+	ports(g.NS)
+	return &entrant{name: c.name, guest: g.NS, pids: g.Processes, resolver: forwardedDNS}
+}
+
+// namesGroup is what names cost, in instances of their own.
+func namesGroup() group {
+	serve := func(lab *netlab.Lab) {
+		netlab.ServeDNS(lab.Remote, lab.Remote4+":53", netip.MustParseAddr(lab.Remote4), netip.MustParseAddr(lab.Remote6))
+	}
+	return group{mtu: 65520, prepare: serve, start: startNamed, rows: []row{
+		namesRow("first connection to a name, 1 clients", 1), namesRow("first connection to a name, 16 clients", 16)}}
+}
+
+// namesRow is of one question for a name that nobody has asked for before, a connection to
+// the address that comes, and one byte there and back.
+func namesRow(name string, clients int) row {
+	return rateRow(name, func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+		w := outbound(e, lab)
+		ln := w.server.Listen("tcp4", w.listen)
+		defer ln.Close()
+		go oneByte(ln)
+		_, port, _ := net.SplitHostPort(w.listen)
+		p := w.client.Start(netlab.Spec{Args: []string{"/proc/self/exe", namesArg, e.resolver, port, fmt.Sprint(clients), span.String()}, Timeout: 30*time.Second + 2*span})
+		st := p.Wait()
+		var r rate
+		if err := json.Unmarshal([]byte(p.Stdout()), &r); st != 0 || err != nil {
+			return r, fmt.Errorf("client: status %d, %v\n%s", st, err, p.Output())
+		}
+		return r, nil
+	})
+}
+
+// namesArg as first argument makes the program the client of namesRow.
+const namesArg = "names-client"
+
+// namesClient is the part of namesRow that runs inside the guest's namespace.
+func namesClient(resolver, port, clients, span string) error {
+	n, err := strconv.Atoi(clients)
+	if err != nil {
+		return err
+	}
+	d, err := time.ParseDuration(span)
+	if err != nil {
+		return err
+	}
+	dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: -1}
+	dialer.SetMultipathTCP(false)
+	r, err := requests(n, d, func(int) error {
+		addr, err := address(resolver)
+		if err != nil {
+			return err
+		}
+		return connection(&dialer, net.JoinHostPort(addr, port))
+	})
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// address asks for a name of its own by a socket of its own, as C libraries do.
+func address(resolver string) (string, error) {
+	name, err := dnsmessage.NewName(fmt.Sprintf("n%x.bench.test.", rand.Uint64()))
+	if err != nil {
+		return "", err
+	}
+	m := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: uint16(rand.Uint32()), RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}},
+	}
+	b, err := m.Pack()
+	if err != nil {
+		return "", err
+	}
+	c, err := net.Dial("udp4", net.JoinHostPort(resolver, "53"))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	buf, k := make([]byte, 1500), 0
+	for range 3 { // a datagram may be lost
+		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		if _, err = c.Write(b); err == nil {
+			k, err = c.Read(buf)
+		}
+		if !os.IsTimeout(err) {
+			break
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	var answer dnsmessage.Message
+	if err := answer.Unpack(buf[:k]); err != nil {
+		return "", err
+	}
+	for _, r := range answer.Answers {
+		if a, ok := r.Body.(*dnsmessage.AResource); ok && answer.ID == m.ID {
+			return netip.AddrFrom4(a.A).String(), nil
+		}
+	}
+	return "", errors.New("an answer without an address: " + answer.GoString())
+}
