@@ -27,6 +27,7 @@ func (in *instance) prepareNames(id identity) error {
 	if in.audit != nil {
 		o.Audit = in.audit
 	}
+	o.Closed = func(port uint16) { in.factory.NamesClosed(port, in.sendRevoke) }
 	in.names = names.New(o)
 	var err error
 	in.asking, err = supervise.New(supervise.Options{

@@ -305,7 +305,7 @@ func checkMeaning(t *testing.T, rec []byte) {
 	case dial.Decode(rec) == nil:
 		bad = dial.Resolver >= MaxResolvers || dial.Proto != ProtoTCP && dial.Proto != ProtoUDP
 	case client.Decode(rec) == nil:
-		bad = client.ID == 0 || client.Proto != ProtoTCP && client.Proto != ProtoUDP
+		bad = client.ID == 0 || client.Port == 0 || client.Proto != ProtoTCP && client.Proto != ProtoUDP
 	}
 	if bad {
 		t.Fatalf("taken: %x", rec)

@@ -28,6 +28,7 @@ const (
 	NamesKindNamed                       // Named
 	NamesKindRefused                     // Refused
 	NamesKindCounted                     // Counted
+	NamesKindClosed                      // Closed
 )
 
 // Limits of these records.
@@ -84,9 +85,17 @@ type NamesRules struct {
 // Client brings a socket from which a guest's questions come: the end of a pair on
 // the host's loopback, connected to the other end, which the worker has.
 type Client struct {
-	ID       uint32   // never zero, and never the same again
-	Proto    uint8    // ProtoTCP or ProtoUDP
-	Reserved [3]uint8 // zero
+	ID    uint32 // never zero, and never the same again
+	Proto uint8  // ProtoTCP or ProtoUDP
+	Zero  uint8  // zero
+	Port  uint16 // that the socket has, never zero
+}
+
+// Closed tells that names has closed a client's socket by itself, of UDP: the worker does
+// not see that, and its guest would go on asking.
+type Closed struct {
+	Port uint16 // as in Client, never zero
+	Zero uint16 // zero
 }
 
 // Dial asks for a socket that is connected to a resolver, port 53.
@@ -220,7 +229,7 @@ func (c *Client) Decode(b []byte) error {
 	if err := decodeFixed(b, NamesKindClient, c); err != nil {
 		return err
 	}
-	if c.ID == 0 || c.Proto != ProtoTCP && c.Proto != ProtoUDP || c.Reserved != [3]uint8{} {
+	if c.ID == 0 || c.Port == 0 || c.Proto != ProtoTCP && c.Proto != ProtoUDP || c.Zero != 0 {
 		return fmt.Errorf("%w: client %d of protocol %d", ErrMalformed, c.ID, c.Proto)
 	}
 	return nil
@@ -274,6 +283,20 @@ func (c *Counted) Encode() []byte { return encodeFixed(NamesKindCounted, c) }
 
 // Decode reads exactly one record.
 func (c *Counted) Decode(b []byte) error { return decodeFixed(b, NamesKindCounted, c) }
+
+// Encode returns the record.
+func (c *Closed) Encode() []byte { return encodeFixed(NamesKindClosed, c) }
+
+// Decode reads exactly one record and checks its ranges.
+func (c *Closed) Decode(b []byte) error {
+	if err := decodeFixed(b, NamesKindClosed, c); err != nil {
+		return err
+	}
+	if c.Port == 0 || c.Zero != 0 {
+		return fmt.Errorf("%w: client of port %d", ErrMalformed, c.Port)
+	}
+	return nil
+}
 
 // Encode returns the record.
 func (g *Granted) Encode() []byte { return encodeFixed(NamesKindGranted, g) }

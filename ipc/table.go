@@ -112,6 +112,7 @@ var table = [...]Row{
 	{NamesKindNamed, "Named", FromNames, Running, Without, NamedSize, NamedSize, 1},
 	row(NamesKindRefused, "Refused", FromNames, Running, Without, 4+nameSize),
 	row(NamesKindCounted, "Counted", FromNames, Running, Without, 48),
+	row(NamesKindClosed, "Closed", FromNames, Running, Without, 4),
 }
 
 // row makes a row of a kind whose records all have one size, in bytes without the

@@ -355,3 +355,38 @@ func TestNamesShown(t *testing.T) {
 		t.Errorf("without a rule by name:\n%s", out)
 	}
 }
+
+// TestNamesCrowd: more sockets ask than aldente-names keeps. One that has been silent since, and
+// asks again by the same port, as resolvers of a guest's own do, is answered.
+func TestNamesCrowd(t *testing.T) {
+	heavy(t)
+	needOurs(t)
+	lab, _ := namesLab(t)
+	g := lab.GuestWith(netlab.GuestSpec{Args: append([]string{"--config-net"}, byName...), Resolv: "nameserver 192.0.2.9\n"})
+	question := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04pypi\x04test\x00\x00\x01\x00\x01")
+	answered := func(c net.Conn) bool {
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		if _, err := c.Write(question); err != nil {
+			return false
+		}
+		n, err := c.Read(make([]byte, 512))
+		return err == nil && n > len(question)
+	}
+	first := g.Dial("udp", "192.0.2.9:53")
+	if !eventually(10*time.Second, func() bool { return answered(first) }) {
+		t.Fatalf("no answer\n%s", g.Proc.Output())
+	}
+	for range 600 {
+		c, err := g.DialError("udp", "192.0.2.9:53", time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !answered(c) && !eventually(10*time.Second, func() bool { return answered(c) }) {
+			t.Error("one of the crowd is not answered")
+		}
+		c.Close()
+	}
+	if !eventually(5*time.Second, func() bool { return answered(first) }) {
+		t.Error("the first is not answered any more")
+	}
+}

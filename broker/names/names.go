@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,7 +67,7 @@ type Audit interface {
 	Asked(name, verdict, rule string)
 }
 
-// Options say what a server does. All but FlowLog, Audit and Other are required.
+// Options say what a server does. All but FlowLog, Audit, Closed and Other are required.
 type Options struct {
 	Logger    *slog.Logger    // takes refused names, and with debugging those that are resolved
 	Config    ipc.NamesConfig // but for the number of resolvers
@@ -75,6 +76,9 @@ type Options struct {
 	Sockets   Sockets         // to resolvers
 	FlowLog   FlowLog         // nil: none
 	Audit     Audit           // nil: none
+	// Closed is told that the process has closed a client of UDP, whose socket had this
+	// port; nil: nobody wants to know.
+	Closed func(port uint16)
 	// Other takes records of kinds that are none of ours; its error is the process's end.
 	Other func(kind ipc.Kind, rec []byte) error
 }
@@ -84,10 +88,11 @@ type Server struct {
 	Options
 	process Process
 
+	lastID atomic.Uint32 // of a client
+
 	mu      sync.Mutex
-	lastID  uint32 // of a client
-	version int    // of the rules
-	told    int    // the version that the running process was told
+	version int // of the rules
+	told    int // the version that the running process was told
 
 	counted counted
 	lines   limiter.Bucket // of the log on refusals
@@ -169,15 +174,20 @@ func (s *Server) sendRules(send func(rec []byte) error) error {
 	return send(end.Encode())
 }
 
-// Send sends a record with a descriptor, or without if that is negative.
+// Send sends a record with a descriptor, or without if that is negative. It may wait, for
+// some seconds, for a process that does not read.
 func (s *Server) Send(rec []byte, fd int) error { return s.process.Send(rec, fd) }
 
+// Pass is Send for those who may not wait.
+func (s *Server) Pass(rec []byte, fd int) error { return s.process.PassNow(rec, fd) }
+
 // Client implements sockets.Names.
-func (s *Server) Client(proto uint8, fd int) error {
-	s.mu.Lock()
-	s.lastID = max(s.lastID+1, 1)
-	c := ipc.Client{ID: s.lastID, Proto: proto}
-	s.mu.Unlock()
+func (s *Server) Client(proto uint8, fd int, port uint16) error {
+	id := s.lastID.Add(1)
+	if id == 0 { // round, after four milliards
+		id = s.lastID.Add(1)
+	}
+	c := ipc.Client{ID: id, Proto: proto, Port: port}
 	return s.process.PassNow(c.Encode(), fd)
 }
 
@@ -229,6 +239,12 @@ func (s *Server) record(control int, kind ipc.Kind, rec []byte) (more int, err e
 		return int(n.Count) / 4, err
 	case ipc.NamesKindRefused:
 		return 0, s.refused(rec)
+	case ipc.NamesKindClosed:
+		var c ipc.Closed
+		if err = c.Decode(rec); err == nil && s.Closed != nil {
+			s.Closed(c.Port)
+		}
+		return 0, err
 	case ipc.NamesKindCounted:
 		var c ipc.Counted
 		if err = c.Decode(rec); err == nil {

@@ -431,18 +431,18 @@ func TestClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	r.lastID = 1<<32 - 1
-	if err := r.Client(ipc.ProtoTCP, fd); err != nil {
+	r.lastID.Store(1<<32 - 1)
+	if err := r.Client(ipc.ProtoTCP, fd, 7); err != nil {
 		t.Fatal(err)
 	}
 	rec, got := r.hear(ipc.NamesKindClient)
 	unix.Close(got)
 	var c ipc.Client
-	if err := c.Decode(rec); err != nil || c.Proto != ipc.ProtoTCP {
+	if err := c.Decode(rec); err != nil || c.Proto != ipc.ProtoTCP || c.Port != 7 {
 		t.Errorf("%+v, %v", c, err)
 	}
 	for range 100_000 {
-		if err = r.Client(ipc.ProtoUDP, fd); err != nil {
+		if err = r.Client(ipc.ProtoUDP, fd, 7); err != nil {
 			break
 		}
 	}
@@ -450,7 +450,7 @@ func TestClient(t *testing.T) {
 		t.Errorf("to a process that takes none: %v", err)
 	}
 	r.SetProcess(away{})
-	if err := r.Client(ipc.ProtoUDP, fd); !errors.Is(err, unix.EPIPE) {
+	if err := r.Client(ipc.ProtoUDP, fd, 7); !errors.Is(err, unix.EPIPE) {
 		t.Errorf("to none: %v", err)
 	}
 }

@@ -14,8 +14,9 @@ import (
 
 // Names is aldente-names, which answers the guest's questions.
 type Names interface {
-	// Client passes it a socket, which stays the caller's to close. It does not wait.
-	Client(proto uint8, fd int) error
+	// Client passes it a socket, which stays the caller's to close, with the port that this
+	// has. It does not wait.
+	Client(proto uint8, fd int, port uint16) error
 }
 
 // openNames makes a pair of sockets, for the worker and for aldente-names. Where that is
@@ -28,7 +29,7 @@ func (f *Factory) openNames(proto uint8) outcome {
 	if err != nil {
 		return nothing(errno(err))
 	}
-	err = f.Names.Client(proto, theirs)
+	err = f.Names.Client(proto, theirs, port)
 	unix.Close(theirs)
 	if err != nil {
 		unix.Close(ours)
@@ -60,6 +61,12 @@ func (f *Factory) Upstream(proto uint8, resolver netip.Addr) (fd int, e unix.Err
 		return -1, unix.ENOMEM
 	}
 	return r.FD, 0
+}
+
+// NamesClosed has the worker end a flow whose client aldente-names has closed by itself:
+// what the guest sends next is asked for anew.
+func (f *Factory) NamesClosed(port uint16, revoke func(*ipc.Revoke) error) {
+	_ = revoke(&ipc.Revoke{Proto: ipc.ProtoUDP, Addr: inet.PairAddr.As16(), Port: port})
 }
 
 // NamesGone has the worker end the flows that aldente-names answered, which has ended:

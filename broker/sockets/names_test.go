@@ -25,12 +25,15 @@ type answering struct {
 }
 
 // Client implements Names.
-func (a *answering) Client(proto uint8, fd int) error {
+func (a *answering) Client(proto uint8, fd int, port uint16) error {
 	if a.err != nil {
 		return a.err
 	}
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	a.fds, a.protos = append(a.fds, own), append(a.protos, proto)
+	if port != inet.LocalPort(fd) {
+		return unix.EINVAL
+	}
 	return err
 }
 
@@ -210,6 +213,13 @@ func TestNamesGone(t *testing.T) {
 		return errors.New("there is no worker")
 	})
 	if len(told) != 1 || told[0] != (ipc.Revoke{Proto: ipc.ProtoUDP, Addr: inet.PairAddr.As16()}) {
+		t.Errorf("%+v", told)
+	}
+	w.NamesClosed(7, func(r *ipc.Revoke) error {
+		told = append(told, *r)
+		return nil
+	})
+	if len(told) != 2 || told[1] != (ipc.Revoke{Proto: ipc.ProtoUDP, Addr: inet.PairAddr.As16(), Port: 7}) {
 		t.Errorf("%+v", told)
 	}
 }

@@ -23,8 +23,8 @@ import (
 func (h *held) sendNames(control int) error {
 	return errors.Join(
 		ipc.Send(control, (&ipc.NamesConfig{Resolvers: 1}).Encode(), -1),
-		ipc.Send(control, (&ipc.Client{ID: 1, Proto: ipc.ProtoUDP}).Encode(), int(h.flow.Fd())),
-		ipc.Send(control, (&ipc.Client{ID: 2, Proto: ipc.ProtoTCP}).Encode(), int(h.stream.Fd())),
+		ipc.Send(control, (&ipc.Client{ID: 1, Proto: ipc.ProtoUDP, Port: 1}).Encode(), int(h.flow.Fd())),
+		ipc.Send(control, (&ipc.Client{ID: 2, Proto: ipc.ProtoTCP, Port: 2}).Encode(), int(h.stream.Fd())),
 		ipc.Send(control, ipc.Empty(ipc.NamesKindStart), -1))
 }
 
@@ -199,4 +199,48 @@ func TestNamesMalformedRecordIsTheLast(t *testing.T) {
 		t.Errorf("%+v", exit)
 	}
 	p.await(t, 2*time.Second)
+}
+
+// TestSlowProcess: a process that takes no records keeps those waiting who may wait, and
+// nobody else; nor does it outlive Kill.
+func TestSlowProcess(t *testing.T) {
+	p := newNamesPrison(t, "sleep=1h")
+	p.start(t)
+	rec := make([]byte, ipc.NamedSize)
+	waits := make(chan error, 1)
+	go func() {
+		var err error
+		for err == nil {
+			err = p.Send(rec, -1)
+		}
+		waits <- err
+	}()
+	full := func() bool {
+		start := time.Now()
+		err := p.PassNow(rec, -1)
+		if took := time.Since(start); took > sendTimeout*time.Second/2 {
+			t.Errorf("waited %v", took)
+		}
+		return errors.Is(err, unix.EAGAIN)
+	}
+	for end := time.Now().Add(20 * time.Second); !full(); {
+		if time.Now().After(end) {
+			t.Fatal("there is always room")
+		}
+	}
+	for range 10 { // while the other waits
+		if !full() {
+			t.Error("there is room")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	start := time.Now()
+	p.Kill()
+	p.died(t)
+	if err := <-waits; !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EAGAIN) {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > sendTimeout*time.Second/2 {
+		t.Errorf("killed within %v", took)
+	}
 }

@@ -98,9 +98,9 @@ type Supervisor struct {
 	stop   chan struct{}
 	once   sync.Once // for stop
 
-	mu      sync.Mutex
-	current *life // nil between workers
-	renewed bool  // current was ended by Renew
+	mu      sync.RWMutex // who sends reads: nobody who may not wait is kept by one who does
+	current *life        // nil between workers
+	renewed bool         // current was ended by Renew
 }
 
 // New finds the worker's program and prepares to run it.
@@ -189,8 +189,8 @@ func (s *Supervisor) Done() <-chan struct{} { return s.done }
 // Control returns the broker's end of the channel to the running worker, or -1
 // between workers. It may be closed at any time: use Send to send.
 func (s *Supervisor) Control() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	if s.current == nil {
 		return -1
 	}
@@ -201,8 +201,8 @@ func (s *Supervisor) Control() int {
 // negative. Without a worker, or before it is ready, it returns unix.EPIPE:
 // nothing may come between start-up records.
 func (s *Supervisor) Send(rec []byte, fd int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	if s.current == nil || !s.current.ready.Load() {
 		return unix.EPIPE
 	}
@@ -215,8 +215,8 @@ func (s *Supervisor) SendNow(rec []byte) error { return s.PassNow(rec, -1) }
 
 // PassNow is SendNow with a descriptor.
 func (s *Supervisor) PassNow(rec []byte, fd int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	if s.current == nil || !s.current.ready.Load() {
 		return unix.EPIPE
 	}
@@ -225,8 +225,8 @@ func (s *Supervisor) PassNow(rec []byte, fd int) error {
 
 // Pid returns the process identifier of the running worker, or -1.
 func (s *Supervisor) Pid() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	if s.current == nil {
 		return -1
 	}
@@ -235,15 +235,15 @@ func (s *Supervisor) Pid() int {
 
 // Ready tells whether a worker runs and has said that it is ready.
 func (s *Supervisor) Ready() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	return s.current != nil && s.current.ready.Load()
 }
 
 // Kill ends the running worker with SIGKILL; it is replaced like any that died.
 func (s *Supervisor) Kill() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	if s.current != nil {
 		s.current.kill()
 	}

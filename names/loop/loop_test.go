@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/names/dns"
 )
 
 // stage is a loop, with a test that plays its broker, a client and the resolver.
@@ -25,6 +26,7 @@ type stage struct {
 	granted uint64   // what the broker grants
 	named   []string // what it was told of
 	refused []string
+	closed  []uint16
 }
 
 // newStage starts a loop with rules: *.good.test, and not bad.good.test.
@@ -132,6 +134,12 @@ func (s *stage) record(kind ipc.Kind, rec []byte) {
 			s.t.Fatal(err)
 		}
 		s.refused = append(s.refused, r.Name.String())
+	case ipc.NamesKindClosed:
+		var c ipc.Closed
+		if err := c.Decode(rec); err != nil {
+			s.t.Fatal(err)
+		}
+		s.closed = append(s.closed, c.Port)
 	}
 }
 
@@ -187,7 +195,7 @@ func (s *stage) client(id uint32, proto uint8) int {
 		s.t.Fatal(err)
 	}
 	_ = unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUF, 1) // the least
-	s.say((&ipc.Client{ID: id, Proto: proto}).Encode(), fds[1])
+	s.say((&ipc.Client{ID: id, Proto: proto, Port: uint16(id)}).Encode(), fds[1])
 	unix.Close(fds[1])
 	return fds[0]
 }
@@ -369,7 +377,7 @@ func TestEnds(t *testing.T) {
 		"a rule out of order":   (&ipc.NamesRule{Index: 3, Pattern: mustName("a.test")}).Encode(),
 		"rules that do not add": (&ipc.NamesRules{Count: 1}).Encode(),
 		"a rule that is none":   (&ipc.NamesRule{Pattern: mustName("*")}).Encode(),
-		"a client without any":  (&ipc.Client{ID: 9, Proto: ipc.ProtoUDP}).Encode(),
+		"a client without any":  (&ipc.Client{ID: 9, Proto: ipc.ProtoUDP, Port: 1}).Encode(),
 	} {
 		if err := newStage(t).end(rec, -1); err == nil {
 			t.Errorf("%s: it ends as if all was well", what)
@@ -411,6 +419,23 @@ func TestNobodyReads(t *testing.T) {
 	}
 	if errors.Is(err, ipc.ErrMalformed) {
 		t.Error(err)
+	}
+}
+
+// TestEvicted: where clients come without end, the one that has been silent for longest goes,
+// and the broker hears of it; of those that have gone themselves it hears nothing.
+func TestEvicted(t *testing.T) {
+	s := newStage(t)
+	var fds []int
+	for id := range uint32(dns.MaxUDP + 3) {
+		fds = append(fds, s.client(id+1, ipc.ProtoUDP))
+	}
+	s.serve(func() bool { return len(s.closed) == 3 })
+	if s.closed[0] != 1 || s.closed[1] != 2 || s.closed[2] != 3 {
+		t.Errorf("closed %v", s.closed)
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
 	}
 }
 

@@ -15,10 +15,11 @@ type conn struct {
 	fd     int // -1: the broker has been asked for it
 	token  uint64
 	tcp    bool
-	up     bool // of TCP: there is a connection
-	paused bool // nothing is read for now
-	ended  bool // nothing more comes, of a client that may wait for answers
-	last   bool // it is closed once it has taken what waits for it
+	port   uint16 // of a client
+	up     bool   // of TCP: there is a connection
+	paused bool   // nothing is read for now
+	ended  bool   // nothing more comes, of a client that may wait for answers
+	last   bool   // it is closed once it has taken what waits for it
 	queue  frame.Queue
 }
 
@@ -29,7 +30,7 @@ func (l *Loop) watch(c *conn) {
 
 // client takes a client on.
 func (l *Loop) client(r *ipc.Client, fd int) {
-	c := &conn{fd: fd, token: token(ofClient, r.ID), tcp: r.Proto == ipc.ProtoTCP, up: true}
+	c := &conn{fd: fd, token: token(ofClient, r.ID), tcp: r.Proto == ipc.ProtoTCP, port: r.Port, up: true}
 	if l.clients[r.ID] != nil || l.poll.Add(fd, c.token, true, false) != nil {
 		kernel.Close(fd)
 		return
@@ -179,7 +180,7 @@ func (h host) Send(id uint32, msg []byte) bool {
 }
 
 // Close implements dns.Host. What has not been taken yet is, if not too many take their
-// time.
+// time. Of UDP the other end does not see it, and has to be told.
 func (h host) Close(id uint32) {
 	c := h.clients[id]
 	switch {
@@ -189,7 +190,9 @@ func (h host) Close(id uint32) {
 		h.lasting++
 		h.watch(c)
 	default:
-		h.forget(id, c)
+		if h.forget(id, c); !c.tcp {
+			h.send((&ipc.Closed{Port: c.port}).Encode())
+		}
 	}
 }
 
