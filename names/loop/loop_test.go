@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
-	"aldente/names/dns"
 )
 
 // stage is a loop, with a test that plays its broker, a client and the resolver.
@@ -30,7 +29,10 @@ type stage struct {
 }
 
 // newStage starts a loop with rules: *.good.test, and not bad.good.test.
-func newStage(t *testing.T) *stage {
+func newStage(t *testing.T) *stage { return newStageWith(t, 0) }
+
+// newStageWith is newStage for a process that may hold so many descriptors.
+func newStageWith(t *testing.T, files int) *stage {
 	t.Helper()
 	ours, theirs, err := ipc.Pair()
 	if err != nil {
@@ -58,7 +60,7 @@ func newStage(t *testing.T) *stage {
 		s.say(rec, -1)
 	}
 	go func() {
-		l, err := New(theirs, 0)
+		l, err := New(theirs, files)
 		if err == nil {
 			err = l.Run()
 			unix.Close(l.poll.FD())
@@ -425,9 +427,9 @@ func TestNobodyReads(t *testing.T) {
 // TestEvicted: where clients come without end, the one that has been silent for longest goes,
 // and the broker hears of it; of those that have gone themselves it hears nothing.
 func TestEvicted(t *testing.T) {
-	s := newStage(t)
+	s := newStageWith(t, 100)
 	var fds []int
-	for id := range uint32(dns.MaxUDP + 3) {
+	for id := range uint32(50 + 3) { // half of it is for clients
 		fds = append(fds, s.client(id+1, ipc.ProtoUDP))
 	}
 	s.serve(func() bool { return len(s.closed) == 3 })
