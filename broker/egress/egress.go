@@ -145,13 +145,19 @@ func New(rules []Rule, own []netip.Addr) (*RuleSet, error) {
 // cannot be parsed. What stands in the table for a rule whose text stays goes on to.
 // It may be called while others ask.
 func (e *RuleSet) Replace(rules []Rule) error {
-	l := &ruleList{}
+	l, byName := &ruleList{}, 0
 	for _, r := range rules {
 		p, err := e.read(&r)
 		if err != nil {
 			return err
 		}
+		if p.byName {
+			byName++
+		}
 		l.rules = append(l.rules, p)
+	}
+	if byName > domain.MaxRules {
+		return fmt.Errorf("%d rules by name: at most %d are possible; one for *.SUFFIX may stand for many", byName, domain.MaxRules)
 	}
 	e.table.mu.Lock()
 	defer e.table.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/ipc"
 	"aldente/ipc/domain"
 )
 
@@ -521,6 +522,24 @@ func TestNameErrors(t *testing.T) {
 	}
 	if e := must(t, "", "-any", "+192.0.2.1"); e.ByName() || IsName("any") || IsName("x..y") || e.Grant("a.test", nil, []netip.Addr{netip.MustParseAddr("192.0.2.1")}, time.Now()) != 0 {
 		t.Error("without a rule by name something is by name")
+	}
+}
+
+// TestManyRules: as many rules by name as aldente-names can be told of, and no more.
+func TestManyRules(t *testing.T) {
+	var rules []Rule
+	for i := range domain.MaxRules {
+		rules = append(rules, Rule{Allow: true, Dest: fmt.Sprintf("n%d.test", i)})
+	}
+	e, err := New(append(rules, Rule{Dest: "any"}), nil)
+	if err != nil || len(e.Names().List) != ipc.MaxNameRules {
+		t.Fatalf("%v", err)
+	}
+	if err := e.Replace(append(rules, Rule{Dest: "one.more"})); err == nil || !strings.Contains(err.Error(), "at most 4096") {
+		t.Errorf("one more: %v", err)
+	}
+	if len(e.Rules()) != domain.MaxRules+1 {
+		t.Error("half of a change")
 	}
 }
 

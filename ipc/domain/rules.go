@@ -4,6 +4,9 @@ package domain
 
 import "slices"
 
+// MaxRules bounds the rules by name of an instance: each name is compared with all.
+const MaxRules = 4096
+
 // Rule is what one rule says of names.
 type Rule struct {
 	Index   int     // among all egress rules, from zero
