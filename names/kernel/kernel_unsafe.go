@@ -69,14 +69,36 @@ func (p *Poller) Close(fd int) {
 	unix.Close(fd)
 }
 
+// rawWait is how long a wait may last, in milliseconds, that the Go scheduler is not told
+// of: it comes back without its bookkeeping, for which other threads would wake up. Its
+// monitor would look at a longer one a hundred times a second.
+const rawWait = 10
+
 // Wait waits until something is true, or for so long; negative: for ever. It returns how
-// many events there are, a few at a time.
-func (p *Poller) Wait(timeout time.Duration) int {
+// many events there are, a few at a time. soon says that there will be some soon.
+func (p *Poller) Wait(timeout time.Duration, soon bool) int {
 	ms := -1
 	if timeout >= 0 {
 		ms = int(min((timeout+time.Millisecond-1)/time.Millisecond, time.Hour/time.Millisecond))
 	}
-	// epoll_wait(2) is another call, where there is one.
+	if soon {
+		first := rawWait
+		if ms >= 0 && ms <= rawWait {
+			first = ms
+		}
+		// epoll_wait(2) is another call, where there is one.
+		n, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.fd),
+			uintptr(unsafe.Pointer(&p.events)), uintptr(len(p.events)), uintptr(first), 0, 0)
+		if e == 0 && n > 0 {
+			return int(n)
+		}
+		if first == ms {
+			return 0
+		}
+		if ms > 0 {
+			ms -= first
+		}
+	}
 	n, _, e := syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.fd),
 		uintptr(unsafe.Pointer(&p.events)), uintptr(len(p.events)), uintptr(ms), 0, 0)
 	if e != 0 {
@@ -96,19 +118,21 @@ func (p *Poller) At(i int) Event {
 }
 
 // Read is read(2).
-func Read(fd int, b []byte) (int, error) {
-	for {
-		if n, err := unix.Read(fd, b); err != unix.EINTR {
-			return max(n, 0), err
-		}
-	}
-}
+func Read(fd int, b []byte) (int, error) { return transfer(unix.SYS_READ, fd, b) }
 
 // Write is write(2).
-func Write(fd int, b []byte) (int, error) {
+func Write(fd int, b []byte) (int, error) { return transfer(unix.SYS_WRITE, fd, b) }
+
+// transfer makes a call that does not wait, and that the Go scheduler need not know of.
+func transfer(call uintptr, fd int, b []byte) (int, error) {
 	for {
-		if n, err := unix.Write(fd, b); err != unix.EINTR {
-			return max(n, 0), err
+		n, _, e := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		switch e {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, e
 		}
 	}
 }

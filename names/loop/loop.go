@@ -85,7 +85,7 @@ func New(control, files int) (*Loop, error) {
 	var seed [16]byte
 	random(seed[:]) // the vDSO maps its state now
 	for l.phase != ipc.Running {
-		l.poll.Wait(-1)
+		l.poll.Wait(-1, false)
 		if err := l.receive(); err != nil {
 			return nil, err
 		}
@@ -100,8 +100,8 @@ func (l *Loop) now() int64 { return int64(time.Since(l.began)) }
 func (l *Loop) Run() error {
 	l.send(ipc.Empty(ipc.NamesKindReady))
 	l.engine.Start(l.now())
-	for {
-		n := l.poll.Wait(l.timeout())
+	for n := 0; ; {
+		n = l.poll.Wait(l.timeout(), n > 0)
 		for i := range n {
 			if err := l.event(l.poll.At(i)); err != nil {
 				if errors.Is(err, io.EOF) {

@@ -73,6 +73,9 @@ func (l *Loop) clientEvent(id uint32, c *conn, e kernel.Event) {
 			return
 		}
 		l.engine.Received(id, b[:n], l.now())
+		if !c.tcp {
+			return // there is rarely another, which would be reported
+		}
 	}
 }
 
@@ -142,6 +145,9 @@ func (l *Loop) resolverEvent(id uint32, c *conn, e kernel.Event) {
 			return
 		}
 		l.engine.Answered(id, b[:n], l.now())
+		if !c.tcp {
+			return
+		}
 	}
 }
 
