@@ -79,10 +79,10 @@ type Host interface {
 
 // Named says which addresses an answer holds that a client waits for.
 type Named struct {
-	Seq     uint32
-	TTL     uint32 // in seconds, as the client will be told
-	Type    uint16 // of the question: A, AAAA, HTTPS, SVCB
-	Name    domain.Name
+	Seq     uint32        // comes back with what is granted
+	TTL     uint32        // in seconds, as the client will be told
+	Type    uint16        // of the question: A, AAAA, HTTPS, SVCB
+	Name    domain.Name   // that was asked for
 	Aliases []domain.Name // what the name is another name for, at most MaxAliases
 	Addrs   []netip.Addr  // at most MaxAddresses, each once
 }
