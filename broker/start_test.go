@@ -278,7 +278,7 @@ func TestDiscover(t *testing.T) {
 		if h.Network.V6.Link.Name != "v0" || (h.Network.V4.Address == netip.MustParsePrefix("192.0.2.5/24")) != v4 {
 			t.Errorf("%s: %+v", line, h.Network)
 		}
-		if (h.Local != nil) != plan.HasEgressRules(in.cfg) {
+		if (h.Local != nil) != plan.AsksLocal(in.cfg) {
 			t.Errorf("%s: who is the host is asked: %t", line, h.Local != nil)
 		}
 		if in.plan, err = plan.New(in.cfg, h); err != nil {

@@ -74,7 +74,7 @@ func TestIngress(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			lab := lab.For(t)
 			args := append([]string{"--config-net"}, tt.args...)
-			g := lab.GuestWith(netlab.GuestSpec{Binary: tt.program, Args: append(args, "-t", tt.spec, "-u", tt.spec, "--allow", "any")})
+			g := lab.GuestWith(netlab.GuestSpec{Binary: tt.program, Args: append(args, "-t", tt.spec, "-u", tt.spec)})
 			tellPeer(g.NS, ":10002")
 			for k, f := range families {
 				for who, ends := range callers[k] {

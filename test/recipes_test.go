@@ -3,6 +3,7 @@
 package test
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -31,6 +32,30 @@ var recipes = map[string]map[string]string{
 		"tcp 192.0.2.1:5432": open, "tcp 192.0.2.1:7": prohibited, "udp 192.0.2.1:5432": prohibited,
 		"tcp 192.0.2.9:7": open,
 	},
+	"aldente --config-net --redirect tcp:192.0.2.80:443=198.51.100.7:8443 --redirect udp:any:53=127.0.0.1:5353": {
+		"tcp 192.0.2.80:443": open, "udp 198.51.100.9:53": open, "udp [2001:db8:1::9]:53": open, "tcp 198.51.100.7:8443": open,
+		"udp 192.0.2.80:443": refused,
+	},
+	"passt -t 8080:80 -t 2222:22 --allow-in host --allow-in 192.0.2.0/24:80 --deny-in any": {
+		"from 192.0.2.9 192.0.2.2:8080": open, "from 192.0.2.9 192.0.2.2:2222": silent,
+		"from 198.51.100.9 192.0.2.2:8080": silent, "from 2001:db8:1::9 [2001:db8:1::2]:8080": silent,
+		"from the host 127.0.0.1:2222": open, "from the host [2001:db8:1::2]:8080": open,
+	},
+}
+
+// comes asks a port of the host's from "ADDR", or from "the host" by the address that is
+// asked. Whoever is refused gets no answer.
+func comes(lab *netlab.Lab, what string) string {
+	from, to, _ := strings.Cut(strings.TrimPrefix(what, "the "), " ")
+	ns := lab.Remote
+	if from == "host" {
+		ns = lab.Host
+		from, _, _ = net.SplitHostPort(to)
+	}
+	if call(ns, "tcp", from, to) == "" {
+		return silent
+	}
+	return open
 }
 
 // TestRecipes takes the commands from the document: none is there that was not
@@ -57,7 +82,9 @@ func TestRecipes(t *testing.T) {
 	lab.Remote.IP("addr add 192.0.2.10/32 dev lo")
 	serve(lab.Remote, "[::]", 7, 80, 3128)
 	serve(lab.Remote, "10.9.8.7", 53) // answers come from the address that was asked
-	serve(lab.Host, "[::]", 7, 5432)
+	lab.Remote.IP("addr add 192.0.2.80/32 dev lo", "addr add 198.51.100.7/32 dev lo")
+	serve(lab.Remote, "198.51.100.7", 8443)
+	serve(lab.Host, "[::]", 7, 5432, 5353)
 	for _, command := range found {
 		t.Run(command, func(t *testing.T) {
 			want := recipes[command]
@@ -71,8 +98,17 @@ func TestRecipes(t *testing.T) {
 			}
 			s.Binary, s.Args = filepath.Join(filepath.Dir(netlab.Pasta()), program), strings.Fields(args)
 			g := lab.For(t).GuestWith(s)
+			tellPeer(g.NS, ":22")
+			tellPeer(g.NS, ":80")
 			for what, want := range want {
-				if got := reach(g, what); got != want {
+				from, inbound := strings.CutPrefix(what, "from ")
+				got := ""
+				if inbound {
+					got = comes(lab, from)
+				} else {
+					got = reach(g, what)
+				}
+				if got != want {
 					t.Errorf("%s: %s, want %s", what, got, want)
 				}
 			}

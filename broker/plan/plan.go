@@ -108,6 +108,10 @@ func HasEgressRules(cfg *cli.Config) bool {
 	return len(egressRules(cfg, nil)) > 0 || cfg.Reloads() || cfg.Audit != ""
 }
 
+// AsksLocal tells whether Host.Local is asked: by egress rules, or by rules for who may
+// connect to the guest.
+func AsksLocal(cfg *cli.Config) bool { return HasEgressRules(cfg) || len(cfg.Ingress) > 0 }
+
 // NeedsClients tells whether the factory has to tell clients of the host's own from
 // services: where UDP ports are forwarded to the guest, or may be later.
 func (p *Plan) NeedsClients() bool {
