@@ -306,7 +306,7 @@ func TestMemoryBounded(t *testing.T) {
 				most = max(most, heap()-min(before, heap()))
 			}
 		}
-		if most > 6<<20 {
+		if most > 5<<20 {
 			t.Errorf("%s: %d bytes", kind, most)
 		}
 		t.Logf("%s: %d KiB at most", kind, most>>10)

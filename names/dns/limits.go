@@ -8,9 +8,8 @@ const (
 	minute = 60 * second
 )
 
-// What one guest may use up. Most of it is what resolvers may have sent of answers by
-// TCP, MaxUnderWay times MaxMessage; the rest is less than three megabytes:
-// TestMemoryBounded.
+// What one guest may use up: less than four megabytes (TestMemoryBounded), and what resolvers
+// may have sent of answers by TCP, MaxUnderWay times MaxMessage at most.
 const (
 	// MaxUnderWay is how many different questions may be unanswered at a time.
 	MaxUnderWay = 256
