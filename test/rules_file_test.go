@@ -333,3 +333,85 @@ func TestRulesReloadOthers(t *testing.T) {
 	g.hangUp("egress rules were loaded")
 	check("and back", true, open)
 }
+
+// TestRulesReloadAsRoot: what root has started is somebody else by then, and reads root's
+// file all the same: by a process that has root's user, one capability, no descriptor of
+// anybody's, and ends with the instance. A link it does not follow.
+func TestRulesReloadAsRoot(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := egressLab(t)
+	dir := t.TempDir()
+	g := &ruledGuest{t: t, lab: lab, file: filepath.Join(dir, "rules")}
+	g.write("allow tcp:192.0.2.9:7\ndeny any\n")
+	if err := os.Chmod(g.file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.Guest = lab.GuestWith(netlab.GuestSpec{User: netlab.Root, Args: []string{"--config-net", "-d", "--rules", g.file}})
+	reader := 0
+	for _, pid := range netlab.Children(g.Proc.PID) {
+		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(comm) == "aldente-reader\n" {
+			reader = pid
+		}
+	}
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", reader))
+	fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", reader))
+	for _, line := range []string{"Uid:\t0\t", "CapPrm:\t0000000000000004\n", "CapEff:\t0000000000000004\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
+		if !strings.Contains(string(status), line) {
+			t.Errorf("the reader has not %q:\n%s", line, status)
+		}
+	}
+	if len(fds) != 2 {
+		t.Errorf("the reader has %d descriptors", len(fds))
+	}
+	c := g.talk("tcp", "192.0.2.9:7")
+	if err := os.WriteFile(g.file, []byte("deny any\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.hangUp("egress rules were loaded")
+	g.ends("as root", c)
+
+	if err := os.Rename(g.file, g.file+".real"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(g.file+".real", g.file); err != nil {
+		t.Fatal(err)
+	}
+	if log := g.hangUp("the egress rules stay as they are"); !strings.Contains(log, "is a link") {
+		t.Errorf("a link:\n%s", log)
+	}
+	g.Close()
+	g.Proc.Wait()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/fd/0", reader)); err != nil {
+			if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", reader)); string(comm) != "aldente-reader\n" {
+				break
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatal("the reader outlives its instance")
+		}
+	}
+}
+
+// TestRulesReloadBypass: a connection past the link ends as well when the rules refuse
+// where it leads, and one elsewhere does not; a rule for ports that goes ends none.
+func TestRulesReloadBypass(t *testing.T) {
+	needOurs(t)
+	lab := egressLab(t)
+	g := ruled(t, lab, "allow any\n", "-T", "7,80")
+	goes, stays := g.talk("tcp", "127.0.0.1:7"), g.talk("tcp", "[::1]:80")
+	g.write("deny host:7\nallow any\n")
+	g.hangUp("egress rules were loaded")
+	g.ends("past the link", goes)
+	if !lives(stays) {
+		t.Error("what is allowed has ended")
+	}
+	if st, out := aldentectl(t, lab, netlab.Nobody, "forward", "delete", "-T", "80", "--socket", g.control); st != 0 {
+		t.Fatal(out)
+	}
+	g.hangUp("egress rules were loaded")
+	if !lives(stays) {
+		t.Error("a rule for ports that is gone has ended its connection")
+	}
+}
