@@ -15,7 +15,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 profiles=${2:-$work}
 status=0
-for package in worker/packet worker/arp worker/ndp worker/dhcp worker/dhcpv6 worker/link ipc ipc/domain names/dns names/frame; do
+for package in worker/packet worker/arp worker/ndp worker/dhcp worker/dhcpv6 worker/link ipc ipc/domain names/dns names/frame names/hello; do
 	profile=$profiles/$(echo "$package" | tr / -).out
 	CGO_ENABLED=0 go test -count=1 -run '^Fuzz' -coverprofile="$profile" "./$package" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 	figure=$(go tool cover -func="$profile" | awk '/^total:/ { print $3 }')
