@@ -72,6 +72,18 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		r.Encode(out)
 		return out, err
 	},
+	KindSwitch: func(b []byte) ([]byte, error) {
+		var r Switch
+		err := r.Decode(b)
+		out := make([]byte, SwitchSize)
+		r.Encode(out)
+		return out, err
+	},
+	NamesKindStage:       func(b []byte) ([]byte, error) { var r Stage; err := r.Decode(b); return r.Encode(), err },
+	NamesKindStageSocket: func(b []byte) ([]byte, error) { var r StageSocket; err := r.Decode(b); return r.Encode(), err },
+	NamesKindStageEnd:    func(b []byte) ([]byte, error) { var r StageEnd; err := r.Decode(b); return r.Encode(), err },
+	NamesKindStaged:      func(b []byte) ([]byte, error) { var r Staged; err := r.Decode(b); return r.Encode(), err },
+	NamesKindPassed:      func(b []byte) ([]byte, error) { var r Passed; err := r.Decode(b); return r.Encode(), err },
 	KindEnded: func(b []byte) ([]byte, error) {
 		var r Ended
 		err := r.Decode(b)

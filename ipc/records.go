@@ -182,6 +182,11 @@ type Opened struct {
 const (
 	OpenedInProgress = 1 << 0 // TCP: connect is under way, EPOLLOUT tells its end
 	OpenedProhibited = 1 << 1 // refused by the egress rules
+	OpenedStaged     = 1 << 2 // what the guest sends first is looked at, see Switch
+	OpenedWait       = 1 << 3 // nothing is known yet: another answer comes, with OpenedLate
+	OpenedLate       = 1 << 4 // follows one with OpenedWait
+
+	openedFlags = 1<<iota - 1
 )
 
 // OpenedSize is the encoded size of Opened, header included.
@@ -206,7 +211,7 @@ func (o *Opened) Decode(b []byte) error {
 		return err
 	}
 	p := b[HeaderSize:]
-	if binary.LittleEndian.Uint16(p[10:])&^(OpenedInProgress|OpenedProhibited) != 0 {
+	if flags := binary.LittleEndian.Uint16(p[10:]); flags&^openedFlags != 0 || flags&OpenedWait != 0 && flags != OpenedWait {
 		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
 	}
 	o.Token = binary.LittleEndian.Uint64(p[0:])

@@ -75,6 +75,7 @@ var table = [...]Row{
 	{KindRevoke, "Revoke", ToWorker, Running, Without, RevokeSize, RevokeSize, 1},
 	{KindRevokeFlows, "RevokeFlows", ToWorker, Running, Without, RevokeFlowsSize, RevokeFlowsSize, 1},
 	{KindAsk, "Ask", ToWorker, Running, Without, AskSize, AskSize, 1},
+	{KindSwitch, "Switch", ToWorker, Running, Either, SwitchSize, SwitchSize, 1},
 
 	row(KindReady, "Ready", FromWorker, Starting, Without, 0),
 	{KindOpen, "Open", FromWorker, Running, Without, OpenSize, OpenSize, MaxBatch},
@@ -91,6 +92,12 @@ var table = [...]Row{
 	row(AgentKindCommit, "AgentCommit", ToAgent, Starting, Without, 8),
 	{AgentKindOpen, "AgentOpen", ToAgent, Starting | Running, Without, AgentOpenSize, AgentOpenSize, MaxBatch},
 	row(AgentKindScan, "AgentScan", ToAgent, Starting|Running, Without, 4),
+
+	row(NamesKindStage, "Stage", ToNames, Running, With, 8),
+	row(NamesKindStageSocket, "StageSocket", ToNames, Running, With, 4),
+	row(NamesKindStageEnd, "StageEnd", ToNames, Running, Without, 4),
+	row(NamesKindStaged, "Staged", FromNames, Running, Without, 5+1+MaxDomain),
+	row(NamesKindPassed, "Passed", FromNames, Running, Without, 10),
 
 	row(AgentKindTap, "AgentTap", FromAgent, Starting, With, 36),
 	row(AgentKindReport, "AgentReport", FromAgent, Starting, Without, 263),

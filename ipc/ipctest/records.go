@@ -33,6 +33,8 @@ func Records() map[ipc.Kind][]byte {
 	named := make([]byte, ipc.NamedSize)
 	(&ipc.Named{Seq: 9, TTL: 60, Type: 1, Name: name, Aliases: 1, Count: 2, Alias: [ipc.MaxAliases]ipc.Name{name},
 		Addr: [ipc.MaxNamed][16]byte{{15: 1}, {10: 0xff, 11: 0xff, 12: 192, 15: 7}}}).Encode(named)
+	switched := make([]byte, ipc.SwitchSize)
+	(&ipc.Switch{Token: 7, Count: ipc.MaxStaged}).Encode(switched)
 	return map[ipc.Kind][]byte{
 		ipc.KindConfig: (&ipc.Config{Flags: ipc.FlagIPv4 | ipc.FlagTCP, MTU: 1500, Prefix4: 24, NDNS4: 1, NSearch: 1, Hostname: name,
 			Search: [ipc.MaxSearch]ipc.Name{name}, LinkKind: ipc.LinkTap}).Encode(),
@@ -57,6 +59,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindAnswered:    answered,
 		ipc.KindInflight:    inflight,
 		ipc.KindIncoming:    incoming,
+		ipc.KindSwitch:      switched,
 
 		ipc.AgentKindSetup: (&ipc.AgentSetup{ID: 1, Flags: ipc.AgentSetupConfigure, Name: interfaceName("eth0"), MAC: [6]byte{2, 0, 0, 0, 0, 1},
 			MTU: 65520, QueueLen: 1000}).Encode(),
@@ -86,6 +89,12 @@ func Records() map[ipc.Kind][]byte {
 		ipc.NamesKindNamed:    named,
 		ipc.NamesKindRefused:  (&ipc.Refused{Type: 16, Why: ipc.RefusedByRule, Name: name}).Encode(),
 		ipc.NamesKindCounted:  (&ipc.Counted{Questions: 3, Refused: 2, Cached: 1, Asked: 1 << 63, Failed: 4, Forged: 5}).Encode(),
+
+		ipc.NamesKindStage:       (&ipc.Stage{ID: 1, What: ipc.StageQUIC}).Encode(),
+		ipc.NamesKindStageSocket: (&ipc.StageSocket{ID: 1}).Encode(),
+		ipc.NamesKindStageEnd:    (&ipc.StageEnd{ID: 1}).Encode(),
+		ipc.NamesKindStaged:      (&ipc.Staged{ID: 1, Found: ipc.FoundName, Name: name}).Encode(),
+		ipc.NamesKindPassed:      (&ipc.Passed{ID: 1, Count: 517}).Encode(),
 	}
 }
 

@@ -131,6 +131,31 @@ func (s *Queues) Next(q *Queue, b []byte) (n int, m Mark) {
 	return n, m
 }
 
+// Each calls f with each that waits, in order, in b, which holds any datagram. All of
+// them stay.
+func (s *Queues) Each(q *Queue, b []byte, f func(data []byte)) {
+	at := *q
+	for range q.count {
+		var head [queueHead]byte
+		s.look(&at, head[:])
+		n := int(binary.NativeEndian.Uint16(head[0:]))
+		s.look(&at, b[:n])
+		f(b[:n])
+	}
+}
+
+// look is take for a copy of a queue's head: no chunk is given back.
+func (s *Queues) look(at *Queue, b []byte) {
+	for len(b) > 0 {
+		if at.get == store.ChunkSize {
+			at.head, at.get = s.pool.Next(at.head), 0
+		}
+		n := copy(b, s.pool.Bytes(at.head)[at.get:])
+		at.get += uint16(n)
+		b = b[n:]
+	}
+}
+
 // take reads from the front of a queue.
 func (s *Queues) take(q *Queue, b []byte) {
 	for len(b) > 0 {

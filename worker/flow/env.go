@@ -202,6 +202,7 @@ const (
 	OwnerTCPListener              // index: of a listening socket, generation: of its identifier
 	OwnerUDPListener              // the same for a bound one
 	OwnerBypass                   // index: of a flow past the link, and which of its two sockets
+	OwnerTCPStaged                // index: of a connection that is looked at; the socket is where
 
 	Owners // how many there are
 )

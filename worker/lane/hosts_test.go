@@ -269,6 +269,7 @@ func (w *world) connected() (lane, host int) {
 type open struct {
 	at int64
 	ipc.Open
+	stage *stage // the answer to it was a socket that is looked at, nil: there was none
 }
 
 // nextOpen is when the next answer is due.
@@ -287,7 +288,11 @@ func (w *world) answer() {
 			w.opens = append(w.opens[:k], w.opens[k+1:]...)
 			k--
 			w.moves++
-			w.reply(&o.Open)
+			if o.stage != nil {
+				w.switchFlow(&o)
+			} else {
+				w.reply(&o.Open)
+			}
 		}
 	}
 }
@@ -307,6 +312,9 @@ func (w *world) reply(o *ipc.Open) {
 	}
 	if fd < 0 && a.Errno == 0 {
 		a.Errno = uint16(syscall.ECONNREFUSED)
+	}
+	if w.staging && fd >= 0 && a.Flags == 0 && o.Listener == 0 && (o.Proto == ipc.ProtoTCP || o.Proto == ipc.ProtoUDP) && w.r.IntN(4) == 0 {
+		fd = w.stageFlow(o, &a, fd)
 	}
 	var rec [ipc.OpenedSize]byte
 	a.Encode(rec[:])

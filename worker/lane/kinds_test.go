@@ -19,6 +19,7 @@ import (
 func records() map[ipc.Kind][]byte {
 	all := ipctest.Records()
 	(&ipc.Opened{Token: flow.Token(flow.OwnerTCP, 1, 1)}).Encode(all[ipc.KindOpened])
+	(&ipc.Switch{Token: flow.Token(flow.OwnerUDP, 1, 1)}).Encode(all[ipc.KindSwitch])
 	all[ipc.KindCapture] = (&ipc.Capture{Flags: ipc.CaptureMark}).Encode() // no file header is written
 	return all
 }

@@ -139,6 +139,7 @@ type Lane struct {
 	answer            ipc.Opened   // the broker's, being handled
 	connection        ipc.Incoming // the same
 	revoked           ipc.RevokeFlows
+	switched          ipc.Switch // the same
 	err               error
 
 	figures figures
@@ -246,6 +247,7 @@ func (l *Lane) configure(rec []byte) error {
 	l.icmp = icmp.New(l.datagramEnv(), g, l.wheel, icmpTimers, l.datagrams, nICMP)
 	t.add(flow.OwnerICMP, l.icmp)
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady
+	t.ready[flow.OwnerTCPStaged] = l.tcp.StagedReady
 	t.ready[flow.OwnerLane], t.fire[flow.OwnerLane] = l.ready, l.expire
 	l.newFigures(nTCP, nUDP, nICMP, nBypass, nBypassUDP)
 	if g.Stats != 0 {

@@ -418,7 +418,9 @@ var kinds = []uint8{ipc.LinkTap, ipc.LinkStream, ipc.LinkDatagram, ipc.LinkSeqpa
 func randomWorld(t testing.TB, src rand.Source) *world {
 	r := rand.New(src)
 	kind := kinds[r.IntN(len(kinds))]
-	return newWorld(t, r, kind, []uint16{1500, 65520}[r.IntN(2)], r.IntN(4) > 0)
+	w := newWorld(t, r, kind, []uint16{1500, 65520}[r.IntN(2)], r.IntN(4) > 0)
+	w.staging = true
+	return w
 }
 
 func runWorld(t testing.TB, src rand.Source) { randomWorld(t, src).live() }

@@ -51,6 +51,8 @@ func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
 		return l.newCapture(rec, fd)
 	case ipc.KindAsk:
 		return l.ask(rec)
+	case ipc.KindSwitch:
+		return l.switchFlow(rec, fd)
 	case ipc.KindLive:
 		return l.lookAt(rec, fd)
 	case ipc.KindIncoming:
@@ -67,7 +69,15 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 	if o.Errno != 0 && fd >= 0 {
 		return fmt.Errorf("%w: a refusal with a descriptor", ipc.ErrMalformed)
 	}
-	l.channel.outstanding--
+	if o.Flags&ipc.OpenedLate == 0 {
+		l.channel.outstanding--
+	}
+	if o.Flags&ipc.OpenedWait != 0 {
+		if o.Errno != 0 || fd >= 0 {
+			return fmt.Errorf("%w: an answer that says both", ipc.ErrMalformed)
+		}
+		return nil // another comes
+	}
 	if o.Errno == 0 && fd < 0 {
 		// The descriptor did not fit into our table.
 		o.Errno = uint16(syscall.EMFILE)

@@ -5,6 +5,7 @@ package lane
 import (
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,16 @@ func TestBrokerRecords(t *testing.T) {
 		(&ipc.Opened{Token: token, Errno: 111}).Encode(b)
 		return b
 	}
+	switched := func(token uint64, e syscall.Errno) []byte {
+		b := make([]byte, ipc.SwitchSize)
+		(&ipc.Switch{Token: token, Errno: uint16(e)}).Encode(b)
+		return b
+	}
+	waits := func(e syscall.Errno) []byte {
+		b := make([]byte, ipc.OpenedSize)
+		(&ipc.Opened{Token: flow.Token(flow.OwnerTCP, 1, 1), Errno: uint16(e), Flags: ipc.OpenedWait}).Encode(b)
+		return b
+	}
 	revoke := func(proto uint8, port uint16) []byte {
 		b := make([]byte, ipc.RevokeSize)
 		(&ipc.Revoke{Proto: proto, Addr: our4, Port: port}).Encode(b)
@@ -117,6 +128,15 @@ func TestBrokerRecords(t *testing.T) {
 		{"an answer to the lane itself", answer(flow.Token(flow.OwnerLane, 0, 1)), false, "for nobody"},
 		{"an answer to nobody", answer(flow.Token(flow.Owners, 0, 1)), false, "for nobody"},
 		{"a request", ipc.Empty(ipc.KindReady), false, "malformed"},
+		{"a socket for a connection that is gone", switched(flow.Token(flow.OwnerTCP, 1, 1), 0), true, ""},
+		{"a socket for a flow that is gone", switched(flow.Token(flow.OwnerUDP, 1, 1), 0), true, ""},
+		{"the end of a flow that is gone", switched(flow.Token(flow.OwnerUDP, 1, 1), 13), false, ""},
+		{"the end of a flow, with a socket", switched(flow.Token(flow.OwnerUDP, 1, 1), 13), true, "malformed"},
+		{"a socket for an echo flow", switched(flow.Token(flow.OwnerICMP, 1, 1), 0), true, "for nobody"},
+		{"half a switch", switched(0, 0)[:12], false, "malformed"},
+		{"an answer that has to wait", waits(0), false, ""},
+		{"an answer that has to wait, with a socket", waits(0), true, "says both"},
+		{"an answer that has to wait, with an error", waits(111), false, "says both"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ours, theirs, err := ipc.Pair()

@@ -63,6 +63,7 @@ type world struct {
 	ends    []*end
 	moves   int // things that happened, to see when nothing does
 	calm    bool
+	staging bool // some flows are looked at first
 	packets int
 	damaged bool // the frame just made
 

@@ -64,6 +64,7 @@ const (
 	flagAbort                        // the host's side is to be reset
 	flagBulk                         // the last peek brought as much as is worth a place of its own
 	flagHeld                         // a limit holds what goes to the socket; the lane tells when it goes on
+	flagStaged                       // what the guest sends first is looked at: fd leads there
 )
 
 // conn is one connection. It holds no pointers; ranges and chunks are indices
@@ -85,6 +86,7 @@ type conn struct {
 	qTailSeq uint32 // sequence number of the first byte of qTail
 	held     uint32 // ranges beyond rcvNxt that arrived early, index+1 in Translator.sets
 	taken    uint32 // bytes the socket has taken since the window last grew
+	copied   uint32 // bytes from hostSeq on that were written to who looks, with flagStaged
 	earlyFIN uint32 // sequence number of the guest's FIN, with flagEarlyFIN
 
 	// Host to guest.
@@ -115,6 +117,7 @@ type conn struct {
 	probes       uint8  // keep-alive probes since the last segment of the guest
 	quickReplies uint8  // replies in a row that came quickly, up to maxQuickReplies
 	pieces       uint8  // acknowledgments of the guest's since the socket was last dequeued, up to dequeuePieces
+	copiedEnd    bool   // with flagStaged: who looks was told that the guest says no more
 	late         uint8  // acknowledgments of bulk in a row that waited for nothing, up to maxLate
 	srtt         uint32 // microseconds, RFC 6298
 	rttvar       uint32

@@ -325,6 +325,9 @@ func (e *env) deliver() bool {
 			if o, _, _ := flow.SplitToken(s.token); o == flow.OwnerTCPListener {
 				e.tr.ListenerReady(s.token, flow.Readable)
 				any = true
+			} else if o == flow.OwnerTCPStaged {
+				e.tr.StagedReady(s.token, s.reported())
+				any = true
 			} else if events := s.reported(); events != 0 {
 				e.tr.Ready(s.token, events)
 				any = true
@@ -419,6 +422,10 @@ func (e *env) verifyOpen(i uint32, c *conn) {
 	if c.sndUna != c.sndMax && !waits {
 		e.t.Fatalf("flow %d: bytes in flight and nothing to wait for: %+v", i, *c)
 	}
+	if c.has(flagStaged) {
+		e.verifyStaged(i, c, s)
+		return
+	}
 	inQueue := c.deqSeq + uint32(s.rxHave-s.rxBase)
 	unsent := after(inQueue, c.sndNxt) || s.finArrived() && !(c.has(flagHostEOF) && after(c.sndMax, c.finSeq))
 	if unsent && !waits {
@@ -441,6 +448,23 @@ func (e *env) verifyOpen(i uint32, c *conn) {
 	}
 	if unread := c.sndUna - c.deqSeq; s.rxEnd > s.rxHave && unread > 0 && c.timerAt > e.now+int64(1e9) {
 		e.t.Fatalf("flow %d: %d acknowledged bytes keep the host from sending", i, unread)
+	}
+}
+
+// verifyStaged is the same for a flow that is looked at: who looks has all that it may
+// have, or there is no room, and is told of the end.
+func (e *env) verifyStaged(i uint32, c *conn, s *sock) {
+	most := min(c.queued(), ipc.MaxStaged)
+	room := s.watched
+	switch {
+	case c.copied > most, int(c.copied) != s.txTotal, c.has(flagWritable), room != c.has(flagAwaitRoom), room && s.events != flow.Writable:
+		e.t.Fatalf("flow %d: %d bytes to who looks, %d there, %d queued, reports of room: %v", i, c.copied, s.txTotal, c.queued(), room)
+	case c.copied < most && !s.dead && !(s.nospace && room) && !s.edge:
+		e.t.Fatalf("flow %d: %d of %d bytes to who looks", i, c.copied, most)
+	case !s.dead && s.shut != (c.has(flagGuestFIN) && c.copied == c.queued()) && !s.edge:
+		e.t.Fatalf("flow %d: told of the end: %v", i, s.shut)
+	case c.has(flagAckNow) && !c.has(flagReady):
+		e.t.Fatalf("flow %d: an ACK is owed", i)
 	}
 }
 

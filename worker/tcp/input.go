@@ -296,6 +296,10 @@ func (t *Translator) Ready(token uint64, events uint32) {
 		events = events&^flow.Released | flow.Writable
 		c.clear(flagHeld)
 	}
+	if c.has(flagStaged) { // nothing else is reported of it by this name
+		t.copyOut(i, c)
+		return
+	}
 	if c.state == stateConnecting {
 		if events&(flow.Failed|flow.HungUp) != 0 {
 			if e := t.env.TakeError(c.fd); e != 0 {

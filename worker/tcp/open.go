@@ -190,6 +190,11 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	if a := packet.Addr(o.Addr); a.Is4() && t.g.Has(ipc.FlagPeekOff4) || !a.Is4() && t.g.Has(ipc.FlagPeekOff6) {
 		c.set(flagPeekOff)
 	}
+	if o.Flags&ipc.OpenedStaged != 0 {
+		c.set(flagStaged)
+		t.connected(i, c)
+		return
+	}
 	c.state = stateConnecting
 	events := uint32(flow.Readable)
 	if o.Flags&ipc.OpenedInProgress != 0 {
@@ -211,7 +216,9 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 func (t *Translator) connected(i uint32, c *conn) {
 	t.Stats.Opened++
 	c.state = stateSynAckSent
-	c.set(flagWritable)
+	if !c.has(flagStaged) {
+		c.set(flagWritable)
+	}
 	c.sndNxt, c.sndMax = c.iss+1, c.iss+1
 	c.deqSeq, c.peekSeq = c.iss+1, c.iss+1
 	t.sendSYN(i, c)

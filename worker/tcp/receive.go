@@ -286,8 +286,12 @@ func (t *Translator) took(c *conn, n int) {
 
 // drain gives the socket what waits for it, as far as it takes it.
 func (t *Translator) drain(i uint32, c *conn) {
+	if c.has(flagStaged) {
+		t.copyOut(i, c)
+		return
+	}
 	for !c.over() && c.queued() > 0 && c.has(flagWritable) {
-		bufs, total := t.gather(c)
+		bufs, total := t.gather(c, c.hostSeq, int(c.queued()))
 		n, e := t.env.Writev(c.fd, bufs)
 		if e == syscall.EAGAIN {
 			n, e = 0, 0
@@ -327,6 +331,10 @@ func (t *Translator) awaitRoom(i uint32, c *conn) {
 
 // finishWrite passes the guest's FIN on once all before it was taken.
 func (t *Translator) finishWrite(i uint32, c *conn) {
+	if c.has(flagStaged) {
+		t.copyOut(i, c)
+		return
+	}
 	if !c.over() && c.has(flagGuestFIN) && !c.has(flagShutdown) && c.queued() == 0 {
 		c.set(flagShutdown)
 		if !c.has(flagFINSent) || !after(c.sndUna, c.finSeq) { // else the socket is closed next, which says it too
@@ -336,13 +344,16 @@ func (t *Translator) finishWrite(i uint32, c *conn) {
 	}
 }
 
-// gather lists the memory from hostSeq to the end of what is in order.
-func (t *Translator) gather(c *conn) ([][]byte, int) {
+// gather lists the memory of what is queued from seq on, as far as it goes: left bytes
+// at most.
+func (t *Translator) gather(c *conn, seq uint32, left int) ([][]byte, int) {
 	bufs := t.vec[:0]
-	left := int(c.queued())
 	total := 0
-	off := int(c.hostSeq - c.qBase)
-	for ch := c.qHead; left > 0 && len(bufs) < cap(bufs); ch = t.pool.Next(ch) {
+	off, ch := int(seq-c.qBase), c.qHead
+	for ; off >= store.ChunkSize; off -= store.ChunkSize {
+		ch = t.pool.Next(ch)
+	}
+	for ; left > 0 && len(bufs) < cap(bufs); ch = t.pool.Next(ch) {
 		n := min(left, store.ChunkSize-off)
 		bufs = append(bufs, t.pool.Bytes(ch)[off:off+n])
 		left -= n

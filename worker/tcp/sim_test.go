@@ -53,6 +53,8 @@ type sim struct {
 	slow                  float64 // of pauses of seconds
 	stallAt, resumeAt     int64   // of the link
 	resetAt, connectAt    int64
+	look                  *sock // where the connection leads that is looked at, nil: none
+	switchAt              int64
 	answered              int // requests
 	batchMax              int
 	clean                 bool // nothing is lost, delayed or reset
@@ -95,7 +97,7 @@ func newSim(t testing.TB, seed uint64) *sim {
 	if r.IntN(3) == 0 {
 		w.stallAt = w.now + int64(r.IntN(20))*ms
 	}
-	w.resumeAt, w.resetAt, w.connectAt = never, never, never
+	w.resumeAt, w.resetAt, w.connectAt, w.switchAt = never, never, never, never
 	if r.IntN(8) == 0 {
 		w.resetAt = w.now + int64(r.IntN(200))*ms
 	}
@@ -226,7 +228,7 @@ func (w *sim) step() bool {
 
 	w.wake()
 	next := min(w.up.next(), w.down.next(), w.g.Deadline(), w.wheel.Next(), w.guestAt, w.hostAt,
-		w.stallAt, w.resumeAt, w.resetAt, w.connectAt)
+		w.stallAt, w.resumeAt, w.resetAt, w.connectAt, w.switchAt)
 	if w.answered < len(w.opens) {
 		next = w.now
 	}
@@ -398,6 +400,13 @@ func (w *sim) broker() {
 			w.answer(w.answered, ipc.Opened{Errno: uint16(syscall.ECONNREFUSED)}, nil)
 			continue
 		}
+		if w.r.IntN(4) == 0 {
+			w.look = w.newSock()
+			w.look.txRoom = []int{-1, 3000}[w.r.IntN(2)]
+			w.switchAt = w.now + int64(w.r.IntN(int(2*second)))
+			w.answer(0, ipc.Opened{Flags: ipc.OpenedStaged}, w.look)
+			continue
+		}
 		if w.r.IntN(2) == 0 {
 			w.answer(0, ipc.Opened{}, w.s)
 			continue
@@ -406,11 +415,36 @@ func (w *sim) broker() {
 		w.connectAt = w.now + int64(w.r.IntN(int(2*second)))
 		w.answer(0, ipc.Opened{Flags: ipc.OpenedInProgress}, w.s)
 	}
+	if w.now >= w.switchAt {
+		w.switchOver()
+	}
 	if w.now >= w.connectAt {
 		w.connectAt = never
 		if !w.s.dead {
 			w.s.connected()
 		}
+	}
+}
+
+// switchOver has who looks read, and in the end gives the connection its socket, to which
+// as much was written as was read.
+func (w *sim) switchOver() {
+	if n := 3000 - w.look.txRoom; w.look.txRoom >= 0 && n > 0 && w.look.closes == 0 && w.r.IntN(3) > 0 {
+		w.look.free(1 + w.r.IntN(n))
+		w.switchAt = w.now + int64(w.r.IntN(int(5*ms)))
+		return
+	}
+	w.switchAt = never
+	w.s.txTotal = w.r.IntN(w.look.txTotal + 1)
+	if w.g.State == tcptest.Reset {
+		w.s.txTotal = 0
+	}
+	if w.s.peekOff < 0 && w.env.g.Has(ipc.FlagPeekOff4) {
+		w.s.peekOff = 0 // the broker's part
+	}
+	s := ipc.Switch{Token: w.opens[0].Token, Count: uint32(w.s.txTotal)}
+	if old := w.tr.Switch(w.s.fd, &s); old >= 0 {
+		w.Close(old)
 	}
 }
 

@@ -15,7 +15,7 @@ func (t *Translator) Describe(i uint32, f *ipc.Flow) bool {
 	}
 	c, k := t.flows.At(i), t.flows.Key(i)
 	*f = ipc.Flow{Proto: ipc.ProtoUDP, Queued: uint64(c.queue.Bytes()), State: [...]ipc.FlowState{
-		stateOpening: ipc.FlowOpening, stateOpen: ipc.FlowOpen, stateRefused: ipc.FlowRefused, stateUnanswered: ipc.FlowUnanswered,
+		stateOpening: ipc.FlowOpening, stateOpen: ipc.FlowOpen, stateRefused: ipc.FlowRefused, stateUnanswered: ipc.FlowUnanswered, stateStaged: ipc.FlowOpen,
 	}[c.state]}
 	if c.inbound {
 		f.Direction, f.Listener = ipc.FlowIn, c.listener

@@ -13,6 +13,7 @@ import (
 
 	"aldente/ipc"
 	"aldente/worker/flow"
+	"aldente/worker/flow/flowtest"
 	"aldente/worker/packet"
 )
 
@@ -301,6 +302,7 @@ func TestMachine(t *testing.T) {
 		id := uint32(3)
 		l := r.listen(ipc.Listener{ID: id, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
 		var asked []ipc.Open
+		looks := map[uint64]*flowtest.Socket{}
 		port := func() uint16 { return uint16(rapid.IntRange(1, rigFlows+8).Draw(rt, "port")) }
 		token := func() uint64 {
 			if len(asked) == 0 {
@@ -340,7 +342,11 @@ func TestMachine(t *testing.T) {
 			"answer": func(rt *rapid.T) {
 				for _, o := range r.host.TakeOpens() {
 					asked = append(asked, o)
-					switch rapid.IntRange(0, 3).Draw(rt, "answer") {
+					switch rapid.IntRange(0, 4).Draw(rt, "answer") {
+					case 4:
+						s := r.host.Socket()
+						r.Opened(o.Token, s.FD, &ipc.Opened{Token: o.Token, Addr: o.Dst, Flags: ipc.OpenedStaged})
+						looks[o.Token], r.fds[o.Token] = s, s
 					case 0:
 						r.refuse(o, rapid.SampledFrom([]syscall.Errno{syscall.EMFILE, syscall.EACCES, syscall.EIO}).Draw(rt, "errno"), 0)
 					case 1: // answered twice
@@ -371,6 +377,19 @@ func TestMachine(t *testing.T) {
 						s.Errors = make([]flow.SocketError, flow.MaxErrors+1)
 						r.Ready(tok, flow.Failed|flow.Readable)
 					}
+				}
+			},
+			"switch": func(rt *rapid.T) {
+				tok := token()
+				look := looks[tok]
+				if look == nil {
+					return
+				}
+				delete(looks, tok)
+				s := r.host.Socket()
+				r.fds[tok] = s
+				if old := r.Switch(s.FD, &ipc.Switch{Token: tok, Count: uint32(rapid.IntRange(0, len(look.Sent())).Draw(rt, "count"))}); old >= 0 {
+					r.host.Close(old)
 				}
 			},
 			"flush":  func(*rapid.T) { r.Flush() },

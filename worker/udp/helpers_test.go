@@ -287,7 +287,7 @@ func (r *rig) check() {
 		if !r.wheel.Pending(timerBase + i) {
 			r.Fatalf("flow %d has no timer", i)
 		}
-		if (c.state == stateOpen) != (c.sock.FD >= 0) {
+		if (c.state == stateOpen || c.state == stateStaged) != (c.sock.FD >= 0) {
 			r.Fatalf("flow %d: state %d with descriptor %d", i, c.state, c.sock.FD)
 		}
 		chunks += c.queue.Chunks()

@@ -52,6 +52,9 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 	case stateOpening:
 		t.touch(i, c)
 		t.await(c, p, u.Payload, size)
+	case stateStaged:
+		t.touch(i, c)
+		t.awaitStaged(c, p, u.Payload, size)
 	case stateRefused: // not touched: the broker is asked again in time
 		t.notices.Refused(c.refusal, t.flows.Key(i), u.Payload[:size])
 	}
@@ -120,6 +123,10 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	c.sock.FD = fd
+	if o.Flags&ipc.OpenedStaged != 0 {
+		t.stage(c, o)
+		return
+	}
 	if e := t.env.Watch(fd, token, flow.Readable); e != 0 {
 		t.Stats.NoRoom++
 		t.remove(i, c)

@@ -36,23 +36,27 @@ const (
 	stateOpen                        // sock is that socket
 	stateRefused                     // there is none; remembered for a while
 	stateUnanswered                  // came by a listener, and the guest has not answered: no socket was asked for
+	stateStaged                      // what the guest sends first is looked at: sock leads there
 )
 
 // conn is one flow.
 type conn struct {
-	state    state
-	batch    uint8           // 1 + index of the batch that collects for it, 0: none
-	ready    bool            // in Translator.ready
-	bulk     bool            // has had several datagrams at a time
-	inbound  bool            // came by a listener
-	in, out  uint8           // datagrams in each direction, up to 2
-	how      ipc.How         // it ends; zero: another has its place
-	sock     datagram.Socket // the socket
-	refusal  flow.Refusal    // stateRefused: what the guest is told
-	queue    datagram.Queue  // of the guest's datagrams, while the socket is on its way
-	last     int64           // when it was used, in nanoseconds
-	peer     packet.Addr     // where the socket is really connected to
-	peerPort uint16
+	state   state
+	batch   uint8 // 1 + index of the batch that collects for it, 0: none
+	ready   bool  // in Translator.ready
+	bulk    bool  // has had several datagrams at a time
+	inbound bool  // came by a listener
+	// stateStaged: how many datagrams were written to who looks, and that no more are.
+	copied    uint8
+	notCopied bool
+	in, out   uint8           // datagrams in each direction, up to 2
+	how       ipc.How         // it ends; zero: another has its place
+	sock      datagram.Socket // the socket
+	refusal   flow.Refusal    // stateRefused: what the guest is told
+	queue     datagram.Queue  // of the guest's datagrams, while the socket is on its way
+	last      int64           // when it was used, in nanoseconds
+	peer      packet.Addr     // where the socket is really connected to
+	peerPort  uint16
 
 	// Of flows that came by a listener: which one, where it is in listeners, and
 	// what was spoken to; its number in Translator.inboundFlows, plus one.
@@ -350,7 +354,7 @@ func (t *Translator) evict(i uint32) {
 // they have collected is not sent: that would be what was revoked.
 func (t *Translator) Revoke(peer packet.Addr, port uint16) {
 	t.flows.Each(func(i uint32) {
-		if c := t.flows.At(i); c.state == stateOpen && c.peer == peer && (port == 0 || c.peerPort == port) {
+		if c := t.flows.At(i); (c.state == stateOpen || c.state == stateStaged) && c.peer == peer && (port == 0 || c.peerPort == port) {
 			t.revoke(i, c)
 		}
 	})
@@ -359,8 +363,11 @@ func (t *Translator) Revoke(peer packet.Addr, port uint16) {
 // RevokeFlow is Revoke for the flow whose request had this token.
 func (t *Translator) RevokeFlow(token uint64) {
 	_, gen, i := flow.SplitToken(token)
-	if t.flows.Live(i, gen) && t.flows.At(i).state == stateOpen {
-		t.revoke(i, t.flows.At(i))
+	if !t.flows.Live(i, gen) {
+		return
+	}
+	if c := t.flows.At(i); c.state == stateOpen || c.state == stateStaged {
+		t.revoke(i, c)
 	}
 }
 
