@@ -20,7 +20,8 @@ func (in *instance) prepareNames(id identity) error {
 	if plan == nil {
 		return nil
 	}
-	o := names.Options{Logger: in.log, Config: plan.Config, Resolvers: plan.Resolvers, Rules: in.plan.Egress, Sockets: in.factory}
+	o := names.Options{Logger: in.log, Config: plan.Config, Resolvers: plan.Resolvers, Rules: in.plan.Egress, Sockets: in.factory,
+		Other: in.factory.FromNames}
 	if in.flows != nil {
 		o.FlowLog = in.flows
 	}
@@ -41,6 +42,7 @@ func (in *instance) prepareNames(id identity) error {
 		OnExit: func(e supervise.Exit) {
 			in.shown.namesEnds.note(e)
 			in.factory.NamesGone(in.sendRevoke)
+			in.factory.StagesGone()
 		},
 	})
 	if err != nil {
@@ -48,6 +50,7 @@ func (in *instance) prepareNames(id identity) error {
 	}
 	in.names.SetProcess(in.asking)
 	in.factory.Names = in.names
+	in.factory.SetNames(in.names.Send)
 	in.firstNames = make(chan error, 1)
 	go func() { in.firstNames <- in.asking.Start() }()
 	return nil

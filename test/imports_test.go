@@ -31,7 +31,8 @@ var floors = [][]string{
 	{"aldente/worker"},
 
 	{"aldente/names/frame", "aldente/names/kernel"}, // messages in a stream; system calls
-	{"aldente/names/dns"},                           // questions and answers
+	{"aldente/names/hello"},                         // which server a client means
+	{"aldente/names/dns", "aldente/names/stage"},    // questions and answers; flows that are looked at
 	{"aldente/names/loop"},
 	{"aldente/names"},
 }

@@ -129,6 +129,8 @@ func TestConfig(t *testing.T) {
 		"passt --allow tcp:10.0.0.0/8:80 --deny any --allow x": func(c *Config) {
 			c.Egress = []EgressOption{{Allow: true, Dest: "tcp:10.0.0.0/8:80"}, {Dest: "any"}, {Allow: true, Dest: "x"}}
 		},
+		"aldente --verify-sni":                            func(c *Config) { c.VerifySNI = []PortRange{{443, 443}} },
+		"aldente --verify-sni=853,8000-8100 --verify-sni": func(c *Config) { c.VerifySNI = []PortRange{{853, 853}, {8000, 8100}, {443, 443}} },
 		"aldente --nat64 2001:db8:64::/96 --nat64 64:ff9b:1::/64": func(c *Config) {
 			c.NAT64 = []netip.Prefix{netip.MustParsePrefix("2001:db8:64::/96"), netip.MustParsePrefix("64:ff9b:1::/64")}
 		},

@@ -25,6 +25,9 @@ type option struct {
 	arg   string // placeholder for the required argument, "": takes none
 	alias string // long name of the row that this one is another name of
 	extra bool   // not an option of passt and pasta
+	// optional says that the argument may be missing: it is one behind '=' only, and the
+	// placeholder is written without brackets.
+	optional bool
 
 	in    personalities
 	group group
@@ -113,7 +116,7 @@ func (g *getopt) scanLong(s string) (*option, string, error) {
 	switch {
 	case opt.arg == "" && hasValue:
 		return nil, "", g.fail("option '--%s' doesn't allow an argument", opt.long)
-	case opt.arg == "" || hasValue:
+	case opt.arg == "" || hasValue || opt.optional:
 		return opt, value, nil
 	}
 	value, ok := g.take()

@@ -51,6 +51,13 @@ func TestPersonalityOf(t *testing.T) {
 // against passt where it has the option.
 func TestErrors(t *testing.T) {
 	for line, want := range map[string]string{
+		"aldente --verify-sni=0":    "Invalid --verify-sni '0': give ports and ranges of them, as 443,8443 or 8000-8100",
+		"aldente --verify-sni=443,": "Invalid --verify-sni '443,': give ports and ranges of them, as 443,8443 or 8000-8100",
+		"aldente --verify-sni=9-8":  "Invalid --verify-sni '9-8': give ports and ranges of them, as 443,8443 or 8000-8100",
+		"passt --verify-sni 443":    "Extra non-option argument: 443",
+
+		"aldente --verify-sni=1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17": "Too many ports for --verify-sni: at most 16 ranges",
+
 		// getopt_long(3), in glibc's words.
 		"pasta -Z":                               "pasta: invalid option -- 'Z'",
 		"./x/pasta -dZ":                          "./x/pasta: invalid option -- 'Z'",

@@ -40,6 +40,8 @@ var verbs = []verb{
 		same: func(a, b *Config) bool { return maps.Equal(a.Limits, b.Limits) }},
 	{option: "names-nxdomain", forget: func(c *Config) { c.NamesNXDOMAIN = false },
 		same: func(a, b *Config) bool { return a.NamesNXDOMAIN == b.NamesNXDOMAIN }},
+	{option: "verify-sni", forget: func(c *Config) { c.VerifySNI = nil },
+		same: func(a, b *Config) bool { return slices.Equal(a.VerifySNI, b.VerifySNI) }},
 	{option: "nat64", forget: func(c *Config) { c.NAT64 = nil },
 		same: func(a, b *Config) bool { return slices.Equal(a.NAT64, b.NAT64) }},
 }
@@ -196,7 +198,7 @@ func (p *parser) rule(file string, r *rulesfile.Rule) *rulesfile.Error {
 	}
 	takes := v.row().arg
 	switch {
-	case r.Arg == "" && takes != "":
+	case r.Arg == "" && takes != "" && !v.row().optional:
 		return fail(usagef("%s needs %s", r.Verb, takes))
 	case r.Arg != "" && takes == "":
 		return fail(usagef("%s has nothing behind it", r.Verb))

@@ -88,6 +88,27 @@ func ingressRule(allow bool) setter {
 	}
 }
 
+// maxSNIPorts bounds the ranges of --verify-sni.
+const maxSNIPorts = 16
+
+// setVerifySNI adds ports: those of HTTPS, unless others are given.
+func setVerifySNI(p *parser, arg string) error {
+	if arg == "" {
+		arg = "443"
+	}
+	for s := range strings.SplitSeq(arg, ",") {
+		r, ok := parseRange(s)
+		switch {
+		case !ok || r.First == 0:
+			return usagef("Invalid --verify-sni '%s': give ports and ranges of them, as 443,8443 or 8000-8100", arg)
+		case len(p.c.VerifySNI) == maxSNIPorts:
+			return usagef("Too many ports for --verify-sni: at most %d ranges", maxSNIPorts)
+		}
+		p.c.VerifySNI = append(p.c.VerifySNI, r)
+	}
+	return nil
+}
+
 // maxNAT64 bounds the prefixes of translators.
 const maxNAT64 = 8
 

@@ -120,7 +120,10 @@ func writeOption(b *strings.Builder, o *option) {
 			head += ", --" + options[i].long
 		}
 	}
-	if o.arg != "" {
+	switch {
+	case o.optional:
+		head += "[=" + o.arg + "]"
+	case o.arg != "":
 		head += " " + o.arg
 	}
 	for i, line := range strings.Split(o.help, "\n") {

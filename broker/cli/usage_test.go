@@ -19,7 +19,7 @@ func TestUsage(t *testing.T) {
 		}
 		for i := range options {
 			o := &options[i]
-			listed := regexp.MustCompile(`(?m)^  (-.,|   ).* ?--` + o.long + `([, ]|$)`).MatchString(text)
+			listed := regexp.MustCompile(`(?m)^  (-.,|   ).* ?--` + o.long + `([, [ ]|$)`).MatchString(text)
 			if want := o.in&p.bit() != 0; listed != want {
 				t.Errorf("%v: --%s listed: %v, want %v", p, o.long, listed, want)
 			}

@@ -20,6 +20,9 @@ type Names struct {
 // to be learned, whichever resolver the guest asks of those that it may know.
 func (p *Plan) planNames(r hostnet.Resolvers) {
 	if !p.answers() {
+		if len(p.cfg.VerifySNI) > 0 {
+			p.Notes = append(p.Notes, "--verify-sni is for rules by name, as --allow NAME:443, and there is none")
+		}
 		return
 	}
 	p.Names = &Names{Resolvers: p.upstream(r)}
@@ -27,7 +30,7 @@ func (p *Plan) planNames(r hostnet.Resolvers) {
 	for _, b := range []struct {
 		on  bool
 		bit uint32
-	}{{p.cfg.NamesNXDOMAIN, ipc.NamesNXDOMAIN}, {p.cfg.Audit != "", ipc.NamesAudit}, {p.cfg.Debug, ipc.NamesDebug}} {
+	}{{p.cfg.NamesNXDOMAIN, ipc.NamesNXDOMAIN}, {p.cfg.Audit != "", ipc.NamesAudit}, {p.cfg.Debug, ipc.NamesDebug}, {len(p.cfg.VerifySNI) > 0, ipc.NamesHellos}} {
 		if b.on {
 			c.Flags |= b.bit
 		}

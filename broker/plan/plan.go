@@ -156,7 +156,12 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 			Freebind: cfg.FreeBind,
 		}
 	}
+	var sni []sockets.PortRange
+	for _, r := range cfg.VerifySNI {
+		sni = append(sni, sockets.PortRange(r))
+	}
 	return sockets.Config{
+		VerifySNI:    sni,
 		Egress:       asked(p.Egress),
 		Redirects:    p.Redirects,
 		Ingress:      p.Ingress,

@@ -340,7 +340,7 @@ func TestEndedIsReset(t *testing.T) {
 			}
 			var u underWay
 			u.init()
-			if !u.add(o.FD, stood{}) {
+			if !u.add(o.FD, stood{}, nil) {
 				t.Fatal("not added")
 			}
 			end(&u)

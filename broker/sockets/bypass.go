@@ -68,6 +68,21 @@ func (s *served) answer(a *ipc.Opened, fd int, tell func()) {
 	}
 }
 
+// send sends what is no answer to a request that is counted. It reports false if nobody
+// is there any more who would take it.
+func (s *served) send(record func(channel int) error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return false
+	}
+	if record(s.fd) != nil {
+		unix.Shutdown(s.fd, unix.SHUT_RDWR) // as in answer
+		return false
+	}
+	return true
+}
+
 func (s *served) end() {
 	s.mu.Lock()
 	s.fd = -1

@@ -23,6 +23,8 @@ type request struct {
 	src      netip.AddrPort // guest's address; with listener: local address that was spoken to
 	dst      netip.AddrPort // destination as the guest sees it; with listener: the remote peer
 
+	connected func(fd int) // takes the socket once its connect has ended; nil: the worker waits for that
+
 	asked *[]egress.Asked // for Why: the egress rules that were asked; nil: nobody wants to know
 	shown bool            // for display: a flow that there is, or was
 }

@@ -52,6 +52,10 @@ type Config struct {
 
 	V4, V6 Family // IPv4 and IPv6
 
+	// VerifySNI has flows to these ports looked at that a rule by name allows, see
+	// SetNames; nil: none.
+	VerifySNI []PortRange
+
 	// Client tells whether a UDP socket of the host at peer is connected to local;
 	// nil: that cannot be known.
 	Client func(peer, local netip.AddrPort) bool
@@ -113,6 +117,7 @@ type Factory struct {
 	ledger   *ledger // nil: no budget
 	ports    *udpPorts
 	gate     *gate // nil: the worker accepts all
+	stages   stages
 }
 
 // New makes a factory.
@@ -120,6 +125,7 @@ func New(cfg Config) *Factory {
 	f := &Factory{
 		cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners),
 		refusals: refusals{lines: limiter.Bucket{Rate: refusalLines}},
+		stages:   stages{lines: limiter.Bucket{Rate: stageLines}},
 	}
 	if cfg.Ingress != nil {
 		f.gate = newGate()
@@ -229,7 +235,7 @@ func (f *Factory) message(kind ipc.Kind, b []byte, replies *ipc.Replies, s *serv
 		if o.later {
 			continue
 		}
-		if o.fd < 0 {
+		if o.fd < 0 && !o.wait {
 			s.refusals++
 		}
 		answer := o.record(r.Token, r.Proto, to)
@@ -261,6 +267,8 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 	switch {
 	case d.refused != 0:
 		o = f.refused(&q, &d)
+	case f.looksAt(&q, &d):
+		o, err = f.openStaged(&q, &d, s)
 	case f.ledger == nil || d.namespace:
 		o, err = f.carryOut(&q, &d, s)
 	default:

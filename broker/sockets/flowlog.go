@@ -14,7 +14,7 @@ import (
 // tellFlow has the flow log take note of what has become of a request.
 func (f *Factory) tellFlow(q *request, d *decision, o *outcome) {
 	switch {
-	case f.cfg.Flows == nil || o.later:
+	case f.cfg.Flows == nil || o.later || o.wait:
 	case d.byRules:
 		f.cfg.Flows.Refused(flowOf(q, d), "egress rules")
 	case d.refused != 0:

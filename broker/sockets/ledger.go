@@ -219,7 +219,10 @@ func udpInUse(b []byte, name string) (n int, ok bool) {
 //
 // Where the egress rules may be changed, what is connected is remembered, too. That
 // costs a system call for each connection.
-func (g *ledger) connecting(o outcome, flow stood) outcome {
+//
+// Where somebody here waits for the end of the connect, the socket is theirs then, and
+// not the worker's.
+func (g *ledger) connecting(o outcome, flow stood, then func(fd int)) outcome {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	// Conn: those that are there count as flows, see budget.Counts.
@@ -252,7 +255,7 @@ func (g *ledger) connecting(o outcome, flow stood) outcome {
 			g.budget.Ended(true)
 		}
 	}
-	if o.kept = g.waiting.add(o.fd, flow); !o.kept {
+	if o.kept = g.waiting.add(o.fd, flow, then); !o.kept {
 		g.budget.Ended(false)
 	}
 	return o
@@ -265,6 +268,16 @@ func (g *ledger) swept() {
 	defer g.mu.Unlock()
 	g.sweep()
 	g.waiting.closeDone()
+}
+
+// settle tells those who have waited for the end of a connect. It is for the goroutine
+// that serves the worker.
+func (g *ledger) settle() {
+	for len(g.waiting.ended) > 0 {
+		e := g.waiting.ended[0]
+		g.waiting.ended = g.waiting.ended[1:]
+		e.then(e.fd)
+	}
 }
 
 func (g *ledger) sweep() {

@@ -22,6 +22,10 @@ type outcome struct {
 	localPort  uint16         // port or echo identifier that the socket has; zero: of no concern
 	at         netip.AddrPort // where it leads, if that is not what was decided
 	later      bool           // the answer comes by itself, nothing else counts
+	wait       bool           // the answer says that another one comes, nothing else counts
+	late       bool           // it is that other one
+	staged     bool           // the descriptor is an end of a pair: what comes first is looked at
+	far        int            // the other end, ours
 	kept       bool           // a copy of the socket stays with us: the descriptor is not to be closed
 
 	limit budget.Reason // why the budget has none; Granted: it has
@@ -43,6 +47,15 @@ func made(r inet.Result, localPort uint16) outcome {
 // lead, if that was decided.
 func (o *outcome) record(token uint64, proto uint8, to netip.AddrPort) ipc.Opened {
 	a := ipc.Opened{Token: token, Errno: uint16(o.errno), LocalPort: o.localPort}
+	if o.wait {
+		return ipc.Opened{Token: token, Flags: ipc.OpenedWait}
+	}
+	if o.late {
+		a.Flags |= ipc.OpenedLate
+	}
+	if o.staged {
+		a.Flags |= ipc.OpenedStaged
+	}
 	if o.inProgress {
 		a.Flags |= ipc.OpenedInProgress
 	}

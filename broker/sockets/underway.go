@@ -19,6 +19,13 @@ type underWay struct {
 	// done are descriptors to be closed once answers that may carry them are
 	// sent, see closeDone.
 	done []int
+	// ended are those that somebody here waits for, see ledger.settle.
+	ended []endedConnect
+}
+
+type endedConnect struct {
+	fd   int
+	then func(fd int)
 }
 
 type waitingSlot struct {
@@ -26,13 +33,14 @@ type waitingSlot struct {
 	flow       stood     // without destination: of no concern to a change of the egress rules
 	since      time.Time // when it began
 	prev, next int
+	then       func(fd int) // waits for it, and has the socket then; nil: the worker
 }
 
 func (u *underWay) init() { u.ep, u.slots = -1, make([]waitingSlot, 1) }
 
 // add keeps fd until sweep or endOldest. It reports false if it could not, and fd
 // stays the caller's.
-func (u *underWay) add(fd int, flow stood) bool {
+func (u *underWay) add(fd int, flow stood, then func(fd int)) bool {
 	if u.ep < 0 {
 		ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 		if err != nil {
@@ -53,7 +61,7 @@ func (u *underWay) add(fd int, flow stood) bool {
 		return false
 	}
 	last := u.slots[0].prev
-	u.slots[i] = waitingSlot{fd: fd, flow: flow, since: time.Now(), prev: last}
+	u.slots[i] = waitingSlot{fd: fd, flow: flow, since: time.Now(), prev: last, then: then}
 	u.slots[last].next, u.slots[0].prev = i, i
 	u.n++
 	return true
@@ -64,7 +72,11 @@ func (u *underWay) add(fd int, flow stood) bool {
 func (u *underWay) drop(i int) {
 	s := &u.slots[i]
 	_ = unix.EpollCtl(u.ep, unix.EPOLL_CTL_DEL, s.fd, nil)
-	u.done = append(u.done, s.fd)
+	if s.then != nil {
+		u.ended = append(u.ended, endedConnect{s.fd, s.then})
+	} else {
+		u.done = append(u.done, s.fd)
+	}
 	u.slots[s.prev].next, u.slots[s.next].prev = s.next, s.prev
 	*s = waitingSlot{fd: -1, next: u.free}
 	u.free = i

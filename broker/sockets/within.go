@@ -46,7 +46,7 @@ func (f *Factory) openWithin(q *request, d *decision, s *served) (outcome, error
 	switch {
 	case o.fd < 0:
 	case kind == budget.TCP:
-		o = f.ledger.connecting(o, f.stands(q, d))
+		o = f.ledger.connecting(o, f.stands(q, d), q.connected)
 	case !f.ledger.opened(kind, o.fd, f.stands(q, d)):
 		unix.Close(o.fd)
 		o = nothing(unix.ENOMEM)
@@ -124,6 +124,7 @@ func (f *Factory) await(control int, soon bool) error {
 		return nil
 	}
 	g.waiting.closeDone()
+	g.settle()
 	for {
 		ep, message, ended := -1, false, false
 		if g.waiting.n > 0 {
@@ -141,6 +142,7 @@ func (f *Factory) await(control int, soon bool) error {
 		}
 		if ended {
 			g.swept()
+			g.settle()
 		}
 		if message || ep < 0 {
 			return nil
@@ -152,7 +154,9 @@ func (f *Factory) await(control int, soon bool) error {
 func (f *Factory) workerGone() {
 	if f.ledger != nil {
 		f.ledger.gone()
+		f.ledger.settle()
 	}
+	f.endStages(unix.ECONNRESET, func(*staged) bool { return true })
 	if f.cfg.Flows != nil {
 		f.cfg.Flows.Gone(flowlog.Lost)
 	}

@@ -62,10 +62,13 @@ func (p *Poller) control(op, fd int, token uint64, read, write bool) error {
 	return unix.EpollCtl(p.fd, op, fd, &e)
 }
 
+// Remove ends the reports of a descriptor.
+func (p *Poller) Remove(fd int) { _ = unix.EpollCtl(p.fd, unix.EPOLL_CTL_DEL, fd, nil) }
+
 // Close closes a descriptor, and ends its reports: somebody else may have the open file
 // as well.
 func (p *Poller) Close(fd int) {
-	_ = unix.EpollCtl(p.fd, unix.EPOLL_CTL_DEL, fd, nil)
+	p.Remove(fd)
 	unix.Close(fd)
 }
 

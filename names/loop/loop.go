@@ -17,6 +17,7 @@ import (
 	"aldente/ipc/domain"
 	"aldente/names/dns"
 	"aldente/names/kernel"
+	"aldente/names/stage"
 )
 
 // Bounds of a turn: nobody has it for himself.
@@ -47,6 +48,7 @@ type Loop struct {
 	engine *dns.Engine
 
 	clients map[uint32]*conn // by the broker's numbers
+	staged  *stage.Flows     // flows of the guest's that are looked at
 	asked   map[uint32]*conn // sockets to resolvers, by the engine's; those that are on their way too
 
 	lasting int // clients that are to be closed once they have taken what waits
@@ -64,6 +66,7 @@ const (
 	ofControl = iota
 	ofClient
 	ofResolver
+	ofStage
 )
 
 func token(of int, id uint32) uint64 { return uint64(of)<<32 | uint64(id) }
@@ -76,6 +79,7 @@ const spare = 1024
 // if that is zero.
 func New(control, files int) (*Loop, error) {
 	l := &Loop{control: control, files: files, began: time.Now(), phase: ipc.First, clients: map[uint32]*conn{}, asked: map[uint32]*conn{}}
+	l.staged = stage.New(stages{l})
 	if err := l.poll.Open(); err != nil {
 		return nil, err
 	}
@@ -151,6 +155,8 @@ func (l *Loop) event(e kernel.Event) error {
 		if c := l.asked[id]; c != nil && c.fd >= 0 {
 			l.resolverEvent(id, c, e)
 		}
+	case ofStage:
+		l.staged.Ready(id)
 	}
 	return nil
 }

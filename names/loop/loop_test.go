@@ -17,8 +17,8 @@ import (
 	"aldente/ipc"
 )
 
-// stage is a loop, with a test that plays its broker, a client and the resolver.
-type stage struct {
+// scene is a loop, with a test that plays its broker, a client and the resolver.
+type scene struct {
 	t       *testing.T
 	broker  int // the broker's end
 	ended   chan error
@@ -28,17 +28,17 @@ type stage struct {
 	closed  []uint16
 }
 
-// newStage starts a loop with rules: *.good.test, and not bad.good.test.
-func newStage(t *testing.T) *stage { return newStageWith(t, 0) }
+// newScene starts a loop with rules: *.good.test, and not bad.good.test.
+func newScene(t *testing.T) *scene { return newSceneWith(t, 0) }
 
-// newStageWith is newStage for a process that may hold so many descriptors.
-func newStageWith(t *testing.T, files int) *stage {
+// newSceneWith is newScene for a process that may hold so many descriptors.
+func newSceneWith(t *testing.T, files int) *scene {
 	t.Helper()
 	ours, theirs, err := ipc.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stage{t: t, broker: ours, ended: make(chan error, 1), granted: ^uint64(0)}
+	s := &scene{t: t, broker: ours, ended: make(chan error, 1), granted: ^uint64(0)}
 	if err := unix.SetNonblock(theirs, true); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func newStageWith(t *testing.T, files int) *stage {
 	return s
 }
 
-func (s *stage) say(rec []byte, fd int) {
+func (s *scene) say(rec []byte, fd int) {
 	s.t.Helper()
 	if err := ipc.Send(s.broker, rec, fd); err != nil {
 		s.t.Fatal(err)
@@ -82,7 +82,7 @@ func (s *stage) say(rec []byte, fd int) {
 }
 
 // hear waits for a record.
-func (s *stage) hear() (ipc.Kind, []byte) {
+func (s *scene) hear() (ipc.Kind, []byte) {
 	s.t.Helper()
 	p := []unix.PollFd{{Fd: int32(s.broker), Events: unix.POLLIN}}
 	if n, err := unix.Poll(p, 20_000); n != 1 {
@@ -101,7 +101,7 @@ func (s *stage) hear() (ipc.Kind, []byte) {
 }
 
 // serve plays the broker until done is true.
-func (s *stage) serve(done func() bool) {
+func (s *scene) serve(done func() bool) {
 	s.t.Helper()
 	for end := time.Now().Add(20 * time.Second); !done(); {
 		if time.Now().After(end) {
@@ -114,7 +114,7 @@ func (s *stage) serve(done func() bool) {
 	}
 }
 
-func (s *stage) record(kind ipc.Kind, rec []byte) {
+func (s *scene) record(kind ipc.Kind, rec []byte) {
 	s.t.Helper()
 	switch kind {
 	case ipc.NamesKindDial:
@@ -146,7 +146,7 @@ func (s *stage) record(kind ipc.Kind, rec []byte) {
 }
 
 // dial passes one end of a pair of datagram sockets, and answers what comes by the other.
-func (s *stage) dial(d *ipc.Dial) {
+func (s *scene) dial(d *ipc.Dial) {
 	s.t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -186,7 +186,7 @@ func reply(b []byte) []byte {
 }
 
 // client passes one end of a pair, and returns the other.
-func (s *stage) client(id uint32, proto uint8) int {
+func (s *scene) client(id uint32, proto uint8) int {
 	s.t.Helper()
 	typ := unix.SOCK_DGRAM
 	if proto == ipc.ProtoTCP {
@@ -224,7 +224,7 @@ func addresses(t *testing.T, b []byte) (rcode dnsmessage.RCode, n int) {
 }
 
 // read is what a client hears, while the test plays the broker.
-func (s *stage) read(fd int) (b []byte) {
+func (s *scene) read(fd int) (b []byte) {
 	s.t.Helper()
 	s.serve(func() bool {
 		buf := make([]byte, 70_000)
@@ -244,7 +244,7 @@ func (s *stage) read(fd int) (b []byte) {
 // TestQuestions: a question goes to a resolver, its addresses to the broker, and what that
 // grants to the client; and a name that is refused goes nowhere.
 func TestQuestions(t *testing.T) {
-	s := newStage(t)
+	s := newScene(t)
 	udp, tcp := s.client(1, ipc.ProtoUDP), s.client(2, ipc.ProtoTCP)
 	defer unix.Close(udp)
 	defer unix.Close(tcp)
@@ -275,7 +275,7 @@ func TestQuestions(t *testing.T) {
 
 // TestHalfClosed: who says that nothing more comes gets the answer to what was asked.
 func TestHalfClosed(t *testing.T) {
-	s := newStage(t)
+	s := newScene(t)
 	fd := s.client(1, ipc.ProtoTCP)
 	defer unix.Close(fd)
 	unix.Write(fd, framed(question("a.good.test", 7)))
@@ -289,7 +289,7 @@ func TestHalfClosed(t *testing.T) {
 
 // TestSlowReader: who asks much, says that nothing more comes, and reads later, gets all of it.
 func TestSlowReader(t *testing.T) {
-	s := newStage(t)
+	s := newScene(t)
 	fd := s.client(1, ipc.ProtoTCP)
 	defer unix.Close(fd)
 	const n = 200
@@ -335,7 +335,7 @@ func TestSlowReader(t *testing.T) {
 
 // TestRulesChange: other rules count from the next question on.
 func TestRulesChange(t *testing.T) {
-	s := newStage(t)
+	s := newScene(t)
 	fd := s.client(1, ipc.ProtoUDP)
 	defer unix.Close(fd)
 	other, _ := ipc.MakeName("other.test")
@@ -350,7 +350,7 @@ func TestRulesChange(t *testing.T) {
 }
 
 // end closes the channel, or breaks it, and returns how the loop ended.
-func (s *stage) end(rec []byte, fd int) error {
+func (s *scene) end(rec []byte, fd int) error {
 	s.t.Helper()
 	if rec != nil {
 		s.say(rec, fd)
@@ -370,7 +370,7 @@ func (s *stage) end(rec []byte, fd int) error {
 // TestEnds: with the broker's end of the channel, and with a record that no broker of ours
 // sends.
 func TestEnds(t *testing.T) {
-	if err := newStage(t).end(nil, -1); err != nil {
+	if err := newScene(t).end(nil, -1); err != nil {
 		t.Errorf("with the channel: %v", err)
 	}
 	for what, rec := range map[string][]byte{
@@ -381,7 +381,7 @@ func TestEnds(t *testing.T) {
 		"a rule that is none":   (&ipc.NamesRule{Pattern: mustName("*")}).Encode(),
 		"a client without any":  (&ipc.Client{ID: 9, Proto: ipc.ProtoUDP, Port: 1}).Encode(),
 	} {
-		if err := newStage(t).end(rec, -1); err == nil {
+		if err := newScene(t).end(rec, -1); err == nil {
 			t.Errorf("%s: it ends as if all was well", what)
 		}
 	}
@@ -392,7 +392,7 @@ func mustName(s string) ipc.Name { n, _ := ipc.MakeName(s); return n }
 // TestNobodyReads: a broker that takes no records is waited for as long as there is room,
 // and then the process ends: it keeps no more of them than it may.
 func TestNobodyReads(t *testing.T) {
-	s := newStage(t)
+	s := newScene(t)
 	var clients []int
 	defer func() {
 		for _, fd := range clients {
@@ -427,7 +427,7 @@ func TestNobodyReads(t *testing.T) {
 // TestEvicted: where clients come without end, the one that has been silent for longest goes,
 // and the broker hears of it; of those that have gone themselves it hears nothing.
 func TestEvicted(t *testing.T) {
-	s := newStageWith(t, 100)
+	s := newSceneWith(t, 100)
 	var fds []int
 	for id := range uint32(50 + 3) { // half of it is for clients
 		fds = append(fds, s.client(id+1, ipc.ProtoUDP))
@@ -443,7 +443,7 @@ func TestEvicted(t *testing.T) {
 
 // TestLateSocket: a socket that nobody waits for any more is closed.
 func TestLateSocket(t *testing.T) {
-	s := newStage(t)
+	s := newScene(t)
 	for _, seq := range []uint32{1 << 20, 1<<20 + 1} {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {

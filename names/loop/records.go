@@ -68,6 +68,8 @@ func (l *Loop) record(kind ipc.Kind, rec []byte, fd int) error {
 			return err
 		}
 		l.engine.Granted(g.Seq, g.Mask, l.now())
+	case ipc.NamesKindStage, ipc.NamesKindStageSocket, ipc.NamesKindStageEnd:
+		return l.stage(kind, rec, fd)
 	default:
 		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 	}
