@@ -51,6 +51,7 @@ type Sockets interface {
 type Process interface {
 	Send(rec []byte, fd int) error    // unix.EPIPE: there is none at the moment
 	PassNow(rec []byte, fd int) error // unix.EAGAIN: it has no room
+	Kill()                            // it is replaced
 }
 
 // FlowLog takes names that are refused, see flowlog.Log.
@@ -137,11 +138,18 @@ func (s *Server) Update() {
 	s.update()
 }
 
-// update sends the rules in force unless the process knows them. A process that takes them
-// not is ended by its supervisor, or has ended, and the next gets them at its start.
+// update sends the rules in force unless the process knows them. One that does not take them
+// would go on by rules that are gone: the next gets them at its start.
 func (s *Server) update() {
-	if s.told != s.version && s.sendRules(func(rec []byte) error { return s.process.Send(rec, -1) }) == nil {
+	if s.told == s.version {
+		return
+	}
+	switch err := s.sendRules(func(rec []byte) error { return s.process.Send(rec, -1) }); {
+	case err == nil:
 		s.told = s.version
+	case !errors.Is(err, unix.EPIPE):
+		s.Logger.Error("names does not take its rules: it is replaced", "error", err)
+		s.process.Kill()
 	}
 }
 

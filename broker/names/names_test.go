@@ -32,6 +32,8 @@ type rig struct {
 	mu      sync.Mutex
 	dialled []string
 	refused []string
+	killed  int
+	serving sync.WaitGroup
 }
 
 // Upstream implements Sockets.
@@ -59,6 +61,7 @@ func (r *rig) NameRefused(name, typ, reason string) {
 // Send implements Process, and PassNow.
 func (r *rig) Send(rec []byte, fd int) error    { return ipc.Send(r.broker, rec, fd) }
 func (r *rig) PassNow(rec []byte, fd int) error { return ipc.SendNow(r.broker, rec, fd) }
+func (r *rig) Kill()                            { r.killed++ }
 
 // rules are egress rules as they would be given.
 func rules(t *testing.T, options ...string) *egress.RuleSet {
@@ -89,6 +92,9 @@ func newRig(t *testing.T, e Rules, resolvers ...string) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		// Before the numbers are another's: nobody serves any more.
+		unix.Shutdown(r.control, unix.SHUT_RDWR)
+		r.serving.Wait()
 		unix.Close(r.control)
 		unix.Close(r.broker)
 	})
@@ -96,7 +102,8 @@ func newRig(t *testing.T, e Rules, resolvers ...string) *rig {
 }
 
 func (r *rig) serve() {
-	go func() { r.ended <- r.Serve(r.broker) }()
+	broker := r.broker
+	r.serving.Go(func() { r.ended <- r.Serve(broker) })
 }
 
 func (r *rig) say(rec []byte, fd int) {
@@ -220,11 +227,31 @@ func TestUpdateBeforeReady(t *testing.T) {
 	r.hear(ipc.NamesKindRules)
 }
 
+// deaf is a process that takes nothing.
+type deaf struct{ *rig }
+
+// Send implements Process.
+func (deaf) Send([]byte, int) error { return unix.EAGAIN }
+
+// TestUpdateNotTaken: a process that does not take other rules is replaced; between two of
+// them there is none to be.
+func TestUpdateNotTaken(t *testing.T) {
+	r := newRig(t, rules(t, "allow a.test", "deny any"))
+	r.SetProcess(away{})
+	r.Update()
+	r.SetProcess(deaf{r})
+	r.Update()
+	if r.killed != 1 {
+		t.Errorf("killed %d times", r.killed)
+	}
+}
+
 // away is a supervisor between processes.
 type away struct{}
 
 func (away) Send([]byte, int) error    { return unix.EPIPE }
 func (away) PassNow([]byte, int) error { return unix.EPIPE }
+func (away) Kill()                     {}
 
 // TestDial: sockets come to the resolvers that the configuration names, and no others.
 func TestDial(t *testing.T) {
