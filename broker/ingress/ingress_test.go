@@ -211,9 +211,10 @@ func TestIngressErrors(t *testing.T) {
 
 // FuzzIngress: a program says what its rules say, for each peer.
 func FuzzIngress(f *testing.F) {
-	for _, s := range []string{"+192.0.2.0/24:8080 -any", "-host +private -any:1-1024", "+[2001:db8::]/33:443 -tcp:2001:db8::/32", "-udp:fe80::/10 +link-local"} {
+	for _, s := range []string{"+192.0.2.0/24:8080 -any", "-host +private -any:1-1024", "+[2001:db8::]/33:443 -tcp:2001:db8::/32", "-udp:fe80::/10 +link-local", "+192.0.2.0/31 +2001:db8::/63 -any", "+10.0.0.0/8 -172.16.0.0/12 +any"} {
 		for _, a := range []string{"192.0.2.7", "10.1.2.3", "2001:db8::1", "fe80::1", "0.0.0.0"} {
 			f.Add(s, netip.MustParseAddr(a).AsSlice(), uint16(443), true)
+			f.Add(s, netip.MustParseAddr(a).AsSlice(), uint16(443), false)
 		}
 	}
 	f.Fuzz(func(t *testing.T, text string, addr []byte, port uint16, odd bool) {

@@ -10,7 +10,7 @@ func TestPace(t *testing.T) {
 	p := NewPace(10)
 	now, n := int64(1_000_000_000), 0
 	for end := now + 3_000_000_000; now < end; now += 1_000_000 {
-		for p.Ready(now) {
+		for p.Ready(now) && n < 100 {
 			p.Spend()
 			n++
 		}
