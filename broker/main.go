@@ -424,6 +424,8 @@ func (in *instance) announce(notify int) error {
 	if in.stream != nil && in.stream.Path() != "" {
 		in.log.Info("UNIX domain socket bound at " + in.stream.Path())
 		go in.stream.Serve(in.worker)
+	} else if in.stream != nil {
+		in.stream.Watch(in.cfg.FD, in.worker)
 	}
 	if in.child != nil {
 		warnings, err := in.child.Ready()

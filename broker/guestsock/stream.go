@@ -275,11 +275,7 @@ func (s *Server) give(fd int, cred *unix.Ucred, worker Worker) (bool, error) {
 	if fd != s.fd {
 		s.client = fd
 	}
-	if s.kind == ipc.LinkVhostUser {
-		if own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			go s.watch(own, s.freed, worker)
-		}
-	}
+	s.watchClient(fd, worker)
 	s.last = client{known: true, pid: cred.Pid, uid: cred.Uid}
 	if s.oneOff && fd != s.fd {
 		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served

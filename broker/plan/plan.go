@@ -94,6 +94,9 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 		Conntrack:   h.Conntrack,
 	}
 	p.Limits = budget.Defaults(p.Budget).With(cfg.Limits, p.Budget)
+	if err := p.enoughDescriptors(); err != nil {
+		return nil, err
+	}
 	p.Factory = p.factoryConfig(h)
 	p.Tap = p.tap(h.Network)
 	if err := p.workerConfig(h); err != nil {

@@ -241,6 +241,19 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestDescriptorsOfRings: a front-end passes descriptors, for which there has to be room beside
+// those of flows.
+func TestDescriptorsOfRings(t *testing.T) {
+	for command, enough := range map[string]bool{
+		"passt --limit sockets=128": true, "passt --vhost-user --limit sockets=255": false, "passt --vhost-user --limit sockets=256": true,
+		"passt --vhost-user": true,
+	} {
+		if _, err := New(parse(t, command), home()); (err == nil) != enough || !enough && !strings.Contains(err.Error(), "--limit sockets=256") {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+}
+
 // TestFactory: what the socket factory is told.
 func TestFactory(t *testing.T) {
 	h := home()

@@ -12,6 +12,18 @@ import (
 // synRetries is how often a SYN to the guest is sent again.
 const synRetries = 6
 
+// leastShared is how many descriptors a worker needs by whose link the guest's memory is shared: those
+// that its monitor passes, what other workers need, and some for flows.
+const leastShared = 256
+
+// enoughDescriptors tells, by an error, that a worker may have too few.
+func (p *Plan) enoughDescriptors() error {
+	if n := p.Limits.Sockets; p.cfg.LinkKind == ipc.LinkVhostUser && n < leastShared {
+		return fmt.Errorf("--vhost-user takes %[1]d descriptors, and there may be %d: raise them, by --limit sockets=%[1]d, ulimit -n or LimitNOFILE=", leastShared, n)
+	}
+	return nil
+}
+
 // workerConfig is the worker's view.
 func (p *Plan) workerConfig(h Host) error {
 	cfg, g, c := p.cfg, &p.net, &p.Worker
