@@ -8,6 +8,7 @@ MANDIR     ?= $(DATADIR)/man
 FUZZTIME   ?= 10s
 SOAK       ?= 20m
 CHAOS      ?= 4096
+VHOSTCHAOS ?= 1024
 KRUN       ?= 1024
 BENCH      ?= full
 SHORT      ?=
@@ -26,7 +27,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos changes krun windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -146,6 +147,10 @@ windows: all
 ## chaos: CHAOS MiB each way, 4 GiB if not said, past processes that are stopped at random: through tap, bypass and stream; nothing may differ
 chaos: all
 	ALDENTE_CHAOS=$(CHAOS) $(GOTEST) -count=1 -v -timeout 0 -p 1 -run 'TestChaos$$' ./test/...
+
+## chaos-vhost: VHOSTCHAOS MiB each way and for each family, 1 GiB if not said, by vhost-user, whose front-end stalls, kicks late, has odd rings and rewrites headers
+chaos-vhost: all
+	ALDENTE_CHAOS=$$((2 * $(VHOSTCHAOS))) $(GOTEST) -count=1 -v -timeout 0 -run 'TestChaos$$' ./test/vhost
 
 ## mutate: breaks the code on purpose, line by line, and has the tests notice; minutes; RUN selects
 mutate:

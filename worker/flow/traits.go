@@ -21,6 +21,8 @@ type Traits struct {
 	// Clients come and go: one that comes is told of us, the end of one is
 	// nothing unusual.
 	Clients bool
+	// Descriptors are how many a link may hold beside its own.
+	Descriptors int
 	// SilentEnd: that the other side is gone shows only where something is sent to it.
 	SilentEnd bool
 }

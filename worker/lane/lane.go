@@ -52,6 +52,7 @@ const (
 	timerAnswer
 	timerProbe
 	timerPace
+	timerShort
 	laneTimers
 )
 
@@ -88,6 +89,7 @@ type Lane struct {
 	moved      int       // bytes, in this turn: what shows that there is bulk
 	busy       bool      // the last wait was short
 	conversing bool      // the last turn was short, its event came soon, and so may the next
+	spins      spins     // whether they pay
 	partners   [2]uint64 // tokens of the last conversation
 	same       uint8     // events in a row that were its, up to regular
 
@@ -217,7 +219,7 @@ func (l *Lane) configure(rec []byte) error {
 		g.SeenLL6 = packet.LinkLocal(g.GuestMAC) // which its kernel, or our agent, makes of it
 	}
 	g.Traits = link.TraitsOf(g.LinkKind)
-	fds := max(int(g.MaxFlows)-spareFDs, 64)
+	fds := max(int(g.MaxFlows)-spareFDs-g.Descriptors, 64)
 	nTCP := min(maxTCP, fds)
 	nUDP := min(maxUDP, max(fds/2, 32))
 	nICMP := min(maxICMP, max(fds/4, 16))
@@ -367,6 +369,32 @@ func (l *Lane) SetMTU(mtu int) {
 	if l.guest.MTU = l.mtu; mtu < l.guest.LinkMTU() {
 		l.guest.MTU = uint16(mtu)
 	}
+}
+
+// Short implements link.Watcher.
+func (l *Lane) Short() {
+	if !l.wheel.Pending(l.timer + timerShort) {
+		l.wheel.Set(l.timer+timerShort, l.now+link.ShortFor)
+	}
+}
+
+// short asks whether the guest still lacks buffers.
+func (l *Lane) short() {
+	if l.watching == nil {
+		return
+	}
+	again, room := l.watching.Expire()
+	if again {
+		l.Short()
+	}
+	if room {
+		l.table.resume()
+	}
+}
+
+// Unknown implements link.Watcher.
+func (l *Lane) Unknown(request uint32) {
+	logf(levelInfo, "the virtual machine's monitor asks for what is not known, and was refused it request=%d", request)
 }
 
 // NewInflight implements link.Watcher: the broker answers.

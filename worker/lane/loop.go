@@ -38,7 +38,7 @@ func (l *Lane) turn() {
 			l.live.verdict = link.Note{} // it was that event's
 		}
 	}
-	if l.readable || l.more {
+	if l.readable || l.more || l.watching != nil && l.watching.Waiting() {
 		l.receive()
 	}
 	l.continueWork()
@@ -84,16 +84,30 @@ func (l *Lane) kicked(sub uint32) {
 
 // wait waits for events and returns their number.
 func (l *Lane) wait() int {
-	timeout := l.timeout()
-	if p := l.bypass.MarkTimeout(); p > 0 && timeout != 0 {
-		return l.poll.WaitShortly(p)
-	}
-	if l.conversing && timeout != 0 {
-		if n := l.spin(); n > 0 {
+	timeout, mark := l.timeout(), l.bypass.MarkTimeout()
+	if l.conversing && timeout != 0 && mark <= 0 && l.spins.pay() {
+		n := l.spin()
+		if l.spins.done(n > 0 || l.more); n > 0 || l.more {
 			return n
 		}
 	}
+	switch {
+	case timeout != 0 && l.rest():
+		timeout = 0
+	case timeout != 0 && mark > 0:
+		return l.poll.WaitShortly(mark)
+	}
 	return l.poll.Wait(timeout, l.busy)
+}
+
+// rest has the link's events reported, of which there are none while the lane is at
+// work. It tells whether there is something to receive already.
+func (l *Lane) rest() bool {
+	if l.watching == nil || !l.watching.Sleep() {
+		return false
+	}
+	l.more = true
+	return true
 }
 
 // timeout is how long to wait, in milliseconds; -1: no reason to wake up.
@@ -224,7 +238,7 @@ func (l *Lane) receive() {
 		}
 	}
 	if l.hungUp && frames == 0 && !l.more {
-		l.linkGone(link.ErrClosed) // of datagrams no end is read
+		l.linkGone(link.ErrHungUp) // of datagrams no end is read
 	}
 	l.tcp.Flush()
 }
@@ -244,6 +258,7 @@ func (l *Lane) linkGone(err error) {
 	l.linksGone.Add(l.link.Counters())
 	l.last, l.link, l.direct, l.watching = l.link, nil, nil, nil
 	l.wheel.Cancel(l.timer + timerProbe)
+	l.wheel.Cancel(l.timer + timerShort)
 	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte
 	(&ipc.Event{Code: code}).Encode(rec[:])
@@ -283,6 +298,8 @@ func (l *Lane) expire(id uint32) {
 		l.probe()
 	case timerPace:
 		l.paced()
+	case timerShort:
+		l.short()
 	case timerAnswer: // the turn's end tries again
 	}
 }

@@ -379,6 +379,7 @@ func (w *world) empty(sockets int) {
 		w.t.Fatalf("the guest is looked after: %v, want %v", !probes, probes)
 	}
 	l.wheel.Cancel(l.timer + timerProbe)
+	l.wheel.Cancel(l.timer + timerShort) // it would look once more
 	if next := l.wheel.Next(); next != store.NoTimer {
 		w.t.Fatalf("a timer is left over, due in %d ms", (next-w.now)/ms)
 	}

@@ -13,11 +13,42 @@ const (
 	regular           = 8 // events of a conversation in a row: more than a short connection has
 )
 
+// mostSkipped is how many times at most nobody spins after spins that have found nothing.
+const mostSkipped = 63
+
+// spins are those of late. Where the way to the partner and back takes longer, as between
+// virtual machines, spinning keeps a processor from whoever could answer, and then the lane
+// sleeps all the same. So after each spin for nothing twice as many chances are let go by.
+type spins struct{ skip, after uint8 }
+
+// pay tells whether to spin.
+func (s *spins) pay() bool {
+	if s.skip == 0 {
+		return true
+	}
+	s.skip--
+	return false
+}
+
+// done notes whether a spin has found something.
+func (s *spins) done(found bool) {
+	if found {
+		s.after = 0
+		return
+	}
+	s.after = min(2*s.after+1, mostSkipped)
+	s.skip = s.after
+}
+
 // oneConversation tells whether the n events of this turn, the first of which has
 // this token, belong to the conversation of the last ones: between the guest and a
 // socket, or between two sockets.
 func (l *Lane) oneConversation(n int, token uint64) bool {
-	if n != 1 {
+	switch n {
+	case 0:
+		return l.more && l.same == regular // the guest's, which no event has told of
+	case 1:
+	default:
 		return false
 	}
 	switch token {
@@ -41,9 +72,14 @@ func (l *Lane) small() bool {
 	return true
 }
 
-// spin looks for events for spinTime and returns their number.
+// spin looks for events for spinTime and returns their number; and for frames in the memory
+// of a guest, which is not asked to tell of them: then more is set.
 func (l *Lane) spin() int {
 	for end := l.now + spinTime; l.now < end; l.tick() {
+		if l.watching != nil && l.watching.Waiting() {
+			l.more = true
+			return 0
+		}
 		if n := l.poll.Wait(0, false); n > 0 {
 			return n
 		}

@@ -3,12 +3,15 @@
 package lane
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/ipc"
 	"aldente/worker/flow"
+	"aldente/worker/link"
 )
 
 // turnOf has the lane look at the events of one turn.
@@ -105,5 +108,86 @@ func TestSpinEnds(t *testing.T) {
 	}
 	if n := l.spin(); n != 1 {
 		t.Errorf("%d events", n)
+	}
+}
+
+// TestSpinsPay: who has spun for nothing does not soon do so again; who finds something does.
+func TestSpinsPay(t *testing.T) {
+	var s spins
+	tries := func(n int, found bool) (spun int) {
+		for range n {
+			if s.pay() {
+				spun++
+				s.done(found)
+			}
+		}
+		return spun
+	}
+	if n := tries(100, true); n != 100 {
+		t.Errorf("%d spins of 100 that find something", n)
+	}
+	if n := tries(1000, false); n > 6+1000/mostSkipped || n < 1000/(mostSkipped+1) {
+		t.Errorf("%d spins for nothing", n)
+	}
+	tries(mostSkipped+1, true)
+	if n := tries(100, true); n != 100 {
+		t.Errorf("%d spins of 100 after one that has found something", n)
+	}
+}
+
+// lookedAt is a link to whose guest there is something after so many looks.
+type lookedAt struct {
+	link.Watched
+	looks int
+}
+
+func (w *lookedAt) Waiting() bool {
+	w.looks--
+	return w.looks < 0
+}
+
+// TestSpinFindsFrames: frames of a guest that does not tell of them are found as long as the
+// lane does not sleep, and belong to the conversation.
+func TestSpinFindsFrames(t *testing.T) {
+	l := &Lane{watching: &lookedAt{looks: 3}}
+	if err := l.poll.Open(); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(int(l.poll.FD()))
+	l.start = time.Now()
+	l.tick()
+	if n := l.spin(); n != 0 || !l.more {
+		t.Errorf("%d events, frames: %t", n, l.more)
+	}
+	if l.oneConversation(0, 0) {
+		t.Error("a conversation of nobody")
+	}
+	for range regular + 1 {
+		l.turnOf(flow.Token(flow.OwnerTCP, 1, 1))
+	}
+	if !l.oneConversation(0, 0) {
+		t.Error("what the guest answers is no conversation")
+	}
+	if l.more = false; l.oneConversation(0, 0) {
+		t.Error("nothing has happened")
+	}
+}
+
+// sleepless is a link to whose guest something has come before it was asked to tell.
+type sleepless struct{ link.Watched }
+
+func (sleepless) Sleep() bool { return true }
+
+// TestRestsBeforeItSleeps: before it waits for events the lane has the guest tell of frames, and
+// takes what has come before that.
+func TestRestsBeforeItSleeps(t *testing.T) {
+	w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkVhostUser, 1500, true)
+	w.turn()
+	real := w.l.watching
+	defer func() { w.l.watching = real }()
+	w.l.watching = sleepless{real}
+	w.l.wait() // or it is for ever
+	if !w.l.more {
+		t.Error("what has come is not taken")
 	}
 }

@@ -204,7 +204,7 @@ func (w *world) awake() bool {
 	if w.l.timeout() == 0 || w.l.bypass.MarkTimeout() > 0 {
 		return true
 	}
-	return ready(int(w.l.poll.FD()), unix.POLLIN, 0)
+	return ready(int(w.l.poll.FD()), unix.POLLIN, 0) || w.l.rest() // before it sleeps
 }
 
 func ready(fd int, events int16, wait int) bool {

@@ -108,7 +108,7 @@ func (s *datagram) Receive(b *Batch) (more bool, err error) {
 	case unix.EAGAIN, unix.ENOMEM, unix.ENOBUFS:
 		return false, nil
 	default:
-		s.err = ErrClosed
+		s.err = ended(e)
 		return false, s.err
 	}
 	bytes := 0
@@ -238,7 +238,7 @@ func (s *datagram) waits(e unix.Errno) bool {
 	case unix.EMSGSIZE:
 		return false
 	}
-	s.err = ErrClosed
+	s.err = ended(e)
 	s.backlog = s.emptied()
 	return false
 }

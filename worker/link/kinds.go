@@ -5,6 +5,7 @@ package link
 import (
 	"aldente/ipc"
 	"aldente/worker/flow"
+	"aldente/worker/vhostuser"
 )
 
 // kind is one way to move frames: what it is like, and how a link of it is made.
@@ -43,7 +44,7 @@ var kinds = [...]kind{
 	},
 	// A batch is short, and one more tells that there is nothing left.
 	ipc.LinkVhostUser: {
-		flow.Traits{ReceiveBatches: 5, Window: 4 << 20, SharedMemory: true, Clients: true},
+		flow.Traits{ReceiveBatches: 5, Window: 4 << 20, SharedMemory: true, Clients: true, Descriptors: vhostuser.MaxDescriptors},
 		func(_ *ipc.Link, fd int32, mtu int, last Link) Link { return NewVhostUser(last, fd, mtu) },
 	},
 }

@@ -61,7 +61,7 @@ func TestCountersAdd(t *testing.T) {
 
 // TestClosedErrors: what ends a link says why, and is of one kind.
 func TestClosedErrors(t *testing.T) {
-	for _, err := range []error{ErrLength, ErrBroken} {
+	for _, err := range []error{ErrLength, ErrBroken, ErrHungUp, ended(0), ended(unix.ECONNRESET)} {
 		if !errors.Is(err, ErrClosed) || err.Error() == ErrClosed.Error() {
 			t.Errorf("%v", err)
 		}

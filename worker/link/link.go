@@ -11,6 +11,9 @@ package link
 
 import (
 	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
 
 	"aldente/worker/packet"
 )
@@ -39,6 +42,9 @@ const batchSize = 256<<10 + 64<<10
 // more: the caller closes the link. Errors that say why wrap it.
 var ErrClosed = errors.New("link closed")
 
+// ErrHungUp means that the other side has closed the link.
+var ErrHungUp error = &closedError{"the other side has closed it"}
+
 // ErrLength is returned for a stream frame whose length prefix is out of range.
 // There is no way to find the next frame then.
 var ErrLength error = &closedError{"frame length out of range"}
@@ -50,6 +56,15 @@ type closedError struct{ why string }
 
 func (e *closedError) Error() string { return "link closed: " + e.why }
 func (e *closedError) Unwrap() error { return ErrClosed }
+
+// ended is why there is no more to be done with a descriptor: a call has failed with e, or
+// found the end, e being zero.
+func ended(e unix.Errno) error {
+	if e == 0 {
+		return ErrHungUp
+	}
+	return fmt.Errorf("%w: %w", ErrClosed, e)
+}
 
 // Frame is one frame, or super-frame, from the guest. Nothing in it is to be
 // trusted but this: with OffloadNeedsChecksum the checksum field lies within

@@ -119,7 +119,7 @@ func (s *stream) Receive(b *Batch) (more bool, err error) {
 		case e == unix.EAGAIN:
 			return false, nil
 		case e != 0 || n == 0: // end of file, or reset with data unread
-			s.err = ErrClosed
+			s.err = ended(e)
 			return false, s.err
 		}
 		s.rest = s.rest[:len(s.rest)+n]
@@ -298,7 +298,7 @@ func (s *stream) goesOn(e unix.Errno) bool {
 	case 0, unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
 		return true
 	}
-	s.err = ErrClosed
+	s.err = ended(e)
 	s.forget()
 	s.head, s.tail = 0, 0
 	return false

@@ -187,7 +187,7 @@ func TestReceiveDisconnect(t *testing.T) {
 		peerWrite(t, peer, wire[:n], r.receive)
 		unix.Close(peer)
 		r.receive()
-		if r.err != ErrClosed || len(r.frames) != n/1004 {
+		if r.err != ErrHungUp || len(r.frames) != n/1004 {
 			t.Errorf("after %d bytes: %d frames, error %v", n, len(r.frames), r.err)
 		}
 		done()

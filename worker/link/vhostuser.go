@@ -4,7 +4,6 @@ package link
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"syscall"
 
@@ -25,6 +24,11 @@ type Watcher interface {
 	// SetMTU tells that the guest was told of an MTU, in bytes of IP packet, which
 	// counts until the link ends.
 	SetMTU(mtu int)
+	// Short has Expire called in ShortFor.
+	Short()
+	// Unknown tells of a request of the front end's that was refused since it is not known,
+	// once for each.
+	Unknown(request uint32)
 }
 
 // Watched is a link with several descriptors.
@@ -38,7 +42,20 @@ type Watched interface {
 	Ready(sub uint32) (receive, room bool)
 	// Up reports once each time that the guest has begun to take frames.
 	Up() bool
+	// Waiting tells, at the cost of a look at memory, whether the guest has sent something
+	// that there may be no event for.
+	Waiting() bool
+	// Sleep has the guest's next frame make an event, and is to be called before anybody
+	// waits for one. It tells whether there is something to receive already.
+	Sleep() (receive bool)
+	// Expire is called when the Watcher was told that the guest lacks buffers. It tells
+	// whether to call it again in ShortFor, and whether there is room by now.
+	Expire() (again, room bool)
 }
+
+// ShortFor is how long a guest that lacks buffers in one of several queues is waited for:
+// once or twice that, in nanoseconds.
+const ShortFor = 50_000_000
 
 const (
 	// txPieces are the parts in memory that frames of a batch may have together.
@@ -63,6 +80,7 @@ type vhostUser struct {
 	mtu      int
 	err      error // once set, nothing is read or written any more
 	session  *vhostuser.Session
+	remains  *vhostuser.Remains // of all sessions
 	watcher  Watcher
 	mem      vhost.Memory
 	inflight vhostuser.Inflight
@@ -70,6 +88,7 @@ type vhostUser struct {
 	header   int // bytes of struct virtio_net_hdr
 
 	messages bool // the front end may have said something
+	awake    bool // kicks were not asked for since there was something
 	up       bool // the guest takes frames, and nobody has been told
 	rx       [vhostuser.MaxPairs]rxQueue
 	tx       [vhostuser.MaxPairs]txQueue
@@ -127,16 +146,16 @@ type txQueue struct {
 func NewVhostUser(last Link, fd int32, mtu int) Link {
 	v, ok := last.(*vhostUser)
 	if !ok {
-		v = &vhostUser{arena: vhost.NewArena(txPieces)}
+		v = &vhostUser{arena: vhost.NewArena(txPieces), remains: new(vhostuser.Remains)}
 	}
-	*v = vhostUser{fd: fd, mtu: mtu, arena: v.arena, spare: v.spare, rx: v.rx, header: packet.OffloadSize}
+	*v = vhostUser{fd: fd, mtu: mtu, remains: v.remains, arena: v.arena, spare: v.spare, rx: v.rx, header: packet.OffloadSize}
 	v.arena.Reset()
 	for i := range v.rx {
 		v.rx[i] = rxQueue{queue: queue{kick: -1, call: -1}, stash: v.rx[i].stash}
 		v.tx[i] = txQueue{queue: queue{kick: -1, call: -1}, pair: uint8(i)}
 	}
 	v.active = v.spaces[:0]
-	v.session = vhostuser.New(fd, vhostuser.Config{Features: vhostuser.Features, MTU: mtu, NewInflight: v.newInflight}, v)
+	v.session = vhostuser.New(fd, vhostuser.Config{Features: vhostuser.Features, MTU: mtu, NewInflight: v.newInflight, Remains: v.remains}, v)
 	return v
 }
 
@@ -198,10 +217,7 @@ func (v *vhostUser) hear() error {
 	v.letGo()
 	more, err := v.session.Receive()
 	v.messages = more
-	switch {
-	case errors.Is(err, vhostuser.ErrClosed):
-		v.err = ErrClosed
-	case err != nil:
+	if err != nil {
 		v.err = fmt.Errorf("%w: %w", ErrClosed, err)
 	}
 	return v.err
@@ -329,7 +345,8 @@ func (v *vhostUser) Start(i int, q *vhostuser.Queue) error {
 		v.rx[i/2].most = r.Waiting()
 	}
 	r.started, r.enabled, r.polled = true, q.Enabled, r.kick < 0
-	r.owed = true // for what whoever was before us has not called for
+	v.awake = true // or nobody asks for its kicks
+	r.owed = true  // for what whoever was before us has not called for
 	v.reckon()
 	return nil
 }
@@ -361,6 +378,9 @@ func (v *vhostUser) reckon() {
 		}
 	}
 	v.up = len(v.active) > 0 && (v.up || before == 0)
+	if len(v.active) > 1 && !v.CanSend() {
+		v.watcher.Short()
+	}
 }
 
 // Notify implements vhostuser.Device.
@@ -394,4 +414,4 @@ func (v *vhostUser) watch(q *queue, kick int32, sub uint32) {
 func (v *vhostUser) SetMTU(mtu int) { v.watcher.SetMTU(mtu) }
 
 // Unknown implements vhostuser.Device.
-func (v *vhostUser) Unknown(uint32) {}
+func (v *vhostUser) Unknown(request uint32) { v.watcher.Unknown(request) }

@@ -17,8 +17,8 @@ const (
 	splitLeast = 2 << 10
 )
 
-// Receive takes frames of the guest's from its rings in turn. As long as it finds some,
-// it is not kicked, and has to be called once more.
+// Receive takes frames of the guest's from its rings in turn. As long as it finds some, it
+// has to be called once more. There are no kicks from then on, until Sleep.
 func (v *vhostUser) Receive(b *Batch) (more bool, err error) {
 	b.reset()
 	if v.err != nil {
@@ -31,9 +31,7 @@ func (v *vhostUser) Receive(b *Batch) (more bool, err error) {
 	}
 	v.giveBack()
 	found := v.collect(b)
-	if !found && v.err == nil {
-		found = v.sleep() && v.collect(b)
-	}
+	v.awake = v.awake || found
 	return found || v.messages || v.polls(), v.err
 }
 
@@ -145,15 +143,31 @@ func gatherFrom(b []byte, pieces [][]byte) [][]byte {
 	return pieces
 }
 
-// sleep asks for kicks, after which the lane may sleep. It reports whether something
-// has come before they were asked for.
-func (v *vhostUser) sleep() (more bool) {
+// Waiting implements Watched.
+func (v *vhostUser) Waiting() bool {
+	if !v.awake {
+		return false // there is a kick
+	}
 	for i := range v.tx {
-		if q := &v.tx[i]; q.started && q.EnableKicks() {
-			more = true
+		if q := &v.tx[i]; q.started && q.Available() {
+			return true
 		}
 	}
-	return more
+	return false
+}
+
+// Sleep implements Watched.
+func (v *vhostUser) Sleep() (receive bool) {
+	if !v.awake {
+		return false
+	}
+	for i := range v.tx {
+		if q := &v.tx[i]; q.started && (q.EnableKicks() || q.Err() != nil) {
+			receive = true
+		}
+	}
+	v.awake = receive
+	return receive
 }
 
 // polls tells whether there is a guest that does not kick.

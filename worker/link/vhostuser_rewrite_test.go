@@ -87,7 +87,7 @@ func TestVhostUserRewritten(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d frames, and no end", taken)
 		}
-		for more := r.events(); more; {
+		for more := r.events() || r.v.Sleep(); more; more = more || r.v.Sleep() {
 			var err error
 			if more, err = r.v.Receive(r.b); err != nil {
 				t.Fatal(err)

@@ -22,8 +22,35 @@ const looks = 4
 type rxQueue struct {
 	queue
 	*stash
-	short bool // a frame did not fit, and the guest kicks when there is more room
-	most  int  // buffers that were here at a time
+	short   bool // a frame did not fit, and the guest kicks when there is more room
+	waited  bool // for some time: since the last Expire
+	stalled bool // for too long: what goes by other queues does not wait for this one
+	most    int  // buffers that were here at a time
+}
+
+// lacking notes that a frame has not fitted. A queue that stays so is told of by Expire.
+func (v *vhostUser) lacking(q *rxQueue) {
+	if !q.short {
+		q.short, q.waited, q.stalled = true, false, false
+		if len(v.active) > 1 {
+			v.watcher.Short()
+		}
+	}
+}
+
+// Expire implements Watched. Whoever offers no buffers for that long to one queue, and has
+// another, is not waited for: what goes by that queue is lost.
+func (v *vhostUser) Expire() (again, room bool) {
+	before := v.CanSend()
+	for _, i := range v.active {
+		q := &v.rx[i]
+		if !q.short || q.stalled {
+			continue
+		}
+		q.stalled, q.waited = q.waited, true
+		again = again || !q.stalled
+	}
+	return again, !before && v.CanSend()
 }
 
 // stash is buffers that were taken and not used yet: chains[next:n].
@@ -88,7 +115,9 @@ func (v *vhostUser) ensure(q *rxQueue, total int) bool {
 			return false
 		}
 		if !q.EnableKicks() {
-			q.short = q.lacks()
+			if q.lacks() {
+				v.lacking(q)
+			}
 			return false
 		}
 		if q.fits(total, merge) {
@@ -114,17 +143,22 @@ func (q *rxQueue) count() int {
 	return held
 }
 
-// CanSend tells whether no ring is short of buffers that frames are sent by.
+// CanSend tells whether there is a ring that frames are sent by, and none is short of buffers
+// but those that nobody waits for any more.
 func (v *vhostUser) CanSend() bool {
-	if v.err != nil || len(v.active) == 0 {
+	if v.err != nil {
 		return false
 	}
+	any := false
 	for _, i := range v.active {
-		if v.rx[i].short {
+		switch q := &v.rx[i]; {
+		case !q.short:
+			any = true
+		case !q.stalled:
 			return false
 		}
 	}
-	return true
+	return any
 }
 
 // Writable tells whether there is room.
@@ -238,7 +272,7 @@ func (v *vhostUser) sendCut(q *rxQueue, o *packet.Offload, headers, payload []by
 		return false
 	}
 	if !q.holds(v.cut.segments(), first) && q.lacks() && !q.EnableKicks() {
-		q.short = true // none, rather than the first ones again and again
+		v.lacking(q) // none, rather than the first ones again and again
 		v.counters.Dropped += uint64(v.cut.segments())
 		return false
 	}

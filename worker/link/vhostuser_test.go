@@ -5,159 +5,16 @@ package link
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"aldente/ipc"
 	"aldente/test/vhost/frontend"
 	"aldente/worker/packet"
 )
-
-// rig is a link of rings, and a front end with a guest at the other end of them. The
-// descriptors that the link asks for are looked at here, as the lane would.
-type rig struct {
-	t     testing.TB
-	v     *vhostUser
-	g     *frontend.Guest
-	b     *Batch
-	kicks map[int32]uint32
-	mtu   int // that was told
-}
-
-func (r *rig) WatchLink(fd int32, sub uint32) syscall.Errno {
-	if _, is := r.kicks[fd]; is {
-		r.t.Errorf("descriptor %d is watched already", fd)
-	}
-	r.kicks[fd] = sub
-	return 0
-}
-
-func (r *rig) UnwatchLink(fd int32) {
-	if _, is := r.kicks[fd]; !is {
-		r.t.Errorf("descriptor %d is not watched", fd)
-	}
-	delete(r.kicks, fd)
-}
-
-// NewInflight is the broker's to do.
-func (r *rig) NewInflight(int, int, int, int) error { return syscall.ENOSYS }
-
-// SetMTU notes it.
-func (r *rig) SetMTU(mtu int) { r.mtu = mtu }
-
-// newRig negotiates. Buffers for frames to the guest have size bytes.
-func newRig(t testing.TB, c frontend.Config, size int) *rig {
-	t.Helper()
-	conn, file, err := frontend.Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Dup(int(file.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	file.Close()
-	unix.SetNonblock(fd, true)
-	r := &rig{t: t, v: New(&ipc.Link{Kind: ipc.LinkVhostUser}, int32(fd), 1500, nil).(*vhostUser), b: NewBatch(), kicks: map[int32]uint32{}}
-	r.v.Attach(r)
-	if c.Protocol == 0 {
-		c.Protocol = frontend.AllProtocol
-	}
-	var f *frontend.Frontend
-	r.during(func() (err error) {
-		if f, err = frontend.New(conn, c); err != nil {
-			return err
-		}
-		if r.g, err = frontend.NewGuest(f, size); err != nil {
-			return err
-		}
-		return f.Start()
-	})
-	t.Cleanup(func() {
-		r.v.Close()
-		f.Close()
-		if len(r.kicks) != 0 {
-			t.Errorf("%d descriptors are watched for ever", len(r.kicks))
-		}
-	})
-	r.turn()
-	return r
-}
-
-// during has the front end do something that it is answered for.
-func (r *rig) during(f func() error) {
-	r.t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	for {
-		select {
-		case err := <-done:
-			if err != nil {
-				r.t.Fatal(err)
-			}
-			return
-		default:
-			r.turn()
-			time.Sleep(50 * time.Microsecond)
-		}
-	}
-}
-
-// turn takes what there is, and returns copies of the frames.
-func (r *rig) turn() (all [][]byte) {
-	receive := r.events()
-	for more := receive; more; {
-		var err error
-		if more, err = r.v.Receive(r.b); err != nil {
-			r.t.Logf("the link ends: %v", err)
-			break
-		}
-		for _, f := range r.b.Frames {
-			all = append(all, slices.Concat(append([][]byte{f.Data}, f.More...)...))
-		}
-	}
-	r.v.Flush()
-	return all
-}
-
-// events gives the link what has happened.
-func (r *rig) events() (receive bool) {
-	fds := []unix.PollFd{{Fd: r.v.fd, Events: unix.POLLIN}}
-	subs := []uint32{0}
-	for fd, sub := range r.kicks {
-		fds, subs = append(fds, unix.PollFd{Fd: fd, Events: unix.POLLIN}), append(subs, sub)
-	}
-	unix.Poll(fds, 0)
-	for i := range fds {
-		if fds[i].Revents == 0 {
-			continue
-		}
-		if i > 0 {
-			unix.Read(int(fds[i].Fd), make([]byte, 8))
-		}
-		got, _ := r.v.Ready(subs[i])
-		receive = receive || got
-	}
-	return receive
-}
-
-// got is the next frame that the guest has received; nil: there is none.
-func (r *rig) got(pair int) (header, frame []byte) {
-	r.t.Helper()
-	r.v.Flush()
-	header, frame, err := r.g.Receive(pair, time.Millisecond)
-	if err != nil && !os.IsTimeout(err) {
-		r.t.Fatal(err)
-	}
-	return header, frame
-}
 
 const (
 	old     = frontend.FProtocolFeatures
@@ -165,89 +22,6 @@ const (
 	all     = frontend.AllFeatures | frontend.FInOrder
 	sumOnly = modern | frontend.FCSUM | frontend.FGuestCSUM
 )
-
-// TestVhostUserSend sends super-frames and others to guests that can do more or less:
-// what a guest cannot do is done for it.
-func TestVhostUserSend(t *testing.T) {
-	frames := map[string]*super{
-		"TCP, IPv4": tcpSuper(false, packet.ACK|packet.PSH|packet.FIN, 0, random(60001), 1448),
-		"TCP, IPv6": tcpSuper(true, packet.ACK|packet.CWR, 2, random(50000), 1400),
-		"UDP, IPv4": udpSuper(false, random(40001), 1472), "UDP, IPv6": udpSuper(true, random(3000), 1000),
-		"one": tcpSuper(false, packet.ACK, 0, random(1001), 1448), "empty": tcpSuper(true, packet.ACK, 1, nil, 1448),
-	}
-	for name, features := range map[string]uint64{
-		"none": old, "version 1": modern, "sums": sumOnly, "merged": modern | frontend.FMrgRxbuf, "all": all,
-		"no event index": all &^ frontend.FEventIdx, "no USO": all &^ (frontend.FGuestUSO4 | frontend.FGuestUSO6),
-		"unmerged": all &^ frontend.FMrgRxbuf,
-	} {
-		t.Run(name, func(t *testing.T) {
-			for _, size := range []int{2048, 4096, 1 << 16} {
-				r := newRig(t, frontend.Config{Features: features, Ring: 128}, size)
-				for kind, s := range frames {
-					if small := 14 * int(s.o.GSOSize); len(s.payload) > small && (size == 1<<16 || r.g.Features&frontend.FMrgRxbuf == 0) {
-						less := *s // there are but 16 buffers
-						s = &less
-						s.payload = s.payload[:small+1]
-					}
-					r.check(kind, s)
-				}
-			}
-		})
-	}
-}
-
-// check sends a frame and looks at what becomes of it.
-func (r *rig) check(kind string, s *super) {
-	r.t.Helper()
-	o := s.o
-	whole := len(s.payload) <= int(o.GSOSize)
-	if whole {
-		o.GSOType, o.GSOSize = packet.GSONone, 0
-	}
-	if !r.v.Send(&o, slices.Clone(s.headers), s.payload) {
-		r.t.Errorf("%s: not sent: %+v", kind, r.v.counters)
-		return
-	}
-	frame := slices.Concat(s.headers, s.payload)
-	frame = append(frame, make([]byte, max(0, minWire-len(frame)))...)
-	f := r.g.Features
-	takes := map[uint8]uint64{
-		packet.GSOTCPv4: frontend.FGuestTSO4, packet.GSOTCPv6: frontend.FGuestTSO6,
-		packet.GSOUDPL4: frontend.FGuestUSO4 | frontend.FGuestUSO6,
-	}[o.GSOType]
-	want := [][]byte{frame}
-	flags := uint8(packet.OffloadNeedsChecksum)
-	switch {
-	case f&frontend.FGuestCSUM == 0 && whole:
-		own := o
-		packet.CompleteChecksum(frame[:len(s.headers)+len(s.payload)], &own)
-		flags = 0
-	case !whole && f&(takes|frontend.FGuestCSUM) != takes|frontend.FGuestCSUM:
-		want, flags = cutAll(r.t, s, MaxFrame), 0
-	}
-	for k, w := range want {
-		header, got := r.got(0)
-		if header == nil {
-			r.t.Errorf("%s: frame %d of %d is not there", kind, k, len(want))
-			return
-		}
-		w = append(w, make([]byte, max(0, minWire-len(w)))...)
-		var h packet.Offload
-		decodeVirtio(header, &h)
-		if h.Flags != flags || flags != 0 && (h.GSOType != o.GSOType || h.CsumStart != o.CsumStart || h.CsumOffset != o.CsumOffset || h.GSOSize != o.GSOSize) {
-			r.t.Errorf("%s: header %+v, of %+v", kind, h, o)
-		}
-		if !bytes.Equal(got, w) {
-			r.t.Errorf("%s: frame %d of %d: %d bytes, want %d", kind, k, len(want), len(got), len(w))
-		}
-		if f&frontend.FMrgRxbuf == 0 && len(header) == vnetLen && binary.LittleEndian.Uint16(header[10:]) != 1 {
-			r.t.Errorf("%s: header %x", kind, header)
-		}
-	}
-	if header, _ := r.got(0); header != nil {
-		r.t.Errorf("%s: one frame too many", kind)
-	}
-}
 
 // TestVhostUserReceive takes frames in pieces of all sizes. Of what is long and TCP the
 // payload stays where it is.
@@ -294,7 +68,7 @@ func (r *rig) receive(sent chan error) (all [][]byte, split bool) {
 			return all, split
 		default:
 		}
-		for more := r.events(); more; {
+		for more := r.events() || r.v.Sleep(); more; more = more || r.v.Sleep() {
 			more, _ = r.v.Receive(r.b)
 			for _, f := range r.b.Frames {
 				all = append(all, slices.Concat(append([][]byte{f.Data}, f.More...)...))
@@ -340,128 +114,25 @@ func TestVhostUserHeadersAreCopied(t *testing.T) {
 	}
 }
 
-// TestVhostUserReserve has payload written to where the guest finds it.
-func TestVhostUserReserve(t *testing.T) {
-	for _, size := range []int{1 << 16, 4096, 1500, 400} {
-		r := newRig(t, frontend.Config{Features: all, Ring: 1024}, size)
-		for round := range 50 {
-			s := tcpSuper(round%2 == 0, packet.ACK, 0, random(1+round*1300%65000), 1448)
-			ends := testEnds(round%2 == 0)
-			room := r.v.Reserve(ends, 40000, 50000, len(s.headers), len(s.payload))
-			left := s.payload
-			for _, b := range room {
-				left = left[copy(b, left):]
-			}
-			if len(left) > 0 {
-				t.Fatalf("buffers of %d: %d bytes have no room, of %d", size, len(left), len(s.payload))
-			}
-			switch round % 5 {
-			case 3: // nothing comes of it
-				continue
-			case 4: // another frame is sent in between
-				r.check("between", tcpSuper(true, packet.ACK, 0, random(100), 1448))
-				if r.v.SendReserved(&s.o, s.headers, 1) {
-					t.Error("what was reserved before another frame is sent")
-				}
-				continue
-			}
-			n := len(s.payload) - round%3*(len(s.payload)/7)
-			if !r.v.SendReserved(&s.o, s.headers, n) {
-				t.Fatal("not sent")
-			}
-			want := slices.Concat(s.headers, s.payload[:n])
-			if _, got := r.got(0); !bytes.Equal(got, append(want, make([]byte, max(0, minWire-len(want)))...)) {
-				t.Errorf("buffers of %d: %d bytes, want %d", size, len(got), len(s.headers)+n)
-			}
-		}
+// flowFrame is a frame of a flow that a port tells from others.
+func flowFrame(v6 bool, fromGuest bool, port uint16) []byte {
+	e, f := *testEnds(v6), packet.TCPFields{SrcPort: 443, DstPort: port, Flags: packet.ACK, WScale: -1}
+	if fromGuest {
+		e.Src, e.Dst = e.Dst, e.Src
+		f.SrcPort, f.DstPort = f.DstPort, f.SrcPort
 	}
-}
-
-// TestVhostUserReserveCopies: to a guest that takes segments, as many are sent as it has
-// buffers for.
-func TestVhostUserReserveCopies(t *testing.T) {
-	for _, features := range []uint64{old, modern, sumOnly, modern | frontend.FMrgRxbuf, all &^ frontend.FGuestTSO6} {
-		for _, size := range []int{800, 2000, 4096} {
-			r := newRig(t, frontend.Config{Features: features}, size)
-			for round := range 60 {
-				s := tcpSuper(true, packet.ACK, 0, random(9000+3000*(round%20)), 1440)
-				room := r.v.Reserve(testEnds(true), 40000, 50000, len(s.headers), len(s.payload))
-				if len(room) != 1 || len(room[0]) < 1440 {
-					t.Fatalf("features %#x: room for %d pieces", features, len(room))
-				}
-				n := copy(room[0], s.payload)
-				if n < len(s.payload) {
-					n -= n % 1440
-				}
-				s.payload = s.payload[:n]
-				if !r.v.SendReserved(&s.o, s.headers, n) {
-					t.Fatalf("features %#x, buffers of %d: %d bytes not sent: %+v", features, size, n, r.v.counters)
-				}
-				whole := cutAll(t, s, MaxFrame)
-				for k, w := range whole {
-					if _, got := r.got(0); !bytes.Equal(got, w) {
-						t.Fatalf("features %#x: segment %d of %d: %d bytes", features, k, len(whole), len(got))
-					}
-				}
-			}
-		}
-	}
-}
-
-// TestVhostUserFull: a guest that takes nothing is not sent more than it has buffers
-// for, and says by a kick that it has more.
-func TestVhostUserFull(t *testing.T) {
-	for _, features := range []uint64{modern, all, all &^ frontend.FEventIdx, all &^ frontend.FMrgRxbuf} {
-		r := newRig(t, frontend.Config{Features: features, Ring: 8}, 4096)
-		s := tcpSuper(false, packet.ACK, 0, random(1000), 1448)
-		s.o.GSOType = packet.GSONone
-		n := 0
-		for n < 100 && r.v.Send(&s.o, slices.Clone(s.headers), s.payload) {
-			n++
-		}
-		if n != 8 || r.v.CanSend() || r.v.counters.Dropped != 1 || r.v.counters.Sent != 8 {
-			t.Fatalf("features %#x: %d frames, can send %t, %+v", features, n, r.v.CanSend(), r.v.counters)
-		}
-		if room := r.v.Reserve(testEnds(false), 1, 2, 54, 9000); room != nil {
-			t.Fatalf("features %#x: room for %d pieces", features, len(room))
-		}
-		for range 3 {
-			r.got(0)
-		}
-		for range 100 {
-			if r.events(); r.v.CanSend() {
-				break
-			}
-			time.Sleep(time.Millisecond)
-		}
-		if !r.v.CanSend() {
-			t.Fatalf("features %#x: the guest's kick is not heard", features)
-		}
-		for n = 0; n < 100 && r.v.Send(&s.o, slices.Clone(s.headers), s.payload); n++ {
-		}
-		if n != 3 {
-			t.Errorf("features %#x: %d frames into 3 buffers", features, n)
-		}
-	}
+	b := make([]byte, packet.MaxHeaders)
+	var o packet.Offload
+	n := packet.PutTCP(b, &e, &f, 0, &o)
+	return b[:max(n, minWire)]
 }
 
 // TestVhostUserQueues: a flow is answered on the pair that it came by last, and what
 // the guest has not spoken of is spread.
 func TestVhostUserQueues(t *testing.T) {
 	r := newRig(t, frontend.Config{Features: all, Pairs: 4}, 4096)
-	frame := func(v6 bool, fromGuest bool, port uint16) []byte {
-		e, f := *testEnds(v6), packet.TCPFields{SrcPort: 443, DstPort: port, Flags: packet.ACK, WScale: -1}
-		if fromGuest {
-			e.Src, e.Dst = e.Dst, e.Src
-			f.SrcPort, f.DstPort = f.DstPort, f.SrcPort
-		}
-		b := make([]byte, packet.MaxHeaders)
-		var o packet.Offload
-		n := packet.PutTCP(b, &e, &f, 0, &o)
-		return b[:max(n, minWire)]
-	}
 	where := func(v6 bool, port uint16) int {
-		b := frame(v6, false, port)
+		b := flowFrame(v6, false, port)
 		if !r.v.Send(nil, b, nil) {
 			t.Fatal("not sent")
 		}
@@ -486,7 +157,7 @@ func TestVhostUserQueues(t *testing.T) {
 	for round := range 40 {
 		pair, v6 := round*7%4, round%2 == 0
 		sent := make(chan error, 1)
-		go func() { sent <- r.g.Send(pair, nil, frame(v6, true, 50000)) }()
+		go func() { sent <- r.g.Send(pair, nil, flowFrame(v6, true, 50000)) }()
 		r.receive(sent)
 		if got := where(v6, 50000); got != pair {
 			t.Fatalf("answered on pair %d, came by %d", got, pair)
@@ -571,17 +242,6 @@ func TestVhostUserCallsAgain(t *testing.T) {
 	}
 }
 
-// restart has a ring go on that has stopped. The descriptor for calls is the one before.
-func restart(f *frontend.Frontend, i int) error {
-	r, index := f.Rings[i], uint32(i)
-	return errors.Join(
-		f.Do(frontend.SetVringNum, frontend.U32s(index, uint32(r.Size))),
-		f.Do(frontend.SetVringBase, frontend.U32s(index, uint32(r.UsedIndex()))),
-		f.Do(frontend.SetVringAddr, frontend.VringAddr(index, 0, f.Mem.User(r.Desc), f.Mem.User(r.Used), f.Mem.User(r.Avail), 0)),
-		f.Do(frontend.SetVringKick, frontend.U64(uint64(index)), r.KickFD),
-	)
-}
-
 // TestVhostUserBroken: a ring that holds what cannot be ends the link with a reason.
 func TestVhostUserBroken(t *testing.T) {
 	for _, ring := range []int{0, 1} {
@@ -644,5 +304,114 @@ func TestVhostMTU(t *testing.T) {
 	r.during(func() error { return r.g.Do(frontend.NetSetMTU, frontend.U64(1400)) })
 	if r.mtu != 1400 {
 		t.Errorf("told %d", r.mtu)
+	}
+}
+
+// TestVhostUserKicks: as long as the link is looked at, the guest need not kick; before
+// anybody sleeps, it is asked to, and what has come meanwhile is found.
+func TestVhostUserKicks(t *testing.T) {
+	for name, features := range map[string]uint64{"event index": all, "flags": all &^ frontend.FEventIdx} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, frontend.Config{Features: features}, 4096)
+			ring := r.g.Rings[1]
+			sent := func(kicks uint64, waiting bool) {
+				t.Helper()
+				before := ring.Kicks
+				if err := r.g.Put(0, nil, random(100)); err != nil {
+					t.Fatal(err)
+				}
+				if n := ring.Kicks - before; n != kicks || r.v.Waiting() != waiting {
+					t.Errorf("%d kicks, want %d; waiting: %t", n, kicks, !waiting)
+				}
+			}
+			taken := func() {
+				t.Helper()
+				r.events()
+				if _, err := r.v.Receive(r.b); err != nil || len(r.b.Frames) != 1 {
+					t.Fatalf("%d frames, %v", len(r.b.Frames), err)
+				}
+				r.v.Flush()
+				if err := r.g.Sent(0, time.Second); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sent(1, false)
+			taken()
+			sent(0, true)
+			taken()
+			if r.v.Waiting() || r.v.Sleep() || r.v.Sleep() {
+				t.Error("there is nothing")
+			}
+			sent(1, false)
+			taken()
+			sent(0, true)
+			if !r.v.Sleep() {
+				t.Error("what has come before the link sleeps is not found")
+			}
+			taken()
+		})
+	}
+}
+
+// TestVhostUserStalledQueue: a queue for which the guest has no buffers holds up what goes by
+// others for a moment only. When it has some, that queue is used again.
+func TestVhostUserStalledQueue(t *testing.T) {
+	r := newRig(t, frontend.Config{Features: all, Pairs: 2, Ring: 8}, 4096)
+	for pair := range 2 { // it is answered where it asks
+		sent := make(chan error, 1)
+		go func() { sent <- r.g.Send(pair, nil, flowFrame(true, true, uint16(1000+pair))) }()
+		r.receive(sent)
+	}
+	send := func(pair int) bool { return r.v.Send(nil, flowFrame(true, false, uint16(1000+pair)), nil) }
+	for range 8 {
+		if !send(0) {
+			t.Fatal("there is room")
+		}
+	}
+	if send(0) || r.v.CanSend() || r.short != 1 {
+		t.Fatalf("room %t, told %d times", r.v.CanSend(), r.short)
+	}
+	if again, room := r.v.Expire(); !again || room || r.v.CanSend() {
+		t.Fatalf("again %t, room %t, can send %t", again, room, r.v.CanSend())
+	}
+	if again, room := r.v.Expire(); again || !room || !r.v.CanSend() {
+		t.Fatalf("again %t, room %t, can send %t", again, room, r.v.CanSend())
+	}
+	if !send(1) || send(0) || !r.v.CanSend() {
+		t.Error("the other queue is held up")
+	}
+	for range 8 {
+		r.got(0)
+	}
+	for n := 0; n < 1000 && r.v.rx[0].short; n++ {
+		r.events()
+		time.Sleep(time.Millisecond)
+	}
+	if !send(0) || !r.v.CanSend() || r.v.rx[0].short {
+		t.Error("the guest's kick is not heard")
+	}
+	// Where all are without, there is nobody to be held up.
+	for pair := range 2 {
+		for send(pair) {
+		}
+	}
+	r.v.Expire()
+	if again, room := r.v.Expire(); again || room || r.v.CanSend() {
+		t.Errorf("again %t, room %t, can send %t", again, room, r.v.CanSend())
+	}
+}
+
+// TestVhostUserKicksAgain: where a ring begins again, its guest is asked to kick, whatever whoever
+// was before us has asked for.
+func TestVhostUserKicksAgain(t *testing.T) {
+	r := newRig(t, frontend.Config{Features: all}, 4096)
+	ring := r.g.Rings[1]
+	r.during(func() error { _, err := r.g.StopRing(1); return err })
+	event := r.g.Mem.At(ring.Used+4+8*uint64(ring.Size), 2)
+	binary.LittleEndian.PutUint16(event, ring.Index()+100)
+	r.during(func() error { return restart(r.g.Frontend, 1) })
+	before := ring.Kicks
+	if err := r.g.Put(0, nil, random(100)); err != nil || ring.Kicks != before+1 {
+		t.Errorf("%d kicks, %v", ring.Kicks-before, err)
 	}
 }

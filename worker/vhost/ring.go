@@ -167,6 +167,12 @@ func (r *Ring) Waiting() int {
 	return int(r.seen-r.next) + r.inflight.left()
 }
 
+// Available tells whether there is a chain to take, or was something wrong with the ring;
+// it costs a read.
+func (r *Ring) Available() bool {
+	return r.s.Size > 0 && (r.err != nil || r.next != r.seen || load16(r.avail, 2) != r.next || r.inflight.left() > 0)
+}
+
 // look reads how far the available ring goes. It tells whether there is something to take.
 func (r *Ring) look() bool {
 	if r.idle() {

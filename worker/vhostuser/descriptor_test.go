@@ -4,6 +4,7 @@ package vhostuser
 
 import (
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"testing"
@@ -43,21 +44,21 @@ func lingering(t *testing.T) (fd int, gone func()) {
 }
 
 // settled waits until no more than n threads close descriptors.
-func settled(tb testing.TB, n int) {
+func (r *Remains) settled(tb testing.TB, n int) {
 	tb.Helper()
 	for range 3000 {
-		if closers() <= n {
+		if r.threads() <= n {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	tb.Fatalf("%d threads close descriptors", closers())
+	tb.Fatalf("%d threads close descriptors", r.threads())
 }
 
-func closers() int {
-	closing.Lock()
-	defer closing.Unlock()
-	return closing.closers
+func (r *Remains) threads() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closers
 }
 
 // TestSlowDescriptor: to close what a front end passes may take as long as it likes.
@@ -69,32 +70,75 @@ func TestSlowDescriptor(t *testing.T) {
 	f.write(setVringKick, flagVersion, longs(0), fd)
 	unix.Close(fd)
 	within(t, func() { f.over("no eventfd") })
-	if closers() != 1 {
-		t.Errorf("%d threads close descriptors", closers())
+	if n := f.s.config.Remains.threads(); n != 1 {
+		t.Errorf("%d threads close descriptors", n)
 	}
 	gone()
-	settled(t, 0)
+	f.s.config.Remains.settled(t, 0)
 }
 
 // TestSlowDescriptors: threads that wait are few, and all is closed in the end.
 func TestSlowDescriptors(t *testing.T) {
 	before := openFiles(t)
+	var r Remains
 	var all []func()
 	for range 3 * maxClosers {
 		fd, gone := lingering(t)
 		all = append(all, gone)
-		within(t, func() { discard(fd) })
+		within(t, func() { r.discard(fd) })
 	}
-	if closers() != maxClosers {
-		t.Errorf("%d threads close descriptors", closers())
+	if n := r.threads(); n != maxClosers {
+		t.Errorf("%d threads close descriptors", n)
 	}
 	for _, gone := range all {
 		gone()
 	}
-	settled(t, 0)
+	r.settled(t, 0)
 	if after := openFiles(t); after != before {
 		t.Errorf("%d descriptors are open, %d were before", after, before)
 	}
+}
+
+// TestManySlowDescriptors: what waits to be closed is bounded, for this session and those
+// that follow; once that is closed, the next may speak.
+func TestManySlowDescriptors(t *testing.T) {
+	r := new(Remains)
+	c := config()
+	c.Remains = r
+	var all []func()
+	for range maxClosers {
+		fd, gone := lingering(t)
+		all = append(all, gone)
+		r.discard(fd)
+	}
+	for r.threads() < maxClosers {
+		time.Sleep(time.Millisecond)
+	}
+	for waiting := func() int { r.mu.Lock(); defer r.mu.Unlock(); return len(r.waiting) }; waiting() > 0; {
+		time.Sleep(time.Millisecond) // all threads have something
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null = owned(t, null, err)
+	for !r.full() {
+		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.discard(fd)
+	}
+	f := begin(t, c)
+	f.write(getFeatures, flagVersion, nil)
+	f.over("cannot be closed yet")
+	f.end()
+	for _, gone := range all {
+		gone()
+	}
+	r.settled(t, 0)
+	f = begin(t, c)
+	if got := u64(f.ask(getFeatures, nil)); got != Features {
+		t.Errorf("features %#x", got)
+	}
+	f.end()
 }
 
 // TestIsEvent: what is an eventfd, and what is not.
@@ -112,6 +156,21 @@ func TestIsEvent(t *testing.T) {
 	path = owned(t, path, err)
 	if isEvent(path) || isEvent(-1) {
 		t.Error("what cannot be read is an event")
+	}
+	timer, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC)
+	timer = owned(t, timer, err)
+	alone, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	alone = owned(t, alone, err)
+	direct, err := unix.Open(filepath.Join(t.TempDir(), "direct"), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_DIRECT, 0o600)
+	if err != nil {
+		direct = -1 // not with every file system
+	} else {
+		owned(t, direct, nil)
+	}
+	for what, fd := range map[string]int{"timer": timer, "socket that is not connected": alone, "file without page cache": direct} {
+		if isEvent(fd) {
+			t.Errorf("a %s is an event", what)
+		}
 	}
 	full := event(t)
 	if _, err := unix.Write(full, longs(3)); err != nil || !isEvent(full) {

@@ -113,4 +113,6 @@ type Config struct {
 	// and answer the front end, in a payload of that length: a worker can neither
 	// make it nor pass its descriptor. nil: the feature is not offered.
 	NewInflight func(bytes, queues, ring, payload int) error
+	// Remains of sessions before this one, nil: there are none.
+	Remains *Remains
 }

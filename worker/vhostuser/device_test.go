@@ -112,18 +112,10 @@ func config() Config {
 func connect(tb testing.TB, c Config) *frontEnd {
 	tb.Helper()
 	before := openFiles(tb)
-	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	f := &frontEnd{tb: tb, fd: p[0], back: p[1], dev: &device{tb: tb}}
-	f.s = New(int32(p[1]), c, f.dev)
-	f.dev.s = f.s
+	f := begin(tb, c)
 	tb.Cleanup(func() {
-		f.s.Close()
-		unix.Close(p[0])
-		unix.Close(p[1])
-		settled(tb, 0)
+		f.end()
+		f.s.config.Remains.settled(tb, 0)
 		if after := openFiles(tb); after != before {
 			tb.Errorf("%d descriptors are open, %d were before", after, before)
 		}
@@ -132,6 +124,26 @@ func connect(tb testing.TB, c Config) *frontEnd {
 		}
 	})
 	return f
+}
+
+// begin is connect for who looks after the end.
+func begin(tb testing.TB, c Config) *frontEnd {
+	tb.Helper()
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f := &frontEnd{tb: tb, fd: p[0], back: p[1], dev: &device{tb: tb}}
+	f.s = New(int32(p[1]), c, f.dev)
+	f.dev.s = f.s
+	return f
+}
+
+// end ends the session.
+func (f *frontEnd) end() {
+	f.s.Close()
+	unix.Close(f.fd)
+	unix.Close(f.back)
 }
 
 func openFiles(tb testing.TB) int {

@@ -167,7 +167,7 @@ func (s *Session) remMemReg(b []byte) error {
 // gone. What may start now, does.
 func (s *Session) changeMemory(slots, gone []slot) error {
 	s.memory = slots
-	spend(len(slots) * slotCost)
+	s.config.Remains.spend(len(slots) * slotCost)
 	regions := make([]vhost.Region, 0, len(slots))
 	for i := range slots {
 		regions = append(regions, vhost.Region{Guest: slots[i].guest, User: slots[i].user, Mem: slots[i].used})

@@ -102,6 +102,10 @@ var handlers = [...]handler{
 	getStatus:           {"GET_STATUS", 0, 0, 0, protoStatus, true, (*Session).getStatus},
 }
 
+// MaxDescriptors are how many a session of a well-behaved front end holds at a time: three for each
+// queue, and those of one message.
+const MaxDescriptors = 3*MaxQueues + maxFDs
+
 // header is that of a message.
 type header struct{ request, flags, size uint32 }
 

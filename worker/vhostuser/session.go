@@ -6,14 +6,19 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxMessages are taken by one call of Receive, so that traffic goes on beside a
-// front end that says much.
-const maxMessages = 64
+// maxMessages are taken by one call of Receive, and none that comes when it has taken
+// maxTime: traffic goes on beside a front end that says much, or what costs much, such as
+// memory that is to be mapped and unmapped.
+const (
+	maxMessages = 64
+	maxTime     = 2 * time.Millisecond
+)
 
 // errRefused is answered to a request that is not done, where an answer is wanted.
 // The connection goes on.
@@ -49,7 +54,10 @@ type Session struct {
 func New(fd int32, c Config, dev Device) *Session {
 	s := &Session{fd: fd, dev: dev, config: c, oob: make([]byte, unix.CmsgSpace(receivableFDs*bytesPerFD)),
 		fds: make([]int, 0, receivableFDs), out: make([]byte, 0, headerLen+maxPayload)}
-	spend(int(unsafe.Sizeof(*s)) + 4*maxPayload)
+	if s.config.Remains == nil {
+		s.config.Remains = new(Remains)
+	}
+	s.config.Remains.spend(int(unsafe.Sizeof(*s)) + 4*maxPayload)
 	for i := range s.queues {
 		s.queues[i] = queue{Queue: Queue{Kick: none, Call: none, Err: none}}
 	}
@@ -64,9 +72,13 @@ func (s *Session) Queue(i int) *Queue { return &s.queues[i].Queue }
 // wraps ErrClosed or ErrProtocol: the session is to be closed then.
 // Preconditions: nothing of a mapping is in use.
 func (s *Session) Receive() (more bool, err error) {
-	for range maxMessages {
+	begin := time.Now()
+	for n := 0; ; n++ {
 		whole, err := s.read()
 		if err == nil && whole {
+			if n == maxMessages || n > 0 && time.Since(begin) > maxTime {
+				return true, nil
+			}
 			err = s.handle()
 			s.have = 0
 		}
@@ -79,7 +91,6 @@ func (s *Session) Receive() (more bool, err error) {
 			return false, nil
 		}
 	}
-	return true, nil
 }
 
 // read goes on with the message that is under way. It reports true when that is
@@ -111,6 +122,9 @@ func (s *Session) read() (bool, error) {
 // receive reads into b and takes the descriptors that come along. It returns zero
 // where nothing is there.
 func (s *Session) receive(b []byte) (int, error) {
+	if s.config.Remains.full() {
+		return 0, malformed("%d descriptors that came cannot be closed yet", maxWaiting)
+	}
 	n, oobn, flags, _, err := unix.Recvmsg(int(s.fd), b, s.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 	switch {
 	case err == unix.EINTR || err == unix.EAGAIN:
@@ -150,7 +164,7 @@ func (s *Session) takeFDs(oob []byte) {
 // handle does what the message asks for, and answers.
 func (s *Session) handle() error {
 	defer s.dropFDs()
-	spend(messageCost)
+	s.config.Remains.spend(messageCost)
 	// That answers are acknowledged counts from the next message on.
 	asked := s.protocol&protoReplyAck != 0 && s.head.flags&flagNeedReply != 0
 	h := s.find()
@@ -239,7 +253,7 @@ func (s *Session) takeFD() int {
 // dropFDs closes the descriptors that nobody has taken.
 func (s *Session) dropFDs() {
 	for _, fd := range s.fds {
-		discard(fd)
+		s.config.Remains.discard(fd)
 	}
 	s.fds = s.fds[:0]
 }

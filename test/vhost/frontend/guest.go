@@ -65,14 +65,14 @@ func (g *Guest) offer(ring int, a uint64) {
 // Send sends a frame behind a virtio header, or zeros if that is nil, on a queue
 // pair, and waits until the device has given the buffer back.
 func (g *Guest) Send(pair int, header, frame []byte) error {
-	if err := g.put(pair, header, frame); err != nil {
+	if err := g.Put(pair, header, frame); err != nil {
 		return err
 	}
 	return g.Sent(pair, 5*time.Second)
 }
 
-// put is Send without waiting.
-func (g *Guest) put(pair int, header, frame []byte) error {
+// Put is Send without waiting.
+func (g *Guest) Put(pair int, header, frame []byte) error {
 	r, at := g.Rings[2*pair+1], g.tx[pair]
 	n := g.HeaderLen()
 	b := g.Mem.At(at, maxFrame)
@@ -206,7 +206,7 @@ func (g *Guest) Resolve(pair int, mac [6]byte, from, whom [4]byte, wait time.Dur
 	frame = append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
 	frame = append(append(frame, mac[:]...), from[:]...)
 	frame = append(append(frame, 0, 0, 0, 0, 0, 0), whom[:]...)
-	if err := g.put(pair, nil, frame); err != nil {
+	if err := g.Put(pair, nil, frame); err != nil {
 		return err
 	}
 	if err := g.Sent(pair, wait); err != nil {
