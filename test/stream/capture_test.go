@@ -15,20 +15,21 @@ import (
 
 	"github.com/gopacket/gopacket/pcapgo"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
 // TestCapture: what a machine sends and receives is seen as on its wire, with the verdict
 // on what is refused.
 func TestCapture(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	for _, at := range []string{"192.0.2.9:7", "[2001:db8:1::9]:7"} {
 		go netlab.Echo(lab.Remote.Listen("tcp", at))
 	}
 	p := start(t, lab, "--deny", "192.0.2.10", "--deny", "2001:db8:1::10")
 	g := p.join(t, 1500)
-	file := filepath.Join(openDir(t), "capture")
+	file := filepath.Join(machine.OpenDir(t), "capture")
 	c := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{filepath.Join(netlab.Stage(), "aldentectl"), "capture", "--pid", strconv.Itoa(p.PID), "-w", file, "tcp"}})
 	for tries := 0; ; tries++ {
 		if st, err := os.Stat(file); err == nil && st.Size() > 0 {

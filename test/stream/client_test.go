@@ -33,7 +33,7 @@ func (p *passt) connect(t *testing.T) *client {
 	var c *net.UnixConn
 	var err error
 	for range 200 {
-		c, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: p.path, Net: "unix"})
+		c, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: p.Path, Net: "unix"})
 		if !errors.Is(err, syscall.EAGAIN) { // many wait to be accepted
 			break
 		}

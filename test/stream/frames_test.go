@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
@@ -95,11 +96,11 @@ func TestManyFrames(t *testing.T) {
 }
 
 func TestDisconnectMidFrame(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	p.nextWorks(t)
-	pid := p.worker(t)
-	fds, brokerFDs := descriptors(t, pid), descriptors(t, p.PID)
+	pid := p.Worker(t)
+	fds, brokerFDs := machine.Descriptors(t, pid), machine.Descriptors(t, p.PID)
 	b := prefixed(arp())
 	before := memory(t, pid)
 	for i := range len(b) {
@@ -117,10 +118,10 @@ func TestDisconnectMidFrame(t *testing.T) {
 	p.nextWorks(t)
 	p.unharmed(t, pid, before)
 	time.Sleep(50 * time.Millisecond)
-	if n := descriptors(t, pid); n > fds {
+	if n := machine.Descriptors(t, pid); n > fds {
 		t.Errorf("the worker has %d descriptors open, before %d", n, fds)
 	}
-	if n := descriptors(t, p.PID); n > brokerFDs {
+	if n := machine.Descriptors(t, p.PID); n > brokerFDs {
 		t.Errorf("the broker has %d descriptors open, before %d", n, brokerFDs)
 	}
 }
@@ -129,7 +130,7 @@ func TestDisconnectMidFrame(t *testing.T) {
 // more than 4 MiB.
 func (p *passt) unharmed(t *testing.T, pid int, before int64) {
 	t.Helper()
-	if now := p.worker(t); now != pid {
+	if now := p.Worker(t); now != pid {
 		t.Fatalf("worker %d has become %d", pid, now)
 	}
 	after := memory(t, pid)
@@ -141,7 +142,7 @@ func (p *passt) unharmed(t *testing.T, pid int, before int64) {
 
 // TestNeverReads has a client ask and ask and not take the answers.
 func TestNeverReads(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	many := make([]byte, 0, 64<<10)
 	for len(many) < 60<<10 {
@@ -161,7 +162,7 @@ func TestNeverReads(t *testing.T) {
 		p.nextWorks(t)
 	}
 	ask()
-	pid := p.worker(t)
+	pid := p.Worker(t)
 	before := memory(t, pid)
 	for range 5 {
 		ask()
@@ -171,10 +172,10 @@ func TestNeverReads(t *testing.T) {
 
 // TestFlood sends noise as fast as it is taken.
 func TestFlood(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	p.nextWorks(t)
-	pid := p.worker(t)
+	pid := p.Worker(t)
 	flood := func(r *rand.Rand) {
 		c := p.connect(t)
 		noise := make([]byte, 1<<20)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
 	"aldente/worker/packet"
@@ -66,7 +67,7 @@ func giveOne(t *testing.T, lab *netlab.Lab, typ int, args ...string) *given {
 // giveCommand is a passt as an unprivileged user, with a file as descriptor 7.
 func giveCommand(t *testing.T, file *os.File, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(program(t), args...)
+	cmd := exec.Command(machine.Program(t), args...)
 	cmd.ExtraFiles = make([]*os.File, 5)
 	cmd.ExtraFiles[4] = file
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -103,7 +104,7 @@ func krunSize() int64 {
 // their checksums are the pseudo-header's sum. All of it arrives, and the guest finds no
 // wrong checksum.
 func TestKrun(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	size := krunSize()
 	for _, s := range sockets {
 		t.Run(s.name, func(t *testing.T) {
@@ -195,7 +196,7 @@ func (f *framesOf) next(wait time.Duration) []byte {
 // checksum is neither that nor right is not, and neither is what libkrun's client sends
 // before the first frame.
 func TestKrunFrames(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	for _, s := range sockets {
 		t.Run(s.name, func(t *testing.T) {
 			lab := netlab.New(t, netlab.Options{})
@@ -341,7 +342,7 @@ func TestKrunCommandLines(t *testing.T) {
 // TestGivenEnds: who has the other end is found to be gone: at once where the kernel
 // tells, else within some seconds.
 func TestGivenEnds(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	for _, s := range sockets {
 		t.Run(s.name, func(t *testing.T) {

@@ -8,12 +8,11 @@ package stream
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
 )
@@ -24,10 +23,7 @@ func TestMain(m *testing.M) {
 }
 
 // passt is a running passt.
-type passt struct {
-	*netlab.Proc
-	path string // of its socket
-}
+type passt struct{ *machine.Passt }
 
 // start starts passt in the foreground on the lab's host and waits until it
 // listens.
@@ -45,68 +41,7 @@ func startWith(t *testing.T, lab *netlab.Lab, resolv string, args ...string) *pa
 // startFor is start with the timeout and resolv.conf of spec.
 func startFor(t *testing.T, lab *netlab.Lab, spec netlab.GuestSpec, args ...string) *passt {
 	t.Helper()
-	path := filepath.Join(openDir(t), "socket")
-	spec.Binary, spec.User = program(t), netlab.Nobody
-	p := &passt{lab.For(t).StartPasta(spec, slices.Concat([]string{"-f", "-s", path}, args)...), path}
-	for range 500 {
-		if listens(lab.Host, path) {
-			return p
-		}
-		if p.Exited() {
-			t.Fatalf("passt ended with status %d: %s", p.Wait(), p.Output())
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("passt does not listen: %s", p.Output())
-	return nil
-}
-
-// program is the passt beside the pasta under test.
-func program(t *testing.T) string {
-	t.Helper()
-	if netlab.Pasta() == "" {
-		t.Fatal("no program to test: run make first")
-	}
-	return filepath.Join(filepath.Dir(netlab.Pasta()), "passt")
-}
-
-// openDir returns a folder that any user may write to.
-func openDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp(netlab.Stage(), "socket")
-	if err == nil {
-		err = os.Chmod(dir, 0o777)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// listens looks the socket up in the kernel's list: connecting would count as
-// a client.
-func listens(host *netlab.NS, path string) bool {
-	for line := range strings.Lines(host.Read("/proc/net/unix")) {
-		f := strings.Fields(line)
-		// Flags 0x10000: it accepts connections.
-		if len(f) == 8 && f[7] == path && f[3] == "00010000" {
-			return true
-		}
-	}
-	return false
-}
-
-// worker returns the process id of passt's worker.
-func (p *passt) worker(t *testing.T) int {
-	t.Helper()
-	for _, pid := range netlab.Children(p.PID) {
-		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if strings.HasPrefix(string(cmd), "aldente-worker") {
-			return pid
-		}
-	}
-	t.Fatalf("passt has no worker: %s", p.Output())
-	return 0
+	return &passt{machine.Start(t, lab, spec, args...)}
 }
 
 // memory returns the resident memory of a process in KiB, without what it maps
@@ -123,22 +58,4 @@ func memory(t *testing.T, pid int) (kib int64) {
 		}
 	}
 	return kib
-}
-
-// descriptors returns how many a process has open.
-func descriptors(t *testing.T, pid int) int {
-	t.Helper()
-	e, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(e)
-}
-
-// needOurs leaves a test out that asks more than another passt does.
-func needOurs(t *testing.T) {
-	t.Helper()
-	if !netlab.Ours() {
-		t.Skip("asks more than this passt does")
-	}
 }

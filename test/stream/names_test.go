@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/net/ipv6"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
 )
@@ -23,7 +24,7 @@ import (
 // whose resolver is the router, a stub on the host's loopback, or the host
 // itself; what they are told of must answer, by datagrams and by streams.
 func TestNamesAdvertised(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	netlab.Have(t, "dhclient", "dig")
 	lab := netlab.New(t, netlab.Options{})
 	lab.Resolvers()

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
@@ -76,10 +77,10 @@ func TestTerminated(t *testing.T) {
 // streams open.
 func TestBackground(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
-	dir := openDir(t)
+	dir := machine.OpenDir(t)
 	path, pidFile, logFile := filepath.Join(dir, "socket"), filepath.Join(dir, "pid"), filepath.Join(dir, "log")
 	since := time.Now()
-	run := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{program(t), "--one-off", "--socket", path, "--pid", pidFile,
+	run := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{machine.Program(t), "--one-off", "--socket", path, "--pid", pidFile,
 		"--log-file", logFile, "--mtu", "9000", "--interface", "h0", "--hostname", "vm", "--fqdn", "vm.example.net",
 		"--address", "192.0.2.5", "--netmask", "24", "--gateway", netlab.Gateway4, "--tcp-ports", "2222-2225:22-25", "--udp-ports", "2224:24"}})
 	ends(t, run, 10*time.Second)
@@ -97,7 +98,7 @@ func TestBackground(t *testing.T) {
 	if f := netlab.Stat(pid); len(f) < 4 || f[3] != strconv.Itoa(pid) {
 		t.Errorf("process %d is not in a session of its own: %v", pid, f)
 	}
-	p := &passt{run, path}
+	p := &passt{&machine.Passt{Proc: run, Path: path}}
 	c := p.connect(t)
 	c.works()
 	all := netlab.Children(pid)
@@ -117,8 +118,8 @@ func TestGivenDescriptor(t *testing.T) {
 			}
 			theirs, ours := os.NewFile(uintptr(pair[0]), "passt's"), os.NewFile(uintptr(pair[1]), "QEMU's")
 			defer ours.Close()
-			pidFile := filepath.Join(openDir(t), "pid")
-			cmd := exec.Command(program(t), "--quiet", "--pid", pidFile, "--fd", fmt.Sprint(number))
+			pidFile := filepath.Join(machine.OpenDir(t), "pid")
+			cmd := exec.Command(machine.Program(t), "--quiet", "--pid", pidFile, "--fd", fmt.Sprint(number))
 			cmd.ExtraFiles = make([]*os.File, number-2)
 			cmd.ExtraFiles[number-3] = theirs
 			if !netlab.Nested() {
@@ -177,13 +178,13 @@ func gone(t *testing.T, pids []int, within time.Duration) {
 func TestStartFails(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	p := start(t, lab)
-	dir := openDir(t)
+	dir := machine.OpenDir(t)
 	for _, tt := range []struct {
 		name string
 		args []string
 		want string
 	}{
-		{"socket in use", []string{"-s", p.path}, p.path},
+		{"socket in use", []string{"-s", p.Path}, p.Path},
 		{"no such folder", []string{"-s", filepath.Join(dir, "none/socket")}, "none/socket"},
 		{"PID file", []string{"-s", filepath.Join(dir, "a"), "-P", "/proc/none"}, "PID"},
 		{"bad port", []string{"-s", filepath.Join(dir, "b"), "-t", "0"}, "0"},
@@ -192,7 +193,7 @@ func TestStartFails(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, fore := range [][]string{nil, {"-f"}} {
-				run := lab.For(t).Host.Start(netlab.Spec{User: netlab.Nobody, Args: append(append([]string{program(t)}, fore...), tt.args...)})
+				run := lab.For(t).Host.Start(netlab.Spec{User: netlab.Nobody, Args: append(append([]string{machine.Program(t)}, fore...), tt.args...)})
 				st, ok := run.WaitFor(10 * time.Second)
 				if !ok || st != 1 || !strings.Contains(run.Output(), tt.want) {
 					t.Errorf("%v: ended %v with status %d, want 1, and %q in\n%s", fore, ok, st, tt.want, run.Output())
@@ -209,11 +210,11 @@ func TestStartFails(t *testing.T) {
 // TestProbeIsNoClient has another passt look whether the socket is taken: the
 // first must not mistake that for its only client.
 func TestProbeIsNoClient(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	p := start(t, lab, "--one-off")
 	for range 3 {
-		second := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{program(t), "-f", "-s", p.path}})
+		second := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{machine.Program(t), "-f", "-s", p.Path}})
 		if st, ok := second.WaitFor(10 * time.Second); !ok || st != 1 || !strings.Contains(second.Output(), "in use") {
 			t.Fatalf("the second ended %v with status %d: %s", ok, st, second.Output())
 		}
@@ -230,12 +231,12 @@ func TestDefaultSockets(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	seen := map[string]bool{}
 	for range 2 {
-		run := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{program(t), "-f"}})
+		run := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{machine.Program(t), "-f"}})
 		path := ""
 		for since := time.Now(); path == ""; time.Sleep(10 * time.Millisecond) {
 			for line := range strings.Lines(lab.Host.Read("/proc/net/unix")) {
 				f := strings.Fields(line)
-				if len(f) == 8 && strings.HasPrefix(f[7], "/tmp/passt_") && !seen[f[7]] && listens(lab.Host, f[7]) {
+				if len(f) == 8 && strings.HasPrefix(f[7], "/tmp/passt_") && !seen[f[7]] && machine.Listens(lab.Host, f[7]) {
 					path = f[7]
 				}
 			}
@@ -249,7 +250,7 @@ func TestDefaultSockets(t *testing.T) {
 			t.Errorf("socket %s", path)
 		}
 		seen[path] = true
-		p := &passt{run, path}
+		p := &passt{&machine.Passt{Proc: run, Path: path}}
 		c := p.connect(t)
 		c.works()
 	}
@@ -258,11 +259,11 @@ func TestDefaultSockets(t *testing.T) {
 // TestWorkerKilled loses the client, as nobody knows how far into a frame it
 // was, and serves the next.
 func TestWorkerKilled(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	c := p.connect(t)
 	c.works()
-	if err := syscall.Kill(p.worker(t), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(p.Worker(t), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if !c.ended() {
@@ -277,11 +278,11 @@ func TestStaleSocket(t *testing.T) {
 	p := start(t, lab)
 	p.Kill()
 	p.Wait()
-	again := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{program(t), "-f", "-1", "-s", p.path}})
+	again := lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: []string{machine.Program(t), "-f", "-1", "-s", p.Path}})
 	var c net.Conn
 	for range 100 {
 		var err error
-		if c, err = net.Dial("unix", p.path); err == nil {
+		if c, err = net.Dial("unix", p.Path); err == nil {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)

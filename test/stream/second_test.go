@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
@@ -16,9 +17,9 @@ import (
 // nothing of that one's along.
 func TestSecondStart(t *testing.T) {
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
-	dir := openDir(t)
+	dir := machine.OpenDir(t)
 	path, pidFile := filepath.Join(dir, "socket"), filepath.Join(dir, "pid")
-	args := []string{program(t), "--socket", path, "--pid", pidFile}
+	args := []string{machine.Program(t), "--socket", path, "--pid", pidFile}
 	ends(t, lab.Host.Start(netlab.Spec{User: netlab.Nobody, Args: args}), 10*time.Second)
 	pid := readPID(t, pidFile)
 	defer syscall.Kill(pid, syscall.SIGTERM)

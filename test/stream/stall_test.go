@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
 )
@@ -43,7 +44,7 @@ func newGuest(t *testing.T) *guest {
 // attach gives the guest a network card that is joined to passt.
 func (g *guest) attach(t *testing.T, p *passt, mtu int) {
 	t.Helper()
-	g.attachBy(t, mtu, func() (*standin.Process, error) { return standin.Start(p.path) })
+	g.attachBy(t, mtu, func() (*standin.Process, error) { return standin.Start(p.Path) })
 }
 
 // attachSame is attach by a process that is always the same client to passt.
@@ -167,7 +168,7 @@ func TestReconnect(t *testing.T) {
 // TestAnotherClient has another process take over: nothing of the first one's is
 // left for it, neither flows nor the worker that served them.
 func TestAnotherClient(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	p := start(t, lab, "-m", "1500", "-t", "8080")
 	ln := lab.Remote.Listen("tcp", ":5002")
@@ -187,7 +188,7 @@ func TestAnotherClient(t *testing.T) {
 	if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	worker := p.worker(t)
+	worker := p.Worker(t)
 	first.in.Kill()
 	_ = far.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 	if _, err := far.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -205,7 +206,7 @@ func TestAnotherClient(t *testing.T) {
 	if got, err := netlab.Ask(lab.Remote, "tcp", netlab.Host4+":8080", "?"); got != "?" {
 		t.Errorf("a forwarded port: %q, %v", got, err)
 	}
-	if now := p.worker(t); now == worker {
+	if now := p.Worker(t); now == worker {
 		t.Error("the worker of the first client serves the second")
 	}
 	if strings.Contains(p.Output(), "worker ended") {
@@ -214,11 +215,11 @@ func TestAnotherClient(t *testing.T) {
 
 	second.in.Kill() // a client that comes back keeps the worker
 	p.nextWorks(t)
-	worker = p.worker(t)
+	worker = p.Worker(t)
 	for range 3 {
 		p.nextWorks(t)
 	}
-	if now := p.worker(t); now != worker {
+	if now := p.Worker(t); now != worker {
 		t.Error("a client that comes back gets another worker")
 	}
 }

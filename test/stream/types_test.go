@@ -14,15 +14,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
 // startAs is start with a socket of another type.
 func startAs(t *testing.T, lab *netlab.Lab, typ string, args ...string) *passt {
 	t.Helper()
-	path := filepath.Join(openDir(t), "socket")
+	path := filepath.Join(machine.OpenDir(t), "socket")
 	all := append([]string{"-f", "-s", path, "--socket-type", typ}, args...)
-	p := &passt{lab.For(t).StartPasta(netlab.GuestSpec{Binary: program(t), User: netlab.Nobody, Timeout: 5 * time.Minute}, all...), path}
+	run := lab.For(t).StartPasta(netlab.GuestSpec{Binary: machine.Program(t), User: netlab.Nobody, Timeout: 5 * time.Minute}, all...)
+	p := &passt{&machine.Passt{Proc: run, Path: path}}
 	for range 1000 {
 		if strings.Contains(p.Output(), "socket bound at") {
 			return p
@@ -54,7 +56,7 @@ func machineOn(t *testing.T, p *passt, typ int, path string) *framesOf {
 		}
 	}
 	for tries := 0; ; tries++ {
-		err := unix.Connect(fd, &unix.SockaddrUnix{Name: p.path})
+		err := unix.Connect(fd, &unix.SockaddrUnix{Name: p.Path})
 		if err == nil {
 			break
 		}
@@ -92,12 +94,12 @@ func (f *framesOf) answers(within time.Duration) bool {
 // served one after the other, each by a worker that has seen none before where they
 // share the socket, and no second one beside the first.
 func TestSocketTypes(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	for _, s := range sockets {
 		t.Run(s.name, func(t *testing.T) {
 			p := startAs(t, lab, s.name)
-			dir := openDir(t)
+			dir := machine.OpenDir(t)
 			a := machineOn(t, p, s.typ, filepath.Join(dir, "a"))
 			if s.typ == unix.SOCK_DGRAM {
 				a.put([]byte("VFKT")) // as libkrun does, and vfkit
@@ -105,13 +107,13 @@ func TestSocketTypes(t *testing.T) {
 			if !a.answers(20 * time.Second) {
 				t.Fatal("no answer")
 			}
-			worker := p.worker(t)
+			worker := p.Worker(t)
 			second, err := unix.Socket(unix.AF_UNIX, s.typ|unix.SOCK_CLOEXEC, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer unix.Close(second)
-			switch err := unix.Connect(second, &unix.SockaddrUnix{Name: p.path}); {
+			switch err := unix.Connect(second, &unix.SockaddrUnix{Name: p.Path}); {
 			case s.typ == unix.SOCK_DGRAM && err != unix.EPERM:
 				t.Errorf("a second machine beside the first: %v", err)
 			case s.typ != unix.SOCK_DGRAM && err != nil:
@@ -130,7 +132,7 @@ func TestSocketTypes(t *testing.T) {
 			if !b.answers(40 * time.Second) {
 				t.Fatal("the next machine is not served")
 			}
-			if now := p.worker(t); s.typ == unix.SOCK_DGRAM && now == worker {
+			if now := p.Worker(t); s.typ == unix.SOCK_DGRAM && now == worker {
 				t.Error("by a worker that had the socket before")
 			}
 			if p.Exited() {
@@ -142,12 +144,12 @@ func TestSocketTypes(t *testing.T) {
 
 // TestSocketTypesOneOff: with --one-off the first machine is the only one.
 func TestSocketTypesOneOff(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	for _, s := range sockets {
 		t.Run(s.name, func(t *testing.T) {
 			p := startAs(t, lab, s.name, "--one-off")
-			a := machineOn(t, p, s.typ, filepath.Join(openDir(t), "a"))
+			a := machineOn(t, p, s.typ, filepath.Join(machine.OpenDir(t), "a"))
 			if !a.answers(20 * time.Second) {
 				t.Fatal("no answer")
 			}
@@ -162,7 +164,7 @@ func TestSocketTypesOneOff(t *testing.T) {
 // TestWorkerOfMessages: a worker that dies loses its connections, and what keeps the bounds
 // of frames is served by the next.
 func TestWorkerOfMessages(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	for _, s := range sockets[1:] {
 		t.Run(s.name, func(t *testing.T) {
@@ -171,8 +173,8 @@ func TestWorkerOfMessages(t *testing.T) {
 			if !c.answers(20 * time.Second) {
 				t.Fatal("no answer")
 			}
-			run := &passt{Proc: &netlab.Proc{PID: p.cmd.Process.Pid}}
-			worker := run.worker(t)
+			run := &machine.Passt{Proc: &netlab.Proc{PID: p.cmd.Process.Pid}}
+			worker := run.Worker(t)
 			_ = unix.Kill(worker, unix.SIGKILL)
 			if !c.answers(30 * time.Second) {
 				t.Fatal("no answer of the next worker")
@@ -186,7 +188,7 @@ func TestWorkerOfMessages(t *testing.T) {
 // TestGivenTap: a tap that is passed on is the guest's link, with a header for offloads
 // or without, and passt ends with it.
 func TestGivenTap(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	for name, flags := range map[string]uint16{"with offloads": unix.IFF_VNET_HDR, "plain": 0} {
 		t.Run(name, func(t *testing.T) {
 			lab := netlab.New(t, netlab.Options{})

@@ -14,13 +14,14 @@ import (
 	"time"
 
 	"aldente/broker/control/api"
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
 // TestWhyTellsTheTruth: what aldentectl explains of a machine's connections is what
 // becomes of them.
 func TestWhyTellsTheTruth(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	for _, at := range []string{"192.0.2.9:7", "[2001:db8:1::9]:7"} {
 		go netlab.Echo(lab.Remote.Listen("tcp", at))

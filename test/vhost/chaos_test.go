@@ -7,6 +7,7 @@ import (
 	"os"
 	"testing"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	fe "aldente/test/vhost/frontend"
 )
@@ -16,7 +17,7 @@ import (
 // many small pieces, and rewrites headers while they are read. Both families move at
 // the same time.
 func TestChaos(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	for _, tt := range []struct {
 		mtu     int
 		without uint64

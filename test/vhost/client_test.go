@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	"aldente/test/vhost/frontend"
 )
@@ -26,7 +27,7 @@ var everything = frontend.Config{Features: frontend.AllFeatures, Protocol: front
 // connect negotiates on a new connection.
 func (p *passt) connect(t *testing.T, c frontend.Config) *frontend.Frontend {
 	t.Helper()
-	conn, err := frontend.Dial(p.path)
+	conn, err := frontend.Dial(p.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,29 +78,6 @@ func (p *passt) nextWorks(t *testing.T) {
 	g.Close()
 }
 
-// worker returns the process id of passt's worker.
-func (p *passt) worker(t *testing.T) int {
-	t.Helper()
-	for _, pid := range netlab.Children(p.PID) {
-		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if strings.HasPrefix(string(cmd), "aldente-worker") {
-			return pid
-		}
-	}
-	t.Fatalf("passt has no worker: %s", p.Output())
-	return 0
-}
-
-// descriptors returns how many a process has open.
-func descriptors(t *testing.T, pid int) int {
-	t.Helper()
-	e, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(e)
-}
-
 // victim is a passt that is attacked, over and over.
 type victim struct {
 	*passt
@@ -113,7 +91,7 @@ func newVictim(t *testing.T) *victim {
 	t.Helper()
 	v := &victim{passt: start(t, netlab.New(t, netlab.Options{NoRemote: true}))}
 	v.nextWorks(t)
-	v.pid = v.worker(t)
+	v.pid = v.Worker(t)
 	for same := 0; same < 20; same++ { // it lets go of the first front-end meanwhile
 		open, maps := v.count(t)
 		if open != v.open || maps != v.maps {
@@ -128,7 +106,7 @@ func newVictim(t *testing.T) *victim {
 func (v *victim) count(t *testing.T) (open, maps int) {
 	t.Helper()
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", v.pid))
-	return descriptors(t, v.pid), strings.Count(string(b), "memfd")
+	return machine.Descriptors(t, v.pid), strings.Count(string(b), "memfd")
 }
 
 // unharmed fails the test if an attack has left something behind, or has ended the
@@ -136,7 +114,7 @@ func (v *victim) count(t *testing.T) (open, maps int) {
 func (v *victim) unharmed(t *testing.T) {
 	t.Helper()
 	v.nextWorks(t)
-	if now := v.worker(t); now != v.pid {
+	if now := v.Worker(t); now != v.pid {
 		t.Errorf("the worker was replaced: %s", v.Output())
 		v.pid = now
 		return

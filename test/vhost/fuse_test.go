@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	fe "aldente/test/vhost/frontend"
 )
 
@@ -169,7 +170,7 @@ func body(op uint32, node uint64) (b []byte) {
 // TestFileThatBlocks gives a file for memory, logs and events whose server does not
 // answer. Whatever becomes of the connection, the next one is served, at once.
 func TestFileThatBlocks(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	fd := blockingFile(t)
 	v := newVictim(t)
 	for _, a := range []attack{

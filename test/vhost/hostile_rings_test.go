@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	fe "aldente/test/vhost/frontend"
 )
@@ -165,7 +166,7 @@ var ringAttacks = []ringAttack{
 // TestHostileRings does to rings at work what no driver does. It ends the
 // connection with a reason in the log, or is of no consequence; never the worker.
 func TestHostileRings(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	for some := range slices.Chunk(ringAttacks, attacksInRow/4) {
 		hostileRings(t, some)
 	}
@@ -202,7 +203,7 @@ func hostileRings(t *testing.T, attacks []ringAttack) {
 // TestRingPlaces puts the parts of rings where they overlap, at the ends of memory
 // and outside of it.
 func TestRingPlaces(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	for _, tt := range []struct {
 		name  string
@@ -245,7 +246,7 @@ func TestRingPlaces(t *testing.T) {
 
 // TestRingSizes has rings of every size, and sends often enough for indexes to wrap.
 func TestRingSizes(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	for _, size := range []uint16{2, 4, 16, 64, 256, 1024, 4096, 32768} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {

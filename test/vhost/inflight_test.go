@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	fe "aldente/test/vhost/frontend"
 )
@@ -16,7 +17,7 @@ import (
 // TestInflight kills the worker and connects again with the in-flight region of
 // before: what it had in hand is given back once.
 func TestInflight(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	c := everything
 	f := p.connect(t, c)
@@ -34,13 +35,13 @@ func TestInflight(t *testing.T) {
 	defer unix.Close(file)
 	for range 3 {
 		works(t, g)
-		if err := syscall.Kill(p.worker(t), syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(p.Worker(t), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		if !f.Ended(10 * time.Second) {
 			t.Fatal("the front-end is not told")
 		}
-		conn, err := fe.Dial(p.path)
+		conn, err := fe.Dial(p.Path)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,12 +13,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	fe "aldente/test/vhost/frontend"
 )
 
 // TestHostileRegions sends regions that no memory has.
 func TestHostileRegions(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	fd, err := fe.Memfd(4 << 20)
 	if err != nil {
@@ -71,7 +72,7 @@ func TestHostileRegions(t *testing.T) {
 // TestThousandRegions adds more regions than any machine has: those beyond what the
 // back-end says it takes are refused, and nothing breaks.
 func TestThousandRegions(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	fd, err := fe.Memfd(4096)
 	if err != nil {
@@ -100,7 +101,7 @@ func TestThousandRegions(t *testing.T) {
 // TestRegionsComeAndGo adds and removes regions while the guest works, as memory is
 // plugged in.
 func TestRegionsComeAndGo(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	g := v.begin(t, fe.Config{Features: fe.AllFeatures, Protocol: fe.AllProtocol, Sizes: []uint64{8 << 20}})
 	fd, err := fe.Memfd(1 << 20)
@@ -200,7 +201,7 @@ func fill(t *testing.T, fd int) {
 // TestWrongDescriptors gives descriptors of wrong kinds for memory, logs and
 // in-flight regions.
 func TestWrongDescriptors(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	kinds := wrongKinds(t)
 	for name, fd := range kinds {
@@ -227,7 +228,7 @@ func TestWrongDescriptors(t *testing.T) {
 // TestWrongEvents gives descriptors of wrong kinds for kicks and calls, to rings at
 // work. Whether they are refused, or of no use, the next front-end is served.
 func TestWrongEvents(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	kinds := wrongKinds(t)
 	for _, req := range []uint32{fe.SetVringKick, fe.SetVringCall, fe.SetVringErr} {
@@ -250,13 +251,9 @@ func TestWrongEvents(t *testing.T) {
 	}
 }
 
-// TestCallsBlock gives event descriptors for calls that would block who writes to
-// them: the next front-end is served all the same.
-func TestCallsBlock(t *testing.T) {
-	needOurs(t)
-	v := newVictim(t)
-	g := v.begin(t, small)
-	works(t, g)
+// blockCalls has the back-end wait in a write: event descriptors for calls are full.
+func blockCalls(t *testing.T, g *fe.Guest) {
+	t.Helper()
 	buffer, err := g.Mem.Alloc(4096, 64)
 	if err != nil {
 		t.Fatal(err)
@@ -276,10 +273,20 @@ func TestCallsBlock(t *testing.T) {
 	tx.Publish()
 	tx.ForceKick()
 	time.Sleep(200 * time.Millisecond)
+}
+
+// TestCallsBlock gives event descriptors for calls that would block who writes to
+// them: the next front-end is served all the same.
+func TestCallsBlock(t *testing.T) {
+	machine.NeedOurs(t)
+	v := newVictim(t)
+	g := v.begin(t, small)
+	works(t, g)
+	blockCalls(t, g)
 	g.Close()
 	// Whoever comes before the worker has been found out is a second client.
 	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		c, err := fe.Dial(v.path)
+		c, err := fe.Dial(v.Path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -298,7 +305,7 @@ func TestCallsBlock(t *testing.T) {
 // TestMemoryShrinks takes memory away from under the back-end. That may cost the
 // worker, which says so and is replaced; the next front-end is served.
 func TestMemoryShrinks(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	for _, tt := range []struct {
 		name  string
 		rings bool // the rings' region shrinks, else that of the buffers

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	fe "aldente/test/vhost/frontend"
 )
 
@@ -36,7 +37,7 @@ type attack struct {
 
 // TestHostileMessages sends one bad message on each of many connections.
 func TestHostileMessages(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	all := slices.Concat(framing(t), shapes(t), numbers(), unknown())
 	for some := range slices.Chunk(all, attacksInRow/2) {
 		hostileMessages(t, some)
@@ -188,7 +189,7 @@ func unknown() (all []attack) {
 
 // TestHalfMessages ends the connection at each byte of a message.
 func TestHalfMessages(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	b := fe.Encode(fe.SetFeatures, fe.FlagVersion, 8, fe.U64(0))
 	for n := range b {
@@ -203,7 +204,7 @@ func TestHalfMessages(t *testing.T) {
 
 // TestMessagesInPieces sends a conversation byte by byte.
 func TestMessagesInPieces(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	f := v.connect(t, small)
 	for range 3 {

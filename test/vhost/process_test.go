@@ -15,13 +15,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	fe "aldente/test/vhost/frontend"
 )
 
 // TestOffers compares what is offered with what front-ends count on.
 func TestOffers(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}), "-m", "9000")
 	f := p.connect(t, everything)
 	const want = fe.FVersion1 | fe.FMrgRxbuf | fe.FIndirectDesc | fe.FEventIdx | fe.FMQ | fe.FMTU | fe.FLogAll | fe.FProtocolFeatures | fe.Offloads
@@ -53,7 +54,7 @@ func TestSecondFrontEnd(t *testing.T) {
 	g := p.begin(t, everything)
 	works(t, g)
 	for range 3 {
-		c, err := fe.Dial(p.path)
+		c, err := fe.Dial(p.Path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -70,7 +71,7 @@ func TestSecondFrontEnd(t *testing.T) {
 // TestReboots stops the rings, empties them and begins anew, as guests do that
 // reboot or load their driver again; with other features now and then.
 func TestReboots(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	for _, reset := range []bool{false, true} {
 		t.Run(fmt.Sprintf("reset=%v", reset), func(t *testing.T) {
@@ -123,7 +124,7 @@ func TestReboots(t *testing.T) {
 // TestDisabledRing has a receive ring disabled: nothing comes by it until it is
 // enabled, and a transmit ring's frames are taken, virtio-net's drivers wait for that.
 func TestDisabledRing(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	g := p.begin(t, everything)
 	works(t, g)
@@ -163,18 +164,18 @@ func TestBases(t *testing.T) {
 // TestWorkerKilled connects again after the worker was killed, with the same memory
 // and rings: nothing that the guest had made available is lost to it.
 func TestWorkerKilled(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	p := start(t, netlab.New(t, netlab.Options{NoRemote: true}))
 	g := p.begin(t, everything)
 	for range 5 {
 		works(t, g)
-		if err := syscall.Kill(p.worker(t), syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(p.Worker(t), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		if !g.Ended(10 * time.Second) {
 			t.Fatal("the front-end is not told")
 		}
-		c, err := fe.Dial(p.path)
+		c, err := fe.Dial(p.Path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +189,7 @@ func TestWorkerKilled(t *testing.T) {
 // TestGuestGoesOn has a front-end with a kernel behind it that connects again by
 // itself.
 func TestGuestGoesOn(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	p := start(t, lab)
 	g := p.join(t, fe.Options{Config: everything, Connect: true}, 1500)
@@ -206,7 +207,7 @@ func TestGuestGoesOn(t *testing.T) {
 		if err != nil {
 			t.Fatalf("after %d workers: %v\n%s", i, err, p.Output())
 		}
-		if err := syscall.Kill(p.worker(t), syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(p.Worker(t), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -215,7 +216,7 @@ func TestGuestGoesOn(t *testing.T) {
 // TestFrontEndsComeAndGo kills the front-end and starts it again, with memory of its
 // own each time.
 func TestFrontEndsComeAndGo(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	v := newVictim(t)
 	for i := range 30 {
 		c := everything
@@ -227,16 +228,17 @@ func TestFrontEndsComeAndGo(t *testing.T) {
 	v.unharmed(t)
 }
 
-// TestGivenDescriptor is QEMU's way: it gives an end of a pair of sockets.
-func TestGivenDescriptor(t *testing.T) {
-	needOurs(t)
+// given is a passt that was given one end of a pair of sockets, and a front-end's guest
+// at the other.
+func given(t *testing.T, config fe.Config) (cmd *exec.Cmd, g *fe.Guest) {
+	t.Helper()
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
 	c, theirs, err := fe.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := start(t, lab) // for the path of the program
-	cmd := exec.Command(p.Args[0], "-f", "--vhost-user", "--fd", "3")
+	cmd = exec.Command(p.Args[0], "-f", "--vhost-user", "--fd", "3")
 	cmd.ExtraFiles = []*os.File{theirs}
 	if !netlab.Nested() {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: &syscall.Credential{Uid: netlab.Nobody.UID, Gid: netlab.Nobody.GID}}
@@ -245,11 +247,12 @@ func TestGivenDescriptor(t *testing.T) {
 		t.Fatal(err)
 	}
 	theirs.Close()
-	f, err := fe.New(c, everything)
+	f, err := fe.New(c, config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := fe.NewGuest(f, 4096)
+	t.Cleanup(f.Close)
+	g, err = fe.NewGuest(f, 4096)
 	if err == nil {
 		err = f.Start()
 	}
@@ -257,7 +260,12 @@ func TestGivenDescriptor(t *testing.T) {
 		t.Fatal(err)
 	}
 	works(t, g)
-	f.Close()
+	return cmd, g
+}
+
+// endsWith waits for the end of a passt whose only client is gone.
+func endsWith(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	select {
@@ -265,10 +273,28 @@ func TestGivenDescriptor(t *testing.T) {
 		if err != nil {
 			t.Errorf("passt: %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(20 * time.Second):
 		_ = cmd.Process.Kill()
 		t.Error("passt stays after its only client")
 	}
+}
+
+// TestGivenDescriptor is QEMU's way: it gives an end of a pair of sockets.
+func TestGivenDescriptor(t *testing.T) {
+	machine.NeedOurs(t)
+	cmd, g := given(t, everything)
+	g.Close()
+	endsWith(t, cmd)
+}
+
+// TestGivenCallsBlock: a passt to which the socket was given ends with its client, even if
+// that has its worker wait in a write.
+func TestGivenCallsBlock(t *testing.T) {
+	machine.NeedOurs(t)
+	cmd, g := given(t, small)
+	blockCalls(t, g)
+	g.Close()
+	endsWith(t, cmd)
 }
 
 // TestDirtyLog finds every page that was written to in the log.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 	fe "aldente/test/vhost/frontend"
 )
@@ -116,7 +117,7 @@ func echoed(c net.Conn, said []byte) (err error) {
 
 // TestQueues has four connections through four queue pairs at a time.
 func TestQueues(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	o := fe.Options{Indirect: true, Config: fe.Config{Features: fe.AllFeatures, Protocol: fe.AllProtocol, Pairs: 4}}
 	g := start(t, lab).join(t, o, 1500)
