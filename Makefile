@@ -37,6 +37,7 @@ all:
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldentectl ./ctl
 	ln -sf aldente bin/pasta
 	ln -sf aldente bin/passt
+	ln -sf aldente bin/slirp4netns
 	ln -sf aldentectl bin/pesto
 
 ## run: a command in a connected namespace: make run CMD='ip address; ip route'
@@ -156,7 +157,7 @@ chaos-vhost: all
 mutate:
 	GO='$(GO)' RUN='$(RUN)' sh test/mutate.sh
 
-## install: below PREFIX. Nobody may read the program but its owner, root: a guest then cannot trace the agent (SECURITY.md)
+## install: below PREFIX, with SLIRP4NETNS=1 by that name too. Nobody may read the program but its owner, root: a guest then cannot trace the agent (SECURITY.md)
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5
 	install -m 711 bin/aldente $(DESTDIR)$(BINDIR)/aldente
@@ -166,8 +167,9 @@ install: all
 	ln -sf aldentectl $(DESTDIR)$(BINDIR)/pesto
 	install -m 755 bin/aldente-worker $(DESTDIR)$(LIBEXECDIR)/aldente-worker
 	install -m 755 bin/aldente-names $(DESTDIR)$(LIBEXECDIR)/aldente-names
-	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
+	install -m 644 $(filter-out man/slirp4netns.1,$(wildcard man/*.1)) $(DESTDIR)$(MANDIR)/man1
 	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5
+	$(if $(SLIRP4NETNS),ln -sf aldente $(DESTDIR)$(BINDIR)/slirp4netns && install -m 644 man/slirp4netns.1 $(DESTDIR)$(MANDIR)/man1)
 	install -D -m 644 packaging/completions/pesto.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/pesto
 	install -D -m 644 packaging/completions/_pesto $(DESTDIR)$(DATADIR)/zsh/site-functions/_pesto
 	install -D -m 644 packaging/completions/pesto.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/pesto.fish

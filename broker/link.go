@@ -25,7 +25,7 @@ func (in *instance) attachStream() error {
 // attach has the agent make the tap and the listeners in the namespace, and with
 // that completes what a worker needs to know.
 func (in *instance) attach() error {
-	in.agent.Confine(in.plan.Live() || len(in.cfg.TCPNS.Rules)+len(in.cfg.UDPNS.Rules) > 0)
+	in.agent.Confine(in.plan.LiveRules() || len(in.cfg.TCPNS.Rules)+len(in.cfg.UDPNS.Rules) > 0)
 	if in.plan.Scans() {
 		in.agent.Scans()
 	}

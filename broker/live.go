@@ -26,11 +26,17 @@ func (in *instance) listenControl(caller int) (err error) {
 			in.shown.controlPath = in.cfg.ControlPath
 		}
 	}
+	if in.cfg.APISocket != "" {
+		in.hostfwd, err = control.ListenHostfwd(control.Options{
+			Path: in.cfg.APISocket, Users: in.clients(caller), Guest: !in.cfg.Machine(), Logger: in.log,
+		})
+		return err
+	}
 	if in.cfg.ConfPath == "" {
 		return nil
 	}
 	in.control, err = control.Listen(control.Options{
-		Path: in.cfg.ConfPath, Users: in.clients(caller), Guest: in.cfg.Personality != cli.Passt, Logger: in.log,
+		Path: in.cfg.ConfPath, Users: in.clients(caller), Guest: !in.cfg.Machine(), Logger: in.log,
 	})
 	return err
 }
@@ -42,7 +48,7 @@ func (in *instance) listenStatus(caller int) {
 		return
 	}
 	in.shown.pid, in.shown.user = os.Getpid(), unprivileged(in.cfg).own.UID
-	in.status = control.NewStatus(control.StatusOptions{Users: in.clients(caller), Guest: in.cfg.Personality != cli.Passt, Logger: in.log})
+	in.status = control.NewStatus(control.StatusOptions{Users: in.clients(caller), Guest: !in.cfg.Machine(), Logger: in.log})
 	name, err := in.status.ListenDefault(in.shown.pid)
 	if err != nil {
 		in.log.Debug("no status socket", "error", err)
@@ -72,6 +78,9 @@ func (in *instance) serveControl() {
 	if in.control != nil {
 		go in.control.Serve(&liveRules{plan: in.plan, forward: in.forward})
 	}
+	if in.hostfwd != nil {
+		go in.hostfwd.Serve(&hostfwds{forward: in.forward, guest: in.cfg.Addresses[0].Addr()})
+	}
 }
 
 // closeControl removes what belongs to the sockets.
@@ -81,6 +90,9 @@ func (in *instance) closeControl() {
 	}
 	if in.control != nil {
 		in.control.Close()
+	}
+	if in.hostfwd != nil {
+		in.hostfwd.Close()
 	}
 }
 

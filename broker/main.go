@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,12 +90,12 @@ func main() {
 		cfg, err = withRules(cfg)
 	}
 	if err == nil {
-		err = cmp.Or(errLimits, checkExecutable(), usable(cfg))
+		err = cmp.Or(errLimits, checkExecutable(), usable(cfg), passedOn(cfg, inherited))
 	}
 	if err != nil {
 		os.Exit(cli.Report(os.Stderr, err))
 	}
-	closeInherited(inherited, notify, cfg.FD)
+	closeInherited(inherited, slices.Concat(callersFDs(cfg), namespaceFDs(cfg), []int{notify, cfg.FD})...)
 	if cfg.Action == cli.ActionSelfTest {
 		os.Exit(selfTest(cfg))
 	}
@@ -140,10 +141,11 @@ type instance struct {
 
 	figures  *figures.Collector
 	forward  *forward.Forwarder
-	control  *control.Server // -c, nil: none
-	status   *control.Status // --control and the default, nil: none
-	shown    shown           // what its clients are told
-	captures captures        // that clients look at
+	control  *control.Server  // -c, nil: none
+	hostfwd  *control.Hostfwd // slirp4netns's -a, nil: none
+	status   *control.Status  // --control and the default, nil: none
+	shown    shown            // what its clients are told
+	captures captures         // that clients look at
 
 	rechecking sync.Mutex // held while flows end in the background that new rules refuse
 
@@ -230,6 +232,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	in.followRoutes()
 	in.awaitReloads()
 	in.serveControl()
+	in.tellReady()
 	in.captive()
 
 	// Until the guest is gone, or we are told to go. The tap ends with its
@@ -268,7 +271,7 @@ func (in *instance) setUp(notify int) error {
 
 	// 2. Where the guest is: new namespaces for a command, or existing ones,
 	// with an agent inside. A virtual machine comes by itself.
-	if cfg.Personality != cli.Passt {
+	if !cfg.Machine() {
 		if err := in.enter(); err != nil {
 			return err
 		}
@@ -281,7 +284,7 @@ func (in *instance) setUp(notify int) error {
 	}
 
 	// 4. The worker has started, and waits for the agent to make the tap.
-	if cfg.Personality == cli.Passt {
+	if cfg.Machine() {
 		err = in.attachStream()
 	} else {
 		err = in.attach()
@@ -316,7 +319,7 @@ func (in *instance) mode() string {
 	switch {
 	case in.cfg.LinkKind == ipc.LinkVhostUser:
 		return policy.ModeVhostUser
-	case in.cfg.Personality == cli.Passt:
+	case in.cfg.Machine():
 		return policy.ModeStream
 	}
 	return policy.ModeTap
@@ -396,7 +399,7 @@ func (in *instance) prepare() error {
 		}
 	}
 	switch {
-	case in.cfg.Personality != cli.Passt:
+	case !in.cfg.Machine():
 	case in.cfg.FD >= 0:
 		in.stream = guestsock.Given(in.cfg.LinkKind, in.log)
 		err = in.stream.SetClient(in.cfg.FD)
@@ -463,6 +466,7 @@ func (in *instance) wait(signals <-chan os.Signal) (int, error) {
 	if in.watch != nil {
 		gone = in.watch.Gone()
 	}
+	exit := in.awaitExitFD()
 	var served <-chan struct{}
 	if in.stream != nil {
 		served = in.stream.Done()
@@ -470,6 +474,8 @@ func (in *instance) wait(signals <-chan os.Signal) (int, error) {
 	for {
 		select {
 		case <-served:
+			return 0, nil
+		case <-exit:
 			return 0, nil
 		case e := <-exited:
 			return e.status, e.err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 
 	"aldente/broker/agent"
 	"aldente/broker/cli"
@@ -37,6 +38,10 @@ func (in *instance) enter() error {
 		if err != nil {
 			return err
 		}
+		if err := letGo(namespaceFDs(in.cfg)); err != nil {
+			ns.Close()
+			return err
+		}
 		in.ns = ns
 		if err := in.watchNamespace(); err != nil {
 			return err
@@ -64,9 +69,10 @@ func (in *instance) target() netns.Target {
 	return n
 }
 
-// watchNamespace has the end of an existing namespace noticed, where it counts.
+// watchNamespace has the end of an existing namespace noticed, where it counts, and where
+// it has a name that could go.
 func (in *instance) watchNamespace() (err error) {
-	if in.cfg.NoNetnsQuit {
+	if in.cfg.NoNetnsQuit || strings.HasPrefix(in.cfg.Target.Path, ownFDs) {
 		return nil
 	}
 	if in.watch, err = in.ns.Watch(); err != nil {

@@ -45,7 +45,7 @@ var brokerFloors = [][]string{
 	{"egress", "budget", "flowlog", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile", "tun"},
 	{"ingress"},
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging", "audit", "reader"},
-	{"hostnet", "follow", "ports", "control/wire"},
+	{"hostnet", "follow", "ports", "control/wire", "control/hostfwd"},
 	{"control", "figures"},
 	{"sockets", "agent", "supervise", "names"},
 	{"plan"},

@@ -25,10 +25,12 @@ const (
 	Aldente Personality = iota // pasta's options, safe defaults
 	Pasta                      // connects a network namespace
 	Passt                      // connects a virtual machine
+	Slirp                      // slirp4netns's options, for its callers
 )
 
 // PersonalityOf derives the personality from argv[0]: a base name that holds
-// "pasta" or "passt" (pasta.avx2, passt-next) selects it, any other is Aldente.
+// "pasta", "passt" or "slirp4netns" (pasta.avx2, passt-next) selects it, any other is
+// Aldente.
 func PersonalityOf(argv0 string) Personality {
 	base := argv0[strings.LastIndexByte(argv0, '/')+1:]
 	switch {
@@ -36,6 +38,8 @@ func PersonalityOf(argv0 string) Personality {
 		return Passt
 	case strings.Contains(base, "pasta"):
 		return Pasta
+	case strings.Contains(base, "slirp4netns"):
+		return Slirp
 	}
 	return Aldente
 }
@@ -47,6 +51,8 @@ func (p Personality) String() string {
 		return "passt"
 	case Pasta:
 		return "pasta"
+	case Slirp:
+		return "slirp4netns"
 	}
 	return "aldente"
 }
@@ -89,6 +95,12 @@ const NoControl = "none"
 
 // Controllable tells whether --control names a socket.
 func (c *Config) Controllable() bool { return c.ControlPath != "" && c.ControlPath != NoControl }
+
+// Machine tells whether the guest is a virtual machine, or a link that was passed to us:
+// there is no namespace then.
+func (c *Config) Machine() bool {
+	return c.Personality == Passt || c.Personality == Slirp && c.Target.Kind == TargetNone
+}
 
 // EgressOption is one --allow or --deny, unparsed. Package egress gives Dest
 // its meaning; the order of options is the order of rules.
@@ -234,6 +246,12 @@ type Config struct {
 	RepairPath      string // --repair-path; "none" forbids the socket
 	MigrateExit     bool   // --migrate-exit, deprecated
 	MigrateNoLinger bool   // --migrate-no-linger, deprecated
+
+	// Slirp4netns.
+	APISocket          string       // -a
+	ReadyFD            *int         // -r, nil: none
+	ExitFD             *int         // -e, nil: none
+	Virtual4, Virtual6 netip.Prefix // of the guest's network, where nothing is but what has a meaning there
 }
 
 // Limits and defaults.

@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// getopt walks argv as getopt_long(3) does with an option string that begins
-// with '+'. Its complaints are glibc's, so that they read as users know them.
+// getopt walks argv as getopt_long(3) does, with an option string that begins with
+// '+' unless mixed is set. Its complaints are glibc's, so that they read as users know
+// them.
 type getopt struct {
 	table   []option
 	in      personalities // whose options are suggested
@@ -16,6 +17,9 @@ type getopt struct {
 	argv    []string
 	next    int    // index into argv of the next argument
 	cluster string // rest of a group of short options
+
+	mixed  bool     // options may stand behind operands
+	passed []string // operands that did
 }
 
 // option is one row of the option table.
@@ -54,6 +58,10 @@ func (g *getopt) scan() (opt *option, arg string, err error) {
 	if g.cluster != "" {
 		return g.scanShort()
 	}
+	for g.mixed && g.next < len(g.argv) && !optionLike(g.argv[g.next]) {
+		g.passed = append(g.passed, g.argv[g.next])
+		g.next++
+	}
 	if g.next >= len(g.argv) {
 		return nil, "", nil
 	}
@@ -62,7 +70,7 @@ func (g *getopt) scan() (opt *option, arg string, err error) {
 	case s == "--":
 		g.next++
 		return nil, "", nil
-	case len(s) < 2 || s[0] != '-':
+	case !optionLike(s):
 		return nil, "", nil
 	}
 	g.next++
@@ -74,8 +82,16 @@ func (g *getopt) scan() (opt *option, arg string, err error) {
 	return g.scanShort()
 }
 
+// optionLike tells an option, or what ends them, from an operand.
+func optionLike(s string) bool { return len(s) > 1 && s[0] == '-' }
+
 // rest returns the operands.
-func (g *getopt) rest() []string { return g.argv[g.next:] }
+func (g *getopt) rest() []string {
+	if !g.mixed {
+		return g.argv[g.next:]
+	}
+	return append(g.passed, g.argv[g.next:]...)
+}
 
 func (g *getopt) scanShort() (*option, string, error) {
 	c := g.cluster[0]

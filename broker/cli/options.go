@@ -8,12 +8,16 @@ type personalities uint8
 const (
 	passtOnly personalities = 1 << iota
 	pastaOnly               // and aldente
+	slirpOnly               // has a table of its own
 	both      = passtOnly | pastaOnly
 )
 
 func (p Personality) bit() personalities {
-	if p == Passt {
+	switch p {
+	case Passt:
 		return passtOnly
+	case Slirp:
+		return slirpOnly
 	}
 	return pastaOnly
 }

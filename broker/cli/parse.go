@@ -20,6 +20,7 @@ type parser struct {
 	dhcpSearch *bool
 	hide       *bool // sockets of the host
 	socketType bool  // was given
+	slirp      slirpArgs
 }
 
 // Parse reads a command line; argv[0] selects the personality. --help,
@@ -43,6 +44,9 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 	c.NoMapGW = c.Personality == Aldente
 	p := &parser{c: c, portRange: portRangeFile}
 	g := getopt{table: options, in: c.Personality.bit(), argv: argv, next: 1, warn: p.warnf}
+	if c.Personality == Slirp {
+		g.table, g.mixed = slirpOptions, true
+	}
 	for {
 		opt, arg, err := g.scan()
 		if err != nil {
@@ -65,10 +69,14 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 	if c.Action == ActionCheckRules {
 		return c, p.checkFiles(g.rest())
 	}
-	if err := p.operands(g.rest()); err != nil {
+	operands, finish := p.operands, p.finish
+	if c.Personality == Slirp {
+		operands, finish = p.slirpOperands, p.finishSlirp
+	}
+	if err := operands(g.rest()); err != nil {
 		return nil, err
 	}
-	if err := p.finish(); err != nil {
+	if err := finish(); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -39,6 +39,7 @@ func TestPersonalityOf(t *testing.T) {
 	for argv0, want := range map[string]Personality{
 		"pasta": Pasta, "/usr/bin/pasta": Pasta, "pasta.avx2": Pasta, "-pasta": Pasta,
 		"passt": Passt, "./passt.avx2": Passt, "/opt/pasta/bin/passt": Passt,
+		"slirp4netns": Slirp, "/usr/libexec/podman/slirp4netns": Slirp, "slirp4netns-1.3": Slirp, "slirp": Aldente,
 		"aldente": Aldente, "/opt/pasta/aldente": Aldente, "": Aldente, "past": Aldente,
 	} {
 		if got := PersonalityOf(argv0); got != want {

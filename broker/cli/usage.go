@@ -73,6 +73,9 @@ Limits (WHAT=N,...), N or "none":
 
 // Usage returns the text that --help prints for a program called name.
 func Usage(p Personality, name string) string {
+	if p == Slirp {
+		return slirpUsage(name)
+	}
 	var b strings.Builder
 	if p == Passt {
 		fmt.Fprintf(&b, "Usage: %s [OPTION]...\n\nConnects a virtual machine to the network, without privileges.\n", name)
@@ -141,7 +144,11 @@ func writeOption(b *strings.Builder, o *option) {
 // VersionText returns what --version prints.
 func VersionText(p Personality) string {
 	text := "aldente " + Version + "\n"
-	if p != Aldente {
+	switch p {
+	case Aldente:
+	case Slirp:
+		text = fmt.Sprintf("slirp4netns version %s (aldente)\n", Version)
+	default:
 		text = fmt.Sprintf("%v %s (aldente)\n", p, Version)
 	}
 	return text + "Licensed under the Apache License, Version 2.0. There is no warranty.\n"

@@ -215,10 +215,10 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// TestStrangers: a client whose socket is of another network namespace is refused,
-// whoever it is, and so is another user. Nothing is said to it.
-func TestStrangers(t *testing.T) {
-	path, log, r := serve(t, nil)
+// fromElsewhere is what a client with a socket of another network namespace is told after
+// it has said something.
+func fromElsewhere(t *testing.T, path string, say []byte) []byte {
+	t.Helper()
 	said := make(chan []byte, 1)
 	go func() {
 		defer close(said)
@@ -235,7 +235,7 @@ func TestStrangers(t *testing.T) {
 		if unix.Connect(fd, &unix.SockaddrUnix{Name: path}) != nil {
 			return
 		}
-		_, _ = unix.Write(fd, wire.AppendTables(nil, port(80)))
+		_, _ = unix.Write(fd, say)
 		b := make([]byte, 64)
 		n, _ := unix.Read(fd, b)
 		said <- b[:max(n, 0)]
@@ -244,6 +244,14 @@ func TestStrangers(t *testing.T) {
 	if !ok {
 		t.Skip("needs a network namespace")
 	}
+	return b
+}
+
+// TestStrangers: a client whose socket is of another network namespace is refused,
+// whoever it is, and so is another user. Nothing is said to it.
+func TestStrangers(t *testing.T) {
+	path, log, r := serve(t, nil)
+	b := fromElsewhere(t, path, wire.AppendTables(nil, port(80)))
 	if len(b) > 0 {
 		t.Errorf("a client of another namespace is told %q", b)
 	}

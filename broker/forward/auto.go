@@ -38,7 +38,7 @@ func (f *Forwarder) autoRules() (all []*rule) {
 // know, now or later: once this process is confined, it could not.
 func (f *Forwarder) prepareAuto() error {
 	a := &autoForward{Forwarder: f}
-	live := f.plan.Live()
+	live := f.plan.LiveRules()
 	wanted := [2]bool{live, live}
 	for _, r := range f.autoRules() {
 		wanted[r.dir] = true

@@ -4,6 +4,7 @@ package plan
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -80,7 +81,10 @@ func settle(cfg *cli.Config, n *hostnet.Network, r hostnet.Resolvers) (g guestNe
 	if n.V4.Multiple && g.v4.enabled || n.V6.Multiple && g.v6.enabled {
 		notes = append(notes, "several default routes: using the first; choose with -i")
 	}
-	if n.V4.Local && g.v4.enabled && n.V6.Local {
+	if cfg.Personality == cli.Slirp && g.v4.mapHostLoopback.IsValid() {
+		notes = append(notes, fmt.Sprintf("services on the host's loopback are within the guest's reach, at %v: --disable-host-loopback forbids it", g.v4.mapHostLoopback))
+	}
+	if n.V4.Local && g.v4.enabled && n.V6.Local && cfg.Personality != cli.Slirp {
 		notes = append(notes, "no interface with a route: using link-local addresses")
 	}
 	return g, notes, nil

@@ -34,8 +34,13 @@ type Rules struct {
 	Outbound []cli.Rule // -T, -U: from the namespace's loopback to the host's
 }
 
-// Live tells whether rules may change while the instance runs (-c, --control).
-func (p *Plan) Live() bool { return p.cfg.ConfPath != "" || p.cfg.Controllable() }
+// Live tells whether rules may change while the instance runs (-c, --control, and
+// slirp4netns's -a).
+func (p *Plan) Live() bool { return p.LiveRules() || p.cfg.APISocket != "" }
+
+// LiveRules tells whether these changes may be of any kind: with "auto", and from the
+// namespace to the host.
+func (p *Plan) LiveRules() bool { return p.cfg.ConfPath != "" || p.cfg.Controllable() }
 
 // Admit looks at rules that are to take the place of those in force, as the options
 // would have allowed them.
@@ -47,9 +52,8 @@ func (p *Plan) Admit(r Rules) (Rules, error) {
 			}
 		}
 	}
-	passt := p.cfg.Personality == cli.Passt
-	if passt && len(r.Outbound) > 0 {
-		return r, fmt.Errorf("passt has no namespace to forward from: %v", &r.Outbound[0])
+	if p.cfg.Machine() && len(r.Outbound) > 0 {
+		return r, fmt.Errorf("there is no namespace to forward from: %v", &r.Outbound[0])
 	}
 	var err error
 	if r.Inbound, err = cli.Admit(r.Inbound, p.SpecOptions(0, false)); err != nil {
@@ -62,7 +66,7 @@ func (p *Plan) Admit(r Rules) (Rules, error) {
 // SpecOptions is what the meaning of a port specification depends on here.
 func (p *Plan) SpecOptions(proto uint8, outbound bool) cli.SpecOptions {
 	return cli.SpecOptions{
-		Proto: proto, Outbound: outbound, Auto: p.cfg.Personality != cli.Passt,
+		Proto: proto, Outbound: outbound, Auto: !p.cfg.Machine() && p.cfg.Personality != cli.Slirp,
 		IPv4Only: p.cfg.IPv4Only, IPv6Only: p.cfg.IPv6Only, Ephemeral: cli.PortRange(p.Factory.ClientPorts),
 	}
 }
@@ -87,7 +91,7 @@ type Capabilities struct{ IPv4, IPv6, TCP, UDP, Namespace bool }
 func (p *Plan) Capabilities() Capabilities {
 	return Capabilities{
 		IPv4: p.net.v4.enabled, IPv6: p.net.v6.enabled, TCP: !p.cfg.NoTCP, UDP: !p.cfg.NoUDP,
-		Namespace: p.cfg.Personality != cli.Passt,
+		Namespace: !p.cfg.Machine(),
 	}
 }
 
@@ -97,7 +101,7 @@ func (p *Plan) HostListener(r *cli.Rule, port uint16) sockets.Listener {
 	return sockets.Listener{
 		Proto: r.Proto, Addr: r.Addr, Interface: r.Interface,
 		Port: port, GuestPort: r.TargetPort + (port - r.First), Target: r.TargetAddr,
-		Splice: p.cfg.Personality != cli.Passt && !p.cfg.NoSplice,
+		Splice: !p.cfg.Machine() && !p.cfg.NoSplice,
 	}
 }
 

@@ -123,7 +123,7 @@ func (p *Plan) NeedsClients() bool {
 
 // Scans tells whether a rule follows what is bound in the namespace, or may later.
 func (p *Plan) Scans() bool {
-	return p.Live() || slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Auto })
+	return p.LiveRules() || slices.ContainsFunc(p.Inbound, func(r *cli.Rule) bool { return r.Auto })
 }
 
 // tapQueue is the length of the tap's queue towards us, in packets. A tap has
@@ -135,6 +135,9 @@ const tapQueue = 16384
 func (p *Plan) tap(host *hostnet.Network) agent.Setup {
 	cfg := p.cfg
 	s := agent.Setup{Name: p.net.tap, MAC: cfg.NSMAC, MTU: p.net.mtu, QueueLen: tapQueue, Configure: cfg.ConfigNet}
+	if cfg.Personality == cli.Slirp && !cfg.ConfigNet {
+		s.MTU = 0 // it is for whoever configures the interface, before or after
+	}
 	if p.net.v4.enabled {
 		s.V4 = agent.Copy(&host.V4, p.net.v4.given(), cfg.Gateway4)
 	}
@@ -151,12 +154,12 @@ func (p *Plan) tap(host *hostnet.Network) agent.Setup {
 // factoryConfig is the socket factory's view.
 func (p *Plan) factoryConfig(h Host) sockets.Config {
 	cfg, g := p.cfg, &p.net
-	view := func(f *guestFamily, source netip.Addr, device string) sockets.Family {
+	view := func(f *guestFamily, source netip.Addr, device string, virtual netip.Prefix) sockets.Family {
 		return sockets.Family{
 			Enabled: f.enabled, Source: source, Interface: device, Scope: uint32(f.link.Index),
 			DNSForward: f.dnsForward, DNSHost: f.dnsHost,
 			MapHostLoopback: f.mapHostLoopback, MapGuestAddr: f.mapGuestAddr, GuestAddr: f.addr.Addr(),
-			Freebind: cfg.FreeBind,
+			Freebind: cfg.FreeBind, Virtual: virtual,
 		}
 	}
 	var sni []sockets.PortRange
@@ -172,8 +175,8 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 		MaxListeners: h.Descriptors / 4 * 3,
 		LoToLo:       cfg.HostLoToNSLo || cfg.SpliceOnly,
 		NoLoopback6:  g.noLoopback6,
-		V4:           view(&g.v4, cfg.Outbound4, cfg.OutboundIf4),
-		V6:           view(&g.v6, cfg.Outbound6, cfg.OutboundIf6),
+		V4:           view(&g.v4, cfg.Outbound4, cfg.OutboundIf4, cfg.Virtual4),
+		V6:           view(&g.v6, cfg.Outbound6, cfg.OutboundIf6, cfg.Virtual6),
 		ClientPorts:  sockets.PortRange(h.ClientPorts),
 		Resolvers:    p.answered(h.Resolvers),
 	}

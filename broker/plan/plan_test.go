@@ -33,7 +33,7 @@ func home() Host {
 func parse(t *testing.T, command string) *cli.Config {
 	t.Helper()
 	args := strings.Fields(command)
-	if !strings.HasPrefix(command, "passt") {
+	if !strings.HasPrefix(command, "passt") && !strings.HasPrefix(command, "slirp4netns") {
 		args = append(args, "--", "true")
 	}
 	cfg, err := cli.Parse(args)
@@ -97,6 +97,11 @@ func TestWorkerAddresses(t *testing.T) {
 		{"mapped", "aldente --map-host-loopback 192.0.2.7 --map-guest-addr 192.0.2.8 --map-guest-addr fd00::8", nil,
 			"192.0.2.2/24 192.0.2.1 192.0.2.7 192.0.2.8", "2001:db8:1::2/64 fe80::1 - fd00::8"},
 		{"loopback only", "pasta --splice-only", nil, none, none},
+		{"slirp4netns", "slirp4netns 4711 tap0", nil, "10.0.2.100/24 10.0.2.2 10.0.2.2 -", none},
+		{"slirp4netns with IPv6", "slirp4netns -6 4711 tap0", nil, "10.0.2.100/24 10.0.2.2 10.0.2.2 -", "fd00::64/64 fe80::1 fd00::2 -"},
+		{"slirp4netns elsewhere", "slirp4netns -6 --cidr 10.9.8.0/24 4711 tap0", noInterface, "10.9.8.100/24 10.9.8.2 10.9.8.2 -", "fd00::64/64 fe80::1 fd00::2 -"},
+		{"slirp4netns without loopback", "slirp4netns -6 --disable-host-loopback 4711 tap0", nil, "10.0.2.100/24 10.0.2.2 - -", "fd00::64/64 fe80::1 - -"},
+		{"slirp4netns for a tap", "slirp4netns --netns-type=tapfd 5", nil, "10.0.2.100/24 10.0.2.2 10.0.2.2 -", none},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := home()
@@ -271,11 +276,40 @@ func TestFactory(t *testing.T) {
 		t.Error("nobody tells what is local")
 	}
 	p.Factory.Local = nil
-	if d := cmp.Diff(want, p.Factory, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+	same := cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+	if d := cmp.Diff(want, p.Factory, same); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
 	if p.Egress != nil || HasEgressRules(parse(t, "pasta")) {
 		t.Error("egress rules that nobody asked for")
+	}
+
+	// slirp4netns's resolver is the host's, of whichever family that has one; without
+	// one, or if it was turned off, nothing is there.
+	p = newPlan(t, "slirp4netns -6 4711 tap0", h)
+	virtual4, virtual6 := netip.MustParsePrefix("10.0.2.0/24"), netip.MustParsePrefix("fd00::/64")
+	want = sockets.Config{
+		V4: sockets.Family{Enabled: true, Scope: 2, DNSForward: a("10.0.2.3"), DNSHost: a("192.0.2.9"),
+			MapHostLoopback: a("10.0.2.2"), GuestAddr: a("10.0.2.100"), Virtual: virtual4},
+		V6: sockets.Family{Enabled: true, Scope: 2, DNSForward: a("fd00::3"), DNSHost: a("2001:db8:1::9"),
+			MapHostLoopback: a("fd00::2"), GuestAddr: a("fd00::64"), Virtual: virtual6},
+		MaxListeners: 3072, NoLoopback6: true, ClientPorts: sockets.PortRange{First: 32768, Last: 60999},
+	}
+	if d := cmp.Diff(want, p.Factory, same); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+	for _, tt := range []struct{ resolv, command, v4, v6 string }{
+		{"nameserver 192.0.2.9\n", "slirp4netns -6 4711 tap0", "192.0.2.9", "192.0.2.9"},
+		{"nameserver 2001:db8:1::9\n", "slirp4netns 4711 tap0", "2001:db8:1::9", "2001:db8:1::9"},
+		{"nameserver 127.0.0.53\n", "slirp4netns --disable-host-loopback 4711 tap0", "127.0.0.53", "127.0.0.53"},
+	} {
+		h.Resolvers = hostnet.ParseResolvers([]byte(tt.resolv))
+		if f := newPlan(t, tt.command, h).Factory; f.V4.DNSHost.String() != tt.v4 || f.V6.DNSHost.String() != tt.v6 {
+			t.Errorf("%s, %s: %v, %v", tt.command, tt.resolv, f.V4.DNSHost, f.V6.DNSHost)
+		}
+	}
+	if f := newPlan(t, "slirp4netns --disable-dns 4711 tap0", h).Factory; f.V4.DNSForward.IsValid() {
+		t.Errorf("--disable-dns: %v is forwarded", f.V4.DNSForward)
 	}
 }
 
@@ -403,6 +437,13 @@ func TestTap(t *testing.T) {
 	if s := newPlan(t, "pasta", home()).Tap; s.Name != "eth0" || s.MTU != defaultMTU || s.Configure {
 		t.Errorf("by default %+v", s)
 	}
+	if s := newPlan(t, "slirp4netns -c -m 9000 4711 tap7", home()).Tap; s.Name != "tap7" || s.MTU != 9000 || !s.Configure ||
+		s.V4.Address.String() != "10.0.2.100/24" || s.V4.Gateway.String() != "10.0.2.2" || len(s.V4.Routes)+len(s.V4.Addresses) > 0 {
+		t.Errorf("slirp4netns -c: %+v", s)
+	}
+	if s := newPlan(t, "slirp4netns -m 9000 4711 tap7", home()).Tap; s.MTU != 0 || s.Configure {
+		t.Errorf("slirp4netns: %+v", s)
+	}
 	if s := newPlan(t, "pasta -m 0", home()).Tap; s.MTU != 0 {
 		t.Errorf("-m 0: MTU %d", s.MTU)
 	}
@@ -433,6 +474,8 @@ func TestNotes(t *testing.T) {
 		{"passt --no-map-gw", hidden, "can reach no resolver of the host's (127.0.0.53)"},
 		{"passt -D none", noResolver, ""},
 		{"pasta --splice-only", noResolver, ""},
+		{"slirp4netns 4711 tap0", nothing, "at 10.0.2.2: --disable-host-loopback"},
+		{"slirp4netns --disable-host-loopback 4711 tap0", nothing, ""},
 	} {
 		h := home()
 		tt.change(&h)

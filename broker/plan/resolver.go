@@ -29,7 +29,7 @@ var (
 // resolver, the others to the host's loopback as always. What the user says
 // about names comes first, and aldente has addresses of its own for that.
 func (g *guestNet) names(cfg *cli.Config, r hostnet.Resolvers) {
-	byGateway := !cfg.DNSNone && cfg.Personality != cli.Aldente
+	byGateway := !cfg.DNSNone && cfg.Personality != cli.Aldente && cfg.Personality != cli.Slirp
 	given4, given6 := split(cfg.DNS)
 	g.v4.resolvers(given4, r.Servers4, cfg.DNSHost4, byGateway)
 	g.v6.resolvers(given6, r.Servers6, cfg.DNSHost6, byGateway)
@@ -39,6 +39,16 @@ func (g *guestNet) names(cfg *cli.Config, r hostnet.Resolvers) {
 	}
 	if cfg.DNSNone {
 		g.v4.dns, g.v6.dns = nil, nil
+	}
+	if cfg.Personality == cli.Slirp {
+		// Whatever the family of the host's resolvers, both names lead to one.
+		four, six := g.v4.dnsHost, g.v6.dnsHost
+		if !four.IsValid() {
+			g.v4.dnsHost = six
+		}
+		if !six.IsValid() {
+			g.v6.dnsHost = four
+		}
 	}
 }
 

@@ -85,6 +85,7 @@ const (
 	isMulticast
 	isBroadcast
 	isPrivateDNS
+	isVirtual
 	numAlways
 )
 
@@ -360,6 +361,8 @@ func (m *Family) translate(proto uint8, dst netip.AddrPort) (netip.AddrPort, mea
 		return dst, itself, isMulticast
 	case a == broadcast:
 		return dst, itself, isBroadcast
+	case m.Virtual.Contains(a):
+		return dst, itself, isVirtual
 	}
 	return dst, itself, possible
 }

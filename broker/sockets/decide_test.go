@@ -170,6 +170,27 @@ func TestDecideOut(t *testing.T) {
 	t.Logf("%d decisions", n)
 }
 
+// TestDecideVirtual: in a network that is the guest's own, addresses lead where they have a
+// meaning and nowhere else, whatever the rules say; others are as ever.
+func TestDecideVirtual(t *testing.T) {
+	for i := range worlds {
+		w := &worlds[i]
+		c := hosts[0].config()
+		f := c.family(netip.MustParseAddr(w.guest))
+		f.Virtual, _ = netip.MustParseAddr(w.guest).Prefix(map[bool]int{true: 24, false: 64}[w.v4])
+		f.DNSForward = netip.MustParseAddr(w.source)
+		for dst, want := range map[string]string{w.own: "", w.guest: "", w.source: "", w.gateway: w.loop, w.public: w.public} {
+			d := c.decide(&request{proto: ipc.ProtoTCP, src: ap(w.guest, 777), dst: ap(dst, 80)})
+			checkDecision(t, dst, d, want, false)
+			if want == "" && d.always != isVirtual {
+				t.Errorf("%s: %v", dst, d.always)
+			}
+		}
+		d := c.decide(&request{proto: ipc.ProtoUDP, src: ap(w.guest, 777), dst: ap(w.source, 53)})
+		checkDecision(t, "resolver", d, w.resolver, false)
+	}
+}
+
 func ap(a string, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(a), port)
 }

@@ -105,6 +105,7 @@ func (f *Factory) explainAddress(e *Explanation, q *request, d *decision, fam *F
 	}
 	e.step("address", "%v is %s", a, map[always]string{
 		isUnspecified: "no destination", isMulticast: "multicast, which is not forwarded", isBroadcast: "the broadcast address, which is not forwarded",
+		isVirtual: "in the guest's own network, where it means nothing",
 	}[d.always])
 	e.Decided(false, "refused, whatever the rules say: name one address")
 	return false

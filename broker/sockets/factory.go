@@ -89,6 +89,10 @@ type Family struct {
 	MapGuestAddr    netip.Addr // the guest's name for GuestAddr on the host
 	GuestAddr       netip.Addr // the address that guest and host have in common
 	Freebind        bool       // sockets may have a source that the host does not have (IP_FREEBIND)
+
+	// Virtual is the guest's network, if nothing is there but what has a meaning above: what
+	// the host has by such an address, the guest cannot name. Zero: it is the host's, too.
+	Virtual netip.Prefix
 }
 
 // Factory serves one worker after the other.

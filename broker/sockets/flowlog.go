@@ -32,7 +32,7 @@ func (f *Factory) tellFlow(q *request, d *decision, o *outcome) {
 // impossible is why a flow is refused whatever the rules say.
 var impossible = [numAlways]string{
 	possible: "not from this port of the guest's", noFamily: "address family is not enabled", noPort: "no port",
-	isLoopback: "loopback", isUnspecified: "no address", isMulticast: "multicast", isBroadcast: "broadcast",
+	isLoopback: "loopback", isUnspecified: "no address", isMulticast: "multicast", isBroadcast: "broadcast", isVirtual: "nothing there",
 	isPrivateDNS: "names are answered on port 53",
 }
 

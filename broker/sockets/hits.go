@@ -75,6 +75,12 @@ func (f *Factory) unnameable() (all []egress.Listed) {
 				Note: "as the guest names it", Hits: f.hits.always[u.why][i].Load(),
 			})
 		}
+		if fam.Enabled && fam.Virtual.IsValid() {
+			all = append(all, egress.Listed{
+				Text: "--deny " + fam.Virtual.String(), Source: egress.BuiltIn,
+				Note: "as the guest names it: its own network, but for what has a meaning there", Hits: f.hits.always[isVirtual][i].Load(),
+			})
+		}
 	}
 	return all
 }

@@ -92,7 +92,7 @@ func prepare() error {
 	if err := os.Chmod(filepath.Join(stage, "aldente"), 0o711); err != nil { // as make install has it
 		return err
 	}
-	for _, name := range []string{"pasta", "passt"} {
+	for _, name := range []string{"pasta", "passt", "slirp4netns"} {
 		if err := os.Symlink("aldente", filepath.Join(stage, name)); err != nil {
 			return err
 		}

@@ -253,3 +253,67 @@ func plainTap(flags uint16) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), "tap"), nil
 }
+
+// slirpProgram is the program by the name of slirp4netns.
+func slirpProgram(t *testing.T) string {
+	return filepath.Join(filepath.Dir(machine.Program(t)), "slirp4netns")
+}
+
+// TestSlirpTap: a tap that is passed on to slirp4netns connects a guest of its network, and
+// is told of its end.
+func TestSlirpTap(t *testing.T) {
+	machine.NeedOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	g := newGuest(t)
+	var tap *os.File
+	if err := g.Do(func() (err error) { tap, err = plainTap(unix.IFF_TAP | unix.IFF_NO_PI); return }); err != nil {
+		t.Fatal(err)
+	}
+	cmd := giveCommand(t, tap, "--netns-type=tapfd", "-m", "1500", "7", "tap7")
+	cmd.Path = slirpProgram(t)
+	cmd.Args[0] = cmd.Path
+	if err := lab.Host.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	tap.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill() }()
+	g.IP("link set tap7 up", "addr add 10.0.2.100/24 dev tap7", "route add default via 10.0.2.2")
+	for _, down := range []bool{false, true} {
+		if err := netlab.Transfer(g.NS, lab.Remote, "192.0.2.9:5001", "192.0.2.9:5001", 4<<20, down, time.Minute); err != nil {
+			t.Errorf("down=%v: %v", down, err)
+		}
+	}
+	g.IP("link del tap7")
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("ended: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it outlives the tap")
+	}
+}
+
+// TestSlirpBess: a User Mode Linux comes by the socket of slirp4netns, one after the other.
+func TestSlirpBess(t *testing.T) {
+	machine.NeedOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	path := filepath.Join(machine.OpenDir(t), "bess")
+	run := lab.StartPasta(netlab.GuestSpec{Binary: slirpProgram(t), User: netlab.Nobody, Timeout: time.Minute}, "--target-type=bess", path)
+	p := &passt{&machine.Passt{Proc: run, Path: path}}
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(p.Output(), "socket bound at"); time.Sleep(10 * time.Millisecond) {
+		if p.Exited() || time.Now().After(deadline) {
+			t.Fatalf("it does not come up: %s", p.Output())
+		}
+	}
+	for range 2 {
+		m := machineOn(t, p, unix.SOCK_SEQPACKET, "")
+		if !m.answers(20 * time.Second) {
+			t.Fatal("no answer")
+		}
+		unix.Close(m.fd)
+		m.fd = -1
+	}
+}
