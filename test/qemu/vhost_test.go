@@ -83,6 +83,8 @@ func TestVhostUser(t *testing.T) {
 			v.agreed(t, s)
 			testMachine(t, lab, v, s.mtu)
 			t.Run("without offloads", func(t *testing.T) { testNoOffloads(t, lab.For(t), v) })
+			t.Run("rings resized", func(t *testing.T) { testRings(t, lab.For(t), v, s) })
+			t.Run("fewer queues", func(t *testing.T) { testChannels(t, lab.For(t), v, s) })
 			t.Run("driver reloaded", func(t *testing.T) { testReload(t, lab.For(t), v) })
 			t.Run("driver bound again", func(t *testing.T) { testRebind(t, lab.For(t), v) })
 			t.Run("rebooted", func(t *testing.T) { testReboot(t, lab.For(t), v) })
@@ -134,6 +136,34 @@ func testNoOffloads(t *testing.T, lab *netlab.Lab, v *vm) {
 	testInbound(t, lab)
 	v.must(t, "guest", "offloads", "eth0", "on")
 	testTransfer(t, lab, v, 4<<20)
+}
+
+// testRings asks for rings of other sizes, which single rings have to be reset for. That may be
+// refused; what is there then goes on.
+func testRings(t *testing.T, lab *netlab.Lab, v *vm, s shape) {
+	for _, n := range []int{64, s.ring / 2, s.ring} {
+		status, out := v.run("guest", "rings", "eth0", fmt.Sprint(n))
+		if out = strings.TrimSpace(out); status == 0 && out != fmt.Sprint(n) {
+			t.Fatalf("rings of %s, want %d", out, n)
+		}
+		t.Logf("rings of %d: status %d, %s", n, status, out)
+		testTransfer(t, lab, v, 4<<20)
+		testInbound(t, lab)
+	}
+}
+
+// testChannels has the guest use fewer pairs of queues, and all again.
+func testChannels(t *testing.T, lab *netlab.Lab, v *vm, s shape) {
+	if s.queues == 1 {
+		t.Skip("there is one")
+	}
+	for _, n := range []int{1, 3, s.queues} {
+		if out := v.must(t, "guest", "channels", "eth0", fmt.Sprint(n)); out != fmt.Sprint(n) {
+			t.Fatalf("%s pairs, want %d", out, n)
+		}
+		testTransfer(t, lab, v, 4<<20)
+		testInbound(t, lab)
+	}
 }
 
 // testReload takes the driver out of the kernel and puts it back, which resets

@@ -29,6 +29,9 @@ func TestOffers(t *testing.T) {
 	if f.Offered&want != want {
 		t.Errorf("of the features %#x are missing", want&^f.Offered)
 	}
+	if f.Offered&fe.FRingReset != 0 {
+		t.Error("resets of single rings are offered, of which QEMU tells nobody")
+	}
 	const protocol = fe.PMQ | fe.PLogShmFD | fe.PRARP | fe.PReplyAck | fe.PNetMTU | fe.PConfigureMemSlots | fe.PResetDevice
 	if f.OfferedProtocol&protocol != protocol {
 		t.Errorf("of the protocol's features %#x are missing", protocol&^f.OfferedProtocol)

@@ -28,17 +28,18 @@ const (
 	FeatureProtocol      = 1 << 30 // of vhost-user: there are protocol features
 	FeatureVersion1      = 1 << 32
 	FeatureInOrder       = 1 << 35
-	FeatureRingReset     = 1 << 40
 	FeatureGuestUSO4     = 1 << 54
 	FeatureGuestUSO6     = 1 << 55
 	FeatureHostUSO       = 1 << 56
 
-	// Features are those that are offered where nothing speaks against them.
+	// Features are those that are offered where nothing speaks against them. VIRTIO_F_RING_RESET
+	// is not: QEMU passes it on to the guest and, but for taps, tells nobody of a ring that was
+	// reset. We would go on with that, and the guest with another.
 	Features = FeatureCSum | FeatureGuestCSum | FeatureMTU | FeatureMAC | FeatureGuestTSO4 | FeatureGuestTSO6 | FeatureGuestECN |
 		FeatureHostTSO4 | FeatureHostTSO6 | FeatureHostECN | FeatureMrgRxBuf | FeatureStatus |
 		FeatureCtrlVQ | FeatureCtrlRx | FeatureGuestAnnounce | FeatureMQ | FeatureCtrlMAC | FeatureLogAll |
 		FeatureIndirectDesc | FeatureEventIdx | FeatureProtocol | FeatureVersion1 | FeatureInOrder |
-		FeatureRingReset | FeatureGuestUSO4 | FeatureGuestUSO6 | FeatureHostUSO
+		FeatureGuestUSO4 | FeatureGuestUSO6 | FeatureHostUSO
 )
 
 // Features of the protocol.

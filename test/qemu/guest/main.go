@@ -43,7 +43,7 @@ func main() {
 	}
 	commands := map[string]func([]string) error{
 		"transfer": transfer, "datagrams": datagrams, "ask": ask, "dhcpv6": lease, "advertisement": advertisement,
-		"offloads": offloads, "features": features, "queues": queues,
+		"offloads": offloads, "features": features, "queues": queues, "rings": rings, "channels": channels,
 	}
 	f := commands[os.Args[1]]
 	if f == nil {
