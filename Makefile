@@ -27,7 +27,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -65,7 +65,7 @@ permissions: all
 	$(GO) build -o build/permissions ./test/permissions
 	build/permissions $(if $(RUN),-counts) $(MAKE) e2e
 
-## test-podman: rootless Podman and RootlessKit with these programs; root, debootstrap, 600 MB; RUN selects by name
+## test-podman: rootless Podman, RootlessKit and Docker with these programs; root, debootstrap, 1 GB; RUN selects by name
 test-podman: all
 	test/podman/run.sh $(if $(RUN),-test.run '$(RUN)')
 
@@ -84,6 +84,11 @@ lint:
 bench: all
 	$(GO) build -o build/bench ./bench
 	build/bench $(if $(filter short,$(BENCH)),-short) $(BENCHFLAGS)
+
+## bench-slirp: slirp4netns beside aldente by that name: bulk, round trips, start to ready
+bench-slirp: all
+	$(GO) build -o build/bench ./bench
+	build/bench -as-slirp4netns -only 'TCP (up|down), MTU (1500|65520), default, 1 flows|^request/response (tcp|udp), (1|16) clients|^start-up and idle memory' $(if $(filter short,$(BENCH)),-short) $(BENCHFLAGS)
 
 ## bench-stream: the same behind QEMU's stream socket, with passt and gvproxy; BENCH=short takes under a minute
 bench-stream: all

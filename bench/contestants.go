@@ -38,19 +38,35 @@ func cores() int { return runtime.NumCPU() }
 
 // contestants returns who takes part, the kernel first and aldente last.
 func contestants(o options) []contestant {
-	all := []contestant{
+	if o.mode {
+		return present(o, slirps(o))
+	}
+	return present(o, []contestant{
 		{"veth", "the kernel alone: client on the host", "", startVeth},
 		{"pasta", firstLine(o.pasta, "--version"), o.pasta, startPasta},
 		{"slirp4netns", firstLine(o.slirp, "--version"), o.slirp, startSlirp},
 		{"aldente", firstLine(netlab.Pasta(), "--version"), netlab.Pasta(), startPasta},
+	})
+}
+
+// slirps are those who can be slirp4netns.
+func slirps(o options) []contestant {
+	ours := filepath.Join(filepath.Dir(netlab.Pasta()), "slirp4netns")
+	return []contestant{
+		{"veth", "the kernel alone: client on the host", "", startVeth},
+		{"slirp4netns", firstLine(o.slirp, "--version"), o.slirp, startSlirp},
+		{"aldente", firstLine(ours, "--version"), ours, startSlirp},
 	}
-	var present []contestant
+}
+
+// present leaves those who are there and wanted.
+func present(o options, all []contestant) (some []contestant) {
 	for _, c := range all {
 		if (c.name == "veth" || c.version != "") && o.who.MatchString(c.name) {
-			present = append(present, c)
+			some = append(some, c)
 		}
 	}
-	return present
+	return some
 }
 
 // firstLine runs a program and returns the first line of what it prints, or
@@ -82,15 +98,21 @@ func startPasta(lab *netlab.Lab, c contestant, mtu int) *entrant {
 	return &entrant{name: c.name, guest: g.NS, pids: g.Processes, port: port}
 }
 
-func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
+// holder is a process in a namespace of its own, to be connected.
+func holder(lab *netlab.Lab) *netlab.Proc {
 	hold := lab.Host.Start(netlab.Spec{Args: []string{"unshare", "-Urn", "sleep", "3600"}, User: netlab.Nobody, Timeout: time.Hour})
 	host := fmt.Sprintf("net:[%d]", lab.Host.Inode())
-	path := fmt.Sprintf("/proc/%d/ns/net", hold.PID)
 	wait(lab.TB, "unshare", func() bool {
-		link, err := os.Readlink(path)
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", hold.PID))
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", hold.PID))
 		return err == nil && link != host && strings.HasPrefix(string(comm), "sleep")
 	})
+	return hold
+}
+
+func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
+	hold := holder(lab)
+	path := fmt.Sprintf("/proc/%d/ns/net", hold.PID)
 	api := filepath.Join(socketDir(lab.TB), "api")
 	p := lab.Host.Start(netlab.Spec{Args: []string{c.binary, "-c", "--mtu=" + fmt.Sprint(mtu), "--api-socket=" + api, fmt.Sprint(hold.PID), "tap0"},
 		User: netlab.Nobody, Timeout: time.Hour})
@@ -107,7 +129,7 @@ func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
 	ports(guest)
 	e := &entrant{name: c.name, guest: guest, pids: func() []int { return netlab.Children(p.PID) }, port: nextPorts()}
 	for port := e.port; port < e.port+forwarded; port++ {
-		if err := slirpForward(api, port); err != nil {
+		if err := slirpForward(lab.Host, api, port); err != nil {
 			lab.TB.Fatalf("%v", err)
 		}
 	}
@@ -115,9 +137,9 @@ func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
 }
 
 // slirpForward has slirp4netns forward a port, slirp4netns(1).
-func slirpForward(api string, port int) error {
+func slirpForward(host *netlab.NS, api string, port int) error {
 	for _, proto := range []string{"tcp", "udp"} {
-		c, err := net.Dial("unix", api)
+		c, err := host.DialError("unix", api, 10*time.Second)
 		if err != nil {
 			return err
 		}

@@ -28,6 +28,7 @@ type options struct {
 	repeat int
 	span   time.Duration
 	calls  bool
+	mode   bool // as slirp4netns
 	who    *regexp.Regexp
 	only   *regexp.Regexp
 	pasta  string
@@ -60,6 +61,7 @@ func run() int {
 	only := flag.String("only", "", "measure only rows that match this regular expression")
 	who := flag.String("who", "", "measure only contestants whose names match this regular expression")
 	flag.BoolVar(&o.calls, "calls", false, "count the system calls of requests too, which slows them down")
+	flag.BoolVar(&o.mode, "as-slirp4netns", false, "measure slirp4netns, and aldente by that name, each with a tap of its network and ports by the API")
 	flag.IntVar(&o.repeat, "repeat", 1, "how often in a row each row is measured in a round, for all contestants in turn")
 	flag.BoolVar(&o.short, "short", false, "one short round: under three minutes")
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds (default 5, short: 1)")

@@ -134,13 +134,14 @@ func tidyDescriptors() (inherited []int) {
 			unix.Open(os.DevNull, unix.O_RDWR, 0) // takes the lowest free number
 		}
 	}
-	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	// Without package os, which may make descriptors of its own.
 	dir, err := unix.Open("/proc/self/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
+		unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 		return nil
 	}
 	defer unix.Close(dir)
+	defer unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	buf := make([]byte, 4096)
 	for {
 		n, err := unix.ReadDirent(dir, buf)
@@ -149,23 +150,19 @@ func tidyDescriptors() (inherited []int) {
 		}
 		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
 		for _, name := range names {
-			if fd, err := strconv.Atoi(name); err == nil && fd > 2 && fd != dir && !runtimes(name) {
+			if fd, err := strconv.Atoi(name); err == nil && fd > 2 && survivesExec(fd) {
 				inherited = append(inherited, fd)
 			}
 		}
 	}
 }
 
-// runtimes tells whether a descriptor may be one of the runtime's own: it has
-// its poller as soon as the initialisation of any package reads a file.
-func runtimes(name string) bool {
-	var link [32]byte
-	n, err := unix.Readlink("/proc/self/fd/"+name, link[:])
-	if err != nil {
-		return true
-	}
-	l := string(link[:n])
-	return l == "anon_inode:[eventpoll]" || l == "anon_inode:[eventfd]"
+// survivesExec tells whether a descriptor would be there after an execve(2). The runtime's
+// own would not: it has its poller as soon as the initialisation of any package reads a
+// file. What has come to this process by an execve(2) would.
+func survivesExec(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil && flags&unix.FD_CLOEXEC == 0
 }
 
 // closeInherited closes what the caller left open, save what is wanted.

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"aldente/test/netlab"
 )
 
 // TestPackagingSyntax compiles the AppArmor profiles and the SELinux module, and makes
@@ -70,4 +72,24 @@ func TestPackagingSyntax(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
+}
+
+// TestInstallNames: a distribution's slirp4netns is not put out of use unless that is asked
+// for.
+func TestInstallNames(t *testing.T) {
+	netlab.Have(t, "make")
+	for args, want := range map[string]bool{"": false, "SLIRP4NETNS=1": true} {
+		root := t.TempDir()
+		c := exec.Command("make", append([]string{"-C", "..", "install", "GOBUILD=:", "DESTDIR=" + root, "PREFIX=/usr"}, strings.Fields(args)...)...)
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for name, wanted := range map[string]bool{
+			"bin/pasta": true, "share/man/man1/pasta.1": true, "bin/slirp4netns": want, "share/man/man1/slirp4netns.1": want,
+		} {
+			if _, err := os.Stat(filepath.Join(root, "usr", name)); (err == nil) != wanted {
+				t.Errorf("make install %s: %s: %v", args, name, err)
+			}
+		}
+	}
 }

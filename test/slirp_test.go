@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -605,5 +606,66 @@ func TestSlirpGuestAsks(t *testing.T) {
 	}
 	if got := s.ask(t, `{"execute": "list_hostfwd"}`); got != `{"entries":[]}` {
 		t.Errorf("%s", got)
+	}
+}
+
+// TestSlirpEventfd: the descriptor to end by may be of a kind that the runtime has as well, and
+// one of that kind that nobody has named is not kept.
+func TestSlirpEventfd(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	var events [2]*os.File
+	for i := range events {
+		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events[i] = os.NewFile(uintptr(fd), "eventfd")
+		defer events[i].Close()
+	}
+	ready, theirs, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ready.Close()
+	cmd := exec.Command(slirpProgram(), "-c", "-r", "3", "-e", "4", strconv.Itoa(holder(t, lab)), "tap0")
+	cmd.ExtraFiles = []*os.File{theirs, events[0], events[1]}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if !netlab.Nested() {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: netlab.Nobody.UID, Gid: netlab.Nobody.GID}
+	}
+	if err := lab.Host.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	defer func() { _ = cmd.Process.Kill() }()
+	_ = ready.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if b, err := io.ReadAll(ready); string(b) != "1" {
+		t.Fatalf("ready: %q, %v", b, err)
+	}
+	// Ours has CLOEXEC; that of the runtime, which may have taken the number since, too.
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/5", cmd.Process.Pid))
+	own, e := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", events[1].Fd()))
+	id := func(b []byte) string {
+		_, id, _ := strings.Cut(string(b), "eventfd-id: ")
+		return id
+	}
+	if e != nil || id(own) == "" {
+		t.Log("the kernel does not tell one eventfd from another")
+	} else if err == nil && id(info) == id(own) {
+		t.Error("a descriptor that nobody has named is kept")
+	}
+	if _, err := events[0].Write([]byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it does not end")
 	}
 }

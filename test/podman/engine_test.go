@@ -260,7 +260,7 @@ func processes() map[int]string {
 			continue
 		}
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		for _, name := range []string{"pasta", "passt", "aldente"} {
+		for _, name := range []string{"pasta", "passt", "slirp4netns", "aldente"} {
 			if base := filepath.Base(exe); strings.HasPrefix(base, name) {
 				line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 				found[pid] = base + ": " + strings.ReplaceAll(string(line), "\x00", " ")

@@ -159,7 +159,11 @@ func (k *kit) up(p *netlab.Proc, detach bool) *netlab.NS {
 			k.t.Fatalf("not up: %s\n%v", p.Output(), processes())
 		}
 	}
+	// It is written beside the command's start.
 	pid, err := os.ReadFile(filepath.Join(k.state, "child_pid"))
+	for deadline := time.Now().Add(20 * time.Second); (err != nil || len(pid) == 0) && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		pid, err = os.ReadFile(filepath.Join(k.state, "child_pid"))
+	}
 	if err != nil {
 		k.t.Fatal(err)
 	}

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests with rootless Podman and RootlessKit, both the newest, in a
-# Debian unstable of their own below build/. Needs root, debootstrap and the
-# network, and 600 MB: that is why "make test" leaves these tests out.
+# Runs the tests with rootless Podman, RootlessKit and Docker, all the newest, in
+# a Debian unstable of their own below build/. Needs root, debootstrap and the
+# network, and 1 GB: that is why "make test" leaves these tests out.
 #
 # /next in there is what Debian unstable does not have yet: Podman and netavark of
 # Debian experimental, RootlessKit from its own source. Tests of Podman 6 take
@@ -42,6 +42,12 @@ if ! test -e "$root/ready"; then
 	rm -rf "$root/var/cache/apt/archives" "$root/var/lib/apt/lists"
 	echo 127.0.0.1 localhost >"$root/etc/hosts"
 	touch "$root/ready"
+fi
+
+# A tree that was made before may lack it.
+if ! test -e "$root/usr/bin/docker"; then
+	inside sh -c 'apt-get -qq update && apt-get install -qq -y --no-install-recommends docker.io docker-cli docker-buildx iptables slirp4netns'
+	rm -rf "$root/var/cache/apt/archives" "$root/var/lib/apt/lists"
 fi
 
 # A mirror may be a snapshot, whose index is past its date.
