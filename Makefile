@@ -65,7 +65,7 @@ permissions: all
 	$(GO) build -o build/permissions ./test/permissions
 	build/permissions $(if $(RUN),-counts) $(MAKE) e2e
 
-## test-podman: rootless Podman, RootlessKit and Docker with these programs; root, debootstrap, 1 GB; RUN selects by name
+## test-podman: rootless Podman, RootlessKit, Docker and BuildKit with these programs; root, debootstrap, 1.2 GB; RUN selects by name
 test-podman: all
 	test/podman/run.sh $(if $(RUN),-test.run '$(RUN)')
 

@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests with rootless Podman, RootlessKit and Docker, all the newest, in
-# a Debian unstable of their own below build/. Needs root, debootstrap and the
-# network, and 1 GB: that is why "make test" leaves these tests out.
+# Runs the tests with rootless Podman, RootlessKit, Docker and BuildKit, all the newest,
+# in a Debian unstable of their own below build/. Needs root, debootstrap and the
+# network, and 1.2 GB: that is why "make test" leaves these tests out.
 #
 # /next in there is what Debian unstable does not have yet: Podman and netavark of
-# Debian experimental, RootlessKit from its own source. Tests of Podman 6 take
+# Debian experimental, RootlessKit and BuildKit from their own source. Tests of Podman 6 take
 # these, and all tests do with ALDENTE_PODMAN=next.
 #
 #	test/podman/run.sh                       with bin/pasta
@@ -65,6 +65,16 @@ if ! test -e "$root/next/ready"; then
 		github.com/rootless-containers/rootlesskit/v3/cmd/rootlesskit@latest \
 		github.com/rootless-containers/rootlesskit/v3/cmd/rootlessctl@latest
 	touch "$root/next/ready"
+fi
+
+# Its module excludes versions of others, and so cannot be installed as it is.
+if ! test -e "$root/next/usr/bin/buildkitd"; then
+	(
+		mkdir -p "$root/next/buildkit" && cd "$root/next/buildkit"
+		echo module buildkit >go.mod
+		GOFLAGS='' go get github.com/moby/buildkit/cmd/buildkitd@latest github.com/moby/buildkit/cmd/buildctl@latest
+		GOFLAGS='' CGO_ENABLED=0 go build -o "$root/next/usr/bin/" github.com/moby/buildkit/cmd/buildkitd github.com/moby/buildkit/cmd/buildctl
+	)
 fi
 
 # Compiled here: there is no Go in there.

@@ -76,6 +76,9 @@ func testRootlessKitSlirp(t *testing.T, e *engine, driver string, detach bool) {
 		client = ""
 	}
 	for _, network := range []string{"tcp", "udp"} {
+		if original() && network == "udp" && driver == "slirp4netns" {
+			continue // there is no answer by it
+		}
 		serve(guest, network, 80)
 		silent(t, e.lab.Remote, network, netlab.Host4+":8080")
 		kit.must("add-ports", "0.0.0.0:8080:80/"+network, "127.0.0.1:8081:80/"+network)
