@@ -5,7 +5,6 @@ package lane
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -43,6 +42,7 @@ func (w *world) connectMachine() {
 	if w.peer, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil { // stands for it
 		w.t.Fatal(err)
 	}
+	conn.Turn = w.takeAll
 	w.told++
 	w.handed = 0
 	w.tell((&ipc.Link{Kind: w.kind}).Encode(), fd)
@@ -118,22 +118,16 @@ func (m *machine) offer(pair int, at uint64) {
 func (w *world) during(f func() error) {
 	defer func(was bool) { w.counting = was }(w.counting)
 	w.counting = false // what the lane allocates for it, and the monitor
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	for {
-		select {
-		case err := <-done:
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			return
-		default:
-		}
-		if w.awake() {
-			w.take()
-		} else {
-			time.Sleep(10 * time.Microsecond)
-		}
+	if err := f(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.takeAll()
+}
+
+// takeAll has the lane take turns until it would sleep, of which nothing else is heard.
+func (w *world) takeAll() {
+	for n := 0; n < 2000 && w.awake(); n++ {
+		w.take()
 	}
 }
 

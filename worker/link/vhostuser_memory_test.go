@@ -135,6 +135,7 @@ func TestVhostUserUnwatched(t *testing.T) {
 	r.during(r.g.Stop)
 	r.v.watcher = unwatched{r}
 	defer func() { r.v.watcher = r }()
+	r.g.Conn.Turn = nil // turns are taken here
 	done := make(chan error, 1)
 	frame := small(1)
 	go func() {

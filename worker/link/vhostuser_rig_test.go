@@ -72,6 +72,7 @@ func newRig(t testing.TB, c frontend.Config, size int) *rig {
 	unix.SetNonblock(fd, true)
 	r := &rig{t: t, v: New(&ipc.Link{Kind: ipc.LinkVhostUser}, int32(fd), 1500, nil).(*vhostUser), b: NewBatch(), kicks: map[int32]uint32{}}
 	r.v.Attach(r)
+	conn.Turn = func() { r.turn() }
 	if c.Protocol == 0 {
 		c.Protocol = frontend.AllProtocol
 	}
@@ -99,25 +100,15 @@ func newRig(t testing.TB, c frontend.Config, size int) *rig {
 // during has the front end do something that it is answered for.
 func (r *rig) during(f func() error) {
 	r.t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	for {
-		select {
-		case err := <-done:
-			if err != nil {
-				r.t.Fatal(err)
-			}
-			return
-		default:
-			r.turn()
-			time.Sleep(50 * time.Microsecond)
-		}
+	if err := f(); err != nil {
+		r.t.Fatal(err)
 	}
+	r.turn()
 }
 
 // turn takes what there is, and returns copies of the frames.
 func (r *rig) turn() (all [][]byte) {
-	for more := r.events() || r.v.Sleep(); more; more = more || r.v.Sleep() {
+	for more := r.events() || r.v.Sleep() || r.v.polls(); more; more = more || r.v.Sleep() {
 		var err error
 		if more, err = r.v.Receive(r.b); err != nil {
 			r.t.Logf("the link ends: %v", err)
@@ -125,6 +116,9 @@ func (r *rig) turn() (all [][]byte) {
 		}
 		for _, f := range r.b.Frames {
 			all = append(all, slices.Concat(append([][]byte{f.Data}, f.More...)...))
+		}
+		if len(r.b.Frames) == 0 && r.v.polls() && !r.v.messages {
+			break // the lane would go on
 		}
 	}
 	r.v.Flush()

@@ -137,6 +137,9 @@ func (m *Message) U64() uint64 {
 type Conn struct {
 	*net.UnixConn
 	Timeout time.Duration // of each message; NewConn sets ten seconds
+	// Turn, if set, is called before an answer is waited for: the turn of a back-end that
+	// has no thread of its own.
+	Turn func()
 }
 
 // Dial connects to the socket at path, and waits a while for one that is not there yet.
@@ -156,7 +159,7 @@ func Dial(path string) (*Conn, error) {
 }
 
 // NewConn takes over a connected socket.
-func NewConn(c *net.UnixConn) *Conn { return &Conn{c, 10 * time.Second} }
+func NewConn(c *net.UnixConn) *Conn { return &Conn{UnixConn: c, Timeout: 10 * time.Second} }
 
 // FileConn is NewConn for a socket in a file, which it closes.
 func FileConn(f *os.File) (*Conn, error) {
@@ -213,6 +216,9 @@ func (c *Conn) Send(request, flags uint32, payload []byte, fds ...int) error {
 
 // Receive reads one message.
 func (c *Conn) Receive() (*Message, error) {
+	if c.Turn != nil {
+		c.Turn()
+	}
 	_ = c.SetReadDeadline(time.Now().Add(c.Timeout))
 	head, oob := make([]byte, headerLen), make([]byte, unix.CmsgSpace(4*maxFDs))
 	n, k, _, _, err := c.ReadMsgUnix(head, oob)
