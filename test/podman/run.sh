@@ -79,6 +79,7 @@ fi
 
 # Compiled here: there is no Go in there.
 CGO_ENABLED=0 go test -c -o build/podman.test ./test/podman
+CGO_ENABLED=0 go test -c -o build/e2e.test ./test
 
 pasta=${ALDENTE_PASTA:-}
 under_test=$repo/bin

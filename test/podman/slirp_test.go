@@ -3,6 +3,8 @@
 package podman
 
 import (
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -153,5 +155,20 @@ func TestSlirp(t *testing.T) {
 			c.remove()
 			e.gone()
 		})
+	}
+}
+
+// TestSlirpAnswers holds the answers of slirp4netns's API that were written down against the
+// newest slirp4netns, and ours.
+func TestSlirpAnswers(t *testing.T) {
+	newLab(t, netlab.NoInterface)
+	cmd := exec.Command("/repo/build/e2e.test", "-test.v", "-test.run", "^TestSlirp(Original|API)$")
+	cmd.Dir = "/repo/test"
+	cmd.Env = append(os.Environ(), "ALDENTE_SLIRP4NETNS=/usr/bin/slirp4netns", netlab.PastaEnv+"=")
+	out, err := cmd.CombinedOutput()
+	for _, name := range []string{"TestSlirpOriginal", "TestSlirpAPI"} {
+		if err != nil || !strings.Contains(string(out), "--- PASS: "+name) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
 	}
 }
