@@ -163,3 +163,17 @@ func TestProtocolsOff(t *testing.T) {
 		})
 	}
 }
+
+// TestSlirpDHCP: a guest of slirp4netns's network that configures itself gets the address that
+// forwarded ports lead to.
+func TestSlirpDHCP(t *testing.T) {
+	netlab.Have(t, "udhcpc")
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	for args, dns := range map[string]string{"--mtu=1400": "10.0.2.3", "--mtu=1400 --disable-dns": ""} {
+		s := startSlirp(t, lab, slirpSpec{Args: strings.Fields(args)})
+		script, env := envScript(t)
+		s.IP("link set tap0 up")
+		p := s.Start(netlab.Spec{Args: []string{"udhcpc", "-f", "-q", "-n", "-t", "5", "-T", "1", "-i", "tap0", "-s", script, "-O", "mtu", "-O", "dns"}, Timeout: 20 * time.Second})
+		wantEnv(t, waitEnv(t, p, env), map[string]string{"ip": "10.0.2.100", "mask": "24", "router": "10.0.2.2", "dns": dns, "mtu": "1400"})
+	}
+}
