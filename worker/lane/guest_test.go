@@ -95,11 +95,17 @@ type conn struct {
 	at       int64  // when the guest's application acts next
 	abortAt  int64
 	slow     float64
-	scale    int    // of the lane's windows
-	edge     uint32 // right edge of its window, as it was announced
-	lastAck  uint32
-	started  bool
+	scale    int // of the lane's windows
+	shown    [maxPairs]shown
 	expected bool // the guest or the test has reset it
+}
+
+// shown is what a queue's segments have told of the lane's state last: the queues of a
+// machine are looked at one after the other, so it sees in order what came by one of
+// them.
+type shown struct {
+	edge, ack uint32 // right edge of the lane's window, and what it has acknowledged
+	some      bool
 }
 
 // mayLose bounds what the network does to a connection between two signs of
@@ -421,20 +427,21 @@ func (w *world) sees(c *conn, s *packet.TCP) {
 	if s.Flags&packet.SYN == 0 {
 		unit, right = 1<<c.scale, s.Ack+uint32(s.Window)<<c.scale
 	}
-	if c.started {
-		if before(s.Ack, c.lastAck) {
-			w.t.Fatalf("acknowledgment moved left, from %d to %d", c.lastAck-g.ISS, s.Ack-g.ISS)
+	last := &c.shown[w.pair]
+	if last.some {
+		if before(s.Ack, last.ack) {
+			w.t.Fatalf("acknowledgment moved left, from %d to %d", last.ack-g.ISS, s.Ack-g.ISS)
 		}
 		// Behind the guest's FIN a window means nothing.
 		ended := g.Closed && s.Ack == g.ISS+uint32(g.Total)+2
-		if !ended && !before(c.edge, right+unit) {
-			w.t.Fatalf("right edge moved left, from %d to %d", c.edge-g.ISS, right-g.ISS)
+		if !ended && !before(last.edge, right+unit) {
+			w.t.Fatalf("right edge moved left, from %d to %d", last.edge-g.ISS, right-g.ISS)
 		}
 	}
-	if !c.started || before(c.edge, right) {
-		c.edge = right
+	if !last.some || before(last.edge, right) {
+		last.edge = right
 	}
-	c.started, c.lastAck = true, s.Ack
+	last.some, last.ack = true, s.Ack
 	for _, x := range s.SACK[:s.NumSACK] {
 		if !before(s.Ack, x.Left) || !before(x.Left, x.Right) || before(g.Max, x.Right) {
 			w.t.Fatalf("SACK [%d,%d) with ACK %d", x.Left-g.ISS, x.Right-g.ISS, s.Ack-g.ISS)

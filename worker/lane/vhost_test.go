@@ -24,6 +24,9 @@ type machine struct {
 	left int        // buffers that are still to come
 }
 
+// maxPairs is how many pairs of queues a machine may have.
+const maxPairs = 3
+
 // longest is what a frame takes at most, its header included.
 const longest = 66 << 10
 
@@ -48,7 +51,7 @@ func (w *world) connectMachine() {
 	w.tell((&ipc.Link{Kind: w.kind}).Encode(), fd)
 	r := w.r
 	c := frontend.Config{
-		Features: frontend.AllFeatures | frontend.FInOrder, Protocol: frontend.AllProtocol, Pairs: 1 + r.IntN(2)*r.IntN(3),
+		Features: frontend.AllFeatures | frontend.FInOrder, Protocol: frontend.AllProtocol, Pairs: 1 + r.IntN(2)*r.IntN(maxPairs),
 		Ring: uint16(16 << r.IntN(4)), Sizes: []uint64{4 << 20, 12 << 20}, Hole: uint64(r.IntN(2)) << 20,
 	}
 	for _, f := range []uint64{frontend.FEventIdx, frontend.FIndirectDesc, frontend.FMrgRxbuf, frontend.FInOrder, frontend.FVersion1} {
@@ -206,7 +209,9 @@ func (m *machine) reclaim(w *world, pair int) {
 
 // receive takes what the lane has put into the machine's memory.
 func (m *machine) receive(w *world) {
+	defer func() { w.pair = 0 }()
 	for pair := range m.tx {
+		w.pair = pair
 		ring := m.Rings[2*pair]
 		for {
 			head, n, ok, err := ring.TakeUsed()

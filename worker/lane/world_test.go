@@ -48,6 +48,7 @@ type world struct {
 	now     int64    // the lane's time, and everybody's
 	peer    int      // the guest's end of the link; -1: there is none
 	machine *machine // that is the guest, where the link is one of rings
+	pair    int      // of its queues, whose frames are looked at
 
 	up, down network // frames on their way to the lane and to the guest
 	tx, rx   []byte  // a stream link's bytes: to be written, and read so far
