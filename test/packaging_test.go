@@ -80,7 +80,7 @@ func TestInstallNames(t *testing.T) {
 	netlab.Have(t, "make")
 	for args, want := range map[string]bool{"": false, "SLIRP4NETNS=1": true} {
 		root := t.TempDir()
-		c := exec.Command("make", append([]string{"-C", "..", "install", "GOBUILD=:", "DESTDIR=" + root, "PREFIX=/usr"}, strings.Fields(args)...)...)
+		c := exec.Command("make", append([]string{"-C", "..", "-o", "all", "install", "DESTDIR=" + root, "PREFIX=/usr"}, strings.Fields(args)...)...)
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
