@@ -164,6 +164,8 @@ func (w *shared) say(n int, more byte) {
 		r := w.g.Rings[n%len(w.g.Rings)]
 		r.PublishIndex(r.Index() + uint16(n))
 		r.ForceKick()
+		w.turn()
+		w.over = true // it may have made available what it has not
 	case 4:
 		w.ask(func() error { return w.g.Do(frontend.ResetDevice, nil) })
 		w.over = true // the guest's driver would begin anew
