@@ -12,13 +12,14 @@ import (
 	"strings"
 	"testing"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
 // TestByNameFetched: a virtual machine fetches by curl what rules by name allow, by IPv4 and IPv6, and
 // nothing else, of which no resolver hears; it asks the resolver that it is told of.
 func TestByNameFetched(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	netlab.Have(t, "curl", "dig")
 	lab := netlab.New(t, netlab.Options{})
 	const named4, named6, other4 = "198.51.100.20", "2001:db8:2::20", "198.51.100.30"

@@ -8,13 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/machine"
 	"aldente/test/netlab"
 )
 
 // TestByName: rules by name hold for a virtual machine as for a namespace, by the resolver
 // that DHCP tells it of; and what a resolver says that has been refused is not heard.
 func TestByName(t *testing.T) {
-	needOurs(t)
+	machine.NeedOurs(t)
 	netlab.Have(t, "dig")
 	lab := netlab.New(t, netlab.Options{})
 	lab.Remote.IP("addr add 198.51.100.20/32 dev lo", "addr add 198.51.100.30/32 dev lo", "addr add 2001:db8:2::20/128 dev lo nodad")
