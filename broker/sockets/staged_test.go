@@ -440,6 +440,9 @@ func TestAnotherName(t *testing.T) {
 			if u := w.Stages(); u != c.usage {
 				t.Errorf("%+v", u)
 			}
+			for end := time.Now().Add(5 * time.Second); !strings.Contains(log.String(), c.log) && time.Now().Before(end); {
+				time.Sleep(time.Millisecond) // it is told after the worker
+			}
 			if got := log.String(); !strings.Contains(got, c.log) || c.log == "" && strings.Contains(got, "refused for its client hello") {
 				t.Errorf("log: %s", got)
 			} else if c.log != "" && (!strings.Contains(got, "name=good.test") || !strings.Contains(got, `rule="--allow good.test"`) || !strings.Contains(got, "to=127.0.0.1:")) {
