@@ -307,6 +307,9 @@ func whoMakesSystemCalls(t *testing.T, root string) {
 		case ".", "link", "kernel", "vhostuser": // the program itself locks down; these do the work
 			return nil
 		}
+		if strings.HasSuffix(filepath.Dir(path), "test") { // of tests: TestWorkerDependencies sees what is linked
+			return nil
+		}
 		checkCalls(t, path)
 		return nil
 	})
