@@ -263,7 +263,19 @@ func readData(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) ([]byte, error
 		return appendSOA(&r), err
 	}
 	u, err := p.UnknownResource()
+	if err == nil && h.Type == dnsmessage.TypeTXT && !isText(u.Data) {
+		err = errData
+	}
 	return u.Data, err
+}
+
+// isText tells whether data is character strings, each behind its length (RFC 1035
+// section 3.3.14).
+func isText(data []byte) bool {
+	for len(data) > 0 && int(data[0]) < len(data) {
+		data = data[1+int(data[0]):]
+	}
+	return len(data) == 0
 }
 
 func appendSOA(r *dnsmessage.SOAResource) []byte {
