@@ -39,10 +39,10 @@ func TestEgressExample(t *testing.T) {
 	if want := find("(?s)\\$ aldente --check-rules build.rules\n(.*?)```"); p.Wait() != 0 || p.Output() != want {
 		t.Errorf("--check-rules says\n%s\nthe document\n%s", p.Output(), want)
 	}
-	for _, n := range []string{"pypi.org", "files.pythonhosted.org", "github.com", "tracker.example"} {
+	for _, n := range []string{"pypi.test", "files.pythonhosted.test", "github.com", "tracker.example"} {
 		z.Set(n, 60, named4, named6)
 	}
-	script := fetch("-4", "http://pypi.org:443/") + fetch("-6", "http://files.pythonhosted.org:443/") + fetch("-4", "http://github.com:443/")
+	script := fetch("-4", "http://pypi.test:443/") + fetch("-6", "http://files.pythonhosted.test:443/") + fetch("-4", "http://github.com:443/")
 	refused := fetch("", "http://github.com:80/") + fetch("", "http://tracker.example:443/") + fetch("", "http://"+other4+":443/")
 	build := inside(t, lab, netlab.GuestSpec{Binary: aldente()}, script+refused, "--no-hide-sockets", "--rules", path)
 	want := "served by " + named4 + ":443\nserved by [" + named6 + "]:443\nserved by " + named4 + ":443\n" +
@@ -66,7 +66,7 @@ func TestEgressExample(t *testing.T) {
 		t.Errorf("learning:\n%s", p.Output())
 	}
 	st, out := aldentectl(t, lab, netlab.Nobody, "rules", "suggest", record)
-	for _, rule := range []string{"allow tcp:pypi.org:443 ", "allow tcp:files.pythonhosted.org:443 ", "allow tcp:github.com:443 ", "\ndeny any\n"} {
+	for _, rule := range []string{"allow tcp:pypi.test:443 ", "allow tcp:files.pythonhosted.test:443 ", "allow tcp:github.com:443 ", "\ndeny any\n"} {
 		if st != 0 || !strings.Contains(out, rule) {
 			t.Errorf("status %d: no %q in\n%s", st, rule, out)
 		}

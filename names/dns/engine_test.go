@@ -248,7 +248,7 @@ func TestSearchLists(t *testing.T) {
 	for name, want := range map[string]dnsmessage.RCode{
 		"corp.test.": nxDomain, "build.corp.test.": nxDomain, "x.y.CORP.test.": nxDomain, "other.b.test.": nxDomain,
 		"xcorp.test.": refused, "pypi.test.svc.cluster.local.": nxDomain, "a.b.wide.test.local.": nxDomain, "other.test.": refused,
-		"pypi.org.": refused, "pypi.": refused, "x.pypi.test.local.": refused, "pypi.test.a.b.c.d.e.f.g.h.i.": refused,
+		"pypi.example.": refused, "pypi.": refused, "x.pypi.test.local.": refused, "pypi.test.a.b.c.d.e.f.g.h.i.": refused,
 	} {
 		if m := w.ask(name, tA); m.RCode != want {
 			t.Errorf("%s: %v, want %v", name, m.RCode, want)

@@ -55,7 +55,7 @@ if ! test -e "$root/next/ready"; then
 	rm -rf "$root/next"
 	mkdir -p "$root/next/usr/bin"
 	# The tree's own index may be gone: the folder of lists is one for this alone.
-	echo "deb ${mirror:-http://deb.debian.org/debian} experimental main" >"$root/next/sources.list"
+	echo "deb ${mirror:?apt knows of no mirror of Debian} experimental main" >"$root/next/sources.list"
 	inside sh -c 'cd /next && set -- -qq -o Acquire::Check-Valid-Until=false -o Dir::Etc::SourceList=/next/sources.list \
 			-o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User=root &&
 		apt-get "$@" update && apt-get "$@" download podman/experimental netavark/experimental &&
