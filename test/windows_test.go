@@ -250,7 +250,7 @@ func (tr *tracer) settle() error {
 		case err == unix.EINTR:
 		case err != nil:
 			return fmt.Errorf("the instance ended: %w", err)
-		case tid == 0 && time.Since(last) > idle:
+		case tid == 0 && time.Since(last) > idle && tr.asleep():
 			return nil
 		case tid == 0:
 			time.Sleep(100 * time.Microsecond)
@@ -262,6 +262,19 @@ func (tr *tracer) settle() error {
 		}
 	}
 	return errors.New("the instance does not come to rest")
+}
+
+// asleep tells whether no thread wants a processor: on a busy machine, a while is too
+// short for some.
+func (tr *tracer) asleep() bool {
+	for tid := range tr.threads {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
+		_, state, _ := strings.Cut(string(b), ") ")
+		if err == nil && (strings.HasPrefix(state, "R") || strings.HasPrefix(state, "D")) {
+			return false
+		}
+	}
+	return true
 }
 
 // stopped takes one event and lets the thread go on.
