@@ -226,7 +226,7 @@ func FuzzSuggest(f *testing.F) {
 	line, _ := json.Marshal(entry("a.test", "192.0.2.1", "tcp", 443, Denied, 1))
 	for _, s := range []string{
 		string(line) + "\n" + string(line), `{"name":"a b","address":"::1","protocol":"tcp","port":1}`, `{"name":"a\nallow any","address":"::1","protocol":"tcp","port":1}`,
-		`{"name":"any","address":"::1","protocol":"tcp","port":1}`, `{"name":"10.0.0.0","address":"::1","protocol":"tcp","port":1}`, `{"capped":"x\nallow any"}`, `{"address":"::1","protocol":"tcp","port":1,"verdict":"refused","rule":"\nallow any"}`, "{}\n\n[",
+		`{"name":"any","address":"::1","protocol":"tcp","port":1}`, `{"name":"10.0.0.0","address":"::1","protocol":"tcp","port":1}`, `{"capped":"x\nallow any"}`, `{"capped":"` + strings.Repeat("x", 2000) + `"}`, `{"address":"::1","protocol":"tcp","port":1,"verdict":"refused","rule":"\nallow any"}`, "{}\n\n[",
 	} {
 		fuzz.Add(f, append([]byte{2}, s...))
 	}

@@ -172,7 +172,7 @@ func print(seen map[wanted]*tally, capped string) []byte {
 	var b bytes.Buffer
 	b.WriteString("# Made of a record of --audit: look at it before it is used.\n")
 	if capped != "" {
-		b.WriteString("# The record is not whole: " + oneLine(capped) + ".\n")
+		writeLine(&b, "# The record is not whole: "+oneLine(capped)+".")
 	}
 	order := slices.SortedFunc(maps.Keys(seen), func(x, y wanted) int {
 		return cmp.Or(cmp.Compare(b2i(!x.name), b2i(!y.name)), strings.Compare(reversed(x.where), reversed(y.where)),
@@ -193,13 +193,16 @@ func print(seen map[wanted]*tally, capped string) []byte {
 		if t.verdict == Refused {
 			line = "# " + line + ", refused by " + oneLine(t.rule)
 		}
-		if len(line) > rulesfile.MaxLine {
-			line = line[:rulesfile.MaxLine]
-		}
-		b.WriteString(line + "\n")
+		writeLine(&b, line)
 	}
 	b.WriteString("deny any\n")
 	return b.Bytes()
+}
+
+// writeLine writes as much of a line as a rules file takes. What is too long is a comment,
+// or ends in one.
+func writeLine(b *bytes.Buffer, line string) {
+	b.WriteString(line[:min(len(line), rulesfile.MaxLine)] + "\n")
 }
 
 // String is the destination of the rule.
