@@ -211,6 +211,9 @@ func signal(_ string, pid int) string {
 		return ""
 	}
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // for who looks for the reason
+	if bytes.Contains(b, []byte("State:\tZ")) {
+		return "" // it has ended, and waits to be forgotten: a command that nobody knows as one any more
+	}
 	seen := "permitted to user " + strconv.Itoa(os.Getuid())
 	for line := range strings.Lines(string(b)) {
 		if k, _, _ := strings.Cut(line, ":"); k == "Name" || k == "State" || k == "PPid" || k == "Uid" {
