@@ -92,7 +92,11 @@ func Defaults(h Host) Limits {
 	if h.Conntrack > 0 {
 		l.NewTCP.PerSecond = min(max(h.Conntrack/shareTCP, 100), l.NewTCP.PerSecond)
 		l.NewUDP.PerSecond = min(max(h.Conntrack/shareUDP, 500), l.NewUDP.PerSecond)
-		l.Conns = max(h.Conntrack/shareConns, leastConns)
+		// Each flow has a socket of the worker's: where there may be no more of those, to
+		// count flows as well would only cost each connection a system call.
+		if conns := max(h.Conntrack/shareConns, leastConns); conns < l.Sockets {
+			l.Conns = conns
+		}
 	}
 	return l
 }

@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 				if l.Sockets < 1 || l.Sockets > descriptors || l.HalfOpen < 1 || l.HalfOpen > descriptors/2 ||
 					l.NewTCP.PerSecond < 1 || l.NewTCP.Burst < l.NewTCP.PerSecond || l.NewUDP.PerSecond < 1 || l.NewUDP.Burst < l.NewUDP.PerSecond ||
 					ephemeral >= 1000 && 4*l.UDP > ephemeral*4/5+4 && l.UDP > enoughPorts || l.WorkerUDP() < 1 || l.WorkerUDP() > l.UDP ||
-					(l.Conns == Unlimited) != (conntrack == 0) || conntrack > 10000 && l.Conns > conntrack/2 {
+					(l.Conns == Unlimited) != (conntrack == 0 || max(conntrack/2, leastConns) >= l.Sockets) || conntrack > 10000 && l.Conns > conntrack/2 {
 					t.Errorf("%+v: %+v", h, l)
 				}
 				if l.With(Change{}, h) != l {
