@@ -50,7 +50,7 @@ test: all
 	$(GO) vet ./...
 	$(GO) build -o build/permissions ./test/permissions
 	{ $(GOTEST) -json $(TESTFLAGS) $$($(GO) list ./... | grep -v '^aldente/test'); \
-	  $(if $(SHORT),,build/permissions -json) env $(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 20m ./test/...; } | $(GO) run ./test/summary
+	  $(if $(SHORT),,build/permissions -json) env $(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 30m ./test/...; } | $(GO) run ./test/summary
 
 ## unit: without the end-to-end tests
 unit:
@@ -58,7 +58,7 @@ unit:
 
 ## e2e: the end-to-end tests; RUN selects by name
 e2e: all
-	$(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 20m -run '$(RUN)' ./test/... | $(GO) run ./test/summary
+	$(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 30m -run '$(RUN)' ./test/... | $(GO) run ./test/summary
 
 ## permissions: the end-to-end tests alone (RUN selects), recorded: a permission that no process uses is an error; root
 permissions: all
