@@ -121,9 +121,8 @@ func expected(msg []byte, how uint8) (code dnsmessage.RCode, answered bool) {
 		return formErr, true
 	}
 	if msg[11] == 1 {
-		_, _, _ = p.SkipAllQuestions(), p.SkipAllAnswers(), p.SkipAllAuthorities()
-		h, err := p.AdditionalHeader()
-		if err != nil || h.Type != 41 || h.Name.String() != "." || p.SkipAdditional() != nil {
+		h, ok := optHeader(&p)
+		if !ok {
 			return formErr, true
 		}
 		if h.TTL>>16&0xff != 0 {
@@ -154,6 +153,14 @@ func expected(msg []byte, how uint8) (code dnsmessage.RCode, answered bool) {
 		return nxDomain, true
 	}
 	return refused, true
+}
+
+// optHeader is the header of an OPT record that is the first of a message's additional
+// ones. What its options say is nobody's concern.
+func optHeader(p *dnsmessage.Parser) (h dnsmessage.ResourceHeader, ok bool) {
+	_, _, _ = p.SkipAllQuestions(), p.SkipAllAnswers(), p.SkipAllAuthorities()
+	h, err := p.AdditionalHeader()
+	return h, err == nil && h.Type == 41 && h.Name.String() == "." && p.SkipAdditional() == nil
 }
 
 // searched is a second reading of what looks as if a resolver had made it by its search
@@ -204,11 +211,13 @@ func checkAddresses(t *testing.T, w *world, m *dnsmessage.Message) {
 func checkSize(t *testing.T, msg, answer []byte, tcp bool) {
 	t.Helper()
 	most := 512
-	var m dnsmessage.Message
-	if m.Unpack(msg) == nil && len(m.Additionals) == 1 {
-		most = min(max(int(m.Additionals[0].Header.Class), 512), 1232)
+	var p dnsmessage.Parser
+	if _, err := p.Start(msg); err == nil {
+		if h, ok := optHeader(&p); ok {
+			most = min(max(int(h.Class), 512), 1232)
+		}
 	}
-	if !tcp && len(answer) > max(most, 512) && m.Questions != nil {
+	if !tcp && len(answer) > most {
 		t.Fatalf("%d bytes, the client takes %d", len(answer), most)
 	}
 }
