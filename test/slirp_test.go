@@ -209,6 +209,9 @@ func TestSlirp(t *testing.T) {
 					t.Errorf("no %q in\n%s", want, address)
 				}
 			}
+			if want := tt.net + "100/24 brd " + tt.net + "255"; tt.setup == nil && !strings.Contains(address, want) {
+				t.Errorf("no %q in\n%s", want, address)
+			}
 			if tt.setup == nil && tt.v6 && !strings.Contains(address, "inet6 fd00::64/64 scope global") {
 				t.Errorf("no IPv6 in\n%s", address)
 			}

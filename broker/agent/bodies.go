@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -133,7 +134,18 @@ func addressBody(p netip.Prefix, scope uint8, index int) []byte {
 		h.Flags |= unix.IFA_F_NODAD
 	}
 	ip := p.Addr().AsSlice()
-	return rtnl.AppendAttr(rtnl.AppendAttr(h.Body(), unix.IFA_LOCAL, ip), unix.IFA_ADDRESS, ip)
+	b := rtnl.AppendAttr(rtnl.AppendAttr(h.Body(), unix.IFA_LOCAL, ip), unix.IFA_ADDRESS, ip)
+	if p.Addr().Is4() && p.Bits() < 31 { // RFC 3021: two addresses leave none for it
+		b = rtnl.AppendAttr(b, unix.IFA_BROADCAST, broadcast(p))
+	}
+	return b
+}
+
+// broadcast is the last address of an IPv4 prefix, as programs that ask an interface
+// for it want to know it (SIOCGIFBRDADDR).
+func broadcast(p netip.Prefix) []byte {
+	ip := p.Addr().As4()
+	return binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(ip[:])|^uint32(0)>>p.Bits())
 }
 
 // routeBody returns an RTM_NEWROUTE body for a route without interface.

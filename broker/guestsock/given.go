@@ -32,11 +32,11 @@ func Usable(fd int, kind uint8) (uint8, error) {
 	if fd < 0 {
 		return kind, nil
 	}
-	what := fmt.Sprintf("-F %d", fd)
+	what := fmt.Sprintf("descriptor %d", fd)
 	number, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	switch {
 	case errors.Is(err, unix.EBADF):
-		return 0, fmt.Errorf("%s: no such descriptor is open: whoever starts passt has to pass it on, without close-on-exec", what)
+		return 0, fmt.Errorf("%s: no such descriptor is open: whoever starts the program has to pass it on, without close-on-exec", what)
 	case errors.Is(err, unix.ENOTSOCK):
 		return tap(fd, what, kind)
 	case err != nil:
@@ -95,7 +95,7 @@ func Prepare(fd int, kind uint8) (ipc.Link, error) {
 		Enlarge(fd)
 	}
 	if err != nil {
-		err = fmt.Errorf("-F %d: %w", fd, err)
+		err = fmt.Errorf("descriptor %d: %w", fd, err)
 	}
 	return l, err
 }

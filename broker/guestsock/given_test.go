@@ -61,7 +61,7 @@ func TestUsable(t *testing.T) {
 			continue
 		}
 		kind, err := Usable(tt.fd, ipc.LinkStream)
-		if (err == nil) != (tt.want == "") || kind != tt.kind || err != nil && (!strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "-F "+strconv.Itoa(tt.fd))) {
+		if (err == nil) != (tt.want == "") || kind != tt.kind || err != nil && (!strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "descriptor "+strconv.Itoa(tt.fd))) {
 			t.Errorf("%s: kind %d, %v, want %d, %q", name, kind, err, tt.kind, tt.want)
 		}
 		if tt.want != "" || tt.fd < 0 {
