@@ -44,19 +44,21 @@ if ! test -e "$root/ready"; then
 	touch "$root/ready"
 fi
 
+# A mirror may be a snapshot, whose index is past its date.
+echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/snapshot"
+
 # A tree that was made before may lack it.
 if ! test -e "$root/usr/bin/docker"; then
 	inside sh -c 'apt-get -qq update && apt-get install -qq -y --no-install-recommends docker.io docker-cli docker-buildx iptables slirp4netns'
 	rm -rf "$root/var/cache/apt/archives" "$root/var/lib/apt/lists"
 fi
 
-# A mirror may be a snapshot, whose index is past its date.
 if ! test -e "$root/next/ready"; then
 	rm -rf "$root/next"
 	mkdir -p "$root/next/usr/bin"
 	# The tree's own index may be gone: the folder of lists is one for this alone.
 	echo "deb ${mirror:?apt knows of no mirror of Debian} experimental main" >"$root/next/sources.list"
-	inside sh -c 'cd /next && set -- -qq -o Acquire::Check-Valid-Until=false -o Dir::Etc::SourceList=/next/sources.list \
+	inside sh -c 'cd /next && set -- -qq -o Dir::Etc::SourceList=/next/sources.list \
 			-o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User=root &&
 		apt-get "$@" update && apt-get "$@" download podman/experimental netavark/experimental &&
 		for deb in *.deb; do dpkg-deb -x "$deb" /next || exit; done && rm -rf -- *.deb /var/lib/apt/lists'
