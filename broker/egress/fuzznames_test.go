@@ -53,6 +53,7 @@ var (
 		netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("2001:db8::1"),
 		netip.MustParseAddr("fd00::1"), netip.MustParseAddr("64:ff9b::10.0.0.1"), netip.MustParseAddr("64:ff9b::198.51.100.1"), netip.MustParseAddr("127.0.0.1"),
 		netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("198.51.100.3"), netip.MustParseAddr("169.254.7.7"), netip.MustParseAddr("fe80::7"),
+		netip.MustParseAddr("64:ff9b::127.0.0.1"),
 	}
 )
 
@@ -123,7 +124,7 @@ func forms(a netip.Addr) []netip.Addr {
 }
 
 func (m *model) guarded(a netip.Addr) bool {
-	return in("169.254.0.0/16", "fe80::/10")(a) || slices.ContainsFunc(m.rules, func(r *modelRule) bool { return r.Guard && r.has(a) })
+	return in("169.254.0.0/16", "fe80::/10", "127.0.0.0/8")(a) || slices.ContainsFunc(m.rules, func(r *modelRule) bool { return r.Guard && r.has(a) })
 }
 
 // judge is the first rule that fits.
@@ -192,17 +193,20 @@ func (m *model) grant(n domain.Name, aliases []domain.Name, addrs []netip.Addr, 
 	if !m.byName() {
 		return 0
 	}
-	var keys []string
-	allowed := false
+	var keys, denied []string
 	for i, r := range m.rules {
-		if r.forName && (r.fits(n) || !r.Allow && slices.ContainsFunc(aliases, r.fits)) {
+		switch {
+		case !r.forName:
+		case r.Allow && r.fits(n):
 			keys = append(keys, m.keys[i])
-			allowed = allowed || r.Allow
+		case !r.Allow && (r.fits(n) || slices.ContainsFunc(aliases, r.fits)):
+			denied = append(denied, m.keys[i])
 		}
 	}
-	if !allowed {
+	if len(keys) == 0 {
 		keys = append(keys, "")
 	}
+	keys = append(keys, denied...)
 	room := modelPairs / len(keys)
 	for i, a := range addrs {
 		if room == 0 || !m.told(n, aliases, a) {
@@ -272,6 +276,7 @@ func FuzzNames(f *testing.F) {
 		{rules(1, 9, 10), answer(0, noAlias, 2, 1), flow(tcp, 1, https), answer(0, noAlias, 2, 5), flow(tcp, 5, https)},
 		{rules(11, 1, 8, 10), answer(0, noAlias, 2, 1, 5), flow(tcp, 1, https), flow(tcp, 1, http), flow(tcp, 5, https)},
 		{rules(1, 10), answer(0, noAlias, 2, 10, 11), flow(tcp, 10, https), flow(tcp, 11, https)},
+		{rules(1, 10), answer(0, noAlias, 2, 12), flow(tcp, 12, https)},
 		{rules(11, 1, 10), answer(0, noAlias, 2, 10, 11), flow(tcp, 10, https), flow(tcp, 11, https), flow(tcp, 11, http)},
 		{rules(5, 6, 8), answer(0, noAlias, 2, 1), flow(udp, 1, https), flow(tcp, 1, https)},
 		{rules(1, 3, 6, 8), answer(0, noAlias, 2, 1, 0), flow(tcp, 1, https)},

@@ -121,11 +121,13 @@ func (e *RuleSet) matchesName(l *ruleList, r *rule, f *Flow, n *known) match {
 	return m
 }
 
-// guards tells whether no rule by name that allows fits an address: link-local ones have
-// no place in the DNS (RFC 4472 section 2.1, RFC 3927 section 2.8), and there are rules by
-// address that hold against names wherever they stand.
+// guards tells whether no rule by name that allows fits an address: only those of one host
+// beyond its link have a place in the DNS (RFC 4472 section 2.1, RFC 3927 section 2.8),
+// and there are rules by address that hold against names wherever they stand. It is
+// asked of what an IPv6 address may become, too: 2002:7f00:1:: is nobody's name for
+// a host's loopback.
 func (e *RuleSet) guards(l *ruleList, f *Flow) bool {
-	if f.To.Addr().IsLinkLocalUnicast() {
+	if a := f.To.Addr(); a.IsValid() && !a.IsGlobalUnicast() {
 		return true
 	}
 	for _, i := range l.guards {

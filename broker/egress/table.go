@@ -135,20 +135,26 @@ func (t *table) drop(i int32) {
 }
 
 // grant enters the addresses of one answer that may be told, and returns which have
-// their place.
+// their place. Pairs of rules that deny are entered last, so that those of rules that
+// allow go before them where room is made: an address of which only the latter are left would
+// be open by ports that are denied.
 func (t *table) grant(l *ruleList, name domain.Name, aliases []domain.Name, addrs []netip.Addr, may uint64, until time.Time) (granted uint64) {
 	t.init()
-	var ids []uint32
-	allowed := false
+	var ids, denied []uint32
 	for i := range l.rules {
-		if r := &l.rules[i]; r.byName && r.fitsName(name, aliases) {
+		r := &l.rules[i]
+		switch {
+		case !r.byName || !r.fitsName(name, aliases):
+		case r.allow:
 			ids = append(ids, r.id)
-			allowed = allowed || r.allow
+		default:
+			denied = append(denied, r.id)
 		}
 	}
-	if !allowed {
+	if len(ids) == 0 {
 		ids = append(ids, noRule)
 	}
+	ids = append(ids, denied...)
 	room := t.most / len(ids) // of addresses that do not push each other out
 	end := until.Sub(t.begin) - t.now()
 	end = t.now() + min(max(end, leastTime), mostTime) + overTime
@@ -263,7 +269,7 @@ func (n *known) why(r *rule, m match) string {
 	case pastTime:
 		return fmt.Sprintf("is for %s, whose time is over: the guest has to ask for it again", name)
 	case guarded:
-		return fmt.Sprintf("is for %s, but no name leads there: it is link-local, or denied by default", name)
+		return fmt.Sprintf("is for %s, but no name leads there: it is on the link, of a host itself, or denied by default", name)
 	}
 	left := ""
 	for i := n.head; i != 0; i = n.t.pairs[i].next {
