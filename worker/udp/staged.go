@@ -15,7 +15,8 @@ import (
 // whoever looks then. What the guest sends waits in the queue, as if there were no
 // socket yet, and a copy of each is written there, ipc.MaxStagedDatagrams at most.
 // Nothing is read, and nothing that happens there is reported. When the socket to the destination comes, it is known how many
-// datagrams were sent by that already. They leave the queue, the rest goes on.
+// datagrams were sent by that already. They leave the queue, the rest goes on. An empty
+// datagram among them is lost: no message of a socket pair is empty.
 
 // stage begins it: the socket to whoever looks has come.
 func (t *Translator) stage(c *conn, o *ipc.Opened) {
@@ -27,7 +28,7 @@ func (t *Translator) stage(c *conn, o *ipc.Opened) {
 // copyOut writes a copy of a datagram that is in the queue to the one who looks. Where
 // that is not taken, none that follows is.
 func (t *Translator) copyOut(c *conn, data []byte) {
-	if c.copied == ipc.MaxStagedDatagrams || c.notCopied {
+	if c.copied == ipc.MaxStagedDatagrams || c.notCopied || len(data) == 0 {
 		return
 	}
 	if _, e := t.env.Write(c.sock.FD, data); e != 0 {
@@ -87,9 +88,11 @@ func (t *Translator) Switch(fd int32, s *ipc.Switch) (old int32) {
 	}
 	c.state = stateOpen
 	t.Stats.Opened++
-	for range s.Count {
-		t.queues.Next(&c.queue, t.joined)
-		t.Stats.ToHost++
+	for left := s.Count; left > 0; {
+		if n, _ := t.queues.Next(&c.queue, t.joined); n > 0 {
+			left--
+			t.Stats.ToHost++
+		}
 	}
 	t.drain(i, c)
 	return old

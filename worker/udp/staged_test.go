@@ -112,6 +112,27 @@ func TestStagedMany(t *testing.T) {
 	}
 }
 
+// TestStagedEmpty: an empty datagram is no message to whoever looks, and counts for none: what
+// follows leaves once all the same.
+func TestStagedEmpty(t *testing.T) {
+	for passed := range 4 {
+		r := newRig(t)
+		r.say(remote4, "")
+		look, token := r.stageFlow(remote4)
+		r.say(remote4, "")
+		r.say(remote4, "2")
+		want := []string{"0", "1", "2"}
+		if got := sent(look); !slices.Equal(got, want) {
+			t.Fatalf("looked at: %q", got)
+		}
+		got := slices.DeleteFunc(sent(r.switchTo(token, passed)), func(s string) bool { return s == "" })
+		if !slices.Equal(got, want[passed:]) {
+			t.Errorf("behind %d: %q", passed, got)
+		}
+		r.check()
+	}
+}
+
 // TestStagedRefused: an end instead of a socket, and a count of what was never there, are
 // refusals, which the guest hears of; it asks again in time.
 func TestStagedRefused(t *testing.T) {
