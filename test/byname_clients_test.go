@@ -5,9 +5,7 @@ package test
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,38 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/fetcher"
 	"aldente/test/netlab"
 )
 
-// Arguments that make the test binary a client with Go's own resolver: NETWORK URL..., and
-// NAME....
-const (
-	goFetchArg = "go-fetch"
-	goHostsArg = "go-hosts"
-)
+// goHostsArg makes the test binary a client with Go's own resolver: NAME....
+const goHostsArg = "go-hosts"
 
 // pureGo looks names up without the C library, whatever this was built with.
 var pureGo = &net.Resolver{PreferGo: true}
-
-// goFetch fetches URLs and prints what comes, or "none URL".
-func goFetch(network string, urls []string) int {
-	dial := &net.Dialer{Resolver: pureGo, Timeout: 10 * time.Second}
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return dial.DialContext(ctx, network, addr)
-		},
-	}}
-	for _, url := range urls {
-		r, err := client.Get(url)
-		if err != nil {
-			fmt.Println("none", url)
-			continue
-		}
-		_, _ = io.Copy(os.Stdout, r.Body)
-		r.Body.Close()
-	}
-	return 0
-}
 
 // goHosts prints the first address of names.
 func goHosts(names []string) int {
@@ -62,37 +37,17 @@ func goHosts(names []string) int {
 	return 0
 }
 
-// pythonFetch is the same in Python, which asks the C library.
-const pythonFetch = `
-import socket, sys
-family = socket.AF_INET if sys.argv[1] == "tcp4" else socket.AF_INET6
-for url in sys.argv[2:]:
-    host, port = url.split("/")[2].rsplit(":", 1)
-    try:
-        s = socket.socket(family)
-        s.settimeout(10)
-        s.connect(socket.getaddrinfo(host.strip("[]"), port, family, socket.SOCK_STREAM)[0][4])
-        s.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        sys.stdout.write(s.makefile().read().split("\n\n")[1])
-    except OSError:
-        print("none", url)
-`
-
 // byNameScript has all three clients fetch what rules allow and what they do not, by one IP
 // version.
 func byNameScript(version string) string {
-	urls := []string{"http://pypi.test:443/", "http://PyPI.test.:443/", "http://deep.files.pythonhosted.test:443/",
-		"http://cdn.pythonhosted.test:443/", "http://pypi.test:80/", "http://pythonhosted.test:443/", "http://other.test:443/"}
-	return fmt.Sprintf("echo curl; for u in %[2]s; do curl -%[1]s -s -m 10 $u || echo none $u; done\n"+
-		"echo python; /usr/bin/python3 -c '%[3]s' tcp%[1]s %[2]s\n"+
-		"echo go; %[4]s %[5]s tcp%[1]s %[2]s\n",
-		version, strings.Join(urls, " "), pythonFetch, filepath.Join(netlab.Stage(), "hold"), goFetchArg)
+	return fetcher.Script(version, "http://pypi.test:443/", "http://PyPI.test.:443/", "http://deep.files.pythonhosted.test:443/",
+		"http://cdn.pythonhosted.test:443/", "http://pypi.test:80/", "http://pythonhosted.test:443/", "http://other.test:443/")
 }
 
 // byNameWant is what that prints.
 func byNameWant(at string) string {
 	text := ""
-	for _, client := range []string{"curl", "python", "go"} {
+	for _, client := range fetcher.Clients {
 		text += client + "\n" + strings.Repeat("served by "+net.JoinHostPort(at, "443")+"\n", 4) +
 			"none http://pypi.test:80/\nnone http://pythonhosted.test:443/\nnone http://other.test:443/\n"
 	}
@@ -224,7 +179,9 @@ func TestByNameDig(t *testing.T) {
 			{"pypi.test ANY +notcp", []string{"status: NOERROR", "RFC8482"}, named4},
 			{"pypi.test TXT", []string{"status: NOERROR", "ANSWER: 0"}, ""},
 			{"pypi.test AXFR +notcp", []string{"Transfer failed"}, named4},
-			{"pypi.test NAPTR", []string{"status: NOTIMP"}, ""},
+			{"pypi.test NAPTR", []string{"status: NOERROR", "ANSWER: 0"}, ""},
+			{"pypi.test WKS", []string{"status: NOTIMP"}, ""},
+			{"other.test NAPTR", []string{rcode}, ""},
 			{"-c CH version.bind TXT", []string{"status: REFUSED"}, ""},
 			{"nothing.pythonhosted.test A", []string{"status: NXDOMAIN", "ANSWER: 0"}, "EDE"},
 			{"other.test A", []string{rcode, "EDE: 15 (Blocked)"}, other4},

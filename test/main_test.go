@@ -8,18 +8,17 @@ import (
 	"os"
 	"testing"
 
+	"aldente/test/fetcher"
 	"aldente/test/netlab"
 )
 
 func TestMain(m *testing.M) {
+	fetcher.Main()
 	if len(os.Args) > 3 && os.Args[1] == olderArg {
 		os.Exit(older(os.Args[2], os.Args[3:]))
 	}
 	if len(os.Args) > 2 && os.Args[1] == lookArg {
 		os.Exit(lookMain(os.Args[2:]))
-	}
-	if len(os.Args) > 3 && os.Args[1] == goFetchArg {
-		os.Exit(goFetch(os.Args[2], os.Args[3:]))
 	}
 	if len(os.Args) > 2 && os.Args[1] == goHostsArg {
 		os.Exit(goHosts(os.Args[2:]))

@@ -263,11 +263,58 @@ func readData(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) ([]byte, error
 		return appendSOA(&r), err
 	}
 	u, err := p.UnknownResource()
-	if err == nil && h.Type == dnsmessage.TypeTXT && !isText(u.Data) {
+	shape, shaped := shapes[h.Type]
+	if err == nil && (h.Type == dnsmessage.TypeTXT && !isText(u.Data) || shaped && !isShaped(u.Data, shape)) {
 		err = errData
 	}
 	return u.Data, err
 }
+
+// shapes are the data of types that have names and that dnsmessage does not read. A name
+// may be compressed in none of them, for who does not know the type could not pass it on
+// (RFC 3597 section 4).
+var shapes = map[dnsmessage.Type]string{
+	typeNAPTR: "....sssn", // RFC 3403 section 4.1
+	typeKX:    "..n",      // RFC 2230 section 3
+}
+
+// isShaped tells whether data is made of these: "." is an octet, "s" a character string,
+// "n" a name that is not compressed.
+func isShaped(data []byte, shape string) bool {
+	for _, part := range shape {
+		n, ok := 1, true
+		switch {
+		case len(data) == 0:
+			return false
+		case part == 's':
+			n = 1 + int(data[0])
+		case part == 'n':
+			n, ok = plainName(data)
+		}
+		if !ok || n > len(data) {
+			return false
+		}
+		data = data[n:]
+	}
+	return len(data) == 0
+}
+
+// plainName returns the length of a name that is not compressed, RFC 1035 section 3.1.
+func plainName(data []byte) (n int, ok bool) {
+	for n < len(data) && n < maxWire {
+		label := int(data[n])
+		if n += 1 + label; label == 0 {
+			return n, true
+		}
+		if label > domain.MaxLabel {
+			return 0, false // compressed, or of a kind that there is not
+		}
+	}
+	return 0, false
+}
+
+// maxWire is the longest that a name may be in a message, RFC 1035 section 2.3.4.
+const maxWire = 255
 
 // isText tells whether data is character strings, each behind its length (RFC 1035
 // section 3.3.14).

@@ -109,24 +109,39 @@ func TestChains(t *testing.T) {
 
 // TestThousandAddresses: no more of them are told than the broker can be asked about.
 func TestThousandAddresses(t *testing.T) {
-	w := newWorld(t, Config{Resolvers: 1}, "a.test")
-	for i := range 1000 {
-		w.add("a.test.", 60, a4(fmt.Sprintf("10.1.%d.%d", i/250, i%250)))
-	}
-	w.resolve = func(s *resolverSocket, q dnsmessage.Message) [][]byte {
-		if b := w.honest(q); len(b) < MaxMessage && len(b) > 16000 {
-			return [][]byte{b}
+	for _, typ := range []dnsmessage.Type{tA, tAAAA} {
+		w := newWorld(t, Config{Resolvers: 1}, "a.test")
+		for i := range 1000 {
+			if typ == tA {
+				w.add("a.test.", 60, a4(fmt.Sprintf("10.1.%d.%d", i/250, i%250)))
+			} else {
+				w.add("a.test.", 60, a6(fmt.Sprintf("2001:db8::%d:%d", i/250, i%250)))
+			}
 		}
-		t.Error("no such message")
-		return nil
-	}
-	m := w.unpack(w.exchange(message("a.test.", tA), true))
-	if len(m.Answers) != MaxAddresses || len(w.told[0].Addrs) != MaxAddresses || m.Truncated {
-		t.Errorf("%d of %d", len(m.Answers), len(w.told[0].Addrs))
-	}
-	for i, r := range m.Answers {
-		if want := netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}); netip.AddrFrom4(r.Body.(*dnsmessage.AResource).A) != want {
-			t.Errorf("address %d is %v", i, r.GoString())
+		w.resolve = func(s *resolverSocket, q dnsmessage.Message) [][]byte {
+			if !s.tcp { // it is too long for a datagram
+				m := w.reply(q)
+				m.Truncated, m.Answers = true, nil
+				b, _ := m.Pack()
+				return [][]byte{b}
+			}
+			return [][]byte{w.honest(q)}
+		}
+		m := w.unpack(w.exchange(message("a.test.", typ), true))
+		if len(m.Answers) != MaxAddresses || len(w.told) != 1 || len(w.told[0].Addrs) != MaxAddresses || m.Truncated {
+			t.Fatalf("type %v: %d answers, told %v", typ, len(m.Answers), w.told)
+		}
+		for i, r := range m.Answers {
+			var got netip.Addr
+			switch a := r.Body.(type) {
+			case *dnsmessage.AResource:
+				got = netip.AddrFrom4(a.A)
+			case *dnsmessage.AAAAResource:
+				got = netip.AddrFrom16(a.AAAA)
+			}
+			if want := w.told[0].Addrs[i]; got != want {
+				t.Errorf("address %d is %v, not %v", i, got, want)
+			}
 		}
 	}
 }
@@ -224,6 +239,8 @@ func TestOtherTypes(t *testing.T) {
 		&dnsmessage.SOAResource{NS: name("ns.a.test."), MBox: name("box.a.test."), Serial: 1, Refresh: 2, Retry: 3, Expire: 4, MinTTL: 5},
 		&dnsmessage.UnknownResource{Type: 10, Data: []byte{}},
 		&dnsmessage.UnknownResource{Type: 257, Data: []byte("\x00\x05issueca.test")},
+		&dnsmessage.UnknownResource{Type: typeNAPTR, Data: []byte("\x00\x01\x00\x02\x01s\x07SIP+D2U\x00\x04_sip\x04_udp\x01A\x04test\x00")},
+		&dnsmessage.UnknownResource{Type: typeKX, Data: []byte("\x00\x0a\x02kx\x01a\x04test\x00")},
 		&dnsmessage.UnknownResource{Type: 65399, Data: make([]byte, 700)},
 	} {
 		w := newWorld(t, Config{Resolvers: 1}, "a.test")
@@ -246,6 +263,30 @@ func TestOtherTypes(t *testing.T) {
 	}
 	if m := w.unpack(w.exchange(message("a.test.", tTXT), true)); len(m.Answers) != maxRecords {
 		t.Errorf("%d records", len(m.Answers))
+	}
+}
+
+// TestNamesInData: of types that are passed on as they are, data with a name in it that is
+// compressed or malformed would say something else in our message: the answer is none.
+func TestNamesInData(t *testing.T) {
+	const naptr = "\x00\x01\x00\x02\x01s\x03SIP\x00"
+	long := strings.Repeat("\x3f"+strings.Repeat("a", 63), 3)
+	for _, c := range []struct {
+		typ  dnsmessage.Type
+		data string
+		ok   bool
+	}{
+		{typeKX, "\x00\x01\x00", true}, {typeKX, "\x00\x01\xc0\x0c", false}, {typeKX, "\x00\x01\x01a\xc0\x0c", false}, {typeKX, "\x00\x01", false},
+		{typeKX, "", false}, {typeKX, "\x00\x01\x01a", false}, {typeKX, "\x00\x01\x00\x00", false}, {typeKX, "\x00\x01\x40a\x00", false},
+		{typeKX, "\x00\x01" + long + "\x3d" + strings.Repeat("a", 61) + "\x00", true}, {typeKX, "\x00\x01" + long + "\x3f" + strings.Repeat("a", 63) + "\x00", false},
+		{typeNAPTR, naptr + "\x00", true}, {typeNAPTR, naptr + "\x01a\x00", true}, {typeNAPTR, naptr + "\xc0\x0c", false}, {typeNAPTR, naptr, false},
+		{typeNAPTR, "\x00\x01\x00\x02\x01s\x03SIP\xffx\x00", false},
+	} {
+		w := newWorld(t, Config{Resolvers: 1}, "a.test")
+		w.add("a.test.", 60, &dnsmessage.UnknownResource{Type: c.typ, Data: []byte(c.data)})
+		if m := w.ask("a.test.", c.typ); (m.RCode == noError && len(m.Answers) == 1) != c.ok || !c.ok && m.RCode != servFail {
+			t.Errorf("type %d, %q: %v", c.typ, c.data, m.GoString())
+		}
 	}
 }
 

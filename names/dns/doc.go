@@ -25,8 +25,9 @@
 //   - ANY is answered by ourselves with an HINFO record (RFC 8482).
 //   - Types whose data may hold compressed names, which nobody can pass on without
 //     knowing them (RFC 3597 section 4), and WKS, which holds addresses that nobody
-//     uses, are not implemented; NS, SOA, PTR, MX, SRV, CNAME are read and written
-//     anew. All other types are passed on as they are.
+//     uses, are not implemented (NOTIMP); NS, SOA, PTR, MX, SRV, CNAME are read and
+//     written anew. NAPTR and KX are passed on if their names are not compressed, which
+//     those of today's servers are not. All other types are passed on as they are.
 //   - DNSSEC: DO is not passed on, AD never set, since answers are cut. Nor is CD: a
 //     guest must not switch off what the host's resolver checks, or a forged address
 //     would get into the table of an allowed name.

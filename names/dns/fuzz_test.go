@@ -44,7 +44,7 @@ func FuzzDNSQuestion(f *testing.F) {
 		fuzz.Add(f, uint8(0), b)
 		fuzz.Add(f, uint8(0), b[:len(b)-7])
 	}
-	for _, typ := range []dnsmessage.Type{dnsmessage.TypeAXFR, typeNAPTR, 41, 200} {
+	for _, typ := range []dnsmessage.Type{dnsmessage.TypeAXFR, typeNAPTR, typeWKS, 41, 200} {
 		fuzz.Add(f, uint8(4), message("a.test.", typ))
 	}
 	fuzz.Add(f, uint8(0), good[:7])
@@ -133,7 +133,7 @@ func expected(msg []byte, how uint8) (code dnsmessage.RCode, answered bool) {
 	case q.Class != 1, q.Type == 251, q.Type == 252:
 		return refused, true
 	case q.Type == 0, q.Type == 41, q.Type >= 128 && q.Type < 255,
-		slices.Contains([]dnsmessage.Type{3, 4, 7, 8, 9, 11, 14, 17, 18, 21, 24, 26, 30, 35, 36, 38, 39}, q.Type):
+		slices.Contains([]dnsmessage.Type{3, 4, 7, 8, 9, 11, 14, 17, 18, 21, 24, 26, 30, 38, 39}, q.Type):
 		return notImp, true
 	}
 	name := strings.ToLower(q.Name.String())
@@ -230,6 +230,7 @@ var asks = []dnsmessage.Question{
 	{Name: dnsmessage.MustNewName("a.test."), Type: dnsmessage.TypeMX}, {Name: dnsmessage.MustNewName("a.test."), Type: dnsmessage.TypeSOA},
 	{Name: dnsmessage.MustNewName("a.test."), Type: dnsmessage.TypeNS}, {Name: dnsmessage.MustNewName("a.test."), Type: dnsmessage.TypeSRV},
 	{Name: dnsmessage.MustNewName("a.test."), Type: tPTR}, {Name: dnsmessage.MustNewName("a.test."), Type: 65280},
+	{Name: dnsmessage.MustNewName("a.test."), Type: typeNAPTR}, {Name: dnsmessage.MustNewName("a.test."), Type: typeKX},
 }
 
 // Bits of how FuzzDNSAnswer answers.
@@ -293,7 +294,9 @@ func FuzzDNSAnswer(f *testing.F) {
 		for which, body := range map[uint8]dnsmessage.ResourceBody{
 			6: &dnsmessage.MXResource{MX: dnsmessage.MustNewName("m.test.")}, 7: soa.Body, 8: &dnsmessage.NSResource{NS: dnsmessage.MustNewName("n.test.")},
 			9: &dnsmessage.SRVResource{Target: dnsmessage.MustNewName("s.test.")}, 10: &dnsmessage.PTRResource{PTR: dnsmessage.MustNewName("p.test.")},
-			11: &dnsmessage.UnknownResource{Type: 65280, Data: []byte("data")}, 0: &dnsmessage.UnknownResource{Type: tA, Data: []byte("long data")},
+			11: &dnsmessage.UnknownResource{Type: 65280, Data: []byte("data")},
+			12: &dnsmessage.UnknownResource{Type: typeNAPTR, Data: []byte("\x00\x01\x00\x02\x01u\x03sip\x05!a!b!\x01s\x00")},
+			13: &dnsmessage.UnknownResource{Type: typeKX, Data: []byte("\x00\x01\xc0\x0c")}, 0: &dnsmessage.UnknownResource{Type: tA, Data: []byte("long data")},
 		} {
 			add(which, how, holding(resource("A.test.", 5, body)))
 		}

@@ -26,9 +26,9 @@ const (
 	MaxTCP = 64
 
 	// MaxQuestion and MaxMessage are the most that a message of the guest's, and
-	// of a resolver's, may have, in bytes.
+	// of a resolver's, may have, in bytes: 1,000 addresses of either family.
 	MaxQuestion = 4096
-	MaxMessage  = 16 << 10
+	MaxMessage  = 32 << 10
 	// MaxAddresses is how many addresses of an answer the guest is told of.
 	MaxAddresses = 64
 	// MaxAliases is how long a chain of CNAME records may be.

@@ -30,7 +30,7 @@ type model struct {
 // What there is to ask for.
 var (
 	modelNames = []string{"a.test.", "A.Test.", "alias.test.", "x.b.test.", "bad.test.", "deep.x.b.test.", "n.other.", ".", "1.2.0.192.in-addr.arpa.", "loop.test."}
-	modelTypes = []dnsmessage.Type{tA, tAAAA, tHTTPS, tTXT, dnsmessage.TypeMX, tPTR, dnsmessage.TypeALL, typeNAPTR}
+	modelTypes = []dnsmessage.Type{tA, tAAAA, tHTTPS, tTXT, dnsmessage.TypeMX, tPTR, dnsmessage.TypeALL, typeWKS}
 	modelRules = [][]string{{"a.test", "*.test"}, {"!bad.test", "any"}, {"a.test"}, {}, {"!*.b.test", "*.test", "!a.test"}}
 )
 

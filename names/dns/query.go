@@ -135,7 +135,7 @@ func (q *query) unanswerable() dnsmessage.RCode {
 	}
 	switch q.typ {
 	case typeMD, typeMF, typeMB, typeMG, typeMR, typeMINFO, typeRP, typeAFSDB, typeRT, typeSIG, typePX,
-		typeNXT, typeNAPTR, typeKX, typeA6, typeDNAME, typeWKS:
+		typeNXT, typeA6, typeDNAME, typeWKS:
 		return notImp
 	}
 	return noError

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"aldente/test/fetcher"
 	"aldente/test/machine"
 	"aldente/test/netlab"
 	"aldente/test/stream/standin"
@@ -19,6 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	standin.Main()
+	fetcher.Main()
 	os.Exit(netlab.Main(m.Run))
 }
 
