@@ -4,7 +4,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -14,7 +13,6 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/control/api"
 	"aldente/broker/ingress"
-	"aldente/broker/plan"
 	"aldente/broker/reader"
 	"aldente/broker/rulesfile"
 )
@@ -61,50 +59,6 @@ func cannotRead(path string, err error) *rulesfile.Error {
 		}
 	}
 	return e
-}
-
-// checkRules is --check-rules: it prints the rules as they are understood and returns
-// the exit status.
-func checkRules(cfg *cli.Config) int {
-	files := [][]string{cfg.RuleFiles}
-	if len(cfg.CheckFiles) > 0 {
-		files = nil
-		for _, f := range cfg.CheckFiles {
-			files = append(files, append(append([]string(nil), cfg.RuleFiles...), f))
-		}
-	}
-	status, gap := 0, ""
-	for _, paths := range files {
-		text, err := checked(cfg, paths)
-		if err != nil {
-			status = cli.Report(os.Stderr, err)
-			continue
-		}
-		fmt.Print(gap, text)
-		gap = "\n"
-	}
-	return status
-}
-
-// checked is what --check-rules prints of files that make one set of rules.
-func checked(cfg *cli.Config, paths []string) (string, error) {
-	texts, err := readRules(paths, false)
-	if err != nil {
-		return "", err
-	}
-	next, err := cfg.WithRules(texts)
-	if err != nil {
-		return "", err
-	}
-	rules, err := plan.CheckedRules(next)
-	if err != nil {
-		return "", err
-	}
-	text := plan.CheckedText(rules)
-	for _, w := range next.Warnings[len(cfg.Warnings):] {
-		text += "warning: " + w + "\n"
-	}
-	return text, nil
 }
 
 // rules are the egress rules as they are changed while the instance runs.

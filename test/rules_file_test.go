@@ -3,11 +3,13 @@
 package test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -332,6 +334,57 @@ func TestRulesReloadOthers(t *testing.T) {
 	g.write(in + "redirect 198.51.100.77:80=192.0.2.9:7\n")
 	g.hangUp("egress rules were loaded")
 	check("and back", true, open)
+	hits := hitsBy(t, lab, g.Guest)
+	for rule, at := range map[string]string{"--redirect 198.51.100.77:80=192.0.2.9:7 %s: before the rules, which judge where it goes": ":3",
+		"--allow-in any %s: who connects to the guest; of UDP not counted": ":1", "--allow any %s": ":2"} {
+		if _, listed := hits[strings.Replace(rule, "%s", g.file+at, 1)]; !listed {
+			t.Errorf("%q at %s is not listed: %v", rule, at, hits)
+		}
+	}
+}
+
+// TestCheckRulesJSON: what --check-rules says for programs is all that it says for people.
+func TestCheckRulesJSON(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	dir := socketDir(t)
+	good, bad, none := filepath.Join(dir, "good"), filepath.Join(dir, "bad"), filepath.Join(dir, "none")
+	for path, text := range map[string]string{good: "deny any\nallow pypi.test:443\nredirect 192.0.2.1=192.0.2.2\n", bad: "allow\nallow tcp:any:0\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := lab.StartPasta(netlab.GuestSpec{User: netlab.Nobody}, "--check-rules", "--json", good, bad, none)
+	var sets []struct {
+		Files    []string
+		Warnings []string
+		Rules    []struct {
+			Number     int
+			Rule, From string
+			Warnings   []string
+		}
+		Errors []struct {
+			File, Message, Next string
+			Line, Column        int
+		}
+	}
+	if st, err := p.Wait(), json.Unmarshal([]byte(p.Stdout()), &sets); st != 1 || err != nil || len(sets) != 3 || p.Output() != p.Stdout() {
+		t.Fatalf("status %d, %v: %s", st, err, p.Output())
+	}
+	want := []string{"1 deny any " + good + ":1 0", "2 allow pypi.test:443 " + good + ":2 1", "3 redirect 192.0.2.1=192.0.2.2 " + good + ":3 0"}
+	var got []string
+	for _, r := range sets[0].Rules {
+		got = append(got, fmt.Sprintf("%d %s %s %d", r.Number, r.Rule, r.From, len(r.Warnings)))
+	}
+	if !slices.Equal(got, want) || len(sets[0].Errors) != 0 || !slices.Equal(sets[0].Files, []string{good}) {
+		t.Errorf("%q, want %q; %+v", got, want, sets[0])
+	}
+	if e := sets[1].Errors; len(e) != 2 || e[0].File != bad || e[0].Line != 1 || e[0].Column != 1 || e[1].Line != 2 || e[1].Column != 7 || e[0].Message == "" || len(sets[1].Rules) != 0 {
+		t.Errorf("%+v", sets[1])
+	}
+	if e := sets[2].Errors; len(e) != 1 || e[0].File != none || e[0].Line != 0 || e[0].Next == "" {
+		t.Errorf("%+v", sets[2])
+	}
 }
 
 // TestRulesReloadAsRoot: what root has started is somebody else by then, and reads root's

@@ -204,6 +204,7 @@ type Config struct {
 	OtherRules       []OtherRule    // what WithRules has found besides Egress, in its order
 	Audit            string         // --audit: what "deny any" refuses is allowed, and recorded there
 	CheckFiles       []string       // operands of --check-rules: each is checked by itself, with all options
+	JSON             bool           // --json: --check-rules prints for programs
 	VerifySNI        []PortRange    // --verify-sni: ports where the server's name in a hello is looked at
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
 

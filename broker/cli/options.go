@@ -242,6 +242,8 @@ var options = []option{
 		help: "flows that are open go on when rules are changed\nthat refuse them, instead of ending"},
 	{long: "check-rules", extra: true, in: both, group: confinement, set: action(ActionCheckRules),
 		help: "check FILE of --rules, or all operands, print the\nrules as they are understood, and exit"},
+	{long: "json", extra: true, in: both, group: confinement, set: flag(func(c *Config) *bool { return &c.JSON }),
+		help: "have --check-rules print rules, and what is wrong,\nas JSON"},
 	{long: "verify-sni", arg: "PORTS", optional: true, extra: true, in: both, group: confinement, set: setVerifySNI,
 		help: "look at the server names of TLS and QUIC, where a\nrule by name allows (default: 443)"},
 	{long: "nat64", arg: "PREFIX", extra: true, in: both, group: confinement, set: setNAT64,

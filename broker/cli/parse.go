@@ -69,6 +69,9 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 	if c.Action == ActionCheckRules {
 		return c, p.checkFiles(g.rest())
 	}
+	if c.JSON {
+		return nil, nextf("leave it out", "--json is for --check-rules")
+	}
 	operands, finish := p.operands, p.finish
 	if c.Personality == Slirp {
 		operands, finish = p.slirpOperands, p.finishSlirp

@@ -207,7 +207,7 @@ func (p *parser) rule(file string, r *rulesfile.Rule) *rulesfile.Error {
 			return fail(err)
 		}
 	}
-	warned, had := len(p.c.Warnings), len(p.c.Egress)
+	warned, had, redirects, incoming := len(p.c.Warnings), len(p.c.Egress), len(p.c.Redirects), len(p.c.Ingress)
 	if err := v.apply(p, r.Arg); err != nil {
 		return fail(err)
 	}
@@ -218,6 +218,12 @@ func (p *parser) rule(file string, r *rulesfile.Rule) *rulesfile.Error {
 	}
 	for i := had; i < len(p.c.Egress); i++ {
 		p.c.Egress[i].At = at
+	}
+	for i := redirects; i < len(p.c.Redirects); i++ {
+		p.c.Redirects[i].At = at
+	}
+	for i := incoming; i < len(p.c.Ingress); i++ {
+		p.c.Ingress[i].At = at
 	}
 	return nil
 }

@@ -148,6 +148,19 @@ func TestRulesLive(t *testing.T) {
 	if want := []OtherRule{{"limit udp=7", ""}, {"allow-in 192.0.2.1", "a:2"}}; err != nil || !slices.Equal(c.OtherRules, want) {
 		t.Errorf("%+v, %v", c.OtherRules, err)
 	}
+	if c, err = mustParse(t, "pasta --rules a --redirect 192.0.2.1=192.0.2.2 --deny-in any").WithRules([]RulesText{text("a", "allow-in 192.0.2.1\n# more\nredirect 192.0.2.3=192.0.2.4\n")}); err != nil {
+		t.Fatal(err)
+	}
+	var at []string
+	for _, r := range c.Redirects {
+		at = append(at, r.String()+" "+r.At)
+	}
+	for _, r := range c.Ingress {
+		at = append(at, r.String()+" "+r.At)
+	}
+	if want := []string{"--redirect 192.0.2.3=192.0.2.4 a:3", "--redirect 192.0.2.1=192.0.2.2 ", "--allow-in 192.0.2.1 a:1", "--deny-in any "}; !slices.Equal(at, want) {
+		t.Errorf("%q, want %q", at, want)
+	}
 }
 
 // TestVerbs: each row is of an option, and takes back what it has put there: applied
@@ -179,6 +192,12 @@ func TestCheckRulesOption(t *testing.T) {
 		if c.Action != ActionCheckRules || strings.Join(c.CheckFiles, " ") != files || c.Command != nil {
 			t.Errorf("%s: %+v", line, c)
 		}
+	}
+	if !mustParse(t, "aldente --json --check-rules a").JSON || !mustParse(t, "aldente --check-rules --json a").JSON {
+		t.Error("--json is lost")
+	}
+	if _, err := parse(t, "aldente --json"); err == nil || !strings.Contains(err.Error(), "--json is for --check-rules") {
+		t.Error(err)
 	}
 	if _, err := parse(t, "aldente --check-rules"); err == nil || !strings.Contains(err.Error(), "no file to check") {
 		t.Error(err)

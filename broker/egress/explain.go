@@ -27,6 +27,14 @@ type Listed struct {
 	Hits   uint64 // what was decided by it, see Verdict.Count
 }
 
+// SaidAt is the rule as one that FILE:LINE says; empty: it is what it was.
+func (l Listed) SaidAt(at string) Listed {
+	if at != "" {
+		l.Source, l.Note = ByFile, at+": "+l.Note
+	}
+	return l
+}
+
 // Asked is one rule that was asked about a flow.
 type Asked struct {
 	Index  int        // among those of List

@@ -23,6 +23,8 @@ type Redirect struct {
 	port        uint16         // zero: the port stays
 	text        string         // FROM=TO as given
 	hits        *atomic.Uint64
+
+	At string // FILE:LINE that says so, empty: an option
 }
 
 // ParseRedirect reads FROM=TO: [tcp:|udp:]ADDR[/LEN][:PORT[-PORT]]=ADDR[:PORT], with
@@ -182,7 +184,8 @@ func (r *Redirects) List() (list []Listed) {
 	}
 	for i := range *r.all.Load() {
 		d := &(*r.all.Load())[i]
-		list = append(list, Listed{Text: d.String(), Source: ByOption, Note: "before the rules, which judge where it goes", Hits: d.hits.Load()})
+		l := Listed{Text: d.String(), Source: ByOption, Note: "before the rules, which judge where it goes", Hits: d.hits.Load()}
+		list = append(list, l.SaidAt(d.At))
 	}
 	return list
 }

@@ -26,6 +26,7 @@ const MaxRules = 64
 type Rule struct {
 	Allow  bool   // --allow-in, else --deny-in
 	Source string // see egress.ParsePeers; ports are the guest's
+	At     string // FILE:LINE that says so, empty: an option
 }
 
 // String returns the rule as an option.
@@ -74,7 +75,7 @@ func (s *RuleSet) Replace(rules []Rule) error {
 func (s *RuleSet) counter(r Rule) *atomic.Uint64 {
 	if old := s.rules.Load(); old != nil {
 		for _, o := range *old {
-			if o.Rule == r {
+			if o.Allow == r.Allow && o.Source == r.Source { // wherever it stands now
 				return o.hits
 			}
 		}
@@ -96,7 +97,8 @@ func (s *RuleSet) List() (list []egress.Listed) {
 		return nil
 	}
 	for _, r := range *s.rules.Load() {
-		list = append(list, egress.Listed{Text: r.Rule.String(), Source: egress.ByOption, Note: "who connects to the guest; of UDP not counted", Hits: r.hits.Load()})
+		l := egress.Listed{Text: r.Rule.String(), Source: egress.ByOption, Note: "who connects to the guest; of UDP not counted", Hits: r.hits.Load()}
+		list = append(list, l.SaidAt(r.At))
 	}
 	return list
 }

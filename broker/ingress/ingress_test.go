@@ -201,6 +201,17 @@ func TestIngressErrors(t *testing.T) {
 		}
 	}
 	s, _ := New(rulesOf("-any"))
+	one, err := New([]Rule{{Source: "192.0.2.1", At: "a:1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.Admit(Peer{Addr: netip.MustParseAddr("192.0.2.1")})
+	if err := one.Replace([]Rule{{Source: "any"}, {Source: "192.0.2.1", At: "a:2"}}); err != nil {
+		t.Fatal(err)
+	}
+	if l := one.List()[1]; l.Hits != 1 || l.Source != "file" || !strings.HasPrefix(l.Note, "a:2: ") {
+		t.Errorf("in another line: %+v", l)
+	}
 	if err := s.Replace([]Rule{{Source: "x"}}); err == nil || s.Allowed(Peer{Addr: netip.MustParseAddr("192.0.2.1")}) {
 		t.Error("rules that cannot be parsed have replaced others")
 	}
