@@ -29,6 +29,7 @@ type group struct {
 	// Of a group with instances of its own: what serves them, and who starts them.
 	prepare func(lab *netlab.Lab)
 	start   func(lab *netlab.Lab, c contestant, mtu int) *entrant
+	who     string // the only one who takes part; empty: all do
 }
 
 // row is one line of the table, or several that one measurement yields.
@@ -71,7 +72,7 @@ func groups(short bool) []group {
 		}
 		all = append(all, g)
 	}
-	return append(all, namesGroup())
+	return append(all, namesGroup(), hellosGroup())
 }
 
 // measure runs the group's rows once for each contestant, in turn; backward is
@@ -139,6 +140,9 @@ func enter(o options, lab *netlab.Lab, g *group, backward bool) (all []*entrant)
 		slices.Reverse(cs)
 	}
 	for _, c := range cs {
+		if g.who != "" && c.name != g.who {
+			continue
+		}
 		start := c.start
 		if g.start != nil {
 			if c.name == "slirp4netns" {

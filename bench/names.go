@@ -30,21 +30,32 @@ func startNamed(lab *netlab.Lab, c contestant, mtu int) *entrant {
 		e.resolver = lab.Remote4
 		return e
 	}
-	args := []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu), "-t", "none", "-u", "none", "--dns-forward", forwardedDNS, "--dns-host", lab.Remote4}
+	var rules []string
 	if c.name == report.Ours {
-		args = append(args, "--allow", "*.bench.test", "--deny", "any")
+		rules = ruleByName
 	}
-	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour, Args: args})
+	return startForwarding(lab, c, mtu, rules...)
+}
+
+// ruleByName lets the guest have what serveNames knows, and nothing else.
+var ruleByName = []string{"--allow", "*.bench.test", "--deny", "any"}
+
+// startForwarding starts one with its resolver forwarded.
+func startForwarding(lab *netlab.Lab, c contestant, mtu int, rules ...string) *entrant {
+	args := []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu), "-t", "none", "-u", "none", "--dns-forward", forwardedDNS, "--dns-host", lab.Remote4}
+	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour, Args: append(args, rules...)})
 	ports(g.NS)
 	return &entrant{name: c.name, guest: g.NS, pids: g.Processes, resolver: forwardedDNS}
 }
 
+// serveNames has the remote be the resolver: whatever is asked for is the remote.
+func serveNames(lab *netlab.Lab) {
+	netlab.ServeDNS(lab.Remote, lab.Remote4+":53", netip.MustParseAddr(lab.Remote4), netip.MustParseAddr(lab.Remote6))
+}
+
 // namesGroup is what names cost, in instances of their own.
 func namesGroup() group {
-	serve := func(lab *netlab.Lab) {
-		netlab.ServeDNS(lab.Remote, lab.Remote4+":53", netip.MustParseAddr(lab.Remote4), netip.MustParseAddr(lab.Remote6))
-	}
-	return group{mtu: 65520, prepare: serve, start: startNamed, rows: []row{
+	return group{mtu: 65520, prepare: serveNames, start: startNamed, rows: []row{
 		namesRow("first connection to a name, 1 clients", 1), namesRow("first connection to a name, 16 clients", 16)}}
 }
 
@@ -97,6 +108,16 @@ func namesClient(resolver, port, clients, span string) error {
 
 // address asks for a name of its own by a socket of its own, as C libraries do.
 func address(resolver string) (string, error) {
+	c, err := net.Dial("udp4", net.JoinHostPort(resolver, "53"))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return addressBy(c)
+}
+
+// addressBy asks for a name that nobody has asked for before.
+func addressBy(c net.Conn) (string, error) {
 	name, err := dnsmessage.NewName(fmt.Sprintf("n%x.bench.test.", rand.Uint64()))
 	if err != nil {
 		return "", err
@@ -109,11 +130,6 @@ func address(resolver string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c, err := net.Dial("udp4", net.JoinHostPort(resolver, "53"))
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
 	buf, k := make([]byte, 1500), 0
 	for range 3 { // a datagram may be lost
 		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
