@@ -14,11 +14,13 @@ func (l *liveStatus) Flows(ctx context.Context) iter.Seq2[[]api.Flow, error] {
 	return l.figures.Flows(ctx)
 }
 
-// Counters are those of the worker, our own, and those of names, where there is one.
+// Counters are those of the worker, our own, and those of names, where there is one, and of
+// what it looks at.
 func (l *liveStatus) Counters(ctx context.Context) api.CountersReply {
 	r := l.figures.Counters(ctx)
 	if l.names != nil {
 		r.Counters = append(r.Counters, l.names.Counters()...)
 	}
+	r.Counters = append(r.Counters, l.factory.HelloCounters()...)
 	return r
 }

@@ -3,6 +3,12 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"aldente/broker/inet"
 	"aldente/broker/names"
 	"aldente/broker/supervise"
 	"aldente/ipc"
@@ -19,6 +25,9 @@ func (in *instance) prepareNames(id identity) error {
 	plan := in.plan.Names
 	if plan == nil {
 		return nil
+	}
+	if err := answersHere(); err != nil {
+		return err
 	}
 	o := names.Options{Logger: in.log, Config: plan.Config, Resolvers: plan.Resolvers, Rules: in.plan.Egress, Sockets: in.factory,
 		Other: in.factory.FromNames}
@@ -50,9 +59,23 @@ func (in *instance) prepareNames(id identity) error {
 	}
 	in.names.SetProcess(in.asking)
 	in.factory.Names = in.names
-	in.factory.SetNames(in.names.Send)
+	in.factory.SetNames(in.names.Tell)
 	in.firstNames = make(chan error, 1)
 	go func() { in.firstNames <- in.asking.Start() }()
+	return nil
+}
+
+// answersHere tells what keeps questions from being answered on the host's loopback.
+func answersHere() error {
+	flow, other, _, err := inet.Pair(ipc.ProtoUDP)
+	switch {
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("rules by name and --audit need %v, and the host's loopback interface has not all of 127.0.0.0/8 (ip link set lo up; ip address add 127.0.0.1/8 dev lo)", inet.PairAddr)
+	case err != nil:
+		return fmt.Errorf("questions for names cannot be answered: %w", err)
+	}
+	unix.Close(flow)
+	unix.Close(other)
 	return nil
 }
 

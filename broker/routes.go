@@ -60,6 +60,10 @@ func (in *instance) recheck() (left int) {
 	if defied {
 		in.log.Error("the worker keeps flows that the egress rules refuse: it is replaced")
 		in.worker.Kill()
+		if in.factory.Stages().Bound > 0 { // which has had sockets of flows as well
+			in.log.Error("names may have kept them: it is replaced, too")
+			in.asking.Kill()
+		}
 	}
 	return left
 }

@@ -13,6 +13,7 @@ import (
 	"aldente/broker/budget"
 	"aldente/broker/cli"
 	"aldente/broker/control/api"
+	"aldente/broker/sockets"
 	"aldente/broker/supervise"
 	"aldente/ipc"
 )
@@ -142,6 +143,9 @@ func (l *liveStatus) limits() (all []api.Limit) {
 	if p := l.plan.Egress; p != nil && p.ByName() {
 		entries, bound := p.Table()
 		all = append(all, api.Limit{Name: "addresses of names", Used: uint64(entries), Max: uint64(bound)})
+	}
+	if u := l.factory.Stages(); u.Bound > 0 {
+		all = append(all, api.Limit{Name: "flows whose hello is looked at", Used: uint64(u.Held), Max: uint64(u.Bound), Refused: u.Ended[sockets.StageNoRoom]})
 	}
 	return all
 }

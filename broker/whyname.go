@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"aldente/broker/control/api"
+	"aldente/broker/sockets"
 	"aldente/ipc"
 	"aldente/ipc/domain"
 )
@@ -76,6 +77,9 @@ func (e explained) whyName(t *api.Target) ([]api.Step, error) {
 	}
 	if !w.Verdict.Allowed {
 		return decided(false, "refused by \"%s\", whatever the address", w.Verdict.Rule), nil
+	}
+	if w.Verdict.ByName && proto != ipc.ProtoICMP && e.in.factory.LooksAt(t.Port) {
+		step("hello", "%s", sockets.HelloText)
 	}
 	return decided(true, "allowed, once the guest has asked its resolver: no address of %s stands now", name), nil
 }

@@ -36,6 +36,10 @@ import (
 //	flood=N,NAME,ADDR…      the same as fast as it goes, N times
 //	refused=N               N names that are refused
 //	counted=N               N reports of what was counted, all of it
+//	stage=NAME              says that the next flow that is to be looked at has a hello for
+//	                        it; says whether its socket came, which it keeps
+//	passed=N                says of that flow that N bytes were written
+//	unstaged=N,NAME         says both of N flows that nobody has had it look at
 //	sleep=DURATION
 //	report=log              say it in the log, not on the control channel
 type scripted struct {
@@ -43,6 +47,7 @@ type scripted struct {
 	held    captive.Held
 	script  []string
 	log     bool
+	staged  uint32 // the flow that it was to look at last
 }
 
 func prepare(control, _ int) (resolver, error) {
@@ -186,6 +191,19 @@ func (s *scripted) do(word string) string {
 			}
 		}
 		return "sent"
+	case "stage":
+		return s.stage(f[0])
+	case "passed":
+		return told(s.send((&ipc.Passed{ID: s.staged, Count: uint32(n)}).Encode()))
+	case "unstaged":
+		for i := range n {
+			r := ipc.Staged{ID: s.staged + 1 + uint32(i), Found: ipc.FoundName}
+			r.Name, _ = ipc.MakeName(f[1])
+			if err := errors.Join(s.send(r.Encode()), s.send((&ipc.Passed{ID: r.ID, Count: 5}).Encode())); err != nil {
+				return err.Error()
+			}
+		}
+		return "sent"
 	case "counted":
 		for range n {
 			most := ^uint64(0)
@@ -196,6 +214,38 @@ func (s *scripted) do(word string) string {
 		return "sent"
 	}
 	return ""
+}
+
+// stage says what the next flow that is to be looked at has begun with.
+func (s *scripted) stage(name string) string {
+	rec, pair, err := s.answer(ipc.NamesKindStage)
+	var of ipc.Stage
+	if err == nil {
+		err = of.Decode(rec)
+	}
+	r := ipc.Staged{ID: of.ID, Found: ipc.FoundName}
+	r.Name, _ = ipc.MakeName(name)
+	if err == nil {
+		err = s.send(r.Encode())
+	}
+	if err != nil {
+		return err.Error()
+	}
+	s.staged = of.ID
+	for {
+		kind, _, fd, err := s.receive()
+		switch {
+		case err != nil:
+			return err.Error()
+		case kind == ipc.NamesKindStageSocket:
+			s.held.Stream = fd
+			return "socket"
+		case kind == ipc.NamesKindStageEnd:
+			unix.Close(pair)
+			return "ended"
+		}
+		s.hold(fd)
+	}
 }
 
 func told(err error) string {

@@ -189,6 +189,26 @@ func TestNamesReplaced(t *testing.T) {
 	}
 }
 
+// TestNamesNeedLoopback: where a host's loopback has not the address that questions are
+// answered at, a rule by name is an error that says what to do; others start.
+func TestNamesNeedLoopback(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{NoRemote: true})
+	start := func(args ...string) (int, string) {
+		p := lab.StartPasta(netlab.GuestSpec{User: netlab.Nobody, Resolv: "nameserver 192.0.2.9\n"}, slices.Concat([]string{"--config-net"}, args, []string{"--", "true"})...)
+		return p.Wait(), p.Output()
+	}
+	for _, setUp := range [][]string{{"addr del 127.0.0.1/8 dev lo", "addr add 127.0.0.1/32 dev lo"}, {"link set lo down"}} {
+		lab.Host.IP(setUp...)
+		if st, out := start(byName...); st == 0 || !strings.Contains(out, "127.53.53.53") || !strings.Contains(out, "ip address add 127.0.0.1/8 dev lo") {
+			t.Errorf("%q: status %d\n%s", setUp, st, out)
+		}
+		if st, out := start("--allow", "192.0.2.9", "--deny", "any"); st != 0 {
+			t.Errorf("%q, without names: status %d\n%s", setUp, st, out)
+		}
+	}
+}
+
 // TestNamesOnlyWhereAsked: without a rule by name, there is no process for them.
 func TestNamesOnlyWhereAsked(t *testing.T) {
 	needOurs(t)

@@ -161,6 +161,29 @@ func TestVerifySNI(t *testing.T) {
 				t.Errorf("%s, openssl %s: %d, %s", addr, version, code, out)
 			}
 		}
+		// A hello in several records; one that the server wants another for, which comes
+		// when nobody looks any more; names that no server has.
+		var protocols []string
+		for i := range 150 {
+			protocols = append(protocols, fmt.Sprint("protocol-", i))
+		}
+		for what, c := range map[string]struct {
+			args []string
+			ok   bool
+		}{
+			"in records":       {[]string{"-servername", "pypi.test", "-max_send_frag", "512", "-alpn", strings.Join(protocols, ",")}, true},
+			"asked again":      {[]string{"-servername", "pypi.test", "-tls1_3", "-groups", "ffdhe2048:X25519"}, true},
+			"a dot behind it":  {[]string{"-servername", "pypi.test."}, false},
+			"an address":       {[]string{"-servername", named4}, false},
+			"an IPv6 address":  {[]string{"-servername", named6}, false},
+			"an allowed part":  {[]string{"-servername", "pypi.test.other.test"}, false},
+			"below an allowed": {[]string{"-servername", "x.pypi.test"}, false},
+		} {
+			code, out := g.Run(append([]string{"openssl", "s_client", "-connect", at}, c.args...)...)
+			if got := code == 0 && strings.Contains(out, "BEGIN CERTIFICATE"); got != c.ok {
+				t.Errorf("%s, %s: %d, %s", addr, what, code, out)
+			}
+		}
 	}
 	lines := g.Proc.Output()
 	for _, want := range []string{"refused for its client hello", "hello=other.test", "name=pypi.test", "reason=\"another name\"", "reason=\"no server name\"",
@@ -321,6 +344,7 @@ func TestVerifySNIQUIC(t *testing.T) {
 				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 				all := hellotest.Flight(version, hello("pypi.test"), each)
 				slices.Reverse(all)
+				c.Write(nil) // which nobody hears of: no copy of it can be made
 				all = append(all, []byte("early data"), []byte("and more"), nil)
 				want := map[string]int{}
 				for _, d := range all {

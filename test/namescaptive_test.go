@@ -3,6 +3,8 @@
 package test
 
 import (
+	"io"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -161,6 +163,118 @@ func TestCapturedNamesFloods(t *testing.T) {
 				t.Errorf("%d lines in the log", n)
 			}
 		})
+	}
+}
+
+// stagesArgs have a guest's flows by one name looked at, whose address a script grants itself.
+func stagesArgs(file string) []string {
+	return []string{"--rules", file, "--verify-sni=443-444", "--allow", "192.0.2.9:7", "--deny", "any"}
+}
+
+// TestCapturedNamesStages: one that has been taken over gets no socket of a flow by saying of
+// others' or of none what nobody has asked it, nor by a name that the rules do not let be
+// there: the server hears nothing. That of a flow to where an allowed name leads it gets; it
+// keeps it no longer than the rules allow that, though it were to.
+func TestCapturedNamesStages(t *testing.T) {
+	needOurs(t)
+	lab, _ := namesLab(t)
+	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
+	heard := make(chan []byte, 8)
+	l := lab.Remote.Listen("tcp", other4+":444") // 443 has a server
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				b, _ := io.ReadAll(c)
+				heard <- b
+			}()
+		}
+	}()
+	g := &ruledGuest{t: t, lab: lab, file: filepath.Join(socketDir(t), "rules")}
+	g.write("allow pypi.test:444\n")
+	script := "named=pypi.test," + other4 + " unstaged=1000,pypi.test stage=evil.test stage=pypi.test passed=0"
+	g.Guest = capturedNames(t, lab, script, stagesArgs(g.file)...)
+	for word, want := range map[string]string{"named=pypi.test," + other4: "granted 0x1", "unstaged=1000,pypi.test": "sent"} {
+		if got := saidNames(t, g.Guest, word); got != want {
+			t.Fatalf("%s: %s", word, got)
+		}
+	}
+	server := func() string {
+		t.Helper()
+		select {
+		case b := <-heard:
+			return string(b)
+		case <-time.After(20 * time.Second):
+			return "(the connection stays)"
+		}
+	}
+	c := g.Dial("tcp", other4+":444")
+	defer c.Close()
+	if _, err := c.Write([]byte("secret")); err != nil {
+		t.Fatal(err)
+	}
+	if got := saidNames(t, g.Guest, "stage=evil.test"); got != "ended" {
+		t.Errorf("by another name: %s", got)
+	}
+	g.ends("by another name", c)
+	if got := server(); got != "" {
+		t.Errorf("the server has heard %q", got)
+	}
+	c = g.Dial("tcp", other4+":444")
+	defer c.Close()
+	if got := saidNames(t, g.Guest, "stage=pypi.test") + saidNames(t, g.Guest, "passed=0"); got != "socketsent" {
+		t.Fatal(got)
+	}
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	old := namesProcess(t, g.Proc.PID)
+	g.write("allow other.test:444\n")
+	g.hangUp("egress rules were loaded")
+	g.ends("refused since", c)
+	if got := server(); got != "hello" {
+		t.Errorf("the server has heard %q", got)
+	}
+	g.logged(0, "names may have kept them: it is replaced, too")
+	if !eventually(20*time.Second, func() bool { return namesProcess(t, g.Proc.PID) != old }) {
+		t.Error("it is not replaced")
+	}
+	if got := reach(g.Guest, "tcp "+other4+":444"); got != prohibited {
+		t.Errorf("where it has led before: %s", got)
+	}
+}
+
+// TestCapturedNamesDeaf: one that reads nothing has nobody wait but those who ask it.
+func TestCapturedNamesDeaf(t *testing.T) {
+	needOurs(t)
+	lab, _ := namesLab(t)
+	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
+	file := filepath.Join(socketDir(t), "rules")
+	if err := os.WriteFile(file, []byte("allow pypi.test:443\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	g := capturedNames(t, lab, "named=pypi.test,"+named4+" sleep=60s", stagesArgs(file)...)
+	saidNames(t, g, "named=pypi.test,"+named4)
+	for range 600 { // more than its channel holds
+		c := g.Dial("udp", "192.0.2.9:53")
+		_, _ = c.Write([]byte("anything"))
+		defer c.Close()
+	}
+	for range 4 {
+		go func() {
+			if c, err := g.DialError("tcp", named4+":443", 10*time.Second); err == nil {
+				c.Close()
+			}
+		}()
+	}
+	time.Sleep(200 * time.Millisecond)
+	since := time.Now()
+	if got := reach(g, "tcp 192.0.2.9:7"); got != open || time.Since(since) > 10*time.Second {
+		t.Errorf("another connection: %s after %v\n%s", got, time.Since(since), g.Proc.Output())
 	}
 }
 

@@ -182,12 +182,17 @@ func (s *Server) sendRules(send func(rec []byte) error) error {
 	return send(end.Encode())
 }
 
-// Send sends a record with a descriptor, or without if that is negative. It may wait, for
-// some seconds, for a process that does not read.
-func (s *Server) Send(rec []byte, fd int) error { return s.process.Send(rec, fd) }
-
-// Pass is Send for those who may not wait.
-func (s *Server) Pass(rec []byte, fd int) error { return s.process.PassNow(rec, fd) }
+// Tell sends a record for those who may not wait. With a descriptor, one for which there is
+// no room is not sent, which is unix.EAGAIN. Without, it is sent when there is, by somebody who
+// waits for some seconds.
+func (s *Server) Tell(rec []byte, fd int) error {
+	err := s.process.PassNow(rec, fd)
+	if fd < 0 && errors.Is(err, unix.EAGAIN) {
+		go func() { _ = s.process.Send(rec, -1) }() // few: there are ipc.MaxStages at a time
+		return nil
+	}
+	return err
+}
 
 // Client implements sockets.Names.
 func (s *Server) Client(proto uint8, fd int, port uint16) error {

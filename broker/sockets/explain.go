@@ -184,6 +184,9 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 	case d.verdict.Rule == "":
 		e.step("rules", "none fits")
 	}
+	if f.looksAt(q, d) {
+		e.step("hello", "%s", HelloText)
+	}
 	if f.ledger != nil {
 		text, reason := f.ledger.would(kindOf(q))
 		if e.step("limits", "%s", text); reason != budget.Granted {
@@ -192,6 +195,9 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 	}
 	return e.Decided(true, "allowed: to %s", place(q.proto, d.to))
 }
+
+// HelloText is what --verify-sni asks of a flow, for people.
+const HelloText = "--verify-sni: it has to begin with a client hello, whose name a rule by name lets be there"
 
 // remedy says which option would allow a flow that a rule refuses.
 func remedy(q *request, d *decision, by *egress.Asked) string {

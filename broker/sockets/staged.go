@@ -35,21 +35,13 @@ var stageLines = limiter.Rate{PerSecond: 10, Burst: 50}
 
 // stages are the flows that are looked at.
 type stages struct {
-	send func(rec []byte, fd int) error // to the process for names; nil: there is none
+	send func(rec []byte, fd int) error // to the process for names, without waiting; nil: there is none
 
 	mu    sync.Mutex
 	flows map[uint32]*staged
 	last  uint32 // ID that was given last
 	lines limiter.Bucket
 	usage StageUsage
-}
-
-// StageUsage is what has become of flows that were looked at.
-type StageUsage struct {
-	Held    int    // are being looked at
-	Passed  uint64 // were let through
-	Refused uint64 // held another name, or none, or were cut off
-	Failed  uint64 // came to nothing: no process for names, or too many at a time
 }
 
 // staged is one flow that is looked at.
@@ -62,30 +54,27 @@ type staged struct {
 	fd        int         // the socket to the destination, ours until the worker has it
 	localPort uint16      // that it has, as outcome.localPort
 	name      domain.Name // that was found and may be; empty: none yet
+	opening   bool        // the worker has not been told of it yet
+	over      func()      // with opening: what has ended it meanwhile; nil: nothing
 	busy      bool        // somebody passes fd on, and closes it if it has gone meanwhile
 	timer     *time.Timer
 }
 
-// SetNames tells how to send the process for names a record, and has flows looked at
-// from then on, as Config.VerifySNI says. It must be called before the first worker is
-// served.
+// SetNames tells how to send the process for names a record, without waiting for it, and
+// has flows looked at from then on, as Config.VerifySNI says. It must be called before
+// the first worker is served.
 func (f *Factory) SetNames(send func(rec []byte, fd int) error) { f.stages.send = send }
-
-// Stages tells what has become of flows that were looked at.
-func (f *Factory) Stages() StageUsage {
-	f.stages.mu.Lock()
-	defer f.stages.mu.Unlock()
-	u := f.stages.usage
-	u.Held = len(f.stages.flows)
-	return u
-}
 
 // looksAt tells whether a flow is looked at before it goes on.
 func (f *Factory) looksAt(q *request, d *decision) bool {
 	if !d.verdict.ByName || !d.verdict.Allowed || q.listener.ID != 0 || q.proto != ipc.ProtoTCP && q.proto != ipc.ProtoUDP {
 		return false
 	}
-	port := d.to.Port()
+	return f.LooksAt(d.to.Port())
+}
+
+// LooksAt tells whether flows to a port are looked at that a rule by name allows.
+func (f *Factory) LooksAt(port uint16) bool {
 	return slices.ContainsFunc(f.cfg.VerifySNI, func(r PortRange) bool { return r.First <= port && port <= r.Last })
 }
 
@@ -144,21 +133,32 @@ func (f *Factory) connected(t *staged, fd int) {
 		return
 	}
 	unix.Close(o.fd)
-	if !sent {
-		unix.Close(o.far)
-		f.endStaged(t.id, unix.ECONNRESET, failed)
-		return
-	}
 	// Now, and no sooner: what becomes of it is to find the worker's flow.
+	over := f.stages.opened(t)
 	what := uint8(ipc.StageTLS)
 	if t.q.proto == ipc.ProtoUDP {
 		what = ipc.StageQUIC
 	}
-	err := f.stages.send((&ipc.Stage{ID: t.id, What: what}).Encode(), o.far)
-	unix.Close(o.far)
-	if err != nil {
-		f.endStaged(t.id, unix.ECONNRESET, failed)
+	err := error(unix.EPIPE)
+	if sent && over == nil {
+		err = f.stages.send((&ipc.Stage{ID: t.id, What: what}).Encode(), o.far)
 	}
+	unix.Close(o.far)
+	switch {
+	case over != nil:
+		over()
+	case err != nil:
+		f.endStaged(t.id, unix.ECONNRESET, StageLost)
+	}
+}
+
+// opened notes that the worker was told of a flow, and returns what has ended it
+// before; nil: nothing.
+func (g *stages) opened(t *staged) (over func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t.opening = false
+	return t.over
 }
 
 // connectError is why a connect has come to nothing, zero if it has not.
@@ -186,23 +186,23 @@ func (f *Factory) begin(t *staged) outcome {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.flows) >= ipc.MaxStages {
-		g.usage.Failed++
+		g.usage.Ended[StageNoRoom]++
 		return nothing(unix.EAGAIN) // the guest tries again
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		g.usage.Failed++
+		g.usage.Ended[StageNoRoom]++
 		return nothing(errno(os.NewSyscallError("socketpair", err)))
 	}
 	for g.last++; g.last == 0 || g.flows[g.last] != nil; g.last++ {
 	}
-	t.id = g.last
+	t.id, t.opening = g.last, true
 	if g.flows == nil {
 		g.flows = map[uint32]*staged{}
 	}
 	g.flows[t.id] = t
 	id := t.id
-	t.timer = time.AfterFunc(stageTime, func() { f.refuseStaged(id, "", unix.ETIMEDOUT, "nothing to see in time") })
+	t.timer = time.AfterFunc(stageTime, func() { f.refuseStaged(id, "", unix.ETIMEDOUT, StageLate, "nothing to see in time") })
 	return outcome{fd: pair[0], far: pair[1], staged: true}
 }
 
@@ -231,24 +231,24 @@ func (f *Factory) FromNames(kind ipc.Kind, rec []byte) error {
 // found judges what a flow was found to be.
 func (f *Factory) found(r *ipc.Staged) {
 	if r.Found != ipc.FoundName {
-		f.refuseStaged(r.ID, "", unix.EACCES, ipc.FoundText(r.Found))
+		f.refuseStaged(r.ID, "", unix.EACCES, reasonOf(r.Found), ipc.FoundText(r.Found))
 		return
 	}
 	name, err := domain.Parse(r.Name.String())
 	if err != nil {
-		f.refuseStaged(r.ID, "", unix.EACCES, ipc.FoundText(ipc.FoundBadName))
+		f.refuseStaged(r.ID, "", unix.EACCES, StageNoName, ipc.FoundText(ipc.FoundBadName))
 		return
 	}
 	g := &f.stages
 	g.mu.Lock()
 	t := g.flows[r.ID]
-	if t == nil || t.name != "" {
+	if t == nil || t.opening || t.name != "" {
 		g.mu.Unlock()
-		return // too late, or said before
+		return // too late, too soon, or said before
 	}
 	g.mu.Unlock()
 	if !f.mayBe(t, name) {
-		f.refuseStaged(r.ID, name, unix.EACCES, "another name")
+		f.refuseStaged(r.ID, name, unix.EACCES, StageOtherName, "another name")
 		return
 	}
 	g.mu.Lock()
@@ -265,7 +265,7 @@ func (f *Factory) found(r *ipc.Staged) {
 	}
 	g.mu.Unlock()
 	if err != nil {
-		f.endStaged(r.ID, unix.ECONNRESET, failed)
+		f.endStaged(r.ID, unix.ECONNRESET, StageLost)
 	}
 }
 
@@ -289,10 +289,10 @@ func (f *Factory) passed(r *ipc.Passed) {
 	g.mu.Unlock()
 	switch {
 	case r.Errno != 0:
-		f.endStaged(r.ID, unix.Errno(r.Errno), failed)
+		f.endStaged(r.ID, unix.Errno(r.Errno), StageLost)
 		return
 	case !f.mayBe(t, t.name): // the rules have changed
-		f.refuseStaged(r.ID, t.name, unix.EACCES, "another name")
+		f.refuseStaged(r.ID, t.name, unix.EACCES, StageOtherName, "another name")
 		return
 	}
 	if t = g.take(r.ID, func(u *StageUsage) { u.Passed++ }); t == nil {
@@ -325,12 +325,13 @@ func (g *stages) take(id uint32, count func(u *StageUsage)) *staged {
 	return t
 }
 
-func failed(u *StageUsage)  { u.Failed++ }
-func refused(u *StageUsage) { u.Refused++ }
-
-// endStaged ends a flow that is looked at, for an error of which the worker is told.
-func (f *Factory) endStaged(id uint32, e unix.Errno, count func(u *StageUsage)) *staged {
-	t := f.stages.take(id, count)
+// endStaged ends a flow that is looked at, for an error of which the worker is told. If
+// that does not know of it yet, it ends when it does, and nothing is returned.
+func (f *Factory) endStaged(id uint32, e unix.Errno, why StageReason) *staged {
+	if f.stages.postpone(id, func() { f.endStaged(id, e, why) }) {
+		return nil
+	}
+	t := f.stages.take(id, func(u *StageUsage) { u.Ended[why]++ })
 	if t == nil {
 		return nil
 	}
@@ -344,9 +345,24 @@ func (f *Factory) endStaged(id uint32, e unix.Errno, count func(u *StageUsage)) 
 	return t
 }
 
+// postpone has a flow end when the worker has been told of it, by end. It reports false
+// if that has been told.
+func (g *stages) postpone(id uint32, end func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.flows[id]
+	if t == nil || !t.opening {
+		return false
+	}
+	if t.over == nil {
+		t.over = end
+	}
+	return true
+}
+
 // refuseStaged ends a flow for what it has begun with, and has the log say so.
-func (f *Factory) refuseStaged(id uint32, name domain.Name, e unix.Errno, why string) {
-	t := f.endStaged(id, e, refused)
+func (f *Factory) refuseStaged(id uint32, name domain.Name, e unix.Errno, reason StageReason, why string) {
+	t := f.endStaged(id, e, reason)
 	if t == nil {
 		return
 	}
@@ -366,11 +382,27 @@ func (f *Factory) refuseStaged(id uint32, name domain.Name, e unix.Errno, why st
 
 // StagesGone ends all flows that are looked at: nobody does any more.
 func (f *Factory) StagesGone() {
-	f.endStages(unix.ECONNRESET, func(*staged) bool { return true })
+	f.endStages(unix.ECONNRESET, StageLost, func(*staged) bool { return true })
 }
 
-// endStages ends the flows that are looked at and of a kind.
-func (f *Factory) endStages(e unix.Errno, of func(t *staged) bool) {
+// recheckStages ends the flows that are looked at and that the egress rules refuse now,
+// whatever their hello will say. Their sockets are ours, so nobody has to be asked.
+func (f *Factory) recheckStages() (ended int) {
+	return f.endStages(unix.EACCES, StageOtherName, func(t *staged) bool {
+		flow := t.flow
+		flow.Open, flow.Name = true, t.d.verdict.Name
+		v := f.cfg.Egress.Judge(flow)
+		if v.Allowed || f.cfg.lifts(flow) {
+			return false
+		}
+		v.Count()
+		f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, &v)
+		return true
+	})
+}
+
+// endStages ends the flows that are looked at and of a kind, and returns how many.
+func (f *Factory) endStages(e unix.Errno, why StageReason, of func(t *staged) bool) int {
 	g := &f.stages
 	g.mu.Lock()
 	var ids []uint32
@@ -381,6 +413,7 @@ func (f *Factory) endStages(e unix.Errno, of func(t *staged) bool) {
 	}
 	g.mu.Unlock()
 	for _, id := range ids {
-		f.endStaged(id, e, failed)
+		f.endStaged(id, e, why)
 	}
+	return len(ids)
 }

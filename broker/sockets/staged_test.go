@@ -5,6 +5,7 @@ package sockets
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -18,228 +19,7 @@ import (
 	"aldente/broker/budget"
 	"aldente/broker/egress"
 	"aldente/ipc"
-	"aldente/ipc/domain"
 )
-
-// byName are rules by which the guest may go everywhere by a name, and hellos may have
-// some names.
-type byName struct {
-	mu  sync.Mutex
-	may []domain.Name
-}
-
-func (p *byName) Judge(f egress.Flow) egress.Verdict {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	v := egress.Verdict{Allowed: true, ByName: true, Name: "good.test", Rule: "--allow good.test"}
-	if f.Open && !slices.Contains(p.may, f.Name) {
-		v.Allowed = false
-	}
-	return v
-}
-func (p *byName) Explain(f egress.Flow) (egress.Verdict, []egress.Asked) { return p.Judge(f), nil }
-func (p *byName) List() []egress.Listed                                  { return nil }
-
-// looker is the process for names, as a test plays it.
-type looker struct {
-	t    *testing.T
-	f    *Factory
-	dead bool
-	recs chan heard
-}
-
-// heard is a record that it was sent.
-type heard struct {
-	kind ipc.Kind
-	rec  []byte
-	fd   int
-
-	closed *bool
-}
-
-func (h *heard) close() {
-	if h.fd >= 0 && !*h.closed {
-		unix.Close(h.fd)
-		*h.closed = true
-	}
-}
-
-func (l *looker) send(rec []byte, fd int) error {
-	if l.dead {
-		return unix.EPIPE
-	}
-	if fd >= 0 {
-		fd, _ = unix.Dup(fd)
-	}
-	l.recs <- heard{kind: ipc.KindOf(rec), rec: rec, fd: fd}
-	return nil
-}
-
-// next is what it is told next.
-func (l *looker) next(kind ipc.Kind) *heard {
-	l.t.Helper()
-	select {
-	case h := <-l.recs:
-		if h.kind != kind {
-			l.t.Fatalf("told %#x, not %#x", h.kind, kind)
-		}
-		h.closed = new(bool)
-		l.t.Cleanup(h.close)
-		return &h
-	case <-time.After(5 * time.Second):
-		l.t.Fatalf("not told %#x", kind)
-	}
-	return nil
-}
-
-// silent fails if it is told anything.
-func (l *looker) silent() {
-	l.t.Helper()
-	select {
-	case h := <-l.recs:
-		l.t.Fatalf("told %#x", h.kind)
-	case <-time.After(50 * time.Millisecond):
-	}
-}
-
-func (l *looker) begins() (id uint32, what uint8, fd int) {
-	l.t.Helper()
-	h := l.next(ipc.NamesKindStage)
-	var s ipc.Stage
-	if err := s.Decode(h.rec); err != nil {
-		l.t.Fatal(err)
-	}
-	return s.ID, s.What, h.fd
-}
-
-func (l *looker) says(rec []byte) {
-	l.t.Helper()
-	if err := l.f.FromNames(ipc.KindOf(rec), rec); err != nil {
-		l.t.Fatal(err)
-	}
-}
-
-func (l *looker) found(id uint32, name string) {
-	l.t.Helper()
-	r := ipc.Staged{ID: id, Found: ipc.FoundName}
-	r.Name, _ = ipc.MakeName(name)
-	l.says(r.Encode())
-}
-
-// workLooked is a factory at work whose flows to some ports are looked at.
-func workLooked(t *testing.T, to ...uint16) (*atWork, *looker, *byName, *lockedBuffer) {
-	t.Helper()
-	rules := &byName{may: []domain.Name{"good.test", "other-good.test"}}
-	l := &looker{t: t, recs: make(chan heard, 4*ipc.MaxStages)}
-	w, log := workUnder(t, rules, func(*budget.Limits) {})
-	for _, p := range to {
-		w.cfg.VerifySNI = append(w.cfg.VerifySNI, PortRange{p, p})
-	}
-	l.f = w.Factory
-	w.SetNames(l.send)
-	return w, l, rules, log
-}
-
-// asks has the worker ask for a socket, and returns what comes in the end.
-func (w *atWork) asks(t *testing.T, o ipc.Open) (fd int, a ipc.Opened) {
-	t.Helper()
-	fd, a = w.request(t, o)
-	var late ipc.Opened
-	lateFD, waited := -1, false
-	for k := 0; k < 2 && (a.Flags&(ipc.OpenedWait|ipc.OpenedLate) != 0); k++ {
-		if a.Flags == ipc.OpenedWait {
-			waited = true
-		} else {
-			late, lateFD = a, fd
-		}
-		if k == 0 {
-			fd, a = w.opened(t)
-		}
-	}
-	if late.Token == 0 {
-		return fd, a
-	}
-	if !waited || late.Token != o.Token {
-		t.Fatalf("a late answer, %+v", late)
-	}
-	t.Cleanup(func() { unix.Close(lateFD) })
-	return lateFD, late
-}
-
-func (w *atWork) record(t *testing.T) ([]byte, int) {
-	t.Helper()
-	buf := make([]byte, ipc.MaxRecord)
-	n, fd, err := ipc.Receive(w.worker, buf, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return buf[:n], fd
-}
-
-func (w *atWork) opened(t *testing.T) (int, ipc.Opened) {
-	t.Helper()
-	b, fd := w.record(t)
-	var a ipc.Opened
-	if err := a.Decode(b); err != nil {
-		t.Fatal(err)
-	}
-	return fd, a
-}
-
-// switched is the worker's next record.
-func (w *atWork) switched(t *testing.T, token uint64) (int, ipc.Switch) {
-	t.Helper()
-	fd, s := w.switchedAny(t)
-	if s.Token != token {
-		t.Fatalf("%+v", s)
-	}
-	return fd, s
-}
-
-func (w *atWork) switchedAny(t *testing.T) (int, ipc.Switch) {
-	t.Helper()
-	b, fd := w.record(t)
-	var s ipc.Switch
-	if err := s.Decode(b); err != nil || (s.Errno == 0) != (fd >= 0) {
-		t.Fatalf("%+v, %d, %v", s, fd, err)
-	}
-	if fd >= 0 {
-		t.Cleanup(func() { unix.Close(fd) })
-	}
-	return fd, s
-}
-
-func put(t *testing.T, fd int, s string) {
-	t.Helper()
-	if n, err := unix.Write(fd, []byte(s)); n != len(s) || err != nil {
-		t.Fatal(n, err)
-	}
-}
-
-func get(t *testing.T, fd int) string {
-	t.Helper()
-	b := make([]byte, 1<<16)
-	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if _, err := unix.Poll(p, 5000); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.Read(fd, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b[:n])
-}
-
-// listenAt is a server, and its port.
-func listenAt(t *testing.T, network, addr string) (net.Listener, uint16) {
-	t.Helper()
-	l, err := net.Listen(network, addr)
-	if err != nil {
-		t.Skip(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l, netip.MustParseAddrPort(l.Addr().String()).Port()
-}
 
 // TestLookedAt: a connection's first bytes go by the process for names, and no others; the
 // server hears nothing before the name is judged, and then all.
@@ -288,16 +68,11 @@ func TestLookedAt(t *testing.T) {
 		if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello, server" {
 			t.Fatalf("%q, %v", b, err)
 		}
-		if u := w.Stages(); u != (StageUsage{Passed: 1}) {
+		if u := w.Stages(); u != looked(1) {
 			t.Error(u)
 		}
 		l.silent()
 	}
-}
-
-func isTimeout(err error) bool {
-	var n net.Error
-	return errors.As(err, &n) && n.Timeout()
 }
 
 // TestLookedAtUDP: the same for a flow of datagrams.
@@ -386,7 +161,7 @@ func TestLookedAtRefused(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	l.silent()
-	if u := w.Stages(); u != (StageUsage{}) {
+	if u := w.Stages(); u != looked(0) {
 		t.Error(u)
 	}
 }
@@ -398,19 +173,20 @@ func TestAnotherName(t *testing.T) {
 		says  func(l *looker, id uint32)
 		errno unix.Errno
 		log   string
-		usage StageUsage
+		why   StageReason
 	}{
-		"another name":  {func(l *looker, id uint32) { l.found(id, "evil.test") }, unix.EACCES, "hello=evil.test", StageUsage{Refused: 1}},
-		"no host name":  {func(l *looker, id uint32) { l.found(id, "evil test") }, unix.EACCES, "no host name", StageUsage{Refused: 1}},
-		"no name":       {func(l *looker, id uint32) { l.says((&ipc.Staged{ID: id, Found: ipc.FoundNoName}).Encode()) }, unix.EACCES, "no server name", StageUsage{Refused: 1}},
-		"no hello":      {func(l *looker, id uint32) { l.says((&ipc.Staged{ID: id, Found: ipc.FoundNotHello}).Encode()) }, unix.EACCES, "no TLS client hello", StageUsage{Refused: 1}},
-		"no process":    {func(l *looker, id uint32) { l.f.StagesGone() }, unix.ECONNRESET, "", StageUsage{Failed: 1}},
-		"nothing comes": {func(l *looker, id uint32) {}, unix.ETIMEDOUT, "nothing to see in time", StageUsage{Refused: 1}},
+		"another name":  {func(l *looker, id uint32) { l.found(id, "evil.test") }, unix.EACCES, "hello=evil.test", StageOtherName},
+		"no host name":  {func(l *looker, id uint32) { l.found(id, "evil test") }, unix.EACCES, "no host name", StageNoName},
+		"no name":       {func(l *looker, id uint32) { l.says((&ipc.Staged{ID: id, Found: ipc.FoundNoName}).Encode()) }, unix.EACCES, "no server name", StageNoName},
+		"no hello":      {func(l *looker, id uint32) { l.says((&ipc.Staged{ID: id, Found: ipc.FoundNotHello}).Encode()) }, unix.EACCES, "no TLS client hello", StageNoHello},
+		"its end":       {func(l *looker, id uint32) { l.says((&ipc.Staged{ID: id, Found: ipc.FoundEnd}).Encode()) }, unix.EACCES, "the end", StageLost},
+		"no process":    {func(l *looker, id uint32) { l.f.StagesGone() }, unix.ECONNRESET, "", StageLost},
+		"nothing comes": {func(l *looker, id uint32) {}, unix.ETIMEDOUT, "nothing to see in time", StageLate},
 		"cannot be written": {func(l *looker, id uint32) {
 			l.found(id, "good.test")
 			l.next(ipc.NamesKindStageSocket).close()
 			l.says((&ipc.Passed{ID: id, Errno: uint16(unix.ECONNRESET)}).Encode())
-		}, unix.ECONNRESET, "", StageUsage{Failed: 1}},
+		}, unix.ECONNRESET, "", StageLost},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "nothing comes" {
@@ -437,7 +213,7 @@ func TestAnotherName(t *testing.T) {
 			if n, err := conn.Read(make([]byte, 9)); n != 0 || isTimeout(err) {
 				t.Errorf("the server hears %d bytes, %v", n, err)
 			}
-			if u := w.Stages(); u != c.usage {
+			if u := w.Stages(); u != looked(0, c.why) {
 				t.Errorf("%+v", u)
 			}
 			for end := time.Now().Add(5 * time.Second); !strings.Contains(log.String(), c.log) && time.Now().Before(end); {
@@ -543,7 +319,7 @@ func TestManyLookedAt(t *testing.T) {
 		h := <-l.recs
 		unix.Close(h.fd)
 	}
-	if u := w.Stages(); u.Held != ipc.MaxStages || u.Failed != 3 {
+	if u := w.Stages(); u.Held != ipc.MaxStages || u.Ended[StageNoRoom] != 3 {
 		t.Errorf("%+v", u)
 	}
 	w.StagesGone()
@@ -599,7 +375,115 @@ func TestLookerDead(t *testing.T) {
 	if !slices.Contains(kinds, ipc.KindSwitch) {
 		t.Errorf("%v", kinds)
 	}
-	if u := w.Stages(); u != (StageUsage{Failed: 1}) {
+	if u := w.Stages(); u != looked(0, StageLost) {
 		t.Errorf("%+v", u)
+	}
+}
+
+// TestLookedAtRecheck: what the rules refuse since ends while it is looked at, and nobody
+// but the worker has to be asked.
+func TestLookedAtRecheck(t *testing.T) {
+	server, port := listenAt(t, "tcp", "127.0.0.1:0")
+	w, l, rules, log := workLooked(t, port)
+	o := toLoopback(ipc.ProtoTCP, false, port)
+	o.Token = 4
+	w.asks(t, o)
+	conn, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	l.begins()
+	recheck := func() (int, bool) {
+		return w.Recheck(Revoker{Peers: func(*ipc.Revoke) error { return nil }, Flows: func(*ipc.RevokeFlows) error { return nil }})
+	}
+	if left, _ := recheck(); left != 0 {
+		t.Errorf("%d of what is allowed", left)
+	}
+	rules.mu.Lock()
+	rules.may = nil
+	rules.mu.Unlock()
+	if left, defied := recheck(); left != 1 || defied {
+		t.Errorf("%d, %t", left, defied)
+	}
+	if _, s := w.switched(t, 4); s.Errno != uint16(unix.EACCES) {
+		t.Errorf("%+v", s)
+	}
+	l.next(ipc.NamesKindStageEnd)
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if n, err := conn.Read(make([]byte, 9)); n != 0 || isTimeout(err) {
+		t.Errorf("the server hears %d bytes, %v", n, err)
+	}
+	if left, _ := recheck(); left != 0 || w.Stages() != looked(0, StageOtherName) {
+		t.Errorf("%d left, %+v", left, w.Stages())
+	}
+	if got := log.String(); !strings.Contains(got, "refused by the egress rules") {
+		t.Errorf("log: %s", got)
+	}
+}
+
+// TestStageEndsBeforeTold: what ends a flow before the worker has been told of it ends it
+// for the worker behind that, which would keep it for ever otherwise; nobody looks at it.
+func TestStageEndsBeforeTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		end   func(f *Factory)
+		errno unix.Errno
+		why   StageReason
+	}{
+		"the process for names": {(*Factory).StagesGone, unix.ECONNRESET, StageLost},
+		"the rules":             {func(f *Factory) { f.recheckStages() }, unix.EACCES, StageOtherName},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := &looker{t: t, recs: make(chan heard, 8)}
+			f := New(Config{Logger: slog.New(slog.DiscardHandler), Egress: &byName{}, VerifySNI: []PortRange{{443, 443}}})
+			f.SetNames(l.send)
+			ours, theirs, err := ipc.Pair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(ours)
+			defer unix.Close(theirs)
+			_ = unix.SetsockoptTimeval(theirs, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
+			w := &atWork{Factory: f, worker: theirs}
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &served{fd: ours}
+			flow := &staged{q: request{proto: ipc.ProtoUDP, token: 11}, d: decision{to: netip.MustParseAddrPort("198.51.100.7:443")}, s: s}
+			s.mu.Lock() // as while other answers are sent
+			var both sync.WaitGroup
+			both.Go(func() { f.connected(flow, fd) })
+			for f.Stages().Held == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			ended := make(chan struct{})
+			both.Go(func() {
+				c.end(f)
+				close(ended)
+			})
+			select {
+			case <-ended:
+			case <-time.After(5 * time.Second):
+				t.Error("the flow's end waits for its worker")
+			}
+			s.mu.Unlock()
+			both.Wait()
+			pair, a := w.opened(t)
+			defer unix.Close(pair)
+			if a.Token != 11 || a.Flags != ipc.OpenedLate|ipc.OpenedStaged {
+				t.Fatalf("%+v", a)
+			}
+			if _, s := w.switched(t, 11); s.Errno != uint16(c.errno) {
+				t.Errorf("%+v", s)
+			}
+			l.next(ipc.NamesKindStageEnd) // and no Stage before it
+			if _, err := unix.Write(pair, []byte("x")); err != unix.EPIPE {
+				t.Errorf("somebody looks: %v", err)
+			}
+			if u := f.Stages(); u != looked(0, c.why) {
+				t.Errorf("%+v", u)
+			}
+		})
 	}
 }

@@ -122,6 +122,7 @@ func (f *Factory) Recheck(to Revoker) (left int, defied bool) {
 	}
 	g.standing.recheck.Lock()
 	defer g.standing.recheck.Unlock()
+	left = f.recheckStages()
 	g.mu.Lock()
 	g.waiting.each(func(s *waitingSlot) {
 		if f.refusedNow(&s.flow) {
@@ -132,7 +133,7 @@ func (f *Factory) Recheck(to Revoker) (left int, defied bool) {
 	live = maps.Clone(live) // judged without the lock: that takes a while
 	g.mu.Unlock()
 	if !ok {
-		return 0, false
+		return left, false
 	}
 	now, since := time.Now(), map[uint32]time.Time{}
 	t := telling{to: to, told: map[ipc.Revoke]bool{}, since: since}

@@ -156,7 +156,7 @@ func (f *Factory) workerGone() {
 		f.ledger.gone()
 		f.ledger.settle()
 	}
-	f.endStages(unix.ECONNRESET, func(*staged) bool { return true })
+	f.StagesGone()
 	if f.cfg.Flows != nil {
 		f.cfg.Flows.Gone(flowlog.Lost)
 	}
