@@ -17,12 +17,17 @@ type direct struct {
 	reserved [][]byte
 	headers  int
 	asked    int
-	used     int // frames sent so
+	used     int  // frames sent so
+	short    bool // there is less than a segment, and the link takes no more
 }
 
 func (e *env) Reserve(_ *packet.Ends, _, _ uint16, headers, n int) [][]byte {
 	d := &e.direct
 	d.reserved, d.headers = nil, headers
+	if d.short {
+		e.room = 0
+		return append(d.reserved, d.memory[:100])
+	}
 	if d.asked++; e.room == 0 || d.asked%5 == 4 {
 		return nil
 	}
@@ -106,6 +111,45 @@ func TestDirect(t *testing.T) {
 		if n := e.direct.asked - asked; n > 1 {
 			t.Errorf("MTU %d: asked for room %d times for little", mtu, n)
 		}
+	}
+}
+
+// TestNothingReadWithoutRoom: what the guest has no buffers for is not read, which would be
+// in vain; it is once there are some.
+func TestNothingReadWithoutRoom(t *testing.T) {
+	e := newEnv(t, withMTU(65520))
+	p := newPeer(e, guestPort)
+	syn := p.syn()
+	syn.WScale = 7
+	p.dial(syn)
+	p.win = 0xffff
+	talk := func(n int) {
+		p.s.say(n)
+		e.settle()
+		p.ack += uint32(p.heard(e.take()))
+		p.send(packet.ACK, 0)
+		e.settle()
+	}
+	for range 20 {
+		talk(100_000)
+	}
+	e.take()
+	if e.direct.used == 0 {
+		t.Fatal("nothing is read to the guest's memory")
+	}
+	peeks := p.s.peeks
+	e.direct.short = true
+	talk(200_000)
+	if n := p.s.peeks - peeks; n != 0 || e.lost != 0 {
+		t.Errorf("%d reads, %d frames lost", n, e.lost)
+	}
+	e.direct.short, e.room = false, -1
+	e.tr.Resume()
+	for range 20 {
+		talk(0)
+	}
+	if got := int(p.ack - p.conn().iss - 1); got != p.s.rxEnd {
+		t.Errorf("%d of %d bytes", got, p.s.rxEnd)
 	}
 }
 

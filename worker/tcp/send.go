@@ -227,7 +227,10 @@ func (t *Translator) pushAll(i uint32, c *conn) {
 		if n > uint32(c.mss) {
 			n = min(n-n%uint32(c.mss), t.superPayload(c))
 		}
-		n = t.reserve(i, c, n)
+		if n = t.reserve(i, c, n); n == 0 {
+			t.makeReady(i, c)
+			return
+		}
 		b, fin := t.peek(i, c, c.sndNxt, int(n)), false
 		if len(b) < int(n) {
 			if b, fin = t.lastOf(i, c, b, int(n)); len(b) == 0 && !fin {
@@ -272,7 +275,8 @@ func (t *Translator) hostEOF(c *conn, seq uint32) {
 
 // reserve has what is peeked at next be written to where the guest will find it, if
 // the link offers that and it is likely to be much: then into is that place. Of n
-// bytes that may be sent it returns for how many there is room.
+// bytes that may be sent it returns for how many there is room; zero: for no segment,
+// until the link can be written again. What is peeked at then would be in vain.
 func (t *Translator) reserve(i uint32, c *conn, n uint32) uint32 {
 	t.into = nil
 	if !c.has(flagBulk) || !c.has(flagPeekOff) || n < directLeast {
@@ -289,6 +293,9 @@ func (t *Translator) reserve(i uint32, c *conn, n uint32) uint32 {
 	}
 	if room < n {
 		if room -= room % uint32(c.mss); room == 0 {
+			if !t.env.CanSend() {
+				return 0
+			}
 			return n
 		}
 		n = room
