@@ -26,7 +26,7 @@ func (l *Lane) turn() {
 	l.figures.woke = l.now
 	l.busy = l.now-began < kernel.RawWait*1e6
 	_, first := l.poll.At(0)
-	soon := l.now-began < spinTime && l.oneConversation(n, first)
+	soon := l.now-began < l.spinFor() && l.oneConversation(n, first)
 	l.moved = 0
 	l.wheel.Advance(l.now, l.fire) // first: timers are set relative to it
 	l.readable, l.hungUp = false, false

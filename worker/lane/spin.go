@@ -7,8 +7,12 @@ package lane
 // spinTime, the next is looked for as long without sleeping. Not so where bulk is
 // moved or several flows have events at a time: others need the processor then,
 // and there is more to do per wake-up anyway.
+//
+// Behind a virtual machine's memory somebody has to be woken for each frame, by whom
+// the guest's program is woken then: two processors that sleep, where one was.
 const (
-	spinTime          = 50_000 // nanoseconds
+	spinTime          = 50_000  // nanoseconds
+	spinTimeWatched   = 100_000 // where the link is a watched one
 	conversationBytes = 4 << 10
 	regular           = 8 // events of a conversation in a row: more than a short connection has
 )
@@ -38,6 +42,14 @@ func (s *spins) done(found bool) {
 	}
 	s.after = min(2*s.after+1, mostSkipped)
 	s.skip = s.after
+}
+
+// spinFor is how long to look for events without sleeping, in nanoseconds.
+func (l *Lane) spinFor() int64 {
+	if l.watching != nil {
+		return spinTimeWatched
+	}
+	return spinTime
 }
 
 // oneConversation tells whether the n events of this turn, the first of which has
@@ -72,10 +84,10 @@ func (l *Lane) small() bool {
 	return true
 }
 
-// spin looks for events for spinTime and returns their number; and for frames in the memory
+// spin looks for events for that long and returns their number; and for frames in the memory
 // of a guest, which is not asked to tell of them: then more is set.
 func (l *Lane) spin() int {
-	for end := l.now + spinTime; l.now < end; l.tick() {
+	for end := l.now + l.spinFor(); l.now < end; l.tick() {
 		if l.watching != nil && l.watching.Waiting() {
 			l.more = true
 			return 0

@@ -3,6 +3,7 @@
 package lane
 
 import (
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -170,6 +171,21 @@ func TestSpinFindsFrames(t *testing.T) {
 	}
 	if l.more = false; l.oneConversation(0, 0) {
 		t.Error("nothing has happened")
+	}
+}
+
+// TestSpinsLongerBehindMemory: behind a machine's memory the way to the partner and back is longer.
+func TestSpinsLongerBehindMemory(t *testing.T) {
+	l := &Lane{watching: &lookedAt{looks: math.MaxInt}}
+	if err := l.poll.Open(); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(int(l.poll.FD()))
+	l.start = time.Now()
+	l.tick()
+	before := l.now
+	if n := l.spin(); n != 0 || l.more || l.now-before < spinTimeWatched {
+		t.Errorf("%d events, frames: %t, after %d ns", n, l.more, l.now-before)
 	}
 }
 
