@@ -115,23 +115,28 @@ func echoed(c net.Conn, said []byte) (err error) {
 	return fmt.Errorf("it does not come back")
 }
 
-// TestQueues has four connections through four queue pairs at a time.
+// TestQueues has twice as many connections at a time as there are pairs of queues, up to as
+// many as there can be.
 func TestQueues(t *testing.T) {
 	machine.NeedOurs(t)
-	lab := netlab.New(t, netlab.Options{})
-	o := fe.Options{Indirect: true, Config: fe.Config{Features: fe.AllFeatures, Protocol: fe.AllProtocol, Pairs: 4}}
-	g := start(t, lab).join(t, o, 1500)
-	failed := make(chan error)
-	for i := range 8 {
-		go func() {
-			addr := fmt.Sprintf("%s:%d", families[i%2].remote, 6000+i)
-			failed <- netlab.Transfer(g.NS, lab.Remote, addr, addr, 16<<20, i%4 < 2, 60*time.Second)
-		}()
-	}
-	for range 8 {
-		if err := <-failed; err != nil {
-			t.Error(err)
-		}
+	for _, pairs := range []int{4, 16} {
+		t.Run(fmt.Sprint(pairs), func(t *testing.T) {
+			lab := netlab.New(t, netlab.Options{})
+			o := fe.Options{Indirect: true, Config: fe.Config{Features: fe.AllFeatures, Protocol: fe.AllProtocol, Pairs: pairs, Ring: uint16(1024 / pairs)}}
+			g := start(t, lab).join(t, o, 1500)
+			failed := make(chan error)
+			for i := range 2 * pairs {
+				go func() {
+					addr := fmt.Sprintf("%s:%d", families[i%2].remote, 6000+i)
+					failed <- netlab.Transfer(g.NS, lab.Remote, addr, addr, 128<<20/(2*int64(pairs)), i%4 < 2, 60*time.Second)
+				}()
+			}
+			for range 2 * pairs {
+				if err := <-failed; err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }
 

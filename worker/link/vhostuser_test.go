@@ -14,6 +14,7 @@ import (
 
 	"aldente/test/vhost/frontend"
 	"aldente/worker/packet"
+	"aldente/worker/vhostuser"
 )
 
 const (
@@ -130,14 +131,21 @@ func flowFrame(v6 bool, fromGuest bool, port uint16) []byte {
 // TestVhostUserQueues: a flow is answered on the pair that it came by last, and what
 // the guest has not spoken of is spread.
 func TestVhostUserQueues(t *testing.T) {
-	r := newRig(t, frontend.Config{Features: all, Pairs: 4}, 4096)
+	for _, pairs := range []int{4, vhostuser.MaxPairs} {
+		t.Run(fmt.Sprint(pairs), func(t *testing.T) { testQueues(t, pairs) })
+	}
+}
+
+func testQueues(t *testing.T, pairs int) {
+	r := newRig(t, frontend.Config{Features: all, Pairs: pairs}, 4096)
 	where := func(v6 bool, port uint16) int {
 		b := flowFrame(v6, false, port)
 		if !r.v.Send(nil, b, nil) {
 			t.Fatal("not sent")
 		}
-		for pair := range 4 {
-			if _, got := r.got(pair); got != nil {
+		r.v.Flush()
+		for pair := range pairs {
+			if _, got, _ := r.g.Receive(pair, 0); got != nil {
 				if !bytes.Equal(got, b) {
 					t.Error("another frame")
 				}
@@ -148,14 +156,14 @@ func TestVhostUserQueues(t *testing.T) {
 		return 0
 	}
 	spread := map[int]int{}
-	for port := range uint16(200) {
+	for port := range uint16(500) {
 		spread[where(port%2 == 0, 1000+port)]++
 	}
-	if len(spread) != 4 || spread[0] > 100 {
+	if len(spread) != pairs || spread[0] > 250 {
 		t.Errorf("spread over queues: %v", spread)
 	}
 	for round := range 40 {
-		pair, v6 := round*7%4, round%2 == 0
+		pair, v6 := round*7%pairs, round%2 == 0
 		sent := make(chan error, 1)
 		go func() { sent <- r.g.Send(pair, nil, flowFrame(v6, true, 50000)) }()
 		r.receive(sent)
