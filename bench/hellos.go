@@ -45,31 +45,35 @@ func hellosRow(down bool) row {
 		if _, err := addressBy(c); err != nil {
 			return nil, err
 		}
-		sum := map[int]float64{}
+		gbit, cpu := map[int]float64{}, map[int]float64{}
 		for _, ports := range []int{lookedPorts, plainPorts, plainPorts, lookedPorts} {
-			gbit, err := behindHello(e, lab, ports, down, span/2)
+			g, c, err := behindHello(e, lab, ports, down, span/2)
 			if err != nil {
 				return nil, err
 			}
-			sum[ports] += gbit / 2
+			gbit[ports] += g / 2
+			cpu[ports] += c / 2
 		}
 		return map[string]float64{
-			name + ", looked at|Gbit/s":     sum[lookedPorts],
-			name + ", not looked at|Gbit/s": sum[plainPorts],
-			name + ", looked at|ratio":      sum[lookedPorts] / sum[plainPorts],
+			name + ", looked at|Gbit/s":        gbit[lookedPorts],
+			name + ", not looked at|Gbit/s":    gbit[plainPorts],
+			name + ", looked at|× without":     gbit[lookedPorts] / gbit[plainPorts],
+			name + ", looked at|CPU s/GiB":     cpu[lookedPorts],
+			name + ", not looked at|CPU s/GiB": cpu[plainPorts],
 		}, nil
 	}}
 }
 
-// behindHello is what one flow moves in Gbit/s whose hello has arrived.
-func behindHello(e *entrant, lab *netlab.Lab, ports int, down bool, span time.Duration) (float64, error) {
+// behindHello is what one flow moves whose hello has arrived, in Gbit/s, and the processor
+// seconds for each GiB.
+func behindHello(e *entrant, lab *netlab.Lab, ports int, down bool, span time.Duration) (gbit, cpuGiB float64, err error) {
 	addr := fmt.Sprintf("%s:%d", lab.Remote4, ports+int(lastPort.Add(1)%eachPorts))
 	p := path{e.guest, lab.Remote, addr, addr}
 	ln := p.server.Listen("tcp4", p.listen)
 	defer ln.Close()
 	near, far, err := p.connect(ln)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	hello := hellotest.Hello(&tls.Config{ServerName: "www.bench.test"})
 	_ = far.SetDeadline(time.Now().Add(5 * time.Second))
@@ -80,7 +84,7 @@ func behindHello(e *entrant, lab *netlab.Lab, ports int, down bool, span time.Du
 	if err != nil {
 		near.Close()
 		far.Close()
-		return 0, fmt.Errorf("a hello: %w", err)
+		return 0, 0, fmt.Errorf("a hello: %w", err)
 	}
 	_ = far.SetDeadline(time.Time{})
 	from, to := near, far
@@ -90,15 +94,15 @@ func behindHello(e *entrant, lab *netlab.Lab, ports int, down bool, span time.Du
 	var b bed.Bulk
 	defer b.Stop()
 	if err := b.Flow(from, to); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	b.Start()
 	time.Sleep(span / 4)
-	bytes, start := b.Received.Load(), time.Now()
+	bytes, cpu, start := b.Received.Load(), e.cpu(), time.Now()
 	time.Sleep(span)
-	bytes = b.Received.Load() - bytes
+	bytes, cpu = b.Received.Load()-bytes, e.cpu()-cpu
 	if bytes == 0 {
-		return 0, errors.New("nothing is moved")
+		return 0, 0, errors.New("nothing is moved")
 	}
-	return float64(bytes) * 8 / 1e9 / time.Since(start).Seconds(), nil
+	return float64(bytes) * 8 / 1e9 / time.Since(start).Seconds(), cpu.Seconds() / (float64(bytes) / (1 << 30)), nil
 }

@@ -344,7 +344,7 @@ func TestVerifySNIQUIC(t *testing.T) {
 				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 				all := hellotest.Flight(version, hello("pypi.test"), each)
 				slices.Reverse(all)
-				c.Write(nil) // which nobody hears of: no copy of it can be made
+				c.Write(nil) // which nobody hears of: to who looks it would be the end
 				all = append(all, []byte("early data"), []byte("and more"), nil)
 				want := map[string]int{}
 				for _, d := range all {

@@ -16,7 +16,7 @@ import (
 // socket yet, and a copy of each is written there, ipc.MaxStagedDatagrams at most.
 // Nothing is read, and nothing that happens there is reported. When the socket to the destination comes, it is known how many
 // datagrams were sent by that already. They leave the queue, the rest goes on. An empty
-// datagram among them is lost: no message of a socket pair is empty.
+// datagram among them is lost: whoever reads an empty message takes it for the end.
 
 // stage begins it: the socket to whoever looks has come.
 func (t *Translator) stage(c *conn, o *ipc.Opened) {

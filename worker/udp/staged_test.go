@@ -112,8 +112,8 @@ func TestStagedMany(t *testing.T) {
 	}
 }
 
-// TestStagedEmpty: an empty datagram is no message to whoever looks, and counts for none: what
-// follows leaves once all the same.
+// TestStagedEmpty: an empty datagram, which would be the end to whoever looks, is not copied and
+// counts for none: what follows leaves once all the same.
 func TestStagedEmpty(t *testing.T) {
 	for passed := range 4 {
 		r := newRig(t)
