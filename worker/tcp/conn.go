@@ -118,6 +118,7 @@ type conn struct {
 	quickReplies uint8  // replies in a row that came quickly, up to maxQuickReplies
 	pieces       uint8  // acknowledgments of the guest's since the socket was last dequeued, up to dequeuePieces
 	copiedEnd    bool   // with flagStaged: who looks was told that the guest says no more
+	either       bool   // the peer is [::1], and the guest may be spoken to by IPv4 as well
 	late         uint8  // acknowledgments of bulk in a row that waited for nothing, up to maxLate
 	srtt         uint32 // microseconds, RFC 6298
 	rttvar       uint32

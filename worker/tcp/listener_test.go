@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"aldente/ipc"
+	"aldente/worker/flow"
 	"aldente/worker/packet"
 )
 
@@ -334,6 +335,59 @@ func TestAcceptAnswers(t *testing.T) {
 			}
 			if tt.want != "gone" && (p.conn() == nil || p.conn().state != stateSynSent) {
 				t.Error("the flow is gone")
+			}
+			e.tr.Close()
+			e.tr.RemoveListener(1)
+			e.empty()
+		})
+	}
+}
+
+// A guest that has sent nothing yet when somebody connects by [::1] may turn out to have
+// IPv4 only, or to have IPv6 after all. Whoever has connected otherwise keeps to it.
+func TestAcceptEitherFamily(t *testing.T) {
+	lo4, lo6 := packet.AddrFrom4([4]byte{127, 0, 0, 1}), flow.OtherLoopback(true)
+	for _, tt := range []struct {
+		name   string
+		peer   packet.Addr
+		target packet.Addr
+		heard  string // by which families the guest speaks before each of the SYNs
+		want   string // by which family they go
+	}{
+		{"IPv4 only", lo6, packet.Addr{}, "-44", "644"},
+		{"IPv4 first, then IPv6", lo6, packet.Addr{}, "-46", "646"},
+		{"nothing", lo6, packet.Addr{}, "---", "666"},
+		{"IPv4 only, known", lo6, packet.Addr{}, "4--", "444"},
+		{"another host", remote6, packet.Addr{}, "-44", "666"},
+		{"by a rule's target", lo6, guest6, "-44", "666"},
+		{"by IPv4", lo4, packet.Addr{}, "-66", "444"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := newEnv(t)
+			e.g.Our6, e.g.OurLL6 = packet.Addr{0: 0xfd, 15: 1}, packet.Addr{0: 0xfe, 1: 0x80, 15: 1}
+			l := e.listen(1, guestPort)
+			e.tr.RetargetListener(&ipc.Listener{ID: 1, Proto: ipc.ProtoTCP, GuestPort: guestPort, Target: tt.target})
+			s := e.newSock()
+			got := ""
+			for n, heard := range tt.heard {
+				if heard != '-' {
+					e.g.Learn(&packet.Packet{IPVersion: uint8(heard - '0'), SrcMAC: guestMAC})
+				}
+				if n == 0 {
+					l.arrive(s, tt.peer, remotePort)
+				} else {
+					e.advance(int64(n) * 13e8)
+				}
+				e.settle()
+				for _, f := range e.take() {
+					got += map[bool]string{true: "4", false: "6"}[f.dst.Is4()]
+					if f.src.Is4() != f.dst.Is4() || f.src.IsLoopback() {
+						t.Errorf("from %v to %v", f.src, f.dst)
+					}
+				}
+			}
+			if got != tt.want || e.tr.Len() != 1 {
+				t.Errorf("SYNs by %q, want %q; %d flows", got, tt.want, e.tr.Len())
 			}
 			e.tr.Close()
 			e.tr.RemoveListener(1)

@@ -385,6 +385,7 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 		return
 	}
 	c.fd, c.listener = fd, l.id
+	c.either = l.target.IsZero() && peer == flow.OtherLoopback(true)
 	if t.Accepted != nil {
 		t.Accepted(fd, t.token(i), l.id, peer, port)
 	}
@@ -404,6 +405,21 @@ func (t *Translator) openIn(l *listener, fd int32, peer packet.Addr, port uint16
 	t.sendSYN(i, c)
 	t.startRTO(c)
 	t.arm(i, c)
+}
+
+// eitherFamily has a connection from [::1], whose SYN nobody has answered, go on by the
+// family that the guest has shown since. What it has could not be known before it had
+// sent anything.
+func (t *Translator) eitherFamily(i uint32, c *conn) {
+	remote, guest := t.g.Inbound(flow.OtherLoopback(true))
+	old, port := t.flows.Key(i).Remote()
+	_, guestPort := t.flows.Key(i).Guest()
+	if guest.IsZero() || guest.Is4() != remote.Is4() || remote.Is4() == old.Is4() {
+		return
+	}
+	if k := store.MakeKey(&remote, &guest, port, guestPort); t.vacant(&k) {
+		t.flows.Rename(i, &k)
+	}
 }
 
 // sourceTries bounds the search for a source port. Ports of one remote are

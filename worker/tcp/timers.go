@@ -132,6 +132,9 @@ func (t *Translator) timedOut(i uint32, c *conn) {
 			t.abort(i, c)
 			return
 		}
+		if c.either {
+			t.eitherFamily(i, c)
+		}
 		t.sendSYN(i, c)
 		t.startRTO(c)
 		return

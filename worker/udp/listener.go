@@ -232,8 +232,8 @@ func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 	i := store.None
 	if n := t.inboundFlows.Find(&host); n != store.None {
 		i = *t.inboundFlows.At(n)
-		if c := t.flows.At(i); c.listener != l.id {
-			t.remove(i, c) // of a listener that is gone
+		if c := t.flows.At(i); c.listener != l.id || t.otherFamily(i, c, l) {
+			t.remove(i, c) // of a listener that is gone, or by what the guest lacks
 			i = store.None
 		}
 	}
@@ -247,6 +247,18 @@ func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 		t.touch(i, c)
 	}
 	t.deliver(i, c, d)
+}
+
+// otherFamily tells whether a flow from [::1] that nobody has answered would go by IPv4
+// if it began now, or by IPv6 again. What the guest has could not be known before it had
+// sent anything.
+func (t *Translator) otherFamily(i uint32, c *conn, l *listener) bool {
+	if c.state != stateUnanswered || !l.target.IsZero() || c.peer != flow.OtherLoopback(true) {
+		return false
+	}
+	remote, _ := t.flows.Key(i).Remote()
+	now, guest := t.g.Inbound(c.peer)
+	return !guest.IsZero() && now.Is4() != remote.Is4()
 }
 
 // openIn makes a flow for a datagram that came by a listener, or finds the one that

@@ -99,6 +99,39 @@ func TestInbound(t *testing.T) {
 	}
 }
 
+// A guest that has sent nothing yet when somebody asks by [::1] may turn out to have IPv4
+// only, or to have IPv6 after all. Once it has answered, the flow keeps to that.
+func TestInboundEitherFamily(t *testing.T) {
+	r := newRig(t)
+	r.guest.OurLL6, r.guest.Our6 = our6, packet.Addr{0: 0xfc, 15: 1}
+	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
+	lo6 := packet.Addr{15: 1}
+	asks := func(want packet.Addr) packet.Addr {
+		t.Helper()
+		l.Datagrams = []flow.Datagram{from(lo6, 2000, lo6, "ask")}
+		r.ListenerReady(l.Token, flow.Readable)
+		got := r.received()
+		if len(got) != 1 || got[0].dst != want || got[0].src.Is4() != want.Is4() || r.Len() != 1 {
+			t.Fatalf("%d flows, received %v", r.Len(), got)
+		}
+		return got[0].src
+	}
+	hears := func(version uint8) {
+		r.guest.Learn(&packet.Packet{IPVersion: version, SrcMAC: r.guest.MAC})
+	}
+	asks(guest6)
+	hears(4)
+	asks(guest4)
+	hears(6)
+	source := asks(guest6)
+	r.input(r.frame(source, 53, 2000, []byte("answer")), 0)
+	r.Flush()
+	if o := r.oneOpen(); o.Dst != lo6 || o.Src != lo6 || o.Listener != 3 {
+		t.Errorf("answers from %v to %v", o.Src, o.Dst)
+	}
+	r.check()
+}
+
 // Datagrams of several peers, read together, stay apart.
 func TestInboundPeers(t *testing.T) {
 	r := newRig(t)
