@@ -39,6 +39,7 @@ import (
 	"aldente/broker/names"
 	"aldente/broker/netns"
 	"aldente/broker/plan"
+	"aldente/broker/service"
 	"aldente/broker/sockets"
 	"aldente/broker/startup"
 	"aldente/broker/supervise"
@@ -92,10 +93,14 @@ func main() {
 	if err == nil {
 		err = cmp.Or(errLimits, checkExecutable(), usable(cfg), passedOn(cfg, inherited))
 	}
+	var sockets passed
+	if err == nil {
+		sockets, err = takePassed(cfg, inherited)
+	}
 	if err != nil {
 		os.Exit(cli.Report(os.Stderr, err))
 	}
-	closeInherited(inherited, slices.Concat(callersFDs(cfg), namespaceFDs(cfg), []int{notify, cfg.FD})...)
+	closeInherited(inherited, slices.Concat(callersFDs(cfg), namespaceFDs(cfg), sockets.fds(), []int{notify, cfg.FD})...)
 	if cfg.Action == cli.ActionSelfTest {
 		os.Exit(selfTest(cfg))
 	}
@@ -106,7 +111,7 @@ func main() {
 		}
 		os.Exit(status)
 	}
-	os.Exit(run(cfg, notify))
+	os.Exit(run(cfg, sockets, notify))
 }
 
 // instance is one guest, connected.
@@ -127,6 +132,8 @@ type instance struct {
 	routes  *follow.Watcher   // nil: the egress rules do not depend on them
 	rules   rules             // and what reads them again
 	stream  *guestsock.Server // passt: where virtual machines connect
+	passed  passed            // by the service manager
+	manager service.Manager   // that is told when all is ready
 	capture *capture          // -p, nil: none
 	flows   *flowlog.Log      // --flow-log, nil: none
 	flowLog flowlog.Options   // it is made of them; without Logger: none
@@ -178,7 +185,7 @@ func newLog(cfg *cli.Config) (*slog.Logger, *logging.Output, *slog.LevelVar, err
 }
 
 // run does everything between parsed options and the exit status.
-func run(cfg *cli.Config, notify int) int {
+func run(cfg *cli.Config, sockets passed, notify int) int {
 	signals := catchSignals()
 	began := time.Now()
 	log, out, level, err := newLog(cfg)
@@ -186,7 +193,7 @@ func run(cfg *cli.Config, notify int) int {
 		logging.Complain(err)
 		return 1
 	}
-	in := &instance{cfg: cfg, log: log, out: out, shown: shown{level: level, began: began},
+	in := &instance{cfg: cfg, passed: sockets, log: log, out: out, shown: shown{level: level, began: began},
 		linkFD: -1, pidFile: -1, attached: make(chan struct{}), locked: make(chan struct{})}
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
@@ -221,6 +228,11 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	if err := in.openAudit(); err != nil {
 		return 1, err
 	}
+	if cfg.SDNotify {
+		if in.manager, err = service.Find(); err != nil {
+			return 1, err
+		}
+	}
 	if err := in.setUp(notify); err != nil {
 		return 1, err
 	}
@@ -233,6 +245,9 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	in.awaitReloads()
 	in.serveControl()
 	in.tellReady()
+	if err := in.manager.Ready(); err != nil {
+		in.log.Warn("the service manager is not told that all is ready", "error", err)
+	}
 	in.captive()
 
 	// Until the guest is gone, or we are told to go. The tap ends with its
@@ -329,7 +344,7 @@ func (in *instance) mode() string {
 // made, whose namespaces are the caller's too, and then becomes nobody if the
 // caller was root.
 func (in *instance) prepare() error {
-	if err := in.forward.Listen(); err != nil {
+	if err := in.listenPorts(); err != nil {
 		return err
 	}
 	var err error
@@ -406,7 +421,7 @@ func (in *instance) prepare() error {
 	default:
 		in.undo.making.Lock()
 		defer in.undo.making.Unlock()
-		if in.stream, err = guestsock.Listen(in.cfg.SocketPath, in.cfg.LinkKind, in.cfg.OneOff, in.log); err == nil {
+		if in.stream, err = in.listenGuest(); err == nil && in.passed.guest == nil {
 			var st unix.Stat_t
 			if unix.Lstat(in.stream.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 				in.undo.add(in.stream.Path(), &st)

@@ -70,7 +70,7 @@ func bugreport(c *call) error {
 // system is what it runs on.
 func system() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "aldentectl %s, protocol %d\n", cli.Version, api.Version)
+	fmt.Fprintf(&b, "aldentectl %s, commit %s, protocol %d\n", cli.Version, cmp.Or(cli.Commit, "unknown"), api.Version)
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		fmt.Fprintf(&b, "kernel %s %s %s\n", field(u.Release[:]), field(u.Version[:]), field(u.Machine[:]))

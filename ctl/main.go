@@ -47,5 +47,5 @@ func run(argv []string, out, errs io.Writer) int {
 }
 
 func version(name string) string {
-	return fmt.Sprintf("%s %s (aldente)\nLicensed under the Apache License, Version 2.0. There is no warranty.\n", name, cli.Version)
+	return cli.VersionLines(fmt.Sprintf("%s %s (aldente)", name, cli.Version))
 }

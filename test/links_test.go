@@ -16,7 +16,7 @@ func TestDocumentedPaths(t *testing.T) {
 	if err != nil || len(docs) == 0 {
 		t.Fatal(docs, err)
 	}
-	docs = append(docs, "../README.md", "../SECURITY.md", "../packaging/README.md", "../fuzz/README.md")
+	docs = append(docs, "../README.md", "../SECURITY.md", "../packaging/README.md", "../fuzz/README.md", "../CHANGELOG.md", "../CONTRIBUTING.md")
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	path := regexp.MustCompile("`((?:bench|broker|docs|fuzz|ipc|man|packaging|policy|test|worker)/[\\w./-]+)`")
 	for _, doc := range docs {

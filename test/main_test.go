@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == unixArg {
 		os.Exit(dialUnix(os.Args[2:]))
 	}
+	if len(os.Args) > 4 && os.Args[1] == managerArg {
+		os.Exit(manager(os.Args[2:]))
+	}
 	os.Exit(netlab.Main(m.Run))
 }
 

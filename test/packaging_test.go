@@ -35,7 +35,7 @@ func TestPackagingSyntax(t *testing.T) {
 		if _, err := exec.LookPath("systemd-sysusers"); err != nil {
 			t.Skip("needs systemd-sysusers")
 		}
-		b, err := os.ReadFile("../packaging/systemd/aldente.conf")
+		b, err := os.ReadFile("../packaging/systemd/sysusers/aldente.conf")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,6 +49,30 @@ func TestPackagingSyntax(t *testing.T) {
 		users, _ := os.ReadFile(filepath.Join(root, "etc/passwd"))
 		if err != nil || !strings.HasPrefix(string(users), "aldente:x:") || !strings.Contains(string(users), "nologin") {
 			t.Errorf("%v\n%s%s", err, out, users)
+		}
+	})
+	t.Run("units", func(t *testing.T) {
+		if _, err := exec.LookPath("systemd-analyze"); err != nil {
+			t.Skip("needs systemd-analyze")
+		}
+		units, err := filepath.Glob("../packaging/systemd/*/*.s*")
+		if err != nil || len(units) < 5 {
+			t.Fatal(units, err)
+		}
+		// Of copies, whose program is one that is there: the tool looks for it.
+		dir := t.TempDir()
+		for _, u := range units {
+			text := strings.NewReplacer("ExecStart=@/usr/bin/aldente ", "ExecStart=@/bin/sh ", "ExecStart=/usr/bin/aldente ", "ExecStart=/bin/sh ").Replace(read(t, u))
+			if err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Base(filepath.Dir(u))), 0o755),
+				os.WriteFile(filepath.Join(dir, filepath.Base(filepath.Dir(u)), filepath.Base(u)), []byte(text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		units, _ = filepath.Glob(dir + "/*/*")
+		for _, u := range units {
+			if out, err := exec.Command("systemd-analyze", "verify", "--man=no", u).CombinedOutput(); err != nil || len(out) > 0 {
+				t.Errorf("%s: %v\n%s", u, err, out)
+			}
 		}
 	})
 	t.Run("SELinux", func(t *testing.T) {

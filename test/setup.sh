@@ -20,6 +20,7 @@ ethtool ethtool
 unshare util-linux
 setpriv util-linux
 gcc gcc
+git git
 musl-gcc musl-tools
 python3 python3
 qemu-system-x86_64 qemu-system-x86

@@ -138,6 +138,7 @@ type Config struct {
 	Trace       bool   // --trace
 	Quiet       bool   // -q; takes back -d and --trace before it, and the reverse
 	Foreground  bool   // -f
+	SDNotify    bool   // --sd-notify
 	Stderr      bool   // -e, deprecated, without effect
 	LogFile     string // -l
 	LogSize     int64  // --log-size, bytes, at least MinLogSize; default DefaultLogSize

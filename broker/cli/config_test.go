@@ -125,6 +125,7 @@ func TestConfig(t *testing.T) {
 		"aldente --no-hide-sockets --hide-sockets": func(*Config) {},
 		"pasta --hide-sockets":                     func(c *Config) { c.HideSockets = true },
 		"pasta --hide-sockets --no-hide-sockets":   func(*Config) {},
+		"aldente --sd-notify":                      func(c *Config) { c.SDNotify = true },
 		"aldente --no-netns-quit --no-pidns":       func(c *Config) { c.NoNetnsQuit, c.NoPidns = true, true },
 		"passt --allow tcp:10.0.0.0/8:80 --deny any --allow x": func(c *Config) {
 			c.Egress = []EgressOption{{Allow: true, Dest: "tcp:10.0.0.0/8:80"}, {Dest: "any"}, {Allow: true, Dest: "x"}}

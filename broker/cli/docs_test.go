@@ -39,6 +39,31 @@ func TestDocumentedCommands(t *testing.T) {
 	}
 }
 
+// TestUnits: the command lines of the units for systemd are accepted, as each would be
+// with options of its file, and say that they tell when they are ready.
+func TestUnits(t *testing.T) {
+	units, err := filepath.Glob("../../packaging/systemd/*/*.service")
+	if err != nil || len(units) < 5 {
+		t.Fatal(units, err)
+	}
+	for _, unit := range units {
+		b, err := os.ReadFile(unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := regexp.MustCompile(`(?m)^ExecStart=(?:@/usr/bin/aldente |/usr/bin/)((?:aldente|passt) .*)$`).FindStringSubmatch(string(b))
+		if m == nil {
+			t.Errorf("%s: no ExecStart", unit)
+			continue
+		}
+		line := strings.NewReplacer("/run/netns/%i", "/run/netns/blue", " %i", " 4711", "$OPTIONS", "-t 8080:80 --deny private", "$COMMAND", "true").Replace(m[1])
+		c, err := parse(t, operandsOf(line))
+		if err != nil || !c.SDNotify || !strings.Contains(string(b), "\nType=notify\n") {
+			t.Errorf("%s: %s: %v, sd_notify %v", unit, line, err, c != nil && c.SDNotify)
+		}
+	}
+}
+
 // operandsOf is a line without what is the shell's, or the command's.
 func operandsOf(line string) string {
 	for _, end := range []string{" -- ", ";", " #", "…"} {

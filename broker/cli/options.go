@@ -255,6 +255,8 @@ var options = []option{
 	{long: "control", arg: "PATH", extra: true, in: both, group: general,
 		set:  socketPath("control", func(c *Config) *string { return &c.ControlPath }),
 		help: "socket by which aldentectl(1) changes what runs;\n\"none\": no status socket either"},
+	{long: "sd-notify", extra: true, in: both, group: general, set: flag(func(c *Config) *bool { return &c.SDNotify }),
+		help: "tell systemd when all is ready, see sd_notify(3);\nwith -f, or a command"},
 	{long: "flow-log", arg: "FILE|syslog", extra: true, in: both, group: general,
 		set:  path("flow log", func(c *Config) *string { return &c.FlowLog }),
 		help: "write a line for each flow that ends or is refused\nto FILE, or to the system log: \"syslog\""},

@@ -134,6 +134,7 @@ func (c *Config) incompatible() error {
 		{c.NoSplice && c.SpliceOnly, "--splice-only is incompatible with --no-splice"},
 		{c.NoCopyRoutes && !c.ConfigNet, "--no-copy-routes needs --config-net"},
 		{c.NoCopyAddrs && !c.ConfigNet, "--no-copy-addrs needs --config-net"},
+		{c.SDNotify && !c.Foreground && c.Target.Kind != TargetSpawn, "--sd-notify is for a service that stays in the foreground: it needs -f, or a command"},
 		{c.Stats != 0 && !c.Foreground && c.Target.Kind != TargetSpawn, "--stats prints to standard error: it needs -f, or a command"},
 		{c.Controllable() && c.ControlPath == c.ConfPath, "--control and -c speak different protocols: each needs a path of its own"},
 		{c.RepairPath != "" && c.RepairPath != "none" && !c.VhostUser, "--repair-path is for vhost-user mode only"},

@@ -216,6 +216,9 @@ func TestErrors(t *testing.T) {
 		"pasta -u auto --no-udp":                "-u: can't forward ports with the protocol disabled: UDP [*]:1-32767  =>  1-32767 (best effort) (auto-scan)",
 		"pasta -T 22 -T none":                   "-T none conflicts with previous options",
 
+		"passt --sd-notify":      "--sd-notify is for a service that stays in the foreground: it needs -f, or a command",
+		"pasta --sd-notify 4711": "--sd-notify is for a service that stays in the foreground: it needs -f, or a command",
+
 		"passt --socket-type foo":                 "Invalid socket type: foo",
 		"pasta --socket-type dgram":               "--socket-type is for passt mode only",
 		"passt --socket-type dgram -F 3":          "--socket-type is for a socket that is made here, of frames: what --fd is, shows; vhost-user has a stream",

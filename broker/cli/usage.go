@@ -7,8 +7,12 @@ import (
 	"strings"
 )
 
-// Version is set when the program is linked.
-var Version = "devel"
+// Version and Commit are set when the program is linked. Commit is the one of the source,
+// in hexadecimal, with "-dirty" where that was changed since; "" where nobody knows.
+var (
+	Version = "devel"
+	Commit  = ""
+)
 
 // column is where descriptions begin in the usage text.
 const column = 30
@@ -143,15 +147,22 @@ func writeOption(b *strings.Builder, o *option) {
 
 // VersionText returns what --version prints.
 func VersionText(p Personality) string {
-	text := "aldente " + Version + "\n"
 	switch p {
 	case Aldente:
+		return VersionLines("aldente " + Version)
 	case Slirp:
-		text = fmt.Sprintf("slirp4netns version %s (aldente)\n", Version)
-	default:
-		text = fmt.Sprintf("%v %s (aldente)\n", p, Version)
+		return VersionLines(fmt.Sprintf("slirp4netns version %s (aldente)", Version))
 	}
-	return text + "Licensed under the Apache License, Version 2.0. There is no warranty.\n"
+	return VersionLines(fmt.Sprintf("%v %s (aldente)", p, Version))
+}
+
+// VersionLines returns what --version prints of any program: its first line, then the
+// commit and the license.
+func VersionLines(first string) string {
+	if Commit != "" {
+		first += "\ncommit: " + Commit
+	}
+	return first + "\nLicensed under the Apache License, Version 2.0. There is no warranty.\n"
 }
 
 // Capabilities is what --print-capabilities prints: the description of a

@@ -48,6 +48,7 @@ type Server struct {
 	last   client        // the one that the worker knows, if it knows one
 	ended  bool
 	oneOff bool
+	passed bool          // the service manager has the socket too, and goes on to listen
 	done   chan struct{} // see Done
 }
 
@@ -116,15 +117,8 @@ func (s *Server) bind(path string) error {
 	old := unix.Umask(0o177)
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
-	switch {
-	case err != nil:
-	case types[s.kind].number == unix.SOCK_DGRAM:
-		if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err == nil {
-			err = unix.SetNonblock(fd, true)
-		}
-		Enlarge(fd)
-	default:
-		err = unix.Listen(fd, 128)
+	if err == nil {
+		err = s.listen(fd)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -132,6 +126,36 @@ func (s *Server) bind(path string) error {
 	}
 	s.fd, s.path = fd, path
 	return nil
+}
+
+// listen has a socket that is bound hear of clients.
+func (s *Server) listen(fd int) error {
+	if types[s.kind].number != unix.SOCK_DGRAM {
+		return unix.Listen(fd, 128)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		return err
+	}
+	Enlarge(fd)
+	return unix.SetNonblock(fd, true)
+}
+
+// Passed is Listen with a socket that is bound to path already, of a type, SOCK_*. Others
+// may have it as well, and it stays where it is and listens when the server ends.
+func Passed(fd int, path string, number int, kind uint8, oneOff bool, log *slog.Logger) (*Server, error) {
+	if t := types[kind]; number != t.number {
+		return nil, fmt.Errorf("%s is not a %s socket, which the link is by: see --socket-type", path, t.name)
+	}
+	s := &Server{log: log, fd: fd, path: path, kind: kind, client: -1, oneOff: oneOff, passed: true, done: make(chan struct{})}
+	unix.CloseOnExec(fd)
+	// Whoever listens here waits; a manager may have had it not wait.
+	if err := unix.SetNonblock(fd, false); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := s.listen(fd); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
 }
 
 // socketHint says what to do about a path that cannot be bound.
@@ -180,6 +204,9 @@ func (s *Server) Serve(worker Worker) {
 		return
 	}
 	for {
+		if s.passed && s.spent() {
+			return // the next client is the next instance's
+		}
 		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		if err == unix.EINTR || err == unix.ECONNABORTED {
 			continue
@@ -277,7 +304,7 @@ func (s *Server) give(fd int, cred *unix.Ucred, worker Worker) (bool, error) {
 	}
 	s.watchClient(fd, worker)
 	s.last = client{known: true, pid: cred.Pid, uid: cred.Uid}
-	if s.oneOff && fd != s.fd {
+	if s.oneOff && fd != s.fd && !s.passed {
 		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
 	}
 	return true, nil

@@ -88,6 +88,21 @@ func (l *Listener) ListenTCP() (int, error) {
 	return r.FD, r.Err
 }
 
+// TakeTCP makes a socket that listens already, and that somebody else has made, such as
+// ListenTCP makes them. What they had bound it with stays.
+func TakeTCP(fd int) error {
+	s := socket{fd: fd}
+	s.must(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	s.urgentInline()
+	if s.err == nil {
+		s.err = os.NewSyscallError("O_NONBLOCK", unix.SetNonblock(fd, true))
+	}
+	if s.err == nil {
+		s.err = ListenAgain(fd)
+	}
+	return s.err
+}
+
 // ShareTCP lets another socket of the same user listen beside one that listens, or
 // ends that. What listens already goes on.
 func ShareTCP(fd int, share bool) error {

@@ -24,6 +24,7 @@ import (
 	"aldente/broker/inet"
 	"aldente/broker/ingress"
 	"aldente/broker/limiter"
+	"aldente/broker/service"
 	"aldente/ipc"
 )
 
@@ -104,6 +105,7 @@ type Factory struct {
 	// Names passes on the sockets of questions to Config.Resolvers. Where there are none,
 	// it is nil.
 	Names Names
+	given []service.Socket // see UsePassed
 	// OnEvent is called for the worker's events.
 	OnEvent func(code uint32)
 	// OnFigures takes a message of the worker's with figures, which is of this kind.

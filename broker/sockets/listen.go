@@ -28,6 +28,7 @@ type Listener struct {
 	Namespace bool       // in the namespace; Addr is zero, Target an address on the host or zero
 	FD        int        // the socket, non-blocking; -1: not opened
 	Guarded   bool       // the broker accepts what comes by it, and the worker does not have it
+	Passed    bool       // the service manager has it too, and goes on to listen
 	cookie    uint64     // of a UDP socket of ours on the host
 }
 
@@ -168,10 +169,11 @@ func (f *Factory) Unlisten(id uint32) (Listener, bool) {
 }
 
 // Shut has the listening sockets of TCP listen no more, whoever else still holds
-// them: on the way out, so that the next instance can have their ports at once.
+// them: on the way out, so that the next instance can have their ports at once. Those of the
+// service manager it passes to the next instance itself.
 func (f *Factory) Shut() {
 	for _, l := range f.Listeners() {
-		if l.Proto == ipc.ProtoTCP {
+		if l.Proto == ipc.ProtoTCP && !l.Passed {
 			unix.Shutdown(l.FD, unix.SHUT_RDWR)
 		}
 	}
@@ -272,6 +274,10 @@ func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
 	}
 	if l.Proto == ipc.ProtoUDP {
 		return at.ListenUDP()
+	}
+	if s := f.givenAt(&at); s != nil {
+		l.Passed = true
+		return s.FD, inet.TakeTCP(s.FD)
 	}
 	return at.ListenTCP()
 }
