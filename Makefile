@@ -18,8 +18,11 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Without cgo, as the programs are built: with it, the C library makes system
 # calls of its own, which no filter of ours permits.
 GOTEST      = CGO_ENABLED=0 $(GO) test
-GOBUILD     = CGO_ENABLED=0 $(GO) build -trimpath
+GOBUILD     = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 LDFLAGS     = -s -w -X aldente/broker/supervise.libexecDir=$(LIBEXECDIR)
+# Version, commit and its time, from the repository or the archive.
+RELEASE    := $(or $(shell packaging/version.sh),$(error packaging/version.sh fails))
+TOLD        = -X aldente/broker/cli.Version=$(word 1,$(RELEASE)) $(if $(filter-out unknown,$(word 2,$(RELEASE))),-X aldente/broker/cli.Commit=$(word 2,$(RELEASE)))
 TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 # Of another architecture the client does not run here.
@@ -27,14 +30,14 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install dist deb rpm test-packages reproducible clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
-	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente ./broker
+	$(GOBUILD) -ldflags '$(LDFLAGS) $(TOLD)' -o bin/aldente ./broker
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente-worker ./worker
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldente-names ./names
-	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/aldentectl ./ctl
+	$(GOBUILD) -ldflags '$(LDFLAGS) $(TOLD)' -o bin/aldentectl ./ctl
 	ln -sf aldente bin/pasta
 	ln -sf aldente bin/passt
 	ln -sf aldente bin/slirp4netns
@@ -182,6 +185,26 @@ install: all
 	$(CTL) completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/aldentectl
 	$(CTL) completion zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_aldentectl
 	$(CTL) completion fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/aldentectl.fish
+
+## dist: archives of the commit below build/dist: the source with all that it needs, static programs for each architecture, SBOM, checksums, provenance
+dist:
+	GO='$(GO)' packaging/dist.sh build/dist
+
+## deb: Debian packages of the commit below build/deb; Debian, debhelper, libseccomp-dev
+deb:
+	packaging/deb.sh build/deb
+
+## rpm: RPM packages of the commit below build/rpm; rpmbuild
+rpm:
+	packaging/rpm.sh build/rpm
+
+## test-packages: the Debian packages in fresh Debian trees, SUITES="trixie sid", with Podman, libvirt and RootlessKit; root, debootstrap, 2 GB
+test-packages:
+	test/packages/run.sh $(SUITES)
+
+## reproducible: builds everything of "dist" and the Debian packages twice, in other folders, by other users, with other clocks: all has to be the same; root
+reproducible:
+	GO='$(GO)' test/reproducible.sh
 
 clean:
 	rm -rf bin build
