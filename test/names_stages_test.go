@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"aldente/test/netlab"
 )
 
@@ -143,6 +145,48 @@ func TestStagesReload(t *testing.T) {
 	if strings.Contains(g.Proc.Output(), "it is replaced") {
 		t.Errorf("somebody was replaced\n%s", g.Proc.Output())
 	}
+}
+
+// TestStagesOdd: hellos that end before they are whole, that are reset behind them, or have an
+// urgent byte in the middle: what is whole goes on as it was sent, what is not is reset, and
+// of none anything is left.
+func TestStagesOdd(t *testing.T) {
+	needOurs(t)
+	netlab.Have(t, "dig")
+	lab := sniLab(t)
+	g := sniGuest(t, lab)
+	for _, sent := range []int{0, 1, 5, 100} {
+		c := openLooked(t, g, fmt.Sprint("the end behind ", sent), sent)
+		if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Error(err)
+		}
+		c.reset()
+	}
+	for range 40 {
+		c := openLooked(t, g, "reset by the guest", -1)
+		_ = c.Conn.(*net.TCPConn).SetLinger(0)
+		c.Close()
+	}
+	for _, at := range []int{0, 1, 50, 500} {
+		c := openLooked(t, g, fmt.Sprint("urgent at ", at), at)
+		raw, err := c.Conn.(*net.TCPConn).SyscallConn()
+		if err == nil {
+			if e := raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), c.hello[at:at+1], unix.MSG_OOB, nil) }); e != nil {
+				err = e
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.passes(at + 1)
+	}
+	if !eventually(20*time.Second, func() bool {
+		_, out := aldentectl(t, lab, netlab.Nobody, "metrics", "--pid", fmt.Sprint(g.Proc.PID))
+		return hasMetric(out, "aldente_hellos_awaited", "", 0)
+	}) {
+		t.Error("flows are left that are looked at")
+	}
+	openLooked(t, g, "the next", 0).passes(0)
 }
 
 // TestHellosShown: how many flows are looked at, what has become of others, and that one
