@@ -41,6 +41,9 @@ func (in *instance) followRoutes() {
 		return
 	}
 	go in.routes.Run(func() (again bool) {
+		if in.names != nil {
+			in.names.Forget()
+		}
 		return in.plan.Egress.Varies() && in.recheck() > 0
 	})
 }

@@ -417,7 +417,7 @@ func TestWorkerRecords(t *testing.T) {
 // Reserved bits of Opened were let pass.
 func TestOpenedReserved(t *testing.T) {
 	b := bytes.Clone(ipctest.Records()[KindOpened])
-	b[HeaderSize+11] |= 0x80
+	b[HeaderSize+11] |= 0x40
 	var o Opened
 	if err := o.Decode(b); !errors.Is(err, ErrMalformed) {
 		t.Errorf("unknown flag: %v", err)

@@ -19,6 +19,7 @@ const (
 	NamesKindClient                       // Client, with its socket
 	NamesKindUpstream                     // Upstream, with the socket if Errno is zero
 	NamesKindGranted                      // Granted
+	NamesKindForget                       // Empty: what Granted said of other addresses counts no more
 )
 
 const (
@@ -171,6 +172,28 @@ type Granted struct {
 	Seq  uint32 // as in Named
 	Zero uint32 // zero
 	Mask uint64 // bit i: address i may be told
+	// Around says of an address that may be told how far that holds without asking, for
+	// names that the same rules by name fit: for what Around tells with that number.
+	// Zero: not at all.
+	Around [MaxNamed]uint8
+}
+
+// Around tells whether what holds around an address, for so many bits of 16 bytes, holds for
+// another. An address of ISATAP (RFC 5214 section 6.1) is judged by what it holds.
+func Around(a [16]byte, bits uint8, other [16]byte) bool {
+	if bits == 0 || bits < 128 && other[8]&^2 == 0 && other[9] == 0 && other[10] == 0x5e && other[11] == 0xfe {
+		return false
+	}
+	whole := int(bits / 8)
+	if [16]byte(a) == other {
+		return true
+	}
+	for i := range min(whole, len(a)) {
+		if a[i] != other[i] {
+			return false
+		}
+	}
+	return whole < len(a) && (a[whole]^other[whole])>>(8-bits%8) == 0
 }
 
 // Encode returns the record.
@@ -308,6 +331,11 @@ func (g *Granted) Decode(b []byte) error {
 	}
 	if g.Zero != 0 {
 		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
+	}
+	for i, n := range g.Around {
+		if n > 128 || n != 0 && g.Mask>>i&1 == 0 {
+			return fmt.Errorf("%w: %d bits around address %d", ErrMalformed, n, i)
+		}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package ipc_test
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -100,6 +101,8 @@ func hostileNames() map[string][]byte {
 		"upstream of no resolver":  (&Upstream{Resolver: MaxResolvers, Proto: ProtoUDP}).Encode(),
 		"upstream of no protocol":  (&Upstream{}).Encode(),
 		"granted, reserved":        (&Granted{Zero: 1}).Encode(),
+		"granted, around none":     (&Granted{Mask: 2, Around: [MaxNamed]uint8{8}}).Encode(),
+		"granted, around all":      (&Granted{Mask: 1, Around: [MaxNamed]uint8{129}}).Encode(),
 		"refused for nothing":      (&Refused{Name: text("a")}).Encode(),
 		"refused for unknown":      (&Refused{Why: NotRefused + 1, Name: text("a")}).Encode(),
 		"refused, reserved":        (&Refused{Why: RefusedByRule, Zero: 1, Name: text("a")}).Encode(),
@@ -143,5 +146,27 @@ func TestHostileNames(t *testing.T) {
 	var again Named
 	if err := again.Decode(b); err != nil || again != full {
 		t.Errorf("as much as there may be: %v", err)
+	}
+}
+
+// TestAroundAddress: as many bits are compared as are said, and an address of ISATAP is like no
+// other.
+func TestAroundAddress(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		bits uint8
+		want bool
+	}{
+		{"192.0.2.1", "192.0.2.1", 128, true}, {"192.0.2.1", "192.0.2.2", 128, false}, {"192.0.2.1", "192.0.2.1", 0, false},
+		{"192.0.2.1", "192.0.2.254", 120, true}, {"192.0.2.1", "192.0.3.1", 120, false}, {"192.0.2.1", "192.0.3.1", 119, true},
+		{"192.0.2.1", "192.0.0.1", 119, false}, {"192.0.2.1", "10.0.0.1", 96, true}, {"192.0.2.1", "2001:db8::1", 1, true}, {"192.0.2.1", "8000::1", 1, false},
+		{"2001:db8::1", "2001:db8:ffff::1", 32, true}, {"2001:db8::1", "2001:db9::1", 32, false}, {"2001:db8::1", "2001:db9::1", 31, true},
+		{"2001:db8::1", "2001:db8::5efe:a00:1", 32, false}, {"2001:db8::1", "2001:db8::200:5efe:a00:1", 32, false}, {"2001:db8::1", "2001:db8::100:5efe:a00:1", 32, true},
+		{"2001:db8::5efe:a00:1", "2001:db8::5efe:a00:1", 128, true}, {"2001:db8::5efe:a00:1", "2001:db8::5efe:a00:1", 96, false},
+	} {
+		a, b := netip.MustParseAddr(tt.a).As16(), netip.MustParseAddr(tt.b).As16()
+		if Around(a, tt.bits, b) != tt.want {
+			t.Errorf("%s, %d bits, %s: not %v", tt.a, tt.bits, tt.b, tt.want)
+		}
 	}
 }

@@ -186,7 +186,9 @@ const (
 	OpenedWait       = 1 << 3 // nothing is known yet: another answer comes, with OpenedLate
 	OpenedLate       = 1 << 4 // follows one with OpenedWait
 
-	openedFlags = 1<<iota - 1
+	OpenedNames = 1 << 15 // UDP: it leads to aldente-names, as any flow to there does
+
+	openedFlags = 1<<5 - 1 | OpenedNames
 )
 
 // OpenedSize is the encoded size of Opened, header included.

@@ -112,7 +112,8 @@ var table = [...]Row{
 	row(NamesKindStart, "NamesStart", ToNames, Starting, Without, 0),
 	row(NamesKindClient, "Client", ToNames, Running, With, 8),
 	row(NamesKindUpstream, "Upstream", ToNames, Running, Either, 8),
-	row(NamesKindGranted, "Granted", ToNames, Running, Without, 16),
+	row(NamesKindGranted, "Granted", ToNames, Running, Without, 16+MaxNamed),
+	row(NamesKindForget, "Forget", ToNames, Running, Without, 0),
 
 	row(NamesKindReady, "NamesReady", FromNames, Starting, Without, 0),
 	{NamesKindDial, "Dial", FromNames, Running, Without, DialSize, DialSize, MaxBatch},

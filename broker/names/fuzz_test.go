@@ -59,29 +59,37 @@ func FuzzNamesServe(f *testing.F) {
 		if len(b) == 0 || len(b) > ipc.MaxRecord {
 			return
 		}
-		before := descriptors(t)
-		r := newRig(t, rules(t, "deny private", "deny metadata", "deny host", "deny link-local", "allow pypi.test:443", "allow *.hosted.test", "deny any"), "192.0.2.53", "2001:db8::53")
-		r.say(b, -1)
-		unix.Shutdown(r.control, unix.SHUT_WR)
-		err := r.Serve(r.broker)
-		if !errors.Is(err, io.EOF) && !errors.Is(err, ipc.ErrMalformed) {
-			t.Fatal(err)
-		}
-		unix.Shutdown(r.broker, unix.SHUT_WR)
-		n := r.answers(b)
-		if want := requests(b); errors.Is(err, io.EOF) && n != want || n > want {
-			t.Fatalf("%d answers to %d requests, %v", n, want, err)
-		}
-		for _, d := range r.dialled {
-			if _, to, _ := strings.Cut(d, " "); to != "192.0.2.53" && to != "2001:db8::53" {
-				t.Fatalf("a socket to %s", to)
+		for _, settle := range []bool{false, true} {
+			before := descriptors(t)
+			r := newRig(t, rules(t, "deny private", "deny metadata", "deny host", "deny link-local", "allow pypi.test:443", "allow *.hosted.test", "deny any"), "192.0.2.53", "2001:db8::53")
+			r.say(b, -1)
+			if settle { // what is settled is served all the same
+				r.Server.serve(r.broker)
+				r.Settle()
 			}
-		}
-		unix.Close(r.control)
-		unix.Close(r.broker)
-		r.control, r.broker = -1, -1
-		if after := descriptors(t); after > before {
-			t.Fatalf("%d descriptors are left", after-before)
+			unix.Shutdown(r.control, unix.SHUT_WR)
+			err := r.Serve(r.broker)
+			if !errors.Is(err, io.EOF) && !errors.Is(err, ipc.ErrMalformed) {
+				t.Fatal(err)
+			}
+			unix.Shutdown(r.broker, unix.SHUT_WR)
+			n := r.answers(b)
+			if want := requests(b); errors.Is(err, io.EOF) && n != want || n > want {
+				t.Fatalf("%d answers to %d requests, %v", n, want, err)
+			}
+			for _, d := range r.dialled {
+				if _, to, _ := strings.Cut(d, " "); to != "192.0.2.53" && to != "2001:db8::53" {
+					t.Fatalf("a socket to %s", to)
+				}
+			}
+			unix.Close(r.control)
+			unix.Close(r.broker)
+			r.control, r.broker = -1, -1
+			r.Close()
+			r.wake = -1
+			if after := descriptors(t); after > before {
+				t.Fatalf("%d descriptors are left", after-before)
+			}
 		}
 	})
 }

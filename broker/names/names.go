@@ -10,7 +10,6 @@ package names
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -40,6 +39,9 @@ type Rules interface {
 	// Grant notes that a name, and those that it leads to, stand for addresses until then,
 	// and tells which of them the guest may know.
 	Grant(name domain.Name, aliases []domain.Name, addrs []netip.Addr, until time.Time) (granted uint64)
+	// Around tells how far around an address that was granted the same holds, see
+	// ipc.Granted.
+	Around(addr netip.Addr) (bits uint8)
 }
 
 // Sockets makes sockets to resolvers.
@@ -68,7 +70,7 @@ type Audit interface {
 	Asked(name, verdict, rule string)
 }
 
-// Options say what a server does. All but FlowLog, Audit, Closed and Other are required.
+// Options say what a server does. All but FlowLog, Audit, Lasting, Closed and Other are required.
 type Options struct {
 	Logger    *slog.Logger    // takes refused names, and with debugging those that are resolved
 	Config    ipc.NamesConfig // but for the number of resolvers
@@ -77,6 +79,9 @@ type Options struct {
 	Sockets   Sockets         // to resolvers
 	FlowLog   FlowLog         // nil: none
 	Audit     Audit           // nil: none
+	// Lasting tells whether what the rules say of an address holds until Update or Forget is
+	// called; nil: it does.
+	Lasting func() bool
 	// Closed is told that the process has closed a client of UDP, whose socket had this
 	// port; nil: nobody wants to know.
 	Closed func(port uint16)
@@ -95,6 +100,13 @@ type Server struct {
 	version int // of the rules
 	told    int // the version that the running process was told
 
+	turn    sync.Mutex // who has it takes a record of the process, see Settle
+	control int        // where from, -1: there is none
+	looked  [ipc.MaxRecord]byte
+	kept    []kept        // records that were taken for Serve
+	owed    []ipc.Granted // answers for which there was no room
+	wake    int           // eventfd: there is one of either
+
 	counted counted
 	lines   limiter.Bucket // of the log on refusals
 	named   map[string]struct{}
@@ -103,8 +115,15 @@ type Server struct {
 // New makes a server. SetProcess has to be called before it is used.
 func New(o Options) *Server {
 	o.Config.Resolvers = uint8(min(len(o.Resolvers), ipc.MaxResolvers))
-	return &Server{Options: o, lines: limiter.Bucket{Rate: refusalLines}, named: map[string]struct{}{}}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		wake = -1 // Settle does nothing then
+	}
+	return &Server{Options: o, control: -1, wake: wake, lines: limiter.Bucket{Rate: refusalLines}, named: map[string]struct{}{}}
 }
+
+// Close gives back what New has opened, when nobody serves or settles any more.
+func (s *Server) Close() { unix.Close(s.wake) }
 
 // SetProcess says who is served.
 func (s *Server) SetProcess(p Process) { s.process = p }
@@ -136,6 +155,17 @@ func (s *Server) Update() {
 	defer s.mu.Unlock()
 	s.version++
 	s.update()
+}
+
+// Forget has the process ask of each address anew: the host's own addresses, which rules
+// may be about, have changed. One that cannot be told at once is replaced.
+func (s *Server) Forget() {
+	switch err := s.process.PassNow(ipc.Empty(ipc.NamesKindForget), -1); {
+	case err == nil, errors.Is(err, unix.EPIPE):
+	default:
+		s.Logger.Error("names does not take what it is told: it is replaced", "error", err)
+		s.process.Kill()
+	}
 }
 
 // update sends the rules in force unless the process knows them. One that does not take them
@@ -209,30 +239,72 @@ func (s *Server) Client(proto uint8, fd int, port uint16) error {
 func (s *Server) Serve(control int) error {
 	buf := make([]byte, ipc.MaxRecord)
 	p := limiter.Pace{Rate: pace}
+	s.serve(control)
+	defer s.serve(-1)
 	for {
-		n, fd, err := ipc.Receive(control, buf, 0)
-		if err != nil {
+		if err := s.await(control); err != nil {
 			return err
 		}
-		if fd >= 0 {
-			unix.Close(fd)
+		kind, rec, answer, err := s.take(control, buf)
+		if err == unix.EAGAIN {
+			continue // Settle has taken it
 		}
-		kind, err := ipc.FromNames.Check(buf[:n], fd >= 0, ipc.Running)
 		if err != nil {
 			return err
 		}
 		p.Take(1, time.Now())
-		more, err := s.record(control, kind, buf[:n])
+		more := 0
+		if answer != nil {
+			more = len(answer.to) / 4
+			err = ipc.Send(control, answer.Encode(), -1)
+		} else {
+			more, err = s.record(control, kind, rec)
+		}
 		if err != nil {
-			if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
-				return io.EOF
-			}
-			return err
+			return ended(err)
 		}
 		if more > 0 {
 			p.Take(more, time.Now())
 		}
 	}
+}
+
+// serve says which channel Settle may look at.
+func (s *Server) serve(control int) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if s.control = control; control < 0 {
+		s.kept, s.owed = nil, nil
+	}
+}
+
+// granted is an answer, and what it is about.
+type granted struct {
+	ipc.Granted
+	to []netip.Addr
+}
+
+// take takes one message. A Named is handled at once, so that nobody who has the turn
+// after this one finds the rules without it; answer is what the process is to hear then.
+func (s *Server) take(control int, buf []byte) (kind ipc.Kind, rec []byte, answer *granted, err error) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	rec, with, err := s.next(control, buf)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	if kind, err = ipc.FromNames.Check(rec, with, ipc.Running); err != nil || kind != ipc.NamesKindNamed {
+		return kind, rec, nil, err
+	}
+	var r ipc.Named
+	if err = r.Decode(rec); err != nil {
+		return kind, rec, nil, err
+	}
+	t, err := toldBy(&r)
+	if err != nil {
+		return kind, rec, nil, err
+	}
+	return kind, rec, &granted{s.grant(&r, &t), t.addrs}, nil
 }
 
 // record handles a message, and returns what it counts for besides one.
@@ -244,12 +316,6 @@ func (s *Server) record(control int, kind ipc.Kind, rec []byte) (more int, err e
 			err = s.dial(control, rec[:ipc.DialSize])
 		}
 		return more, err
-	case ipc.NamesKindNamed:
-		var n ipc.Named
-		if err = n.Decode(rec); err == nil {
-			err = s.grant(control, &n)
-		}
-		return int(n.Count) / 4, err
 	case ipc.NamesKindRefused:
 		return 0, s.refused(rec)
 	case ipc.NamesKindClosed:
@@ -293,29 +359,48 @@ func (s *Server) dial(control int, rec []byte) error {
 	return err
 }
 
-// grant has the rules judge the addresses that a name is said to have.
-func (s *Server) grant(control int, n *ipc.Named) error {
-	name, err := canonical(&n.Name)
-	if err != nil {
-		return err
+// told is what a process says of a name.
+type told struct {
+	name    domain.Name
+	aliases []domain.Name
+	addrs   []netip.Addr
+}
+
+func toldBy(n *ipc.Named) (t told, err error) {
+	if t.name, err = canonical(&n.Name); err != nil {
+		return t, err
 	}
-	aliases := make([]domain.Name, n.Aliases)
-	for i := range aliases {
-		if aliases[i], err = canonical(&n.Alias[i]); err != nil {
-			return err
+	t.aliases = make([]domain.Name, n.Aliases)
+	for i := range t.aliases {
+		if t.aliases[i], err = canonical(&n.Alias[i]); err != nil {
+			return t, err
 		}
 	}
-	addrs := make([]netip.Addr, n.Count)
-	for i := range addrs {
-		addrs[i] = netip.AddrFrom16(n.Addr[i]).Unmap()
+	t.addrs = make([]netip.Addr, n.Count)
+	for i := range t.addrs {
+		t.addrs[i] = netip.AddrFrom16(n.Addr[i]).Unmap()
 	}
-	granted := s.Rules.Grant(name, aliases, addrs, time.Now().Add(time.Duration(n.TTL)*time.Second))
-	if s.Audit != nil && s.learns(name, aliases...) != audit.Refused {
-		granted = 1<<len(addrs) - 1 // where the guest may connect is decided then
-		s.Audit.Named(string(name), addrs)
+	return t, nil
+}
+
+// grant has the rules judge the addresses that a name is said to have, and returns the
+// answer.
+func (s *Server) grant(n *ipc.Named, t *told) ipc.Granted {
+	g := ipc.Granted{Seq: n.Seq}
+	g.Mask = s.Rules.Grant(t.name, t.aliases, t.addrs, time.Now().Add(time.Duration(n.TTL)*time.Second))
+	if s.Audit != nil && s.learns(t.name, t.aliases...) != audit.Refused {
+		g.Mask = 1<<len(t.addrs) - 1 // where the guest may connect is decided then
+		s.Audit.Named(string(t.name), t.addrs)
 	}
-	s.Logger.Debug("name resolved", "name", string(name), "type", typeName(n.Type), "addresses", len(addrs), "granted", ones(granted))
-	return ipc.Send(control, (&ipc.Granted{Seq: n.Seq, Mask: granted}).Encode(), -1)
+	if s.Audit == nil && (s.Lasting == nil || s.Lasting()) {
+		for i, a := range t.addrs {
+			if g.Mask>>i&1 != 0 {
+				g.Around[i] = s.Rules.Around(a)
+			}
+		}
+	}
+	s.Logger.Debug("name resolved", "name", string(t.name), "type", typeName(n.Type), "addresses", len(t.addrs), "granted", ones(g.Mask))
+	return g
 }
 
 // learns is what the rules say of a name, with --audit: refused is what a rule by name

@@ -97,6 +97,7 @@ func newRig(t *testing.T, e Rules, resolvers ...string) *rig {
 		r.serving.Wait()
 		unix.Close(r.control)
 		unix.Close(r.broker)
+		r.Close()
 	})
 	return r
 }

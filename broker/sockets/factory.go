@@ -267,7 +267,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 			return nothing(unix.EINVAL), to, nil // gone since
 		}
 	}
-	d := f.cfg.decide(&q)
+	d := f.decideSettled(&q, f.cfg.decide(&q), s)
 	f.hits.count(&q, &d)
 	f.record(&q, &d)
 	switch {

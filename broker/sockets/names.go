@@ -17,6 +17,19 @@ type Names interface {
 	// Client passes it a socket, which stays the caller's to close, with the port that this
 	// has. It does not wait.
 	Client(proto uint8, fd int, port uint16) error
+	// Settle has the egress rules know of all names that the guest may have been told of. It
+	// returns how many records it has handled for that.
+	Settle() (handled int)
+}
+
+// decideSettled is decide once more for what the egress rules have refused, when they
+// know of all names that the guest has been told of.
+func (f *Factory) decideSettled(q *request, d decision, s *served) decision {
+	if !d.byRules || f.Names == nil || q.listener.ID != 0 {
+		return d
+	}
+	s.refusals += f.Names.Settle() // nobody gets them handled for nothing
+	return f.cfg.decide(q)
 }
 
 // openNames makes a pair of sockets, for the worker and for aldente-names. Where that is
@@ -35,7 +48,7 @@ func (f *Factory) openNames(proto uint8) outcome {
 		unix.Close(ours)
 		return nothing(unix.EAGAIN)
 	}
-	return outcome{fd: ours, at: netip.AddrPortFrom(inet.PairAddr, port)}
+	return outcome{fd: ours, at: netip.AddrPortFrom(inet.PairAddr, port), names: proto == ipc.ProtoUDP}
 }
 
 // Upstream makes a socket by which aldente-names asks a resolver. Its connect may not have

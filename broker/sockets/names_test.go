@@ -22,6 +22,15 @@ type answering struct {
 	err    error
 	fds    []int
 	protos []uint8
+	settle func() int // nil: there is nothing
+}
+
+// Settle implements Names.
+func (a *answering) Settle() int {
+	if a.settle == nil {
+		return 0
+	}
+	return a.settle()
 }
 
 // Client implements Names.
@@ -102,8 +111,12 @@ func TestOpenNames(t *testing.T) {
 	w := resolving(t, names)
 	before := descriptorCount(t)
 	for i, o := range []ipc.Open{toResolver(ipc.ProtoUDP, "192.0.2.53", 53), toResolver(ipc.ProtoTCP, "192.0.2.53", 53), toResolver(ipc.ProtoUDP, "2001:db8::53", 53)} {
+		flags := uint16(0)
+		if o.Proto == ipc.ProtoUDP {
+			flags = ipc.OpenedNames
+		}
 		fd, a := w.request(t, o)
-		if fd < 0 || a.Errno != 0 || netip.AddrFrom16(a.Addr).Unmap() != inet.PairAddr || a.Flags != 0 || a.PeerPort == 0 {
+		if fd < 0 || a.Errno != 0 || netip.AddrFrom16(a.Addr).Unmap() != inet.PairAddr || a.Flags != flags || a.PeerPort == 0 {
 			t.Fatalf("%d: descriptor %d, %+v", i, fd, a)
 		}
 		if got := inet.LocalPort(names.fds[i]); got != a.PeerPort || names.protos[i] != o.Proto {
@@ -244,5 +257,49 @@ func TestWhyNames(t *testing.T) {
 		if x.Allowed != want || !strings.Contains(text, "aldente-names answers") {
 			t.Errorf("%s: %v\n%s", to, x.Allowed, text)
 		}
+	}
+}
+
+// TestRefusedOnceSettled: nothing is refused by the egress rules before they know of all that
+// the guest has been told of, and what that takes counts as the worker's doing.
+func TestRefusedOnceSettled(t *testing.T) {
+	names := &answering{}
+	w := work(t, namedRules...)
+	w.Names = names
+	e := w.cfg.Egress.(*egress.RuleSet)
+	asked := 0
+	names.settle = func() int {
+		if asked++; asked == 1 {
+			e.Grant("pypi.test", nil, []netip.Addr{netip.MustParseAddr("198.51.100.7")}, time.Now().Add(time.Hour))
+		}
+		return 1
+	}
+	to := func(dst string, port uint16) (request, *served) {
+		return request{proto: ipc.ProtoTCP, src: netip.MustParseAddrPort("10.0.0.2:4000"), dst: netip.AddrPortFrom(netip.MustParseAddr(dst), port)}, &served{}
+	}
+	for i, tt := range []struct {
+		dst     string
+		port    uint16
+		refused unix.Errno
+		asked   int
+	}{
+		{"198.51.100.7", 443, 0, 1},
+		{"198.51.100.7", 443, 0, 1}, // known by then
+		{"198.51.100.7", 80, unix.EACCES, 2},
+		{"127.0.0.1", 443, unix.EACCES, 2}, // whatever the rules say
+	} {
+		q, s := to(tt.dst, tt.port)
+		d := w.decideSettled(&q, w.cfg.decide(&q), s)
+		if d.refused != tt.refused || asked != tt.asked {
+			t.Errorf("%d: refused %v, asked %d times", i, d.refused, asked)
+		}
+	}
+	q, s := to("198.51.100.9", 443)
+	if w.decideSettled(&q, w.cfg.decide(&q), s); s.refusals != 1 {
+		t.Errorf("counts for %d refusals", s.refusals)
+	}
+	q.listener.ID = 1
+	if w.decideSettled(&q, decision{byRules: true}, s); asked != 3 {
+		t.Error("asked for what came by a listener")
 	}
 }

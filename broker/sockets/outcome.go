@@ -27,6 +27,7 @@ type outcome struct {
 	staged     bool           // the descriptor is an end of a pair: what comes first is looked at
 	far        int            // the other end, ours
 	kept       bool           // a copy of the socket stays with us: the descriptor is not to be closed
+	names      bool           // it leads to aldente-names, as any of UDP to there does
 
 	limit budget.Reason // why the budget has none; Granted: it has
 }
@@ -55,6 +56,9 @@ func (o *outcome) record(token uint64, proto uint8, to netip.AddrPort) ipc.Opene
 	}
 	if o.staged {
 		a.Flags |= ipc.OpenedStaged
+	}
+	if o.names {
+		a.Flags |= ipc.OpenedNames
 	}
 	if o.inProgress {
 		a.Flags |= ipc.OpenedInProgress

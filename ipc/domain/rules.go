@@ -2,7 +2,10 @@
 
 package domain
 
-import "slices"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // MaxRules bounds the rules by name of an instance: each name is compared with all.
 const MaxRules = 4096
@@ -45,6 +48,18 @@ func (r *Rules) Judge(name Name, aliases ...Name) Verdict {
 		}
 	}
 	return Verdict{r.Default, -1}
+}
+
+// Fitting tells which rules are for a name that is known by aliases as well, whichever
+// decides: two names of which it is the same are one to the rules. It means nothing else.
+func (r *Rules) Fitting(name Name, aliases ...Name) string {
+	var b []byte
+	for i := range r.List {
+		if one := &r.List[i]; one.Allow && one.Pattern.Matches(name) || !one.Allow && one.Denies(name, aliases) {
+			b = binary.LittleEndian.AppendUint16(b, uint16(i))
+		}
+	}
+	return string(b)
 }
 
 // Denies tells whether the pattern of a rule that denies fits a name or one of its

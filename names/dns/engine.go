@@ -16,6 +16,8 @@ import (
 type Rules interface {
 	// Judge tells whether a name may be resolved, if it is another name for aliases.
 	Judge(name domain.Name, aliases ...domain.Name) domain.Verdict
+	// Fitting tells which rules are for it.
+	Fitting(name domain.Name, aliases ...domain.Name) string
 }
 
 // Why a name is told to the broker. Numbers are those of ipc.Refused.
@@ -71,8 +73,9 @@ type Host interface {
 	// it.
 	Drop(socket uint32)
 	// Named tells the broker what a name is about to stand for. Granted answers. What
-	// it points to is valid for the call only.
-	Named(*Named)
+	// it points to is valid for the call only. False: it may be on its way still, or
+	// lost, when something is sent to a client.
+	Named(*Named) bool
 	// Refused tells the broker of a name, some times a second at most.
 	Refused(name domain.Name, typ uint16, why Why)
 }
@@ -125,6 +128,7 @@ type Engine struct {
 
 	cache    cache
 	given    given
+	around   around
 	reported reported
 	next     int64 // no deadline is before it
 	figures  Figures
@@ -142,13 +146,17 @@ func New(cfg Config, host Host) *Engine {
 		next: math.MaxInt64,
 	}
 	e.cache.init()
+	e.around.told = make(map[uint32]told)
 	e.given.init()
 	return e
 }
 
 // SetRules has other rules judge from now on. What is under way and what is kept is
 // judged again before a client is told of it.
-func (e *Engine) SetRules(r Rules) { e.rules = r }
+func (e *Engine) SetRules(r Rules) {
+	e.rules = r
+	e.around.forget()
+}
 
 // Start asks for the first sockets, so that the first question need not wait for one.
 func (e *Engine) Start(now int64) { e.keepReady(0, now) }
@@ -181,6 +189,7 @@ func (e *Engine) Tick(now int64) {
 	e.idle(&e.udp, now, udpIdle)
 	e.idle(&e.tcp, now, tcpIdle)
 	e.dropOld(now)
+	e.overdue(now)
 }
 
 // late ends the waiting of a question: the next resolver is asked, or the client is

@@ -352,7 +352,7 @@ func TestGranted(t *testing.T) {
 	if m := w.ask("mixed.test.", tA); m.RCode != servFail || len(m.Answers) > 0 {
 		t.Errorf("without a word: %v", m.GoString())
 	}
-	w.e.Granted(w.told[len(w.told)-1].Seq, ^uint64(0), w.now) // too late
+	w.e.Granted(w.told[len(w.told)-1].Seq, ^uint64(0), w.around, w.now) // too late
 	w.silent = false
 	w.expect(w.ask("mixed.test.", tA), noError, "192.0.2.1")
 }

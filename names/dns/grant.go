@@ -31,6 +31,7 @@ type question struct {
 
 	answer *answer // once there is one: the broker's word is waited for
 	seq    uint32  // of its Named
+	rules  int     // around.rules then
 }
 
 // ask has a client's question wait for its answer. The same question is asked once.
@@ -62,8 +63,8 @@ func (e *Engine) ask(w waiter, now int64) {
 	e.begin(q, now)
 }
 
-// grant tells the broker what an answer holds and waits for its word. The answer of
-// which nobody needs to be asked goes out at once.
+// grant tells the broker what an answer holds and waits for its word, unless that is known
+// (around.go). The answer of which nobody needs to be asked goes out at once.
 func (e *Engine) grant(q *question, a *answer, now int64) {
 	q.answer = a
 	if len(a.addrs) == 0 {
@@ -71,20 +72,34 @@ func (e *Engine) grant(q *question, a *answer, now int64) {
 		return
 	}
 	e.seq++
-	q.seq = e.seq
-	e.named[q.seq] = q
+	q.seq, q.rules = e.seq, e.around.rules
 	q.until = now + grantWait
 	e.arm(q.until)
-	e.host.Named(&Named{Seq: q.seq, TTL: a.left(now), Type: uint16(q.typ), Name: q.name, Aliases: a.aliases, Addrs: a.addrs})
+	known := e.mayTell(e.rules.Fitting(q.name, a.aliases...), a.addrs)
+	written := e.host.Named(&Named{Seq: q.seq, TTL: a.left(now), Type: uint16(q.typ), Name: q.name, Aliases: a.aliases, Addrs: a.addrs})
+	if known && written {
+		e.around.told[q.seq] = told{q.until, 1<<len(a.addrs) - 1}
+		e.finish(q, a.addrs, now)
+		return
+	}
+	e.named[q.seq] = q
 }
 
-// Granted tells which addresses of a Named may be told on: bit i is for the i-th.
-func (e *Engine) Granted(seq uint32, mask uint64, now int64) {
+// Granted tells which addresses of a Named may be told on: bit i is for the i-th; and of
+// those how far that holds for others, as ipc.Granted has it.
+func (e *Engine) Granted(seq uint32, mask uint64, around [MaxAddresses]uint8, now int64) {
 	q := e.named[seq]
 	if q == nil {
-		return // too late: the client has been told that it failed
+		e.confirmed(seq, mask)
+		return // it is out, or too late: the client has been told that it failed
 	}
 	delete(e.named, seq)
+	if q.rules == e.around.rules {
+		fitting := e.rules.Fitting(q.name, q.answer.aliases...)
+		for i, a := range q.answer.addrs {
+			e.around.add(place{fitting, a.As16(), around[i]})
+		}
+	}
 	addrs := make([]netip.Addr, 0, len(q.answer.addrs))
 	for i, a := range q.answer.addrs {
 		if mask>>i&1 != 0 {

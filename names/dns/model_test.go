@@ -83,6 +83,26 @@ func FuzzDNSEngine(f *testing.F) {
 		late = append(late, asks, 0, 0, byte(i))
 	}
 	fuzz.Add(f, append(late, 8, 3, 14))
+	// Answers that need not wait for the broker, until it says another thing, or what is to
+	// be forgotten comes between. Zeros are answers and words as they should be.
+	calm := make([]byte, 120)
+	all := append([]byte{18}, calm...)
+	question := func(script []byte, name byte) []byte { return append(script, asks, 0, name, 0) }
+	for _, bits := range []byte{1, 97, 120, 128} {
+		for _, then := range [][]byte{nil, {16}, {17}, {8, 0}, {8, 4}, {7, 100}} {
+			for events := range 4 {
+				script := question([]byte{client, 15, bits}, 0)
+				for range events {
+					script = append(append(script, event, 0), calm...)
+				}
+				script = append(append(script, then...), all...)
+				for _, name := range []byte{3, 0, 5, 3} {
+					script = append(question(append(append(script, 7, 255), calm...), name), all...)
+				}
+				fuzz.Add(f, script)
+			}
+		}
+	}
 	// Answers that have grown old, and a broker that says nothing.
 	fuzz.Add(f, []byte{client, asks, 0, 0, 0, 14, 7, 255, 7, 255, 7, 255, 7, 255, 7, 255, 7, 255, 7, 255, 7, 255, asks, 0, 0, 0, 14, event, 0, event, 0, event, 0, 6, 0, 7, 255})
 	fuzz.Add(f, []byte{tcpClient, 3, 0, 4, 0xff, 0xff, 0, 0, tcpClient, 3, 1, 3, 0, 12, 1, 13, 2, 9, 0, client, 9, 0, 14, 1, 14, 0})
@@ -101,7 +121,7 @@ func FuzzDNSEngine(f *testing.F) {
 		m.run()
 		m.pass(3600 * second)
 		m.collect()
-		if q, c, _, _ := m.e.Held(); q+c+len(m.sockets)+len(m.e.named)+m.e.waiting > 0 {
+		if q, c, _, _ := m.e.Held(); q+c+len(m.sockets)+len(m.e.named)+len(m.e.around.told)+m.e.waiting > 0 {
 			t.Fatalf("%d questions, %d clients, %d sockets left", q, c, len(m.sockets))
 		}
 	})
@@ -177,7 +197,16 @@ func (m *model) step() {
 			m.e.Answered(s.seq, m.src.Block(), m.now)
 		}
 	case 13:
-		m.e.Granted(m.src.Uint32(), ^uint64(0), m.now)
+		m.e.Granted(m.src.Uint32(), ^uint64(0), m.around, m.now)
+	case 15: // the broker says more than it was asked
+		bits := m.src.Byte() % 129
+		for i := range m.around {
+			m.around[i] = bits
+		}
+	case 16:
+		m.e.Forget()
+	case 17:
+		m.queued = !m.queued
 	default:
 		m.run()
 	}

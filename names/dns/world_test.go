@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
+	"aldente/ipc"
 	"aldente/ipc/domain"
 	"aldente/names/frame"
 )
@@ -37,6 +38,9 @@ type world struct {
 	denied  func(netip.Addr) bool                                  // by the broker
 	granted []netip.Addr                                           // just now
 	silent  bool                                                   // the broker says nothing
+	queued  bool                                                   // what the broker is told is not in its channel at once
+	around  [MaxAddresses]uint8                                    // what it says of others than it was asked of
+	said    []saidAround                                           // so far
 	zone    map[string][]dnsmessage.Resource
 	soas    map[string]dnsmessage.Resource
 }
@@ -126,15 +130,35 @@ func (w *world) Send(id uint32, msg []byte) bool {
 	}
 }
 
+// saidAround is what the broker has said of an address and others.
+type saidAround struct {
+	fitting string
+	addr    [16]byte
+	bits    uint8
+	rules   int // how often all was forgotten by then
+}
+
+// holds tells whether an address is among those of which the broker has said enough, for the
+// name that it was told of last.
+func (w *world) holds(a netip.Addr) bool {
+	if len(w.told) == 0 || w.queued {
+		return false
+	}
+	n := &w.told[len(w.told)-1]
+	return slices.Contains(n.Addrs, a) && slices.ContainsFunc(w.said, func(s saidAround) bool {
+		return s.rules == w.e.around.rules && s.fitting == w.e.rules.Fitting(n.Name, n.Aliases...) && ipc.Around(s.addr, s.bits, a.As16())
+	})
+}
+
 // check: no message to a client holds an address that has not been granted for it, at the
-// moment at which it is sent.
+// moment at which it is sent, or is around one that was, of which the broker has been told.
 func (w *world) check(msg []byte, tcp bool) {
 	if tcp {
 		msg = msg[frame.Prefix:]
 	}
 	m := w.unpack(msg)
 	for _, a := range addrs(&m) {
-		if !slices.Contains(w.granted, a) {
+		if !slices.Contains(w.granted, a) && !w.holds(a) {
 			w.t.Fatalf("%v, which nobody has granted: %v", a, m.GoString())
 		}
 	}
@@ -225,7 +249,7 @@ func (w *world) Drop(seq uint32) {
 	delete(w.sockets, seq)
 }
 
-func (w *world) Named(n *Named) {
+func (w *world) Named(n *Named) bool {
 	c := *n
 	c.Aliases, c.Addrs = slices.Clone(n.Aliases), slices.Clone(n.Addrs)
 	if len(c.Addrs) == 0 || len(c.Addrs) > MaxAddresses || len(c.Aliases) > MaxAliases || c.TTL == 0 {
@@ -233,8 +257,9 @@ func (w *world) Named(n *Named) {
 	}
 	w.told = append(w.told, c)
 	if w.silent {
-		return
+		return !w.queued
 	}
+	rules := w.e.around.rules // what is said of those before does not count later
 	w.events = append(w.events, func() {
 		var mask uint64
 		for i, a := range c.Addrs {
@@ -242,10 +267,25 @@ func (w *world) Named(n *Named) {
 				mask |= 1 << i
 			}
 		}
+		around := w.around
+		for i := range around {
+			if mask>>i&1 == 0 {
+				around[i] = 0
+			}
+		}
+		if w.e.named[c.Seq] != nil {
+			fitting := w.e.rules.Fitting(c.Name, c.Aliases...)
+			for i, a := range c.Addrs {
+				if around[i] > 0 {
+					w.said = append(w.said, saidAround{fitting, a.As16(), around[i], rules})
+				}
+			}
+		}
 		w.granted = maskOf(&c, mask)
-		w.e.Granted(c.Seq, mask, w.now)
+		w.e.Granted(c.Seq, mask, around, w.now)
 		w.granted = nil
 	})
+	return !w.queued
 }
 
 func maskOf(n *Named, mask uint64) (granted []netip.Addr) {

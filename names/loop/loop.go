@@ -58,7 +58,10 @@ type Loop struct {
 	counted dns.Figures
 	toldAt  int64 // when the broker was told of these
 
+	dropped []int // sockets to resolvers that are to be closed when the turn's answers are out
+
 	buf [64 << 10]byte
+	rec [ipc.MaxRecord]byte // of the broker, being handled
 }
 
 // Tokens of the poller: what a socket is for, and its number.
@@ -114,6 +117,7 @@ func (l *Loop) Run() error {
 				return err
 			}
 		}
+		l.closeDropped()
 		now := l.now()
 		if now >= l.engine.Deadline() {
 			l.engine.Tick(now)

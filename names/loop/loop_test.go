@@ -23,6 +23,8 @@ type scene struct {
 	broker  int // the broker's end
 	ended   chan error
 	granted uint64   // what the broker grants
+	around  uint8    // and how far that holds
+	mute    bool     // it says nothing to what it is told
 	named   []string // what it was told of
 	refused []string
 	closed  []uint16
@@ -129,7 +131,16 @@ func (s *scene) record(kind ipc.Kind, rec []byte) {
 			s.t.Fatal(err)
 		}
 		s.named = append(s.named, fmt.Sprintf("%s %d %v", n.Name.String(), n.Count, netip.AddrFrom16(n.Addr[0]).Unmap()))
-		s.say((&ipc.Granted{Seq: n.Seq, Mask: s.granted}).Encode(), -1)
+		if s.mute {
+			return
+		}
+		g := ipc.Granted{Seq: n.Seq, Mask: s.granted}
+		for i := range n.Count {
+			if s.granted>>i&1 != 0 {
+				g.Around[i] = s.around
+			}
+		}
+		s.say(g.Encode(), -1)
 	case ipc.NamesKindRefused:
 		var r ipc.Refused
 		if err := r.Decode(rec); err != nil {
@@ -271,6 +282,50 @@ func TestQuestions(t *testing.T) {
 		t.Errorf("named %q", s.named)
 	}
 	s.serve(func() bool { return len(s.refused) == 3 })
+}
+
+// TestToldBeforeTheAnswer: an answer of which the broker has said enough does not wait for it,
+// and what it is told lies in the channel by then; unless it is to forget that.
+func TestToldBeforeTheAnswer(t *testing.T) {
+	s := newScene(t)
+	fd := s.client(1, ipc.ProtoUDP)
+	defer unix.Close(fd)
+	s.around = 128
+	unix.Write(fd, question("a.good.test", 1))
+	s.read(fd)
+	s.mute = true
+	for i, name := range []string{"b.good.test", "c.good.test"} {
+		unix.Write(fd, question(name, uint16(i)))
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		s.serve(func() bool {
+			n, _ := unix.Poll(p, 0)
+			return n == 1 || len(s.named) > i+1
+		})
+		if n, err := unix.Poll(p, 10_000); n != 1 {
+			t.Fatalf("no answer: %v", err)
+		}
+		told := false
+		for k := []unix.PollFd{{Fd: int32(s.broker), Events: unix.POLLIN}}; len(s.named) <= i+1; {
+			if n, _ := unix.Poll(k, 0); n != 1 {
+				break // nothing is in the channel when the answer has come
+			}
+			s.record(s.hear())
+		}
+		if told = len(s.named) == i+2; !told || s.named[i+1] != name+" 2 192.0.2.1" {
+			t.Fatalf("told of %q", s.named)
+		}
+		b := make([]byte, 2000)
+		n, err := unix.Read(fd, b)
+		if rcode, k := addresses(t, b[:max(n, 0)]); err != nil || rcode != dnsmessage.RCodeSuccess || k != 2 {
+			t.Errorf("%v, %d addresses, %v", rcode, k, err)
+		}
+	}
+	s.say(ipc.Empty(ipc.NamesKindForget), -1)
+	unix.Write(fd, question("d.good.test", 4))
+	s.serve(func() bool { return len(s.named) == 4 })
+	if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200); n != 0 {
+		t.Error("an answer without the broker's word")
+	}
 }
 
 // TestHalfClosed: who says that nothing more comes gets the answer to what was asked.

@@ -16,9 +16,9 @@ import (
 
 // receive takes records of the broker, which is trusted: what cannot be is the end.
 func (l *Loop) receive() error {
-	var buf [ipc.MaxRecord]byte
+	buf := l.rec[:] // not of its own: garbage of that size would be a collection for each hundred questions
 	for range recordsATurn {
-		n, fd, err := ipc.Receive(l.control, buf[:], 0)
+		n, fd, err := ipc.Receive(l.control, buf, 0)
 		if kernel.Busy(err) {
 			return nil
 		}
@@ -67,7 +67,9 @@ func (l *Loop) record(kind ipc.Kind, rec []byte, fd int) error {
 		if err := g.Decode(rec); err != nil {
 			return err
 		}
-		l.engine.Granted(g.Seq, g.Mask, l.now())
+		l.engine.Granted(g.Seq, g.Mask, g.Around, l.now())
+	case ipc.NamesKindForget:
+		l.engine.Forget()
 	case ipc.NamesKindStage, ipc.NamesKindStageSocket, ipc.NamesKindStageEnd:
 		return l.stage(kind, rec, fd)
 	default:
@@ -127,20 +129,22 @@ func (l *Loop) rules(rec []byte) error {
 	return nil
 }
 
-// send sends a record to the broker, or has it wait for room.
-func (l *Loop) send(rec []byte) {
+// send sends a record to the broker, or has it wait for room. It tells whether the broker
+// finds it in the channel already.
+func (l *Loop) send(rec []byte) bool {
 	if len(l.out) == 0 {
 		_, err := kernel.Write(l.control, rec)
 		if !kernel.Busy(err) {
-			return // an end is read
+			return err == nil // an end is read
 		}
 		_ = l.poll.Change(l.control, token(ofControl, 0), true, true)
 	}
 	if len(l.out) == maxQueued {
 		l.full = true
-		return
+		return false
 	}
 	l.out = append(l.out, rec)
+	return false
 }
 
 // flush sends what waits.

@@ -235,16 +235,23 @@ func (h host) Drop(socket uint32) {
 	if c := h.asked[socket]; c != nil {
 		delete(h.asked, socket)
 		if c.fd >= 0 {
-			h.poll.Close(c.fd)
+			h.dropped = append(h.dropped, c.fd) // what is to be said of its answer first
 		}
 	}
 }
 
-// Named implements dns.Host. What no record can hold is granted to nobody.
-func (h host) Named(n *dns.Named) {
-	if rec, err := named(n); err == nil {
-		h.send(rec)
+// closeDropped closes the sockets that the engine has dropped in this turn.
+func (l *Loop) closeDropped() {
+	for _, fd := range l.dropped {
+		l.poll.Close(fd)
 	}
+	l.dropped = l.dropped[:0]
+}
+
+// Named implements dns.Host. What no record can hold is granted to nobody.
+func (h host) Named(n *dns.Named) bool {
+	rec, err := named(n)
+	return err == nil && h.send(rec)
 }
 
 // Refused implements dns.Host.

@@ -265,6 +265,7 @@ func (l *Lane) configure(rec []byte) error {
 	if g.Has(ipc.FlagFlowLog) {
 		l.tellEnds(int(g.MaxFlows))
 	}
+	l.udp.KeepSockets = l.flows != nil || l.ends != nil
 	l.batch = link.NewBatch()
 	return nil
 }

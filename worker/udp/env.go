@@ -9,7 +9,7 @@ type Env interface {
 	flow.Clock
 	flow.Link
 	flow.Broker
-	flow.Watcher
+	flow.Rewatcher
 	flow.Datagrams
 	flow.GatherWriter
 	flow.Errors

@@ -281,6 +281,9 @@ func (r *rig) check() {
 				replies++
 			}
 		}
+		if c.rests && (c.state != stateOpen || c.SentPackets != c.ReceivedPackets || c.sock.FD < 0) {
+			r.Fatalf("flow %d rests: %+v", i, *c)
+		}
 		if c.batch != 0 && t.batches[c.batch-1].flow != i {
 			r.Fatalf("flow %d: its batch is of %d", i, t.batches[c.batch-1].flow)
 		}

@@ -40,6 +40,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 	}
 	c.out = min(c.out+1, 2)
 	c.Out(len(u.Payload), flow.Packets(len(u.Payload), size))
+	t.rouse(i, c)
 	switch c.state {
 	case stateOpen:
 		t.touch(i, c)
@@ -85,6 +86,9 @@ func (t *Translator) openOut(k *store.Key, p *packet.Packet, u *packet.UDP) uint
 	t.open = ipc.Open{
 		Token: t.token(i), Proto: ipc.ProtoUDP,
 		Src: p.Src, Dst: p.Dst, SrcPort: u.SrcPort, DstPort: u.DstPort,
+	}
+	if t.reuse(i, c, k) {
+		return i
 	}
 	if !t.env.Open(&t.open) {
 		t.Stats.NoRoom++
@@ -141,6 +145,10 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		}
 	}
 	t.Stats.Opened++
+	if o.Flags&ipc.OpenedNames != 0 {
+		t.place(t.flows.Key(i))
+		t.reusable(c)
+	}
 	t.drain(i, c)
 }
 

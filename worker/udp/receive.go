@@ -67,6 +67,7 @@ func (t *Translator) receive(i uint32, c *conn) {
 		}
 		if len(d) > 0 && c.state == stateOpen {
 			t.deliver(i, c, d)
+			t.rest(i, c)
 		}
 		if !c.bulk && (n == most || t.datagrams[0].Segment > 0) {
 			t.isBulk(c)

@@ -46,6 +46,8 @@ type conn struct {
 	ready   bool  // in Translator.ready
 	bulk    bool  // has had several datagrams at a time
 	inbound bool  // came by a listener
+	names   bool  // leads to aldente-names, and its socket may be another's
+	rests   bool  // in Translator.resting
 	// stateStaged: how many datagrams were written to who looks, and that no more are.
 	copied    uint8
 	notCopied bool
@@ -126,6 +128,10 @@ type Translator struct {
 	// Ended hears of flows whose socket is about to be closed. Nil: nobody asks.
 	Ended func(fd int32, how ipc.How, t *flow.Traffic)
 
+	// KeepSockets has each flow keep the socket that the broker has sent for it, for those
+	// who tell of flows by their sockets.
+	KeepSockets bool
+
 	listeners    []listener
 	lastListener int      // behind the one that was looked for last
 	unused       []uint32 // places in listeners
@@ -146,6 +152,12 @@ type Translator struct {
 	writer    datagram.Writer
 	open      ipc.Open
 
+	// resting are flows that lead to aldente-names and wait for nothing, and places where it
+	// was found, for those to come: reuse.go.
+	resting   store.LRU
+	places    [4]packet.Addr
+	nextPlace int
+
 	Stats Stats // since New
 }
 
@@ -162,6 +174,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 		queues:     datagram.NewQueues(pool, pool.Len()/queuePoolPart),
 
 		outbound: store.NewLRU(maxFlows),
+		resting:  store.NewLRU(maxFlows),
 		ready:    make([]uint32, 0, maxFlows),
 		joined:   make([]byte, datagram.BufferSize),
 		frame:    make([]byte, datagram.BufferSize+packet.MaxHeaders),
@@ -281,6 +294,7 @@ func (t *Translator) remove(i uint32, c *conn) {
 	if l := t.listenerOf(c); l != nil && c.state != stateUnanswered {
 		l.replies--
 	}
+	t.rouse(i, c)
 	t.wheel.Cancel(t.timer + i)
 	t.unlist(i, c)
 	*c = conn{sock: datagram.NewSocket(-1, 0)}
@@ -353,6 +367,9 @@ func (t *Translator) evict(i uint32) {
 // Revoke ends the flows whose sockets are connected to a peer; port zero means any. What
 // they have collected is not sent: that would be what was revoked.
 func (t *Translator) Revoke(peer packet.Addr, port uint16) {
+	if port == 0 {
+		t.displace()
+	}
 	t.flows.Each(func(i uint32) {
 		if c := t.flows.At(i); (c.state == stateOpen || c.state == stateStaged) && c.peer == peer && (port == 0 || c.peerPort == port) {
 			t.revoke(i, c)
