@@ -47,6 +47,7 @@ func TestCapturedWorkerAsksByName(t *testing.T) {
 	w := work(t, namedRules...)
 	grantAll(t, w.cfg.Egress.(*egress.RuleSet))
 	w.cfg.V4.MapGuestAddr, w.cfg.V4.GuestAddr = netip.MustParseAddr("192.0.2.80"), netip.MustParseAddr("198.51.100.7")
+	w.cfg.VerifySNI = []PortRange{{8443, 8443}}
 	heard := w.udpListener(t, "0.0.0.0")
 	out := w.Adopt(Listener{Proto: ipc.ProtoTCP, Port: 8443, GuestPort: 443, Namespace: true, Target: netip.MustParseAddr("198.51.100.7"), FD: -1})
 	to := func(proto uint8, dst string, port uint16) ipc.Open {
@@ -83,6 +84,7 @@ func TestCapturedWorkerAsksByName(t *testing.T) {
 		"a resolver":                          to(ipc.ProtoUDP, "9.9.9.9", 53),
 		"answer to a neighbour":               by(to(ipc.ProtoUDP, "198.51.100.8", 53), heard, 0),
 		"answer to who is named for TCP":      by(to(ipc.ProtoUDP, "198.51.100.7", 443), heard, 0),
+		"answer past who looks":               by(to(ipc.ProtoUDP, "198.51.100.9", 8443), heard, 0),
 		"past the link":                       bypass,
 	} {
 		if _, err := unix.Write(w.worker, encode(o)); err != nil {

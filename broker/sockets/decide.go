@@ -116,13 +116,18 @@ func (c *Config) decideOut(r *request) decision {
 		return decision{refused: unix.EACCES, always: why}
 	}
 	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one, and what is redirected
-	if c.asksNames(r) {
+	if c.asksNames(r.proto, r.dst) || c.asksNames(r.proto, to) { // by whichever of its names
 		return decideNames(to, meaning)
 	}
 	redirect := c.Redirects.Find(r.proto, r.dst)
 	if redirect != nil {
 		to, meaning = redirect.To(r.dst.Port()), redirected
 		fam = c.family(to.Addr())
+		if c.asksNames(r.proto, to) {
+			d := decideNames(to, meaning)
+			d.redirect = redirect
+			return d
+		}
 	}
 	d := decision{to: to, meaning: meaning, redirect: redirect, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
 	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
@@ -142,9 +147,9 @@ const (
 
 // asksNames tells whether a flow is to one of the resolvers for which aldente-names
 // answers.
-func (c *Config) asksNames(r *request) bool {
-	return (r.proto == ipc.ProtoTCP || r.proto == ipc.ProtoUDP) && (r.dst.Port() == portDNS || r.dst.Port() == portPrivateDNS) &&
-		slices.Contains(c.Resolvers, r.dst.Addr())
+func (c *Config) asksNames(proto uint8, dst netip.AddrPort) bool {
+	return (proto == ipc.ProtoTCP || proto == ipc.ProtoUDP) && (dst.Port() == portDNS || dst.Port() == portPrivateDNS) &&
+		slices.Contains(c.Resolvers, dst.Addr())
 }
 
 // decideNames is for what asksNames tells of, and never leads to a resolver. What nobody
@@ -186,6 +191,9 @@ func (c *Config) decideReply(r *request) decision {
 	case l.Namespace && (!local.IsLoopback() || !peer.IsLoopback()), peer.IsMulticast(), peer.IsUnspecified(), peer == broadcast:
 		d.refused = unix.EACCES
 		return d
+	case !l.Namespace && c.asksNames(r.proto, r.dst): // who asks there is answered by aldente-names, and by nobody else
+		d.refused = unix.EACCES
+		return d
 	case !l.Namespace:
 		return c.decideHostReply(r, d)
 	}
@@ -221,7 +229,11 @@ func (c *Config) decideHostReply(r *request, d decision) decision {
 		d.refused = unix.EACCES
 		return d
 	}
-	if d = c.judged(r, d); !d.byRules && !c.strangeLoopback(r.dst) {
+	if d = c.judged(r, d); d.verdict.Allowed && d.verdict.ByName && c.looksAt(d.to.Port()) {
+		// Of answers nobody looks at the first bytes, and the worker alone knows that it is one.
+		d.refused, d.byRules, d.verdict = unix.EACCES, true, egress.Verdict{Rule: "--verify-sni", Name: d.verdict.Name}
+	}
+	if !d.byRules && !c.strangeLoopback(r.dst) {
 		return d
 	}
 	// A client of the host's own, by any of its addresses, is like a connection

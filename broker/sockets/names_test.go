@@ -55,9 +55,15 @@ func TestDecideNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := Config{Egress: set,
-		V4: Family{Enabled: true, DNSForward: netip.MustParseAddr("169.254.1.1"), DNSHost: netip.MustParseAddr("127.0.0.53")},
+		V4: Family{Enabled: true, DNSForward: netip.MustParseAddr("169.254.1.1"), DNSHost: netip.MustParseAddr("127.0.0.53"),
+			MapGuestAddr: netip.MustParseAddr("192.0.2.80"), GuestAddr: netip.MustParseAddr("192.0.2.54")},
 		V6: Family{Enabled: true},
 	}
+	redirect, err := egress.ParseRedirect("203.0.113.0/24:53=192.0.2.53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Redirects = egress.NewRedirects([]egress.Redirect{redirect})
 	for _, a := range []string{"169.254.1.1", "192.0.2.53", "192.0.2.54", "2001:db8::53"} {
 		c.Resolvers = append(c.Resolvers, netip.MustParseAddr(a))
 	}
@@ -74,6 +80,11 @@ func TestDecideNames(t *testing.T) {
 		{ipc.ProtoUDP, "192.0.2.53:53", true, 0, possible, "192.0.2.53:53"},
 		{ipc.ProtoUDP, "192.0.2.54:53", true, 0, possible, "192.0.2.54:53"}, // that the rules deny
 		{ipc.ProtoTCP, "[2001:db8::53]:53", true, 0, possible, "[2001:db8::53]:53"},
+		{ipc.ProtoUDP, "203.0.113.7:53", true, 0, possible, "192.0.2.53:53"}, // that --redirect leads to
+		{ipc.ProtoTCP, "203.0.113.7:53", true, 0, possible, "192.0.2.53:53"},
+		{ipc.ProtoUDP, "192.0.2.80:53", true, 0, possible, "192.0.2.54:53"}, // the host itself is the resolver
+		{ipc.ProtoUDP, "192.0.2.80:853", true, unix.EACCES, isPrivateDNS, "192.0.2.54:853"},
+		{ipc.ProtoUDP, "192.0.2.80:54", false, unix.EACCES, possible, "192.0.2.54:54"},
 		{ipc.ProtoTCP, "169.254.1.1:853", true, unix.EACCES, isPrivateDNS, "127.0.0.53:853"},
 		{ipc.ProtoUDP, "192.0.2.53:853", true, unix.EACCES, isPrivateDNS, "192.0.2.53:853"}, // that the rules allow
 		{ipc.ProtoTCP, "[2001:db8::53]:853", true, unix.EACCES, isPrivateDNS, "[2001:db8::53]:853"},
@@ -86,6 +97,23 @@ func TestDecideNames(t *testing.T) {
 		d := c.decide(&request{proto: tt.proto, src: netip.AddrPortFrom(inet.Any(dst.Addr()), 40000), dst: dst})
 		if d.names != tt.names || d.refused != tt.refused || d.always != tt.always || d.to.String() != tt.leads {
 			t.Errorf("%d to %s: %+v, want %+v", tt.proto, tt.to, d, tt)
+		}
+	}
+}
+
+// TestDecideNamesReply: no answer of a forwarded port leads to a resolver for which
+// aldente-names answers, though the rules allow the resolver: whether it is one the worker
+// alone knows.
+func TestDecideNamesReply(t *testing.T) {
+	for _, addr := range []string{"192.0.2.53", "2001:db8::53"} {
+		a := netip.MustParseAddr(addr)
+		c := Config{V4: Family{Enabled: true}, V6: Family{Enabled: true}, Resolvers: []netip.Addr{a}}
+		l := Listener{ID: 1, Proto: ipc.ProtoUDP, Port: 7000, GuestPort: 7000}
+		for port, want := range map[uint16]unix.Errno{53: unix.EACCES, 853: unix.EACCES, 54: 0} {
+			d := c.decide(&request{proto: ipc.ProtoUDP, listener: l, src: netip.AddrPortFrom(inet.Any(a), 7000), dst: netip.AddrPortFrom(a, port)})
+			if d.refused != want || d.names {
+				t.Errorf("%s:%d: %+v", addr, port, d)
+			}
 		}
 	}
 }

@@ -70,12 +70,14 @@ func (f *Factory) looksAt(q *request, d *decision) bool {
 	if !d.verdict.ByName || !d.verdict.Allowed || q.listener.ID != 0 || q.proto != ipc.ProtoTCP && q.proto != ipc.ProtoUDP {
 		return false
 	}
-	return f.LooksAt(d.to.Port())
+	return f.cfg.looksAt(d.to.Port())
 }
 
 // LooksAt tells whether flows to a port are looked at that a rule by name allows.
-func (f *Factory) LooksAt(port uint16) bool {
-	return slices.ContainsFunc(f.cfg.VerifySNI, func(r PortRange) bool { return r.First <= port && port <= r.Last })
+func (f *Factory) LooksAt(port uint16) bool { return f.cfg.looksAt(port) }
+
+func (c *Config) looksAt(port uint16) bool {
+	return slices.ContainsFunc(c.VerifySNI, func(r PortRange) bool { return r.First <= port && port <= r.Last })
 }
 
 // openStaged opens the socket of a flow that is looked at. Its answer is always a late
