@@ -83,6 +83,9 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 	NamesKindStageSocket: func(b []byte) ([]byte, error) { var r StageSocket; err := r.Decode(b); return r.Encode(), err },
 	NamesKindStageEnd:    func(b []byte) ([]byte, error) { var r StageEnd; err := r.Decode(b); return r.Encode(), err },
 	NamesKindStaged:      func(b []byte) ([]byte, error) { var r Staged; err := r.Decode(b); return r.Encode(), err },
+	NamesKindProxy:       func(b []byte) ([]byte, error) { var r Proxy; err := r.Decode(b); return r.Encode(), err },
+	NamesKindRelay:       func(b []byte) ([]byte, error) { var r Relay; err := r.Decode(b); return r.Encode(), err },
+	NamesKindRelayed:     func(b []byte) ([]byte, error) { var r Relayed; err := r.Decode(b); return r.Encode(), err },
 	NamesKindPassed:      func(b []byte) ([]byte, error) { var r Passed; err := r.Decode(b); return r.Encode(), err },
 	KindEnded: func(b []byte) ([]byte, error) {
 		var r Ended

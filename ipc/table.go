@@ -98,6 +98,9 @@ var table = [...]Row{
 	row(NamesKindStageEnd, "StageEnd", ToNames, Running, Without, 4),
 	row(NamesKindStaged, "Staged", FromNames, Running, Without, 5+1+MaxDomain),
 	row(NamesKindPassed, "Passed", FromNames, Running, Without, 10),
+	row(NamesKindProxy, "Proxy", ToNames, Starting, Without, 4+2*MaxProxySecret),
+	row(NamesKindRelay, "Relay", ToNames, Running, With, 24+nameSize),
+	row(NamesKindRelayed, "Relayed", FromNames, Running, Without, 8),
 
 	row(AgentKindTap, "AgentTap", FromAgent, Starting, With, 36),
 	row(AgentKindReport, "AgentReport", FromAgent, Starting, Without, 263),

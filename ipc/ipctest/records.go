@@ -95,7 +95,11 @@ func Records() map[ipc.Kind][]byte {
 		ipc.NamesKindStageSocket: (&ipc.StageSocket{ID: 1}).Encode(),
 		ipc.NamesKindStageEnd:    (&ipc.StageEnd{ID: 1}).Encode(),
 		ipc.NamesKindStaged:      (&ipc.Staged{ID: 1, Found: ipc.FoundName, Name: name}).Encode(),
-		ipc.NamesKindPassed:      (&ipc.Passed{ID: 1, Count: 517}).Encode(),
+		ipc.NamesKindProxy: (&ipc.Proxy{What: ipc.ProxySOCKS5, UserLen: 1, SecretLen: 2, User: [ipc.MaxProxySecret]byte{'u'},
+			Secret: [ipc.MaxProxySecret]byte{'p', 'w'}}).Encode(),
+		ipc.NamesKindRelay:   (&ipc.Relay{ID: 1, Port: 443, Addr: [16]byte{10: 0xff, 11: 0xff, 12: 192, 14: 2, 15: 1}, Name: name}).Encode(),
+		ipc.NamesKindRelayed: (&ipc.Relayed{ID: 1, Result: ipc.RelayRefused, Code: 5}).Encode(),
+		ipc.NamesKindPassed:  (&ipc.Passed{ID: 1, Count: 517}).Encode(),
 	}
 }
 

@@ -70,7 +70,9 @@ func (l *Loop) record(kind ipc.Kind, rec []byte, fd int) error {
 		l.engine.Granted(g.Seq, g.Mask, g.Around, l.now())
 	case ipc.NamesKindForget:
 		l.engine.Forget()
-	case ipc.NamesKindStage, ipc.NamesKindStageSocket, ipc.NamesKindStageEnd:
+	case ipc.NamesKindProxy:
+		return l.proxy(rec)
+	case ipc.NamesKindStage, ipc.NamesKindStageSocket, ipc.NamesKindStageEnd, ipc.NamesKindRelay:
 		return l.stage(kind, rec, fd)
 	default:
 		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))

@@ -31,8 +31,26 @@ func (l *Loop) stage(kind ipc.Kind, rec []byte, fd int) error {
 			return err
 		}
 		l.staged.End(&s)
+	case ipc.NamesKindRelay:
+		var r ipc.Relay
+		if err := r.Decode(rec); err != nil {
+			return err
+		}
+		l.staged.Relay(&r, fd)
 	}
 	return nil
+}
+
+// proxy takes the record about the proxy, and wipes it.
+func (l *Loop) proxy(rec []byte) error {
+	var p ipc.Proxy
+	err := p.Decode(rec)
+	clear(rec)
+	if err == nil {
+		l.staged.SetProxy(&p)
+	}
+	p = ipc.Proxy{}
+	return err
 }
 
 // stages is the loop as package stage sees it.

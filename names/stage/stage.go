@@ -6,6 +6,9 @@
 // socket to the destination, writes there what it has read. It never reads from that.
 // What a name means is not its to say.
 //
+// Of flows that go by a proxy (package proxy) it gets the socket first, before the guest
+// has one, and reads nothing from that but the proxy's answer.
+//
 // Package stage makes no system calls: Env does.
 package stage
 
@@ -14,6 +17,7 @@ import (
 
 	"aldente/ipc"
 	"aldente/names/hello"
+	"aldente/names/proxy"
 )
 
 // Env is what Flows ask of the loop that they live in. No call blocks.
@@ -39,6 +43,7 @@ type Flows struct {
 	env   Env
 	flows map[uint32]*flow
 	buf   []byte
+	proxy *proxy.Config // nil: none
 }
 
 // maxDatagrams is how many bytes of datagrams a flow may keep.
@@ -50,14 +55,16 @@ const maxMessage = 64 << 10
 // flow is one that is looked at.
 type flow struct {
 	id     uint32
-	pair   int // the end of the pair
-	socket int // to the destination, -1: none yet
+	pair   int // the end of the pair, -1: none
+	socket int // to the destination, or the proxy; -1: none yet
 	told   bool
-	// watched tells that the socket is watched for room.
-	watched bool
+	// watched tells that the socket is watched: for room, or with a proxy and without
+	// writable for something to read.
+	watched, writable bool
 
-	tls  *hello.TLS // either
-	quic *hello.QUIC
+	tls   *hello.TLS // one of them
+	quic  *hello.QUIC
+	proxy *proxy.Client
 
 	kept    []byte // all that was read
 	lengths []int  // of datagrams in kept, with quic
@@ -95,6 +102,8 @@ func (f *Flows) Ready(id uint32) {
 	w := f.flows[id]
 	switch {
 	case w == nil:
+	case w.proxy != nil:
+		f.relay(w)
 	case w.socket >= 0:
 		f.write(w)
 	case !w.told:
@@ -122,7 +131,12 @@ func (f *Flows) End(s *ipc.StageEnd) {
 }
 
 func (f *Flows) drop(w *flow) {
-	f.env.Close(w.pair)
+	if w.pair >= 0 {
+		f.env.Close(w.pair)
+	}
+	if w.proxy != nil {
+		w.proxy.Wipe()
+	}
 	if w.socket >= 0 {
 		f.env.Close(w.socket)
 	}

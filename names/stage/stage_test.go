@@ -62,7 +62,9 @@ func (e *env) Read(fd int, b []byte) (int, syscall.Errno) {
 	switch {
 	case len(f.in) > 0:
 		n := copy(b, f.in[0])
-		f.in = f.in[1:]
+		if f.in[0] = f.in[0][n:]; len(f.in[0]) == 0 {
+			f.in = f.in[1:]
+		}
 		return n, 0
 	case f.end:
 		return 0, f.err
