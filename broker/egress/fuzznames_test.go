@@ -110,10 +110,6 @@ func (m *model) enter(p modelPair) {
 	m.pairs = append(m.pairs, p)
 }
 
-func (m *model) byName() bool {
-	return slices.ContainsFunc(m.rules, func(r *modelRule) bool { return r.forName })
-}
-
 // forms are an address and what it may become.
 func forms(a netip.Addr) []netip.Addr {
 	all := []netip.Addr{a}
@@ -190,9 +186,6 @@ func (m *model) resolved(n domain.Name, aliases []domain.Name) bool {
 }
 
 func (m *model) grant(n domain.Name, aliases []domain.Name, addrs []netip.Addr, ttl time.Duration) (mask uint64) {
-	if !m.byName() {
-		return 0
-	}
 	var keys, denied []string
 	for i, r := range m.rules {
 		switch {

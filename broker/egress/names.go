@@ -175,7 +175,7 @@ func (e *RuleSet) Grant(name domain.Name, aliases []domain.Name, addrs []netip.A
 
 // grantable tells which addresses the guest may be told of, and has them bare.
 func (e *RuleSet) grantable(l *ruleList, name domain.Name, aliases []domain.Name, addrs []netip.Addr) (bare []netip.Addr, may uint64) {
-	if !l.byName || name == "" || !l.names.Judge(name, aliases...).Allowed {
+	if name == "" || !l.names.Judge(name, aliases...).Allowed {
 		return nil, 0
 	}
 	bare = make([]netip.Addr, min(len(addrs), maxAddrs))
