@@ -68,6 +68,9 @@ func passedOn(cfg *cli.Config, inherited []int) error {
 			return fmt.Errorf("descriptor %d is not open: whoever starts slirp4netns has to pass it on, without close-on-exec", fd)
 		}
 	}
+	if fd := cfg.ViaSecretFD; fd > 2 && !slices.Contains(inherited, fd) {
+		return fmt.Errorf("--via-secret fd:%d: descriptor %d is not open: whoever starts this program has to pass it on", fd, fd)
+	}
 	if cfg.ReadyFD != nil && cfg.ExitFD != nil && *cfg.ReadyFD == *cfg.ExitFD {
 		return fmt.Errorf("--ready-fd and --exit-fd are the same descriptor, %d: the one is closed when the other counts", *cfg.ReadyFD)
 	}

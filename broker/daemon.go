@@ -46,7 +46,7 @@ func background(cfg *cli.Config) (int, error) {
 	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGHUP)
-	files, at := passOnFiles(cfg.FD, w.Fd())
+	files, at := passOnFiles(w.Fd(), cfg.FD, cfg.ViaSecretFD)
 	pid, _, err := syscall.StartProcess("/proc/self/exe", os.Args, &syscall.ProcAttr{
 		Env:   append(os.Environ(), readyEnv+"="+strconv.Itoa(at)),
 		Files: files,
@@ -83,19 +83,21 @@ func background(cfg *cli.Config) (int, error) {
 }
 
 // passOnFiles returns the descriptors of the process in the background:
-// standard streams, the link of -F (or -1) under its own number, and ready
+// standard streams, those that options name (or -1) under their own numbers, and ready
 // under the first number that is free.
-func passOnFiles(link int, ready uintptr) (files []uintptr, at int) {
+func passOnFiles(ready uintptr, named ...int) (files []uintptr, at int) {
 	const none = ^uintptr(0)
 	files, at = []uintptr{0, 1, 2}, 3
-	if link == at {
+	for slices.Contains(named, at) {
 		at++
 	}
-	for len(files) <= max(link, at) {
+	for len(files) <= max(slices.Max(named), at) {
 		files = append(files, none)
 	}
-	if link > 2 {
-		files[link] = uintptr(link)
+	for _, fd := range named {
+		if fd > 2 {
+			files[fd] = uintptr(fd)
+		}
 	}
 	files[at] = ready
 	return files, at

@@ -40,6 +40,9 @@ func (in *instance) discover() (plan.Host, error) {
 	if h.Resolvers, err = hostnet.ReadResolvers(hostnet.ResolvConf); err != nil {
 		in.log.Warn("the host's resolvers are unknown, --dns ADDR names one", "error", err)
 	}
+	if h.Via, err = in.prepareVia(); err != nil {
+		return h, err
+	}
 	if plan.AsksLocal(cfg) {
 		local, err := hostnet.NewLocal(h.Network.V6.Link.Index)
 		if err != nil {

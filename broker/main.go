@@ -100,7 +100,7 @@ func main() {
 	if err != nil {
 		os.Exit(cli.Report(os.Stderr, err))
 	}
-	closeInherited(inherited, slices.Concat(callersFDs(cfg), namespaceFDs(cfg), sockets.fds(), []int{notify, cfg.FD})...)
+	closeInherited(inherited, slices.Concat(callersFDs(cfg), namespaceFDs(cfg), sockets.fds(), []int{notify, cfg.FD, cfg.ViaSecretFD})...)
 	if cfg.Action == cli.ActionSelfTest {
 		os.Exit(selfTest(cfg))
 	}
@@ -141,6 +141,7 @@ type instance struct {
 	null    int               // /dev/null, for standard streams in the background
 
 	firstNames chan error // outcome of the start of names
+	proxy      *ipc.Proxy // --via, nil: none
 
 	pidFile int    // -P until it is written, -1: none
 	started func() // ends the time in which a signal ends start-up

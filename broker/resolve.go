@@ -19,7 +19,7 @@ import (
 // resolvers, and of those that are on their way to it.
 const namesFiles = 10 << 10
 
-// prepareNames has aldente-names made, where a rule is by name. It is confined as a worker
+// prepareNames has aldente-names made, where a rule is by name or a proxy is asked. It is confined as a worker
 // is, and replaced as one.
 func (in *instance) prepareNames(id identity) error {
 	plan := in.plan.Names
@@ -30,7 +30,7 @@ func (in *instance) prepareNames(id identity) error {
 		return err
 	}
 	o := names.Options{Logger: in.log, Config: plan.Config, Resolvers: plan.Resolvers, Rules: in.plan.Egress, Sockets: in.factory,
-		Other: in.factory.FromNames}
+		Proxy: in.proxy, Other: in.factory.FromNames}
 	if in.flows != nil {
 		o.FlowLog = in.flows
 	}

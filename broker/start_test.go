@@ -89,18 +89,21 @@ func TestExplain(t *testing.T) {
 func TestPassOnFiles(t *testing.T) {
 	const none = ^uintptr(0)
 	for _, tt := range []struct {
-		link  int
-		files []uintptr
-		at    int
+		link, secret int
+		files        []uintptr
+		at           int
 	}{
-		{-1, []uintptr{0, 1, 2, 77}, 3},
-		{0, []uintptr{0, 1, 2, 77}, 3},
-		{3, []uintptr{0, 1, 2, 3, 77}, 4},
-		{4, []uintptr{0, 1, 2, 77, 4}, 3},
-		{6, []uintptr{0, 1, 2, 77, none, none, 6}, 3},
+		{-1, -1, []uintptr{0, 1, 2, 77}, 3},
+		{0, -1, []uintptr{0, 1, 2, 77}, 3},
+		{3, -1, []uintptr{0, 1, 2, 3, 77}, 4},
+		{4, -1, []uintptr{0, 1, 2, 77, 4}, 3},
+		{6, -1, []uintptr{0, 1, 2, 77, none, none, 6}, 3},
+		{-1, 3, []uintptr{0, 1, 2, 3, 77}, 4},
+		{4, 3, []uintptr{0, 1, 2, 3, 4, 77}, 5},
+		{3, 0, []uintptr{0, 1, 2, 3, 77}, 4},
 	} {
-		if files, at := passOnFiles(tt.link, 77); !slices.Equal(files, tt.files) || at != tt.at {
-			t.Errorf("link %d: %v at %d, want %v at %d", tt.link, files, at, tt.files, tt.at)
+		if files, at := passOnFiles(77, tt.link, tt.secret); !slices.Equal(files, tt.files) || at != tt.at {
+			t.Errorf("link %d, secret %d: %v at %d, want %v at %d", tt.link, tt.secret, files, at, tt.files, tt.at)
 		}
 	}
 }

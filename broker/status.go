@@ -93,6 +93,7 @@ func (l *liveStatus) Status() api.StatusReply {
 			s.Names.Resolvers = append(s.Names.Resolvers, a.String())
 		}
 	}
+	s.Proxy = l.proxyStatus()
 	switch {
 	case l.stream != nil:
 		s.Connected = l.stream.Connected()
@@ -105,6 +106,21 @@ func (l *liveStatus) Status() api.StatusReply {
 		s.ControlPath = l.shown.controlPath
 	}
 	return s
+}
+
+// proxyStatus tells of the proxy that connections go by; nil: there is none.
+func (l *liveStatus) proxyStatus() *api.ProxyReply {
+	v := l.plan.Factory.Via
+	if v == nil {
+		return nil
+	}
+	u := l.factory.Proxied()
+	p := &api.ProxyReply{URL: v.Text, Address: v.To.String(), Names: v.Names,
+		Waiting: uint64(u.Waiting), Connected: u.Connected, Refused: u.Refused, Failed: u.Failed}
+	for _, e := range v.Except {
+		p.Except = append(p.Except, e.String())
+	}
+	return p
 }
 
 // guest says where the guest is.

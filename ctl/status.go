@@ -99,6 +99,9 @@ func statusText(s *api.StatusReply) string {
 		}
 		line("names", "%s, replaced %d times, asks %s", process, n.Restarts, cmp.Or(strings.Join(n.Resolvers, " "), "nobody"))
 	}
+	if p := s.Proxy; p != nil {
+		line("proxy", "%s", proxyText(p))
+	}
 	connected := "connected"
 	if !s.Connected {
 		connected = "not connected"
@@ -138,6 +141,21 @@ func statusText(s *api.StatusReply) string {
 		line(what, "%s: %d of %s, %d refused", l.Name, l.Used, most, l.Refused)
 	}
 	return b.String()
+}
+
+// proxyText is a line about the proxy.
+func proxyText(p *api.ProxyReply) string {
+	s := p.URL
+	if !strings.HasSuffix(s, p.Address) { // it has a name
+		s += " at " + p.Address
+	}
+	if p.Names {
+		s += ", is told names"
+	}
+	if len(p.Except) > 0 {
+		s += ", but for " + strings.Join(p.Except, " ")
+	}
+	return fmt.Sprintf("%s: %d connected, %d refused, %d failed, %d waiting", s, p.Connected, p.Refused, p.Failed, p.Waiting)
 }
 
 // logLevel changes what the log shows.

@@ -40,6 +40,8 @@ import (
 //	                        it; says whether its socket came, which it keeps
 //	passed=N                says of that flow that N bytes were written
 //	unstaged=N,NAME         says both of N flows that nobody has had it look at
+//	relay=RESULT            waits for a flow that is to go by the proxy, and says that its answer was so
+//	relayed=ID,RESULT       says so of a flow that there may not be
 //	sleep=DURATION
 //	report=log              say it in the log, not on the control channel
 type scripted struct {
@@ -204,6 +206,11 @@ func (s *scripted) do(word string) string {
 			}
 		}
 		return "sent"
+	case "relay":
+		return s.relay(uint8(n))
+	case "relayed":
+		result, _ := strconv.Atoi(f[1])
+		return told(s.send((&ipc.Relayed{ID: uint32(n), Result: uint8(result)}).Encode()))
 	case "counted":
 		for range n {
 			most := ^uint64(0)
@@ -276,6 +283,23 @@ func (s *scripted) dial(resolver, proto uint8) (int, string) {
 		err = nil // a connection on its way
 	}
 	return fd, fmt.Sprintf("opened, written: %v", err)
+}
+
+// relay claims that the proxy, which is not asked, has answered for the next flow.
+func (s *scripted) relay(result uint8) string {
+	rec, fd, err := s.answer(ipc.NamesKindRelay)
+	if err != nil {
+		return err.Error()
+	}
+	defer unix.Close(fd)
+	var r ipc.Relay
+	if err := r.Decode(rec); err != nil {
+		return err.Error()
+	}
+	if err := s.send((&ipc.Relayed{ID: r.ID, Result: result}).Encode()); err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("claimed for %v", netip.AddrPortFrom(netip.AddrFrom16(r.Addr).Unmap(), r.Port))
 }
 
 // named asks which addresses of a name are granted.

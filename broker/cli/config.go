@@ -212,6 +212,12 @@ type Config struct {
 	Redirects []egress.Redirect // --redirect, in their order
 	Ingress   []ingress.Rule    // --allow-in, --deny-in, in their order
 
+	Via         *Via           // --via: the proxy that the guest's connections go by; nil: none
+	ViaSecret   string         // --via-secret: file of the password; empty: none
+	ViaSecretFD int            // --via-secret fd:N; -1: none
+	ViaNames    bool           // --via-names: the proxy is told names
+	ViaExcept   []netip.Prefix // --via-except: does not go by it
+
 	Limits budget.Change // --limit
 
 	said []said // options that a rules file could have said, and --rules, in order

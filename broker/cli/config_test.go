@@ -130,6 +130,14 @@ func TestConfig(t *testing.T) {
 		"passt --allow tcp:10.0.0.0/8:80 --deny any --allow x": func(c *Config) {
 			c.Egress = []EgressOption{{Allow: true, Dest: "tcp:10.0.0.0/8:80"}, {Dest: "any"}, {Allow: true, Dest: "x"}}
 		},
+		"pasta --via socks5://192.0.2.9:1080": func(c *Config) { c.Via = &Via{What: ipc.ProxySOCKS5, Host: "192.0.2.9", Port: 1080} },
+		"passt --via HTTP://a%40b@[2001:DB8::9]:3128/ --via-secret /s --via-names": func(c *Config) {
+			c.Via, c.ViaSecret, c.ViaNames = &Via{What: ipc.ProxyHTTP, User: "a@b", Host: "2001:db8::9", Port: 3128}, "/s", true
+		},
+		"aldente --via socks5://u@proxy.example:1 --via-secret x --via-secret /dev/fd/7 --via-except 10.1.2.3/8 --via-except ::1": func(c *Config) {
+			c.Via, c.ViaSecretFD = &Via{What: ipc.ProxySOCKS5, User: "u", Host: "proxy.example", Port: 1}, 7
+			c.ViaExcept = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+		},
 		"aldente --verify-sni":                            func(c *Config) { c.VerifySNI = []PortRange{{443, 443}} },
 		"aldente --verify-sni=853,8000-8100 --verify-sni": func(c *Config) { c.VerifySNI = []PortRange{{853, 853}, {8000, 8100}, {443, 443}} },
 		"aldente --nat64 2001:db8:64::/96 --nat64 64:ff9b:1::/64": func(c *Config) {

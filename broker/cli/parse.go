@@ -39,6 +39,7 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 		MTU:         -1,
 		MAC:         DefaultMAC,
 		FD:          -1,
+		ViaSecretFD: -1,
 		PcapSize:    -1,
 	}
 	c.NoMapGW = c.Personality == Aldente
@@ -89,6 +90,9 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 func (p *parser) finish() error {
 	c := p.c
 	if err := c.incompatible(); err != nil {
+		return err
+	}
+	if err := c.checkVia(); err != nil {
 		return err
 	}
 	if p.socketType && (c.FD >= 0 || c.VhostUser) {

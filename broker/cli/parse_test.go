@@ -57,6 +57,33 @@ func TestErrors(t *testing.T) {
 		"aldente --verify-sni=9-8":  "Invalid --verify-sni '9-8': give ports and ranges of them, as 443,8443 or 8000-8100",
 		"passt --verify-sni 443":    "Extra non-option argument: 443",
 
+		"pasta --via 192.0.2.9:1080":                      "Invalid --via",
+		"pasta --via https://192.0.2.9:1":                 "Invalid --via: https:// is not possible, nobody here speaks TLS",
+		"pasta --via socks4://192.0.2.9:1":                "Invalid --via: only version 5 of SOCKS knows IPv6 and passwords",
+		"pasta --via socks5h://192.0.2.9:1":               "Invalid --via: what socks5h:// asks for is an option of its own",
+		"pasta --via socks5://me:hush@192.0.2.9:1":        "Invalid --via: everybody on this host can read a password there",
+		"pasta --via http://a%3Ab@192.0.2.9:1":            "Invalid --via: no such user is possible",
+		"pasta --via http://a%0a@192.0.2.9:1":             "Invalid --via: no such user is possible",
+		"pasta --via http://@192.0.2.9:1":                 "Invalid --via: no such user is possible",
+		"pasta --via http://192.0.2.9":                    "Invalid --via: there is no port",
+		"pasta --via http://[::1]":                        "Invalid --via: there is no port",
+		"pasta --via http://192.0.2.9:0":                  "Invalid --via: that is no port",
+		"pasta --via http://192.0.2.9:65536":              "Invalid --via: that is no port",
+		"pasta --via http://2001:db8::1:80":               "Invalid --via: that is neither an address nor a host's name",
+		"pasta --via http://-x:80":                        "Invalid --via: that is neither an address nor a host's name",
+		"pasta --via http://[fe80::1%1]:80":               "Invalid --via: no proxy has that address",
+		"pasta --via http://0.0.0.0:80":                   "Invalid --via: no proxy has that address",
+		"pasta --via http://a:1 --via http://a:1":         "More than one --via: connections go by one proxy",
+		"pasta --via-secret /x":                           "--via-secret, --via-names and --via-except are for --via, which is not given",
+		"pasta --via-names":                               "--via-secret, --via-names and --via-except are for --via, which is not given",
+		"pasta --via http://me@a:1":                       "--via has a user, and no password",
+		"pasta --via http://a:1 --via-secret /x":          "--via-secret needs a user",
+		"pasta --via http://me@a:1 --via-secret fd:x":     "Invalid --via-secret 'fd:x'",
+		"pasta --via http://me@a:1 --via-secret /dev/fd/": "Invalid --via-secret '/dev/fd/'",
+		"passt --via http://m@a:1 --via-secret fd:5 -F 5": "--via-secret and --fd cannot be one descriptor",
+		"pasta --via http://a:1 --via-except 10.0.0.0/33": "Invalid --via-except '10.0.0.0/33'",
+		"pasta --splice-only --via http://a:1":            "--via is for what crosses the guest's interface, and --splice-only gives it none: leave one of them out",
+
 		"aldente --verify-sni=1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17": "Too many ports for --verify-sni: at most 16 ranges",
 
 		// getopt_long(3), in glibc's words.
@@ -286,7 +313,7 @@ func TestDefaults(t *testing.T) {
 		return Forward{Rules: []Rule{r, s}}
 	}
 	want := &Config{
-		Personality: Pasta, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkTap, FD: -1, PcapSize: -1,
+		Personality: Pasta, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkTap, FD: -1, ViaSecretFD: -1, PcapSize: -1,
 		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
 		TCPPorts: auto(ipc.ProtoTCP, ""), UDPPorts: auto(ipc.ProtoUDP, ""),
 		TCPNS: auto(ipc.ProtoTCP, "lo"), UDPNS: auto(ipc.ProtoUDP, "lo"),
@@ -296,7 +323,7 @@ func TestDefaults(t *testing.T) {
 	}
 
 	want = &Config{
-		Personality: Passt, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkStream, FD: -1, PcapSize: -1,
+		Personality: Passt, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkStream, FD: -1, ViaSecretFD: -1, PcapSize: -1,
 		DHCPDNS: true, DHCPSearch: true,
 	}
 	if diff := cmp.Diff(want, mustParse(t, "passt"), cmpAddr); diff != "" {
@@ -304,7 +331,7 @@ func TestDefaults(t *testing.T) {
 	}
 
 	want = &Config{
-		Personality: Aldente, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkTap, FD: -1, PcapSize: -1, NoMapGW: true, HideSockets: true,
+		Personality: Aldente, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkTap, FD: -1, ViaSecretFD: -1, PcapSize: -1, NoMapGW: true, HideSockets: true,
 		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
 	}
 	if diff := cmp.Diff(want, mustParse(t, "aldente"), cmpAddr); diff != "" {

@@ -194,6 +194,9 @@ func (p *parser) rule(file string, r *rulesfile.Rule) *rulesfile.Error {
 	v := verbOf(r.Verb)
 	if v == nil {
 		r.Column = r.Start
+		if r.Verb == "via" || strings.HasPrefix(r.Verb, "via-") {
+			return fail(nextf("give --"+r.Verb+" on the command line", "which proxy there is, and its password, is settled at the start, and not by rules that may change"))
+		}
 		return fail(nextf("one of: "+strings.Join(Verbs(), ", "), "%q is nothing that a rules file can say", r.Verb))
 	}
 	takes := v.row().arg

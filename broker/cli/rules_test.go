@@ -91,6 +91,11 @@ func TestRulesErrors(t *testing.T) {
 			t.Errorf("%q is not in\n%v", part, err)
 		}
 	}
+	for _, line := range []string{"via socks5://192.0.2.9:1080", "via-secret /x", "via-names", "via-except ::1"} {
+		if _, err := c.WithRules([]RulesText{text("a", line)}); err == nil || !strings.Contains(err.Error(), "which proxy there is") || !strings.Contains(err.Error(), "on the command line") {
+			t.Errorf("%q: %v", line, err)
+		}
+	}
 	for _, empty := range []string{"", "\n", "# deny any\n", "\xef\xbb\xbf \r\n"} {
 		if _, err := c.WithRules([]RulesText{text("a", "deny any"), text("b", empty)}); err == nil || !strings.Contains(err.Error(), "b: there is no rule in it") {
 			t.Errorf("%q: %v", empty, err)

@@ -17,7 +17,7 @@ import (
 // slirpDefault is what the least command line means.
 func slirpDefault() *Config {
 	return &Config{
-		Personality: Slirp, LogSize: DefaultLogSize, MTU: 1500, MAC: [6]byte{0x52, 0x55, 10, 0, 2, 2}, LinkKind: ipc.LinkTap, FD: -1, PcapSize: -1,
+		Personality: Slirp, LogSize: DefaultLogSize, MTU: 1500, MAC: [6]byte{0x52, 0x55, 10, 0, 2, 2}, LinkKind: ipc.LinkTap, FD: -1, ViaSecretFD: -1, PcapSize: -1,
 		Foreground: true, NoNetnsQuit: true, NoSplice: true, IPv4Only: true, DHCPDNS: true,
 		Target: Target{Kind: TargetPID, PID: 4711}, NSIfName: "tap0",
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.100/24")}, Gateway4: addr("10.0.2.2"), DNSForward4: addr("10.0.2.3"),

@@ -70,11 +70,12 @@ type Audit interface {
 	Asked(name, verdict, rule string)
 }
 
-// Options say what a server does. All but FlowLog, Audit, Lasting, Closed and Other are required.
+// Options say what a server does. All but Proxy, FlowLog, Audit, Lasting, Closed and Other are required.
 type Options struct {
 	Logger    *slog.Logger    // takes refused names, and with debugging those that are resolved
 	Config    ipc.NamesConfig // but for the number of resolvers
 	Resolvers []netip.Addr    // that may be asked
+	Proxy     *ipc.Proxy      // that connections of the guest's go by; nil: none
 	Rules     Rules           // judge addresses
 	Sockets   Sockets         // to resolvers
 	FlowLog   FlowLog         // nil: none
@@ -132,6 +133,14 @@ func (s *Server) SetProcess(p Process) { s.process = p }
 func (s *Server) Setup(control int) error {
 	if err := ipc.Send(control, s.Config.Encode(), -1); err != nil {
 		return err
+	}
+	if s.Proxy != nil {
+		rec := s.Proxy.Encode()
+		err := ipc.Send(control, rec, -1)
+		clear(rec) // there is a secret in it
+		if err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

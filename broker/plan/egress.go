@@ -17,7 +17,7 @@ import (
 // be any later.
 func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 	rules := egressRules(cfg, outbound(cfg))
-	if len(rules) == 0 && !cfg.Reloads() && cfg.Audit == "" {
+	if len(rules) == 0 && !cfg.Reloads() && cfg.Audit == "" && cfg.Via == nil {
 		return nil, nil
 	}
 	p, err := egress.New(rules, h.Network.Own)
@@ -32,11 +32,11 @@ func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 // byName tells whether a rule is by name.
 func (p *Plan) byName() bool { return p.Egress != nil && p.Egress.ByName() }
 
-// answers tells whether aldente-names answers the guest: where a rule is by name, and
-// where names are to be learned.
+// answers tells whether aldente-names answers the guest: where a rule is by name, where
+// names are to be learned, and where connections go by a proxy, which takes no questions.
 func (p *Plan) answers() bool {
 	learn := p.cfg.Audit != "" && !p.cfg.SpliceOnly && (!p.cfg.DNSNone || p.cfg.DNSForward4.IsValid() || p.cfg.DNSForward6.IsValid())
-	return learn || p.byName()
+	return learn || p.byName() || p.cfg.Via != nil
 }
 
 // checkNames tells what keeps rules by name from ever fitting: they know addresses from

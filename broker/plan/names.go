@@ -25,6 +25,9 @@ func (p *Plan) planNames(r hostnet.Resolvers) {
 		}
 		return
 	}
+	if p.cfg.ViaNames && !p.byName() {
+		p.Notes = append(p.Notes, "--via-names is for what rules by name allow, as --allow NAME, and there is none: the proxy is told addresses")
+	}
 	p.Names = &Names{Resolvers: p.upstream(r)}
 	c := &p.Names.Config
 	for _, b := range []struct {

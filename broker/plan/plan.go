@@ -36,6 +36,8 @@ type Host struct {
 	UDPIdle     uint32        // seconds that the firewall remembers a datagram without answer
 	UDPStream   uint32        // seconds that it remembers datagrams both ways
 
+	Via netip.AddrPort // the proxy of --via
+
 	PeekOff4, PeekOff6 bool // SO_PEEK_OFF works on TCP sockets of the family
 }
 
@@ -108,7 +110,7 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 // HasEgressRules tells whether options or defaults say where the guest may connect, or
 // may later, so that Host.Local is asked.
 func HasEgressRules(cfg *cli.Config) bool {
-	return len(egressRules(cfg, nil)) > 0 || cfg.Reloads() || cfg.Audit != ""
+	return len(egressRules(cfg, nil)) > 0 || cfg.Reloads() || cfg.Audit != "" || cfg.Via != nil
 }
 
 // AsksLocal tells whether Host.Local is asked: by egress rules, or by rules for who may
@@ -166,8 +168,13 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 	for _, r := range cfg.VerifySNI {
 		sni = append(sni, sockets.PortRange(r))
 	}
+	var via *sockets.Via
+	if v := cfg.Via; v != nil {
+		via = &sockets.Via{To: h.Via, Names: cfg.ViaNames, Except: cfg.ViaExcept, Text: v.String()}
+	}
 	return sockets.Config{
 		VerifySNI:    sni,
+		Via:          via,
 		Egress:       asked(p.Egress),
 		Redirects:    p.Redirects,
 		Ingress:      p.Ingress,

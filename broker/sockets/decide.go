@@ -41,6 +41,8 @@ type decision struct {
 	names     bool             // it goes to aldente-names, whatever the egress rules say of the resolver
 	client    bool             // allowed to a client of the host's own, whatever the egress rules say
 	namespace bool             // in the guest's namespace, not on the host
+	via       *Via             // it goes by this proxy; nil: by none
+	unproxied string           // it is refused, since the proxy does not take it: why; empty: it is not
 	to        netip.AddrPort
 	from      netip.AddrPort // where it comes from: address and port, as far as they are decided
 	path
@@ -136,7 +138,7 @@ func (c *Config) decideOut(r *request) decision {
 	if d.Source.IsValid() {
 		d.from = netip.AddrPortFrom(d.Source, r.src.Port())
 	}
-	return c.judged(r, d)
+	return c.byProxy(r, c.judged(r, d))
 }
 
 // Ports of resolvers: DNS, and DNS over TLS and QUIC (RFC 7858, RFC 9250).
@@ -294,7 +296,10 @@ func (c *Config) decideBypass(r *request) decision {
 
 // rule is what decides on a flow, as people read it: where it was sent to, too.
 func (d *decision) rule() string {
-	if d.redirect == nil {
+	switch {
+	case d.via != nil:
+		return strings.TrimPrefix(d.verdict.Rule+", --via "+d.via.Text, ", ")
+	case d.redirect == nil:
 		return d.verdict.Rule
 	}
 	return strings.TrimSuffix(d.redirect.String()+", "+d.verdict.Rule, ", ")

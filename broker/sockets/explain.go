@@ -170,6 +170,10 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 		}
 		e.step(fmt.Sprintf("rule %d", before+a.Index+1), "%s: %s%s", a.Text, a.Result, about)
 	}
+	if d.unproxied != "" {
+		e.step("proxy", "%s %s", f.cfg.Via.Text, d.unproxied)
+		return e.Decided(false, "refused: the guest hears \"administratively prohibited\"; --via-except PREFIX has it pass by the proxy's side")
+	}
 	if d.byRules && len(asked) > 0 {
 		last := &asked[len(asked)-1]
 		return e.Decided(false, "refused by \"%s\": the guest hears \"administratively prohibited\"; %s", last.Text, remedy(q, d, last))
@@ -183,6 +187,9 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 		e.step("rules", "there are none")
 	case d.verdict.Rule == "":
 		e.step("rules", "none fits")
+	}
+	if d.via != nil {
+		e.step("proxy", "%s is asked for it", d.via.Text)
 	}
 	if f.looksAt(q, d) {
 		e.step("hello", "%s", HelloText)

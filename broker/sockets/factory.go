@@ -53,6 +53,9 @@ type Config struct {
 
 	V4, V6 Family // IPv4 and IPv6
 
+	// Via is the proxy that connections of the guest's go by; nil: none. It needs SetNames.
+	Via *Via
+
 	// VerifySNI has flows to these ports looked at that a rule by name allows, see
 	// SetNames; nil: none.
 	VerifySNI []PortRange
@@ -131,7 +134,7 @@ func New(cfg Config) *Factory {
 	f := &Factory{
 		cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners),
 		refusals: refusals{lines: limiter.Bucket{Rate: refusalLines}},
-		stages:   stages{lines: limiter.Bucket{Rate: stageLines}},
+		stages:   stages{lines: limiter.Bucket{Rate: stageLines}, proxyLines: limiter.Bucket{Rate: proxyLines}},
 	}
 	if cfg.Ingress != nil {
 		f.gate = newGate()
@@ -273,7 +276,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 	switch {
 	case d.refused != 0:
 		o = f.refused(&q, &d)
-	case f.looksAt(&q, &d):
+	case d.via != nil, f.looksAt(&q, &d):
 		o, err = f.openStaged(&q, &d, s)
 	case f.ledger == nil || d.namespace:
 		o, err = f.carryOut(&q, &d, s)
@@ -319,6 +322,8 @@ func (f *Factory) record(q *request, d *decision) {
 	}
 	a := audit.Flow{Protocol: protoName(q.proto), To: netip.AddrPortFrom(d.to.Addr().WithZone(""), d.to.Port()), Name: string(d.verdict.Name), Rule: d.verdict.Rule, Verdict: audit.Allowed}
 	switch {
+	case d.unproxied != "":
+		a.Verdict = audit.Refused
 	case d.lifted:
 		a.Verdict = audit.Denied
 	case d.byRules:
@@ -333,6 +338,10 @@ func (f *Factory) record(q *request, d *decision) {
 func (f *Factory) openOut(proto uint8, d *decision) outcome {
 	switch proto {
 	case ipc.ProtoTCP:
+		if d.via != nil {
+			to := f.cfg.toProxy()
+			d = &to
+		}
 		c := inet.Connect{Path: d.inet(), Source: d.Source, To: d.to, Peeks: true}
 		return made(c.Dial(), 0)
 	case ipc.ProtoUDP:

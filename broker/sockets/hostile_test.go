@@ -51,13 +51,21 @@ func work(t testing.TB, rules ...egress.Rule) *atWork {
 	f.OnInflight = func(*ipc.Inflight) {}
 	_ = unix.SetsockoptTimeval(ours, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 100_000})
 	_ = unix.SetsockoptTimeval(theirs, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
-	w := &atWork{f, theirs, make(chan error, 1)}
+	w, gone := &atWork{f, theirs, make(chan error, 1)}, make(chan struct{})
 	go func() {
+		defer close(gone)
 		err := f.Serve(ours)
 		unix.Close(ours) // as package supervise does
 		w.done <- err
 	}()
-	t.Cleanup(func() { unix.Close(theirs) })
+	t.Cleanup(func() { // and waits: the next test may count descriptors
+		unix.Close(theirs)
+		select {
+		case <-gone:
+		case <-time.After(5 * time.Second):
+			t.Error("the worker is served though it has gone")
+		}
+	})
 	return w
 }
 

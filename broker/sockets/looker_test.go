@@ -22,15 +22,16 @@ import (
 // byName are rules by which the guest may go everywhere by a name, and hellos may have
 // some names.
 type byName struct {
-	mu  sync.Mutex
-	may []domain.Name
+	mu   sync.Mutex
+	may  []domain.Name
+	none bool // nothing is allowed
 }
 
 func (p *byName) Judge(f egress.Flow) egress.Verdict {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	v := egress.Verdict{Allowed: true, ByName: true, Name: "good.test", Rule: "--allow good.test"}
-	if f.Open && !slices.Contains(p.may, f.Name) {
+	if p.none || f.Open && !slices.Contains(p.may, f.Name) {
 		v.Allowed = false
 	}
 	return v

@@ -33,7 +33,10 @@ var stageTime = 10 * time.Second
 // stageLines is how many lines of the log refusals by what was looked at may be.
 var stageLines = limiter.Rate{PerSecond: 10, Burst: 50}
 
-// stages are the flows that are looked at.
+// proxyLines is the same for what did not get by the proxy.
+var proxyLines = limiter.Rate{PerSecond: 1, Burst: 10}
+
+// stages are the flows that are looked at, and those for which the proxy is asked.
 type stages struct {
 	send func(rec []byte, fd int) error // to the process for names, without waiting; nil: there is none
 
@@ -42,6 +45,9 @@ type stages struct {
 	last  uint32 // ID that was given last
 	lines limiter.Bucket
 	usage StageUsage
+
+	proxied    ProxyUsage
+	proxyLines limiter.Bucket // of the log on what did not get by the proxy
 }
 
 // staged is one flow that is looked at.
@@ -58,6 +64,10 @@ type staged struct {
 	over      func()      // with opening: what has ended it meanwhile; nil: nothing
 	busy      bool        // somebody passes fd on, and closes it if it has gone meanwhile
 	timer     *time.Timer
+
+	proxying bool         // it is the proxy that is to answer
+	said     proxySaid    // what it has
+	early    *ipc.Relayed // its answer, which has come while busy
 }
 
 // SetNames tells how to send the process for names a record, without waiting for it, and
@@ -117,6 +127,21 @@ func (f *Factory) connected(t *staged, fd int) {
 	if t.q.proto == ipc.ProtoTCP {
 		o.errno = connectError(fd)
 	}
+	switch {
+	case t.d.via == nil:
+	case o.errno == 0:
+		f.askProxy(t)
+		return
+	default:
+		f.stages.proxyAway()
+		f.tellProxy(t, o.errno.Error(), 0)
+	}
+	f.proceed(t, o)
+}
+
+// proceed has a flow looked at whose socket leads to the destination, or tells the worker
+// why it does not.
+func (f *Factory) proceed(t *staged, o outcome) {
 	if o.errno == 0 {
 		o = f.begin(t)
 	}
@@ -185,27 +210,40 @@ func connectError(fd int) unix.Errno {
 // worker's and the other.
 func (f *Factory) begin(t *staged) outcome {
 	g := &f.stages
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		g.mu.Lock()
+		g.usage.Ended[StageNoRoom]++
+		g.mu.Unlock()
+		return nothing(errno(os.NewSyscallError("socketpair", err)))
+	}
+	if !g.register(t, func(id uint32) { f.refuseStaged(id, "", unix.ETIMEDOUT, StageLate, "nothing to see in time") }) {
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+		return nothing(unix.EAGAIN) // the guest tries again
+	}
+	return outcome{fd: pair[0], far: pair[1], staged: true}
+}
+
+// register gives a flow its number, and has late called unless it ends in time. It reports
+// false if there are as many as may be.
+func (g *stages) register(t *staged, late func(id uint32)) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.flows) >= ipc.MaxStages {
-		g.usage.Ended[StageNoRoom]++
-		return nothing(unix.EAGAIN) // the guest tries again
-	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		g.usage.Ended[StageNoRoom]++
-		return nothing(errno(os.NewSyscallError("socketpair", err)))
+		g.ended(t, func(u *StageUsage) { u.Ended[StageNoRoom]++ })
+		return false
 	}
 	for g.last++; g.last == 0 || g.flows[g.last] != nil; g.last++ {
 	}
-	t.id, t.opening = g.last, true
+	t.id, t.opening = g.last, !t.proxying
 	if g.flows == nil {
 		g.flows = map[uint32]*staged{}
 	}
 	g.flows[t.id] = t
-	id := t.id
-	t.timer = time.AfterFunc(stageTime, func() { f.refuseStaged(id, "", unix.ETIMEDOUT, StageLate, "nothing to see in time") })
-	return outcome{fd: pair[0], far: pair[1], staged: true}
+	id := t.id // which t may lose for another
+	t.timer = time.AfterFunc(stageTime, func() { late(id) })
+	return true
 }
 
 // FromNames takes a record of the process for names about flows that are looked at. An
@@ -224,6 +262,12 @@ func (f *Factory) FromNames(kind ipc.Kind, rec []byte) error {
 			return err
 		}
 		f.passed(&r)
+	case ipc.NamesKindRelayed:
+		var r ipc.Relayed
+		if err := r.Decode(rec); err != nil {
+			return err
+		}
+		f.relayed(&r)
 	default:
 		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 	}
@@ -233,6 +277,9 @@ func (f *Factory) FromNames(kind ipc.Kind, rec []byte) error {
 // found judges what a flow was found to be.
 func (f *Factory) found(r *ipc.Staged) {
 	if r.Found != ipc.FoundName {
+		if f.stages.proxying(r.ID) {
+			return // it was never asked to look
+		}
 		f.refuseStaged(r.ID, "", unix.EACCES, reasonOf(r.Found), ipc.FoundText(r.Found))
 		return
 	}
@@ -244,7 +291,7 @@ func (f *Factory) found(r *ipc.Staged) {
 	g := &f.stages
 	g.mu.Lock()
 	t := g.flows[r.ID]
-	if t == nil || t.opening || t.name != "" {
+	if t == nil || t.opening || t.proxying || t.name != "" {
 		g.mu.Unlock()
 		return // too late, too soon, or said before
 	}
@@ -271,6 +318,14 @@ func (f *Factory) found(r *ipc.Staged) {
 	}
 }
 
+// proxying tells whether it is the proxy that is to answer for a flow.
+func (g *stages) proxying(id uint32) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.flows[id]
+	return t != nil && t.proxying
+}
+
 // mayBe tells whether a rule by name lets a name be where a flow leads.
 func (f *Factory) mayBe(t *staged, name domain.Name) bool {
 	flow := t.flow
@@ -284,7 +339,7 @@ func (f *Factory) passed(r *ipc.Passed) {
 	g := &f.stages
 	g.mu.Lock()
 	t := g.flows[r.ID]
-	if t == nil || t.name == "" || t.busy {
+	if t == nil || t.name == "" || t.busy || t.proxying {
 		g.mu.Unlock()
 		return // too late, or never asked for
 	}
@@ -318,7 +373,7 @@ func (g *stages) take(id uint32, count func(u *StageUsage)) *staged {
 	}
 	delete(g.flows, id)
 	t.timer.Stop()
-	count(&g.usage)
+	g.ended(t, count)
 	if t.busy {
 		gone := *t
 		gone.fd = -1
@@ -338,9 +393,13 @@ func (f *Factory) endStaged(id uint32, e unix.Errno, why StageReason) *staged {
 		return nil
 	}
 	_ = f.stages.send((&ipc.StageEnd{ID: id}).Encode(), -1)
-	var rec [ipc.SwitchSize]byte
-	(&ipc.Switch{Token: t.q.token, Errno: uint16(e)}).Encode(rec[:])
-	t.s.send(func(channel int) error { return ipc.Send(channel, rec[:], -1) })
+	if t.proxying { // the guest has no answer yet
+		f.answerLate(t, nothing(e))
+	} else {
+		var rec [ipc.SwitchSize]byte
+		(&ipc.Switch{Token: t.q.token, Errno: uint16(e)}).Encode(rec[:])
+		t.s.send(func(channel int) error { return ipc.Send(channel, rec[:], -1) })
+	}
 	if t.fd >= 0 {
 		unix.Close(t.fd)
 	}
@@ -391,16 +450,21 @@ func (f *Factory) StagesGone() {
 // whatever their hello will say. Their sockets are ours, so nobody has to be asked.
 func (f *Factory) recheckStages() (ended int) {
 	return f.endStages(unix.EACCES, StageOtherName, func(t *staged) bool {
-		flow := t.flow
-		flow.Open, flow.Name = true, t.d.verdict.Name
-		v := f.cfg.Egress.Judge(flow)
-		if v.Allowed || f.cfg.lifts(flow) {
-			return false
+		v, refused := f.refusedStaged(t)
+		if refused {
+			v.Count()
+			f.refusals.note(f.cfg.Logger, t.flow.Proto, t.flow.To, &v)
 		}
-		v.Count()
-		f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, &v)
-		return true
+		return refused
 	})
+}
+
+// refusedStaged tells whether the egress rules refuse a flow now that they have allowed.
+func (f *Factory) refusedStaged(t *staged) (egress.Verdict, bool) {
+	flow := t.flow
+	flow.Open, flow.Name = true, t.d.verdict.Name
+	v := f.cfg.Egress.Judge(flow)
+	return v, !v.Allowed && !f.cfg.lifts(flow)
 }
 
 // endStages ends the flows that are looked at and of a kind, and returns how many.

@@ -90,7 +90,8 @@ type StatusReply struct {
 	ControlPath string   `json:"control_path,omitempty"` // where things may be changed, absolute
 	Limits      []Limit  `json:"limits,omitempty"`       // budgets of what the guest may use up
 
-	Names *NamesReply `json:"names,omitempty"` // aldente-names; absent: no egress rule is by name
+	Names *NamesReply `json:"names,omitempty"` // aldente-names; absent: no egress rule is by name, nor is a proxy asked
+	Proxy *ProxyReply `json:"proxy,omitempty"` // of --via; absent: none
 }
 
 // NamesReply says how aldente-names fares, which answers the guest's questions for names.
@@ -99,6 +100,18 @@ type NamesReply struct {
 	Restarts  int      `json:"restarts"`             // how often it was replaced
 	LastDeath string   `json:"last_death,omitempty"` // when and how one ended that was not to
 	Resolvers []string `json:"resolvers"`            // that it asks, in order
+}
+
+// ProxyReply says how connections by the proxy fare.
+type ProxyReply struct {
+	URL       string   `json:"url"`              // with the user, without the password
+	Address   string   `json:"address"`          // where it is, as was found at the start, and port
+	Names     bool     `json:"names,omitempty"`  // it is told names
+	Except    []string `json:"except,omitempty"` // networks to which nothing goes by it
+	Waiting   uint64   `json:"waiting"`          // for its answer, at the moment
+	Connected uint64   `json:"connected"`        // since the start, as the next two
+	Refused   uint64   `json:"refused"`          // it has said no
+	Failed    uint64   `json:"failed"`           // it was away, silent or made no sense
 }
 
 // Limit is one budget of the instance.
