@@ -110,6 +110,7 @@ func TestCapturedNamesRecords(t *testing.T) {
 		"a worker's kind":       "0d000c000000000001000000",
 		"ready again":           "8002080000000000",
 		"resolver of no number": "81021000000000000100000005110000",
+		"relayed to nothing":    "8a021000000000000100000000000000",
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := capturedNames(t, lab, "sleep=300ms record="+hex, "--allow", "pypi.test:443", "--allow", "192.0.2.9:7", "--deny", "any")
@@ -275,6 +276,41 @@ func TestCapturedNamesDeaf(t *testing.T) {
 	since := time.Now()
 	if got := reach(g, "tcp 192.0.2.9:7"); got != open || time.Since(since) > 10*time.Second {
 		t.Errorf("another connection: %s after %v\n%s", got, time.Since(since), g.Proc.Output())
+	}
+}
+
+// TestCapturedNamesProxy: an aldente-names that has been taken over hears of no connection
+// that the rules deny. Where it claims that the proxy was asked, which it was not, the guest
+// has a connection with the proxy, and without the password gets nowhere by it.
+func TestCapturedNamesProxy(t *testing.T) {
+	needOurs(t)
+	lab, p, secret := viaLab(t, "me")
+	g := capturedNames(t, lab, "sleep=300ms relayed=1,1 relayed=7,2 relay=1 relay=6", "--via", "socks5://me@192.0.2.9:1080", "--via-secret", secret,
+		"--deny", "198.51.100.0/24")
+	for _, to := range []string{"198.51.100.7:443", "192.0.2.9:1080"} {
+		if got := reach(g, "tcp "+to); got != prohibited {
+			t.Errorf("%s: %s", to, got)
+		}
+	}
+	c := g.Dial("tcp", behind4+":443")
+	if got := viaSays(c, "\x05\x01\x00", 2); got != "\x05\xff" { // no method is acceptable
+		t.Errorf("the proxy says %q", got)
+	}
+	c.Close()
+	if got := saidNames(t, g, "relay=1"); got != "claimed for "+behind4+":443" {
+		t.Errorf("%q", got)
+	}
+	if got := reach(g, "tcp ["+behind6+"]:443"); got != refused {
+		t.Errorf("where it claims that the destination has refused: %s", got)
+	}
+	if got := saidNames(t, g, "relay=6"); got != "claimed for ["+behind6+"]:443" {
+		t.Errorf("%q", got)
+	}
+	if asked := p.took(); len(asked) > 0 {
+		t.Errorf("the proxy was asked for %q", asked)
+	}
+	if g.Proc.Exited() {
+		t.Error("the broker is gone")
 	}
 }
 

@@ -36,6 +36,10 @@ var recipes = map[string]map[string]string{
 		"tcp 192.0.2.80:443": open, "udp 198.51.100.9:53": open, "udp [2001:db8:1::9]:53": open, "tcp 198.51.100.7:8443": open,
 		"udp 192.0.2.80:443": refused,
 	},
+	"aldente --config-net --via socks5://build@192.0.2.10:1080 --via-secret /etc/aldente/proxy.secret": {
+		"tcp 203.0.113.77:7": open, "tcp [2001:db8:77::77]:7": open, "tcp 203.0.113.77:9005": refused, "tcp 192.0.2.10:1080": prohibited,
+		"udp 192.0.2.9:7": prohibited, "icmp 192.0.2.9": prohibited,
+	},
 	"passt -t 8080:80 -t 2222:22 --allow-in host --allow-in 192.0.2.0/24:80 --deny-in any": {
 		"from 192.0.2.9 192.0.2.2:8080": open, "from 192.0.2.9 192.0.2.2:2222": silent,
 		"from 198.51.100.9 192.0.2.2:8080": silent, "from 2001:db8:1::9 [2001:db8:1::2]:8080": silent,
@@ -85,6 +89,8 @@ func TestRecipes(t *testing.T) {
 	lab.Remote.IP("addr add 192.0.2.80/32 dev lo", "addr add 198.51.100.7/32 dev lo")
 	serve(lab.Remote, "198.51.100.7", 8443)
 	serve(lab.Host, "[::]", 7, 5432, 5353)
+	(&viaProxy{user: "build"}).listen(lab.Remote, "192.0.2.10")
+	secret := writeStage(t, viaSecret)
 	for _, command := range found {
 		t.Run(command, func(t *testing.T) {
 			want := recipes[command]
@@ -92,7 +98,7 @@ func TestRecipes(t *testing.T) {
 				t.Fatal("never tried")
 			}
 			s := netlab.GuestSpec{Resolv: "nameserver 10.9.8.7\n"}
-			program, args, _ := strings.Cut(command, " ")
+			program, args, _ := strings.Cut(strings.Replace(command, "/etc/aldente/proxy.secret", secret, 1), " ")
 			if program == "passt" {
 				program, args = "pasta", "--config-net "+strings.Replace(args, " --socket /run/vm.socket", "", 1)
 			}
