@@ -44,6 +44,7 @@ type looker struct {
 	t    *testing.T
 	f    *Factory
 	dead bool
+	full bool
 	recs chan heard
 }
 
@@ -66,6 +67,9 @@ func (h *heard) close() {
 func (l *looker) send(rec []byte, fd int) error {
 	if l.dead {
 		return unix.EPIPE
+	}
+	if l.full {
+		return unix.EAGAIN
 	}
 	if fd >= 0 {
 		fd, _ = unix.Dup(fd)

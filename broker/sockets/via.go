@@ -3,6 +3,7 @@
 package sockets
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -153,6 +154,8 @@ func (f *Factory) askProxy(t *staged) {
 	early := t.early
 	g.mu.Unlock()
 	switch {
+	case errors.Is(err, unix.EAGAIN): // it has no room, and the guest tries again
+		f.endStaged(t.id, unix.EAGAIN, StageLost)
 	case err != nil:
 		f.endStaged(t.id, unix.ECONNRESET, StageLost)
 	case early != nil: // it has come while this was under way

@@ -183,6 +183,12 @@ func TestByProxyRefused(t *testing.T) {
 	if fd, a := w.late(t, 6); fd >= 0 || unix.Errno(a.Errno) != unix.ECONNRESET || !closed() {
 		t.Errorf("without a process: %+v", a)
 	}
+	l.dead, l.full = false, true
+	w.begin(t, toDest(ipc.ProtoTCP, 8))
+	closed = accept()
+	if fd, a := w.late(t, 8); fd >= 0 || unix.Errno(a.Errno) != unix.EAGAIN || !closed() {
+		t.Errorf("with one that has no room: %+v", a)
+	}
 	w.stages.send = nil
 	w.begin(t, toDest(ipc.ProtoTCP, 7))
 	if fd, a := w.late(t, 7); fd >= 0 || unix.Errno(a.Errno) != unix.EACCES {
