@@ -227,6 +227,16 @@ func (d *pacedDatagrams) Write(fd int32, b []byte) (int, syscall.Errno) {
 	return n, e
 }
 
+// Copy implements udp.Copier.
+func (l *Lane) Copy(fd int32, b []byte) (int, syscall.Errno) { return l.Write(fd, b) }
+
+// Wrote implements udp.Copier.
+func (l *Lane) Wrote(n int) {
+	if l.pace != nil {
+		l.pace.up.left -= int64(n)
+	}
+}
+
 // Writev implements flow.GatherWriter.
 func (d *pacedDatagrams) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
 	if !d.may() {

@@ -2,7 +2,10 @@
 
 package lane
 
-import "testing"
+import (
+	"syscall"
+	"testing"
+)
 
 // TestBucket: what goes in a time is no more than the rate and what may go at once,
 // and who waits until he is told finds something.
@@ -41,4 +44,28 @@ func TestBucket(t *testing.T) {
 	if newPace(0, 0) != nil || !(*pace)(nil).maySend(0) {
 		t.Error("a limit where there is none")
 	}
+}
+
+// TestCopiesNotPaced: a limit holds up datagrams, and not the copies that are made of them
+// for whoever looks at a flow; what that has let through counts.
+func TestCopiesNotPaced(t *testing.T) {
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(pair[0])
+	defer syscall.Close(pair[1])
+	d := &pacedDatagrams{&Lane{pace: newPace(1000, 0)}}
+	d.pace.up.left = -1 << 40
+	if _, e := d.Write(int32(pair[0]), []byte("datagram")); e != syscall.EAGAIN {
+		t.Errorf("over the limit: %v", e)
+	}
+	if n, e := d.Copy(int32(pair[0]), []byte("copy")); n != 4 || e != 0 {
+		t.Errorf("a copy: %d, %v", n, e)
+	}
+	d.Wrote(5)
+	if d.pace.up.left != -1<<40-5 {
+		t.Errorf("%d are left", d.pace.up.left)
+	}
+	(&Lane{}).Wrote(5) // without a limit
 }

@@ -31,7 +31,7 @@ func (t *Translator) copyOut(c *conn, data []byte) {
 	if c.copied == ipc.MaxStagedDatagrams || c.notCopied || len(data) == 0 {
 		return
 	}
-	if _, e := t.env.Write(c.sock.FD, data); e != 0 {
+	if _, e := t.env.Copy(c.sock.FD, data); e != 0 {
 		c.notCopied = true
 		return
 	}
@@ -91,6 +91,7 @@ func (t *Translator) Switch(fd int32, s *ipc.Switch) (old int32) {
 	for left := s.Count; left > 0; {
 		if n, _ := t.queues.Next(&c.queue, t.joined); n > 0 {
 			left--
+			t.env.Wrote(n)
 			t.Stats.ToHost++
 		}
 	}

@@ -59,6 +59,9 @@ func TestStaged(t *testing.T) {
 			s := r.switchTo(token, passed)
 			r.say(remote, "6")
 			r.Flush()
+			if r.host.ByOthers != passed { // for the limit: each has a byte
+				t.Errorf("%d bytes were written by others, of %d", r.host.ByOthers, passed)
+			}
 			if got := sent(s); !slices.Equal(got, append(want[passed:], "6")) || look.Closes != 1 || s.Closes != 0 {
 				t.Fatalf("behind %d: %q, closed %d times", passed, got, look.Closes)
 			}

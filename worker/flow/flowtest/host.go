@@ -36,6 +36,8 @@ type Host struct {
 
 	WatchErr syscall.Errno // returned by Watch
 
+	ByOthers int // bytes that others have written to sockets, as was told
+
 	// Quiet keeps nothing of frames, writes and requests, but counts them, so
 	// that a test can measure that a translator does not allocate.
 	Quiet                          bool

@@ -214,6 +214,12 @@ func (h *Host) Write(fd int32, b []byte) (int, syscall.Errno) {
 	return h.write(fd, one[:])
 }
 
+// Copy implements udp.Copier.
+func (h *Host) Copy(fd int32, b []byte) (int, syscall.Errno) { return h.Write(fd, b) }
+
+// Wrote implements udp.Copier.
+func (h *Host) Wrote(n int) { h.ByOthers += n }
+
 // Writev implements flow.GatherWriter. Like the kernel's, it does nothing if there
 // is not one byte.
 func (h *Host) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
