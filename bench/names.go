@@ -106,14 +106,22 @@ func namesClient(resolver, port, clients, span string) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-// address asks for a name of its own by a socket of its own, as C libraries do.
-func address(resolver string) (string, error) {
-	c, err := net.Dial("udp4", net.JoinHostPort(resolver, "53"))
-	if err != nil {
-		return "", err
+// address asks for a name of its own by a socket of its own, as C libraries do: by another
+// where nothing comes, since a translator may want that port of the host's, and somebody
+// else have it.
+func address(resolver string) (addr string, err error) {
+	for range 3 {
+		var c net.Conn
+		if c, err = net.Dial("udp4", net.JoinHostPort(resolver, "53")); err != nil {
+			return "", err
+		}
+		addr, err = addressBy(c)
+		c.Close()
+		if !os.IsTimeout(err) {
+			break
+		}
 	}
-	defer c.Close()
-	return addressBy(c)
+	return addr, err
 }
 
 // addressBy asks for a name that nobody has asked for before.

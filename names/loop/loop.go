@@ -58,7 +58,8 @@ type Loop struct {
 	counted dns.Figures
 	toldAt  int64 // when the broker was told of these
 
-	dropped []int // sockets to resolvers that are to be closed when the turn's answers are out
+	dials   []byte // records that are gathered in a turn
+	dropped []int  // sockets to resolvers that are to be closed when the turn's answers are out
 
 	buf [64 << 10]byte
 	rec [ipc.MaxRecord]byte // of the broker, being handled
@@ -108,6 +109,7 @@ func (l *Loop) Run() error {
 	l.send(ipc.Empty(ipc.NamesKindReady))
 	l.engine.Start(l.now())
 	for n := 0; ; {
+		l.flushDials()
 		n = l.poll.Wait(l.timeout(), n > 0)
 		for i := range n {
 			if err := l.event(l.poll.At(i)); err != nil {

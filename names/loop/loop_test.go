@@ -120,11 +120,13 @@ func (s *scene) record(kind ipc.Kind, rec []byte) {
 	s.t.Helper()
 	switch kind {
 	case ipc.NamesKindDial:
-		var d ipc.Dial
-		if err := d.Decode(rec); err != nil {
-			s.t.Fatal(err)
+		for ; len(rec) > 0; rec = rec[ipc.DialSize:] {
+			var d ipc.Dial
+			if err := d.Decode(rec[:ipc.DialSize]); err != nil {
+				s.t.Fatal(err)
+			}
+			s.dial(&d)
 		}
-		s.dial(&d)
 	case ipc.NamesKindNamed:
 		var n ipc.Named
 		if err := n.Decode(rec); err != nil {

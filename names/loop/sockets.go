@@ -217,7 +217,18 @@ func (h host) Dial(socket uint32, resolver uint8, tcp bool) {
 		d.Proto = ipc.ProtoTCP
 	}
 	h.asked[socket] = &conn{fd: -1, tcp: tcp}
-	h.send(d.Encode())
+	if h.dials = append(h.dials, d.Encode()...); len(h.dials) == ipc.MaxBatch*ipc.DialSize {
+		h.flushDials()
+	}
+}
+
+// flushDials sends what was asked of the broker in a turn as one message: sockets are made
+// ahead several at a time.
+func (l *Loop) flushDials() {
+	if len(l.dials) > 0 {
+		l.send(l.dials)
+		l.dials = nil // it may wait for room
+	}
 }
 
 // Ask implements dns.Host.
