@@ -41,7 +41,7 @@ var floors = [][]string{
 // other. The plan stands high, since it says in their own terms what the others are
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
-	{"limiter", "control/api", "rulesfile"},
+	{"limiter", "control/api", "rulesfile", "service"},
 	{"egress", "budget", "flowlog", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile", "tun"},
 	{"ingress"},
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging", "audit", "reader"},
