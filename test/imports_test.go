@@ -31,7 +31,7 @@ var floors = [][]string{
 	{"aldente/worker"},
 
 	{"aldente/names/frame", "aldente/names/kernel"}, // messages in a stream; system calls
-	{"aldente/names/hello"},                         // which server a client means
+	{"aldente/names/hello", "aldente/names/proxy"},  // which server a client means; what a proxy is told
 	{"aldente/names/dns", "aldente/names/stage"},    // questions and answers; flows that are looked at
 	{"aldente/names/loop"},
 	{"aldente/names"},
