@@ -117,7 +117,7 @@ func (c *Config) decideOut(r *request) decision {
 	if why != possible {
 		return decision{refused: unix.EACCES, always: why}
 	}
-	fam = c.family(to.Addr()) // a forwarded resolver may be of the other one, and what is redirected
+	fam = c.family(to.Addr())                                    // a forwarded resolver may be of the other one, and what is redirected
 	if c.asksNames(r.proto, r.dst) || c.asksNames(r.proto, to) { // by whichever of its names
 		return decideNames(to, meaning)
 	}
