@@ -3,6 +3,7 @@
 package domain
 
 import (
+	"encoding/binary"
 	"regexp"
 	"strings"
 	"testing"
@@ -13,7 +14,8 @@ import (
 // FuzzDomain reads any text as a name and as a pattern, and asks rules made of it. What is
 // taken is what regular expressions say; it is the same in any case, with a dot behind
 // it and when it was written and read again; a pattern is for a name as a regular
-// expression made of it is; the first rule that fits decides.
+// expression made of it is, and for all that another is for if it is for samples of it;
+// the first rule that fits decides.
 func FuzzDomain(f *testing.F) {
 	for _, s := range []string{
 		"www.pypi.test\n+*.pypi.test;-ads.test:", "pypi.test.\n+*.pypi.test;+PyPI.test", "xypypi.test\n-*.pypi.test", "a.b\n*;*foo;a.*.b;*.;a..b;10.0.0;*.0;.a", "bücher.test\n-bücher.test;+xn--bcher-kva.test",
@@ -40,6 +42,7 @@ func FuzzDomain(f *testing.F) {
 				t.Fatalf("%q: %q, once more: %q, %v", asked, name, again, err)
 			}
 		}
+		var fitting []byte
 		rules, want, at := Rules{Default: len(text)%2 == 0}, len(text)%2 == 0, -1
 		for one := range strings.SplitSeq(list, ";") {
 			dest, narrow := strings.CutSuffix(strings.TrimLeft(one, "+-"), ":")
@@ -68,8 +71,15 @@ func FuzzDomain(f *testing.F) {
 			if fits && at < 0 && (r.Allow || !narrow) {
 				want, at = r.Allow, len(rules.List)
 			}
+			if fits {
+				fitting = binary.LittleEndian.AppendUint16(fitting, uint16(len(rules.List)))
+			}
 			rules.List = append(rules.List, r)
 		}
+		if got := rules.Fitting(name); got != string(fitting) {
+			t.Fatalf("%q of %q: %x fit, want %x", list, name, got, fitting)
+		}
+		checkCovers(t, rules.List)
 		if got := rules.Judge(name); got != (Verdict{want, at}) {
 			t.Fatalf("%q of %q: %+v, want %t by %d", list, name, got, want, at)
 		}
@@ -78,6 +88,24 @@ func FuzzDomain(f *testing.F) {
 			t.Fatalf("%q of the alias %q: %+v", list, name, got)
 		}
 	})
+}
+
+// checkCovers compares each two of the first patterns: one stands for all names of
+// another if it does for two that have nothing else in common.
+func checkCovers(t *testing.T, list []Rule) {
+	list = list[:min(len(list), 16)]
+	for i := range list {
+		for k := range list {
+			p, o := list[i].Pattern, list[k].Pattern
+			one, two := o.name, o.name
+			if o.below {
+				one, two = "one."+o.name, "two."+o.name
+			}
+			if want := p.Matches(one) && p.Matches(two); p.Covers(o) != want {
+				t.Fatalf("%v covers %v: %t, want %t", p, o, !want, want)
+			}
+		}
+	}
 }
 
 var labels = regexp.MustCompile(`^[\w-]{1,63}(\.[\w-]{1,63})*$`)
