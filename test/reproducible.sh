@@ -28,7 +28,7 @@ tar -C "$there" -xf "$first/aldente-$version.tar.xz"
 modules=$($GO env GOMODCACHE)
 chown -R 65534:65534 "$other"
 clock=
-if command -v faketime >/dev/null; then clock='faketime +900d'; fi
+if command -v faketime >/dev/null; then clock='faketime -f +900d'; fi
 # Modules are read where they are, which root's home may hide: copied, if so.
 again() {
 	# shellcheck disable=SC2086
