@@ -103,7 +103,7 @@ func (l *Lane) ip(p *packet.Packet, o *packet.Offload) {
 	case p.Proto == packet.ProtoICMPv6 && p.IPVersion == 6:
 		l.icmpv6(p, o)
 	default:
-		l.Stats.Ignored++
+		l.unserved(p)
 	}
 }
 

@@ -147,6 +147,8 @@ type Lane struct {
 	figures figures
 	stats   *statsLog // nil: not asked for
 	Stats   Stats     // since New
+
+	notePace *flow.Pace // of answers to what nobody translates
 }
 
 // New reads the start-up records from the broker's channel and makes the lane
@@ -227,6 +229,7 @@ func (l *Lane) configure(rec []byte) error {
 	g.Shares.Bound(int(g.MaxConns))
 	g.Accept = flow.NewPace(int(g.NewConns))
 	l.pace = newPace(g.Bytes, l.now)
+	l.notePace = flow.NewPace(unservedNotices)
 	nBypass, nBypassUDP := fds/2, min(maxBypassUDP, max(fds/4, 16))
 	pool, err := kernel.Reserve(poolBytes)
 	if err != nil {

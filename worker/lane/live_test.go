@@ -207,7 +207,7 @@ func TestLiveNotes(t *testing.T) {
 			want := []string{
 				"from the guest: dropped: wrong checksum",
 				"from the guest: dropped: malformed: shorter than its headers say",
-				"from the guest: dropped: of a protocol or for an address that nobody here serves",
+				"from the guest: dropped: of a protocol or for an address that nobody here serves", "to the guest",
 				"from the guest: dropped: of a protocol or for an address that nobody here serves",
 				"from the guest: dropped: of a protocol or for an address that nobody here serves",
 				"from the guest: dropped: malformed",
@@ -227,7 +227,7 @@ func TestLiveNotes(t *testing.T) {
 				t.Errorf("of drops, shown is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			got, _ = noted(t, udp)
-			if want := want[10:15]; !slices.Equal(got, want) {
+			if want := want[11:16]; !slices.Equal(got, want) {
 				t.Errorf("of UDP, shown is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 		})

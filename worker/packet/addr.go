@@ -16,6 +16,15 @@ func (m MAC) IsZero() bool { return m == MAC{} }
 // IsGroup tells whether the address is multicast or broadcast.
 func (m MAC) IsGroup() bool { return m[0]&1 != 0 }
 
+// GroupMAC is the Ethernet address that frames for a group go to, RFC 1112 section 6.4
+// and RFC 2464 section 7.
+func GroupMAC(a *Addr) MAC {
+	if a.Is4() {
+		return MAC{0x01, 0x00, 0x5e, a[13] & 0x7f, a[14], a[15]}
+	}
+	return MAC{0x33, 0x33, a[12], a[13], a[14], a[15]}
+}
+
 // Addr is an IPv6 address, or an IPv4 address in its IPv4-mapped form
 // (RFC 4291 section 2.5.5.2). It is comparable and holds no pointer.
 type Addr [16]byte

@@ -14,6 +14,7 @@ type Packet struct {
 	TrafficClass   uint8  // IPv4 TOS or IPv6 traffic class, ECN bits included
 	TTL            uint8  // TTL or hop limit
 	Proto          uint8  // upper-layer protocol; of a fragment: see Fragment
+	DF             bool   // nobody on its way may cut it: IPv4 says so, and IPv6 always means it
 	Src, Dst       Addr   // of the IP header; IPv4 as IPv4-mapped IPv6
 
 	// Offsets into Frame: IP header, upper-layer header, and the end by the
@@ -41,6 +42,10 @@ type Packet struct {
 	// fragment header; after reassembly it is Proto.
 	FragUnfragLen int
 	FragNext      int // see above
+
+	// ProtoAt is the offset into Frame of the byte that names Proto, of IPv6 that is no
+	// fragment: in the fixed header, or in the last extension header.
+	ProtoAt int
 }
 
 // Decode reads the Ethernet header, and the IP header with IPv4 options or
@@ -78,6 +83,7 @@ func (p *Packet) decode(frame []byte) error {
 	p.L3, p.L4, p.End = EthernetLen, EthernetLen, len(frame)
 	p.Fragment, p.MoreFragments, p.FragOffset = false, false, 0
 	p.FragID, p.FragUnfragLen, p.FragNext = 0, 0, 0
+	p.DF, p.ProtoAt = false, 0
 	var err error
 	switch p.EtherType {
 	case EtherTypeIPv4:
@@ -141,7 +147,9 @@ func (p *Packet) decode4(b []byte) error {
 	p.L4 = p.L3 + hlen
 	p.ends(p.L3 + total)
 	p.FragID = uint32(binary.BigEndian.Uint16(b[4:6]))
-	if f := binary.BigEndian.Uint16(b[6:8]); f&(ipv4MF|ipv4OffsetMask) != 0 {
+	f := binary.BigEndian.Uint16(b[6:8])
+	p.DF = f&ipv4DF != 0
+	if f&(ipv4MF|ipv4OffsetMask) != 0 {
 		return p.setFragment(int(f&ipv4OffsetMask)*8, f&ipv4MF != 0, hlen)
 	}
 	return nil
@@ -164,6 +172,7 @@ func (p *Packet) setFragment(offset int, more bool, headers int) error {
 		return ErrFragment
 	}
 	p.Fragment = true
+	p.DF, p.ProtoAt = false, 0
 	p.FragOffset = offset
 	p.MoreFragments = more
 	return nil

@@ -56,7 +56,9 @@ func TestDecodeIPv4(t *testing.T) {
 		{"most options", ipv4(40, data, nil), Packet{L4: 74, End: 98}},
 		{"padded", append(ipv4(0, data, nil), 1, 2, 3), Packet{L4: 34, End: 58}},
 		{"no payload", ipv4(0, nil, nil), Packet{L4: 34, End: 34}},
-		{"do not fragment", ipv4(0, data, set16(6, 0x4000)), Packet{L4: 34, End: 58}},
+		{"do not fragment", ipv4(0, data, set16(6, 0x4000)), Packet{L4: 34, End: 58, DF: true}},
+		{"do not fragment a fragment", ipv4(0, data, set16(6, 0x4000|0x2000)),
+			Packet{L4: 34, End: 58, Fragment: true, MoreFragments: true}},
 		{"first fragment", ipv4(0, data, set16(6, 0x2000)),
 			Packet{L4: 34, End: 58, Fragment: true, MoreFragments: true}},
 		{"middle fragment", ipv4(0, data, set16(6, 0x2000|3)),
@@ -206,8 +208,8 @@ func TestDecodeOracle(t *testing.T) {
 		w := Packet{Frame: frame, SrcMAC: ends4.SrcMAC, DstMAC: ends4.DstMAC, EtherType: uint16(eth.EthernetType),
 			IPVersion: 6, TrafficClass: tc, TTL: ttl, Proto: ProtoUDP, Src: src, Dst: dst,
 			L3: 14, L4: 14 + l3, End: 14 + l3 + 8 + len(data)}
-		if v4 {
-			w.IPVersion = 4
+		if w.DF, w.ProtoAt = true, 14+6; v4 {
+			w.IPVersion, w.DF, w.ProtoAt = 4, false, 0
 		}
 		if d := cmp.Diff(w, p); d != "" {
 			rt.Fatalf("(-want +got)\n%s", d)

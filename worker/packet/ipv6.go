@@ -45,6 +45,7 @@ func (p *Packet) decode6(b []byte) error {
 	}
 	p.L4 = p.L3 + ipv6Len
 	p.ends(p.L3 + total)
+	p.DF, p.ProtoAt = true, p.L3+6
 	switch p.Proto {
 	case ProtoTCP, ProtoUDP, ProtoICMPv6:
 		return nil
@@ -56,14 +57,14 @@ func (p *Packet) decode6(b []byte) error {
 // the fields of a fragment.
 func (p *Packet) extensions() error {
 	next, off := p.Proto, p.L4
-	named := p.L3 + 6 // offset of the Next Header byte that holds next
+	named := p.ProtoAt // offset of the Next Header byte that holds next
 	for n := 0; ; n++ {
 		size, err := p.extension(next, off)
 		switch {
 		case err != nil:
 			return err
 		case size == 0:
-			return p.upper(next, off)
+			return p.upper(next, off, named)
 		case n == maxExtensions || off+size-p.L3-ipv6Len > maxExtensionBytes,
 			next == ProtoHopByHop && n > 0: // RFC 8200 section 4.1: only the first
 			return ErrExtension
@@ -81,9 +82,9 @@ func (p *Packet) extensions() error {
 
 // upper ends the walk at the upper-layer header. In a first fragment it only
 // makes sure that the header is there (RFC 8200 section 4.5, RFC 7112).
-func (p *Packet) upper(proto uint8, off int) error {
+func (p *Packet) upper(proto uint8, off, named int) error {
 	if !p.Fragment {
-		p.Proto, p.L4 = proto, off
+		p.Proto, p.L4, p.ProtoAt = proto, off, named
 		return nil
 	}
 	need := 0

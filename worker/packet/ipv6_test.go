@@ -70,6 +70,12 @@ func TestDecodeIPv6(t *testing.T) {
 			w.Frame, w.SrcMAC, w.DstMAC = frame, ends6.SrcMAC, ends6.DstMAC
 			w.EtherType, w.IPVersion, w.TTL, w.Proto = EtherTypeIPv6, 6, 255, c.proto
 			w.Src, w.Dst, w.L3 = ends6.Src, ends6.Dst, EthernetLen
+			if w.DF = !w.Fragment; w.DF {
+				w.ProtoAt = EthernetLen + 6 // or in the last of the headers
+				if n := len(c.exts); n > 0 {
+					w.ProtoAt = c.want.L4 - len(c.exts[n-1].body)
+				}
+			}
 			if d := cmp.Diff(w, p); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}

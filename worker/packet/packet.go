@@ -37,6 +37,7 @@ const (
 const (
 	ProtoHopByHop = 0 // IPv6 only, RFC 8200 section 4.3
 	ProtoICMP     = 1
+	ProtoIGMP     = 2 // IPv4 only
 	ProtoTCP      = 6
 	ProtoUDP      = 17
 	ProtoRouting  = 43 // RFC 8200 section 4.4
@@ -57,11 +58,12 @@ const (
 
 // Codes of ICMPDestUnreachable, RFC 792 and RFC 1812 section 5.2.7.1.
 const (
-	ICMPNetUnreachable  = 0
-	ICMPHostUnreachable = 1
-	ICMPPortUnreachable = 3
-	ICMPFragNeeded      = 4 // RFC 1191: info holds the next hop's MTU
-	ICMPAdminProhibited = 13
+	ICMPNetUnreachable   = 0
+	ICMPHostUnreachable  = 1
+	ICMPProtoUnreachable = 2
+	ICMPPortUnreachable  = 3
+	ICMPFragNeeded       = 4 // RFC 1191: info holds the next hop's MTU
+	ICMPAdminProhibited  = 13
 )
 
 // ICMPv6 types, RFC 4443 and RFC 4861.
@@ -69,7 +71,7 @@ const (
 	ICMPv6DestUnreachable = 1
 	ICMPv6PacketTooBig    = 2 // info holds the next hop's MTU
 	ICMPv6TimeExceeded    = 3
-	ICMPv6ParamProblem    = 4
+	ICMPv6ParamProblem    = 4 // info holds an offset into the packet
 	ICMPv6EchoRequest     = 128
 	ICMPv6EchoReply       = 129
 	ICMPv6RouterSolicit   = 133
@@ -79,6 +81,14 @@ const (
 	ICMPv6Redirect        = 137
 )
 
+// Types of ICMPv6 messages about groups, RFC 2710 section 3.1 and RFC 3810 section 5.
+const (
+	MLDQuery   = 130
+	MLDReport1 = 131
+	MLDDone    = 132
+	MLDReport2 = 143
+)
+
 // Codes of ICMPv6DestUnreachable, RFC 4443 section 3.1.
 const (
 	ICMPv6NoRoute         = 0
@@ -86,6 +96,10 @@ const (
 	ICMPv6AddrUnreachable = 3
 	ICMPv6PortUnreachable = 4
 )
+
+// ICMPv6UnknownHeader is the code of ICMPv6ParamProblem that says that nobody knows the
+// Next Header value which its pointer leads to, RFC 4443 section 3.4.
+const ICMPv6UnknownHeader = 1
 
 // What decoders refuse. They are compared with ==, never wrapped.
 var (

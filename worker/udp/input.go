@@ -3,7 +3,6 @@
 package udp
 
 import (
-	"encoding/binary"
 	"syscall"
 
 	"aldente/ipc"
@@ -21,7 +20,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 		t.Stats.BadSource++
 		return
 	}
-	if !unicast(&p.Dst) || t.directedBroadcast(&p.Dst) {
+	if !unicast(&p.Dst) || t.g.IsBroadcast(&p.Dst) {
 		t.Stats.NotUnicast++
 		return
 	}
@@ -63,17 +62,6 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 
 func unicast(a *packet.Addr) bool {
 	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsBroadcast()
-}
-
-// directedBroadcast tells whether a is the broadcast address of the guest's
-// own IPv4 network.
-func (t *Translator) directedBroadcast(a *packet.Addr) bool {
-	own := packet.Addr(t.g.Addr4)
-	if !a.Is4() || !own.Is4() || t.g.Prefix4 == 0 || t.g.Prefix4 > 30 {
-		return false
-	}
-	host := ^uint32(0) >> t.g.Prefix4
-	return binary.BigEndian.Uint32(a[12:]) == binary.BigEndian.Uint32(own[12:])|host
 }
 
 // openOut makes a flow for a datagram from the guest and asks the broker for
