@@ -12,6 +12,7 @@ curl curl
 dig bind9-dnsutils
 ping iputils-ping
 traceroute traceroute
+tracepath iputils-tracepath
 udhcpc udhcpc
 dhclient isc-dhcp-client
 tcpdump tcpdump

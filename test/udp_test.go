@@ -58,7 +58,9 @@ func TestDig(t *testing.T) {
 }
 
 // TestDatagramSizes sends datagrams of growing size and expects them back:
-// the large ones leave as fragments and come back as fragments.
+// the large ones leave as fragments and come back as fragments. What the guest's kernel
+// sends in one piece, since its own link takes it, and lets nobody cut, does not leave a
+// host whose link is narrower: the guest's kernel hears that and goes on in fragments.
 func TestDatagramSizes(t *testing.T) {
 	for _, mtu := range []string{"1500", "65520"} {
 		lab := netlab.New(t, netlab.Options{})
@@ -83,12 +85,17 @@ func echoOnce(t *testing.T, n *netlab.NS, addr string, size int) {
 	defer c.Close()
 	msg := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(msg)
-	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
-	if _, err := c.Write(msg); err != nil {
-		t.Fatal(err)
-	}
 	got := make([]byte, 1<<16)
-	k, err := c.Read(got)
+	k, err := 0, error(nil)
+	for range 3 {
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		if _, err := c.Write(msg); err != nil {
+			t.Fatal(err)
+		}
+		if k, err = c.Read(got); err == nil || size <= 1452 {
+			break
+		}
+	}
 	if err != nil || !bytes.Equal(got[:k], msg) {
 		t.Errorf("%d bytes back, %v", k, err)
 	}

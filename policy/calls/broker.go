@@ -54,6 +54,11 @@ func outward() []Rule {
 		options(user, "source port chosen late, foreign addresses", "setsockopt",
 			unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, unix.IP_FREEBIND),
 		options(user, "latency", "setsockopt", unix.IPPROTO_TCP, unix.TCP_NODELAY),
+		options(user, "what the guest sends to everybody", "setsockopt", unix.SOL_SOCKET, unix.SO_BROADCAST),
+		options(user, "groups: the interface, who hears, and what is joined", "setsockopt",
+			unix.IPPROTO_IP, unix.IP_MULTICAST_IF, unix.IP_MULTICAST_LOOP, unix.IP_MULTICAST_ALL, unix.IP_ADD_MEMBERSHIP),
+		options(user, "groups: the interface, who hears, and what is joined", "setsockopt",
+			unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, unix.IPV6_MULTICAST_LOOP, unix.IPV6_MULTICAST_ALL, unix.IPV6_JOIN_GROUP),
 	)
 }
 

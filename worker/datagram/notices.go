@@ -17,15 +17,16 @@ const errorLen = 2048
 // Notices tell the guest what has become of datagrams that it has sent, by ICMP and
 // ICMPv6 messages that quote them.
 type Notices struct {
-	env   flow.Errors
-	g     *flow.Guest
-	queue flow.ErrorQueue
-	quote Quote
-	frame []byte
-	out   [packet.EthernetLen + 1280]byte
-	ends  packet.Ends
-	about packet.Ends
-	send  func(message []byte)
+	env     flow.Errors
+	g       *flow.Guest
+	queue   flow.ErrorQueue
+	quote   Quote
+	frame   []byte
+	out     [packet.EthernetLen + 1280]byte
+	ends    packet.Ends
+	about   packet.Ends
+	tooLong bool
+	send    func(message []byte)
 }
 
 // Quote writes a packet of a flow, as the guest has sent it, and returns its
@@ -46,8 +47,16 @@ func NewNotices(env flow.Errors, g *flow.Guest, frame []byte, q Quote, send func
 // emptied.
 func (n *Notices) Drain(fd int32, k *store.Key, peer packet.Addr) bool {
 	remote, _ := k.Remote()
-	return n.queue.Drain(n.env, fd, n.g, peer, remote, func(m flow.ICMPError, payload []byte) { n.tell(k, m, payload) })
+	n.tooLong = false
+	return n.queue.Drain(n.env, fd, n.g, peer, remote, func(m flow.ICMPError, payload []byte) {
+		n.tooLong = n.tooLong || n.queue.TooLong()
+		n.tell(k, m, payload)
+	})
 }
+
+// TooLong tells whether the last Drain has found a datagram that was too long for the
+// host to send.
+func (n *Notices) TooLong() bool { return n.tooLong }
 
 // Errno tells the guest of an error number, if there is a message for it.
 func (n *Notices) Errno(e syscall.Errno, k *store.Key, peer packet.Addr, payload []byte) {

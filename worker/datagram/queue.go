@@ -5,6 +5,7 @@ package datagram
 import (
 	"encoding/binary"
 
+	"aldente/worker/packet"
 	"aldente/worker/store"
 )
 
@@ -12,7 +13,7 @@ import (
 const MaxQueue = 16
 
 // queueHead precedes each entry of a queue: its length and its Mark.
-const queueHead = 6
+const queueHead = 7
 
 // Queues holds datagrams that wait for sockets. Nothing is allocated after
 // NewQueues.
@@ -34,6 +35,16 @@ type Mark struct {
 	Segment uint16
 	// TTL and Class are time to live and traffic class of the packet.
 	TTL, Class uint8
+	// DF: nobody may cut it on its way.
+	DF bool
+}
+
+// MarkOf is the mark of a datagram that a packet holds.
+func MarkOf(p *packet.Packet) Mark { return Mark{TTL: p.TTL, Class: p.TrafficClass, DF: p.DF} }
+
+// Goes tells whether a datagram of size bytes with mark o may leave as one with m.
+func (m *Mark) Goes(o *Mark, size int) bool {
+	return m.TTL == o.TTL && m.Class == o.Class && (m.DF == o.DF || size <= alwaysWhole4)
 }
 
 // Queue is what waits for one socket, in order: a list of chunks. Its zero value
@@ -76,6 +87,9 @@ func (s *Queues) Add(q *Queue, data []byte, m Mark) bool {
 	binary.NativeEndian.PutUint16(head[0:], uint16(len(data)))
 	binary.NativeEndian.PutUint16(head[2:], m.Segment)
 	head[4], head[5] = m.TTL, m.Class
+	if m.DF {
+		head[6] = 1
+	}
 	s.put(q, head[:])
 	s.put(q, data)
 	q.count++
@@ -125,7 +139,7 @@ func (s *Queues) Next(q *Queue, b []byte) (n int, m Mark) {
 	var head [queueHead]byte
 	s.take(q, head[:])
 	n = int(binary.NativeEndian.Uint16(head[0:]))
-	m = Mark{binary.NativeEndian.Uint16(head[2:]), head[4], head[5]}
+	m = Mark{binary.NativeEndian.Uint16(head[2:]), head[4], head[5], head[6] != 0}
 	s.take(q, b[:n])
 	q.count--
 	return n, m

@@ -31,7 +31,7 @@ func TestQueues(t *testing.T) {
 				k := rapid.IntRange(0, 3).Draw(t, "queue")
 				size := rapid.OneOf(rapid.IntRange(0, 40), rapid.IntRange(16300, 16400), rapid.IntRange(0, 65535)).Draw(t, "size")
 				n++
-				e := entry{bytes.Repeat([]byte{n, byte(size)}, size/2+1)[:size], Mark{uint16(n) * 7, n, ^n}}
+				e := entry{bytes.Repeat([]byte{n, byte(size)}, size/2+1)[:size], Mark{uint16(n) * 7, n, ^n, n%2 != 0}}
 				before := queues[k].Len()
 				switch {
 				case s.Add(&queues[k], e.data, e.mark):

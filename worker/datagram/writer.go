@@ -16,7 +16,27 @@ type Socket struct {
 	single  uint16 // datagrams from this size on go alone; zero: none
 	ttl     uint8  // as the socket has it, as class
 	class   uint8
+	cut     mayCut // as the socket has it
+	group   bool   // it leads to a group, whose time to live is another option
 }
+
+// mayCut says what the socket has the kernel do of what is longer than a path takes.
+type mayCut uint8
+
+const (
+	asMade mayCut = iota // it cuts it, and has others not cut the rest
+	cut                  // all may cut all
+	notCut               // nobody cuts anything
+)
+
+// What is no longer than this is never cut, in bytes of payload, a header of ICMP's
+// included: it makes no difference whether it may be. Linux takes no path of IPv4 for
+// narrower than 552 bytes (net.ipv4.route.min_pmtu), and of IPv6 none is narrower than
+// 1,280 (RFC 8200 section 5).
+const (
+	alwaysWhole4 = 512
+	alwaysWhole6 = 1220
+)
 
 // NewSocket is a socket as the broker gives it. Datagrams of more than together bytes
 // go alone, with zero those that a write has shown to need it.
@@ -26,6 +46,16 @@ func NewSocket(fd int32, together uint16) Socket {
 		o.single = together + 1
 	}
 	return o
+}
+
+// groupTTL is the time to live of what is sent to a group, unless another is set.
+const groupTTL = 1
+
+// Group tells that the socket leads to an address of more than one receiver.
+func (o *Socket) Group(to *packet.Addr) {
+	if o.group = to.IsMulticast(); o.group {
+		o.ttl = groupTTL
+	}
 }
 
 // Cut is what may be written at once of data, datagrams of size bytes each, the
@@ -50,6 +80,10 @@ type Writer struct {
 	// caused: a write that fails with one is tried again. Where the flow ends by
 	// that, it sets Socket.FD to -1. Nil: nobody is to be told.
 	Pending func(i uint32)
+	// TooLong tells whether that has found a datagram that was too long for its path:
+	// the one which fails with EMSGSIZE was that, and is not tried again. Nil where
+	// Pending is.
+	TooLong func() bool
 	// Failed is called for a datagram that could not be sent. Nil: nobody is to
 	// be told.
 	Failed func(i uint32, e syscall.Errno, data []byte)
@@ -67,8 +101,13 @@ func (w *Writer) SetHeader(o *Socket, v4 bool, ttl, class uint8) {
 		return
 	}
 	optTTL, optClass := flow.OptionHopLimit, flow.OptionTrafficClass
-	if v4 {
+	switch {
+	case v4 && o.group:
+		optTTL, optClass = flow.OptionGroupTTL, flow.OptionTOS
+	case v4:
 		optTTL, optClass = flow.OptionTTL, flow.OptionTOS
+	case o.group:
+		optTTL = flow.OptionGroupHops
 	}
 	if o.ttl != ttl {
 		w.env.Option(o.FD, optTTL, int(ttl))
@@ -77,6 +116,24 @@ func (w *Writer) SetHeader(o *Socket, v4 bool, ttl, class uint8) {
 	if o.class != class {
 		w.env.Option(o.FD, optClass, int(class))
 		o.class = class
+	}
+}
+
+// SetDF has the kernel treat a datagram of size bytes that follows as the guest has
+// marked it: as one that nobody may cut, or that anybody may. It costs a call where a
+// long one is marked otherwise than the one before, and nothing for short ones.
+func (w *Writer) SetDF(o *Socket, v4, df bool, size int) {
+	want, value := cut, flow.DiscoverNot
+	if df {
+		want, value = notCut, flow.DiscoverDo
+	}
+	option, short := flow.OptionDiscover6, alwaysWhole6
+	if v4 {
+		option, short = flow.OptionDiscover4, alwaysWhole4
+	}
+	if o.cut != want && size > short {
+		w.env.Option(o.FD, option, value)
+		o.cut = want
 	}
 }
 
@@ -132,6 +189,12 @@ func (w *Writer) WriteOne(i uint32, o *Socket, data []byte) bool {
 	}
 	w.one[0] = data
 	e := w.write(i, o, w.one[:])
+	if (e == syscall.EINVAL || e == syscall.EMSGSIZE) && o.segment != 0 && o.FD >= 0 {
+		// It would pass alone, or what is wrong with it is said only then: the kernel
+		// has looked at the size of several.
+		w.setSegment(o, 0)
+		e = w.write(i, o, w.one[:])
+	}
 	if e != 0 && o.FD >= 0 && w.Failed != nil {
 		w.Failed(i, e, data)
 	}
@@ -160,6 +223,9 @@ func (w *Writer) write(i uint32, o *Socket, bufs [][]byte) syscall.Errno {
 		}
 		if o.FD < 0 {
 			return e
+		}
+		if e == syscall.EMSGSIZE && w.TooLong != nil && w.TooLong() {
+			return e // it is this one, and would fail again
 		}
 	}
 }

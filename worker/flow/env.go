@@ -158,6 +158,16 @@ const (
 	OptionWindowClamp                // TCP_WINDOW_CLAMP
 	OptionTOS                        // IP_TOS
 	OptionTrafficClass               // IPV6_TCLASS
+	OptionGroupTTL                   // IP_MULTICAST_TTL
+	OptionGroupHops                  // IPV6_MULTICAST_HOPS
+	OptionDiscover4                  // IP_MTU_DISCOVER: Discover*
+	OptionDiscover6                  // IPV6_MTU_DISCOVER: the same
+)
+
+// Values of OptionDiscover4 and OptionDiscover6, include/uapi/linux/in.h and in6.h.
+const (
+	DiscoverNot = 0 // whoever has to may cut what is sent, the host too
+	DiscoverDo  = 2 // nobody may: what is longer than the path takes fails
 )
 
 // Datagram is one result of RecvDatagrams. Buf is given by the caller.

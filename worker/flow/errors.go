@@ -99,9 +99,9 @@ func (e *SocketError) Message(v4 bool) (typ, code uint8, info uint32, ok bool) {
 		case packet.ICMPv6DestUnreachable, packet.ICMPv6TimeExceeded:
 			return e.Type, e.Code, 0, true
 		}
-	case e.Origin == OriginLocal && e.Errno == syscall.EMSGSIZE && v4:
+	case e.Errno == syscall.EMSGSIZE && v4:
 		return packet.ICMPDestUnreachable, packet.ICMPFragNeeded, e.Info & 0xffff, true
-	case e.Origin == OriginLocal && e.Errno == syscall.EMSGSIZE:
+	case e.Errno == syscall.EMSGSIZE:
 		return packet.ICMPv6PacketTooBig, 0, e.Info, true
 	case e.Origin == OriginLocal:
 		typ, code, ok = Unreachable(e.Errno, v4)
@@ -113,6 +113,10 @@ func (e *SocketError) Message(v4 bool) (typ, code uint8, info uint32, ok bool) {
 	}
 	return 0, 0, 0, false
 }
+
+// TooLong tells whether the host itself has found a datagram too long for its path, and
+// did not send it.
+func (e *SocketError) TooLong() bool { return e.Origin == OriginLocal && e.Errno == syscall.EMSGSIZE }
 
 // info4 is the second word of an ICMP error, as far as the kernel knows it.
 func (e *SocketError) info4() (info uint32, ok bool) {
@@ -209,8 +213,21 @@ func (q *ErrorQueue) Drain(env Errors, fd int32, g *Guest, peer, remote packet.A
 	return false
 }
 
+// Lengths of the headers of IPv4 and IPv6, in bytes.
+const (
+	headers4 = 20
+	headers6 = 40
+)
+
 func (e *SocketError) message(g *Guest, peer, remote packet.Addr) (m ICMPError, ok bool) {
 	m.Type, m.Code, m.Info, ok = e.Message(remote.Is4())
+	switch v4 := peer.Is4(); { // an MTU is that of the socket's family, with its headers
+	case e.Errno != syscall.EMSGSIZE || v4 == remote.Is4():
+	case v4:
+		m.Info += headers6 - headers4
+	default:
+		m.Info -= min(m.Info, headers6-headers4)
+	}
 	by := e.Offender
 	if e.Origin == OriginLocal {
 		by = packet.Addr{}

@@ -113,7 +113,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	}
 	t.notices = datagram.NewNotices(env, g, t.frame, quote, t.notice)
 	t.writer = datagram.NewWriter(env)
-	t.writer.Pending, t.writer.Failed = t.pending, t.failed
+	t.writer.Pending, t.writer.TooLong, t.writer.Failed = t.pending, t.notices.TooLong, t.failed
 	t.emit = t.send
 	return t
 }
@@ -144,10 +144,10 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, e *packet.Echo) 
 	switch c.state {
 	case stateOpen:
 		c.last = t.env.Now()
-		t.write(i, c, p.Payload(), p.TTL, p.TrafficClass)
+		t.write(i, c, p.Payload(), datagram.MarkOf(p))
 	case stateOpening:
 		c.last = t.env.Now()
-		if c.queue.Len() == maxWaiting || !t.queues.Add(&c.queue, p.Payload(), datagram.Mark{TTL: p.TTL, Class: p.TrafficClass}) {
+		if c.queue.Len() == maxWaiting || !t.queues.Add(&c.queue, p.Payload(), datagram.MarkOf(p)) {
 			t.Stats.QueueFull++
 		}
 	case stateRefused:
@@ -211,7 +211,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	t.Stats.Opened++
 	for c.state == stateOpen && c.queue.Len() > 0 {
 		n, m := t.queues.Next(&c.queue, t.buf)
-		t.write(i, c, t.buf[:n], m.TTL, m.Class)
+		t.write(i, c, t.buf[:n], m)
 	}
 	t.queues.Clear(&c.queue)
 }
@@ -242,8 +242,10 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 }
 
 // write sends one request.
-func (t *Translator) write(i uint32, c *conn, msg []byte, ttl, tos uint8) {
-	t.writer.SetHeader(&c.sock, c.peer.Is4(), ttl, tos)
+func (t *Translator) write(i uint32, c *conn, msg []byte, m datagram.Mark) {
+	v4 := c.peer.Is4()
+	t.writer.SetHeader(&c.sock, v4, m.TTL, m.Class)
+	t.writer.SetDF(&c.sock, v4, m.DF, len(msg))
 	if t.writer.WriteOne(i, &c.sock, msg) {
 		t.Stats.ToHost++
 	} else {

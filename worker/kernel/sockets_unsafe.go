@@ -225,6 +225,10 @@ var options = [...][2]uintptr{
 	flow.OptionWindowClamp:  {unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP},
 	flow.OptionTOS:          {unix.IPPROTO_IP, unix.IP_TOS},
 	flow.OptionTrafficClass: {unix.IPPROTO_IPV6, unix.IPV6_TCLASS},
+	flow.OptionGroupTTL:     {unix.IPPROTO_IP, unix.IP_MULTICAST_TTL},
+	flow.OptionGroupHops:    {unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS},
+	flow.OptionDiscover4:    {unix.IPPROTO_IP, unix.IP_MTU_DISCOVER},
+	flow.OptionDiscover6:    {unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER},
 }
 
 // Option is setsockopt(2) of an integer.

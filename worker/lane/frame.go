@@ -78,6 +78,7 @@ func (l *Lane) ip(p *packet.Packet, o *packet.Offload) {
 			l.Stats.BadFrames++
 			return
 		}
+		l.again.DF = false // it was cut already
 		p, o = &l.again, &l.none
 	}
 	if !p.ChecksumOK(o) {

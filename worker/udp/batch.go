@@ -14,8 +14,9 @@ const numBatches = 16
 // batch collects datagrams of one flow with the same header.
 type batch struct {
 	datagram.Batch
-	flow     uint32 // or None
-	ttl, tos uint8
+	flow uint32 // or None
+	mark datagram.Mark
+	size int // of each, in bytes
 }
 
 func (b *batch) reset() {
@@ -44,7 +45,8 @@ func (t *Translator) alone(i uint32, c *conn, p *packet.Packet, data []byte) {
 		t.flushBatch(&t.batches[c.batch-1])
 	}
 	if c.state == stateOpen {
-		t.writer.SetHeader(&c.sock, c.peer.Is4(), p.TTL, p.TrafficClass)
+		m := datagram.MarkOf(p)
+		t.setHeader(c, &m, len(data))
 		t.writeOne(i, c, data)
 	}
 }
@@ -52,9 +54,10 @@ func (t *Translator) alone(i uint32, c *conn, p *packet.Packet, data []byte) {
 // join adds to the flow's batch what fits there, and begins a new one
 // otherwise.
 func (t *Translator) join(i uint32, c *conn, p *packet.Packet, data []byte, size int) {
+	m := datagram.MarkOf(p)
 	if c.batch != 0 {
 		b := &t.batches[c.batch-1]
-		if b.ttl == p.TTL && b.tos == p.TrafficClass && b.Add(data, size) {
+		if b.mark.Goes(&m, min(size, len(data))) && b.Add(data, size) {
 			return
 		}
 		t.flushBatch(b)
@@ -66,7 +69,7 @@ func (t *Translator) join(i uint32, c *conn, p *packet.Packet, data []byte, size
 	t.flushBatch(b)
 	c.batch = uint8(t.nextBatch + 1)
 	t.nextBatch = (t.nextBatch + 1) % numBatches
-	b.flow, b.ttl, b.tos = i, p.TTL, p.TrafficClass
+	b.flow, b.mark, b.size = i, m, min(size, len(data))
 	b.Add(data, size)
 }
 
@@ -78,7 +81,7 @@ func (t *Translator) flushBatch(b *batch) {
 	i := b.flow
 	c := t.flows.At(i)
 	c.batch, b.flow = 0, store.None
-	t.writer.SetHeader(&c.sock, c.peer.Is4(), b.ttl, b.tos)
+	t.setHeader(c, &b.mark, b.size)
 	n := b.Count()
 	if n > 1 && !c.bulk {
 		t.isBulk(c)
@@ -86,6 +89,13 @@ func (t *Translator) flushBatch(b *batch) {
 	sent := t.writer.Write(i, &c.sock, &b.Batch)
 	t.Stats.ToHost += uint64(sent)
 	t.Stats.WriteFailed += uint64(n - sent)
+}
+
+// setHeader has datagrams of up to size bytes that follow leave with a mark.
+func (t *Translator) setHeader(c *conn, m *datagram.Mark, size int) {
+	v4 := c.peer.Is4()
+	t.writer.SetHeader(&c.sock, v4, m.TTL, m.Class)
+	t.writer.SetDF(&c.sock, v4, m.DF, size)
 }
 
 // writeOne writes one datagram.

@@ -91,7 +91,7 @@ func (t *Translator) await(c *conn, p *packet.Packet, data []byte, size int) {
 	for {
 		one := data[:min(size, len(data))]
 		data = data[len(one):]
-		if !t.queues.Add(&c.queue, one, datagram.Mark{TTL: p.TTL, Class: p.TrafficClass}) {
+		if !t.queues.Add(&c.queue, one, datagram.MarkOf(p)) {
 			t.Stats.QueueFull++
 		}
 		if len(data) == 0 {
@@ -144,7 +144,7 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 func (t *Translator) drain(i uint32, c *conn) {
 	for c.state == stateOpen && c.queue.Len() > 0 {
 		n, m := t.queues.Next(&c.queue, t.joined)
-		t.writer.SetHeader(&c.sock, c.peer.Is4(), m.TTL, m.Class)
+		t.setHeader(c, &m, n)
 		t.writeOne(i, c, t.joined[:n])
 	}
 	t.queues.Clear(&c.queue)

@@ -43,7 +43,7 @@ func (t *Translator) awaitStaged(c *conn, p *packet.Packet, data []byte, size in
 	for more := true; more; more = len(data) > 0 {
 		one := data[:min(size, len(data))]
 		data = data[len(one):]
-		if t.queues.Add(&c.queue, one, datagram.Mark{TTL: p.TTL, Class: p.TrafficClass}) {
+		if t.queues.Add(&c.queue, one, datagram.MarkOf(p)) {
 			t.copyOut(c, one)
 		} else {
 			t.Stats.QueueFull++
