@@ -13,12 +13,16 @@ import (
 // it from Add on: they are closed once sent, or if they cannot be.
 type Replies struct {
 	n    int
-	msgs [MaxBatch]mmsghdr
-	iov  [MaxBatch]unix.Iovec
-	recs [MaxBatch][OpenedSize]byte
-	oob  [MaxBatch][oobSize]byte
-	fds  [MaxBatch]int
+	msgs [maxReplies]mmsghdr
+	iov  [maxReplies]unix.Iovec
+	recs [maxReplies][OpenedSize]byte
+	oob  [maxReplies][oobSize]byte
+	fds  [maxReplies]int
 }
+
+// maxReplies is how many records answer MaxBatch requests: a flow to a group gets two
+// descriptors.
+const maxReplies = 2 * MaxBatch
 
 // oobSize holds one descriptor: unix.CmsgSpace(4) on 64-bit systems.
 const oobSize = 24
@@ -31,7 +35,7 @@ type mmsghdr struct {
 }
 
 // Full tells whether Send has to come before the next Add.
-func (r *Replies) Full() bool { return r.n == MaxBatch }
+func (r *Replies) Full() bool { return r.n == maxReplies }
 
 // Add gathers one answer; fd is -1 if none goes with it.
 func (r *Replies) Add(o *Opened, fd int) {

@@ -28,6 +28,8 @@ const (
 	FlagLoToLo                 // bypass from the host's loopback: to the namespace's loopback, not its public address
 	FlagSpliceOnly             // there is no link: all but the bypass is refused
 	FlagFlowLog                // tell of flows that come by listeners, and of all that end
+	FlagMulticast              // what the guest sends to groups leaves
+	FlagBroadcast              // what it sends to everybody on its network leaves
 )
 
 // Limits on the lists that Config carries.
@@ -36,7 +38,14 @@ const (
 	MaxSearch  = 6   // search domains
 	MaxDomain  = 255 // bytes of a domain name, RFC 1035 section 2.3.4
 	MaxPrefix4 = 32  // bits of an IPv4 prefix length
+	MaxGroups  = 16  // ports of groups that the guest may hear
 )
+
+// Group is a port of a group that the guest may hear.
+type Group struct {
+	Addr [16]byte // of the group
+	Port uint16   // above zero
+}
 
 // Name is a string of bounded length, as fixed-size records hold it.
 type Name struct {
@@ -101,6 +110,8 @@ type Config struct {
 	MaxConns  uint32           // flows at a time that the broker grants, 0: any number
 	NewConns  uint32           // connections to be accepted in a second, 0: any number
 	Bytes     uint64           // payload by the link in a second, each way, 0: any
+	NGroups   uint8            // how many of Groups are set, up to MaxGroups
+	Groups    [MaxGroups]Group // that the guest may hear
 }
 
 // Kinds of link: a TUN device in tap mode; a UNIX stream socket with a length before
@@ -141,7 +152,7 @@ func (c *Config) Decode(b []byte) error {
 	if !linkKind(c.LinkKind) {
 		return fmt.Errorf("%w: link %d", ErrMalformed, c.LinkKind)
 	}
-	if c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > MaxPrefix4 || c.Prefix6 > 128 {
+	if c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > MaxPrefix4 || c.Prefix6 > 128 || c.NGroups > MaxGroups {
 		return fmt.Errorf("%w: counts out of range", ErrMalformed)
 	}
 	return nil

@@ -167,8 +167,11 @@ func FuzzRecords(f *testing.F) {
 	(&Open{Proto: ProtoICMP, DstPort: 1}).Encode(echo)
 	(&Open{Proto: ProtoICMPv6, Flags: OpenBypass, Listener: 1}).Encode(bypass)
 	(&Opened{Errno: 13, Flags: OpenedProhibited}).Encode(answer)
+	member, strange := make([]byte, OpenSize), make([]byte, OpenSize)
+	(&Open{Proto: ProtoUDP, Flags: OpenMember, SrcPort: 9, DstPort: 9}).Encode(member)
+	(&Open{Proto: ProtoUDP, Flags: OpenMember, SrcPort: 8, DstPort: 9}).Encode(strange)
 	text, _ := MakeName("a\x1b")
-	for _, b := range [][]byte{echo, bypass, answer, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Live{ID: 2, Flags: LiveEnd}).Encode(),
+	for _, b := range [][]byte{echo, bypass, answer, member, strange, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Config{NGroups: MaxGroups + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Live{ID: 2, Flags: LiveEnd}).Encode(),
 		(&Live{ID: 2, Flags: LiveEnd, Port: 1}).Encode(), (&Live{ID: 1, Proto: LiveARP, Port: 1, Name: name16("eth0")}).Encode(), (&Live{ID: 1, Name: name16("a b")}).Encode(), (&Link{Kind: 3}).Encode(),
 		(&AgentReport{Fatal: 2}).Encode(), (&AgentReport{Text: text}).Encode(), (&AgentLayer{Name: text}).Encode(), (&AgentLayer{State: 3}).Encode(),
 		(&AgentTap{Index: 1, Name: name16("..")}).Encode(), (&AgentTap{Index: 1, Name: name16("a/b")}).Encode(),
@@ -267,11 +270,12 @@ func checkMeaning(t *testing.T, rec []byte) {
 	switch {
 	case config.Decode(rec) == nil:
 		c := &config
-		bad = c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > 32 || c.Prefix6 > 128
+		bad = c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > 32 || c.Prefix6 > 128 || c.NGroups > MaxGroups
 	case open.Decode(rec) == nil:
 		echo := open.Proto == ProtoICMP || open.Proto == ProtoICMPv6
 		bad = !echo && open.Proto != ProtoTCP && open.Proto != ProtoUDP || echo && (open.DstPort != 0 || open.Listener != 0) ||
-			open.Flags&OpenBypass != 0 && open.Listener == 0 || open.Flags&OpenBypass == 0 && open.Proto == ProtoTCP && open.Listener != 0
+			open.Flags&OpenBypass != 0 && open.Listener == 0 || open.Flags&OpenBypass == 0 && open.Proto == ProtoTCP && open.Listener != 0 ||
+			open.Flags&OpenMember != 0 && (open.Flags&OpenBypass != 0 || open.Proto != ProtoUDP || open.Listener != 0 || open.Src != open.Dst || open.SrcPort != open.DstPort)
 	case accepted.Decode(rec) == nil:
 		bad = accepted.Listener == 0
 	case ended.Decode(rec) == nil:
@@ -424,5 +428,11 @@ func TestOpenedReserved(t *testing.T) {
 	var o Opened
 	if err := o.Decode(b); !errors.Is(err, ErrMalformed) {
 		t.Errorf("unknown flag: %v", err)
+	}
+	for _, flag := range []uint16{OpenedInProgress, OpenedProhibited, OpenedStaged, OpenedWait, OpenedLate, OpenedAnswers, OpenedNames} {
+		(&Opened{Token: 7, Flags: flag}).Encode(b)
+		if err := o.Decode(b); err != nil || o.Flags != flag {
+			t.Errorf("flag %#x: %v", flag, err)
+		}
 	}
 }

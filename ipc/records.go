@@ -115,6 +115,11 @@ type Open struct {
 // it, a UDP listener is named to ask for a socket that answers from its port.
 const OpenBypass = 1 << 0
 
+// OpenMember in Open.Flags asks for what comes to a port of a group, Dst, which the
+// host joins: a socket that is connected to nobody and sends nothing. Source and
+// destination are the same.
+const OpenMember = 1 << 1
+
 // OpenSize is the encoded size of Open, header included.
 const OpenSize = HeaderSize + 8 + 1 + 1 + 2 + 4 + 16 + 16 + 2 + 2
 
@@ -140,7 +145,7 @@ func (o *Open) Decode(b []byte) error {
 		return err
 	}
 	p := b[HeaderSize:]
-	if p[10] != 0 || p[11] != 0 || p[9]&^OpenBypass != 0 {
+	if p[10] != 0 || p[11] != 0 || p[9]&^(OpenBypass|OpenMember) != 0 {
 		return fmt.Errorf("%w: reserved bits set", ErrMalformed)
 	}
 	o.Token = binary.LittleEndian.Uint64(p[0:])
@@ -159,6 +164,9 @@ func (o *Open) Decode(b []byte) error {
 		}
 	default:
 		return fmt.Errorf("%w: protocol %d", ErrMalformed, o.Proto)
+	}
+	if o.Flags&OpenMember != 0 && (o.Flags != OpenMember || o.Proto != ProtoUDP || o.Listener != 0 || o.Src != o.Dst || o.SrcPort != o.DstPort) {
+		return fmt.Errorf("%w: a group with protocol %d, flags %#x", ErrMalformed, o.Proto, o.Flags)
 	}
 	bypass := o.Flags&OpenBypass != 0
 	transport := o.Proto == ProtoTCP || o.Proto == ProtoUDP
@@ -184,11 +192,12 @@ const (
 	OpenedProhibited = 1 << 1 // refused by the egress rules
 	OpenedStaged     = 1 << 2 // what the guest sends first is looked at, see Switch
 	OpenedWait       = 1 << 3 // nothing is known yet: another answer comes, with OpenedLate
-	OpenedLate       = 1 << 4 // follows one with OpenedWait
+	OpenedLate       = 1 << 4 // follows one with OpenedWait, or is not the answer that counts
+	OpenedAnswers    = 1 << 5 // the socket hears answers to what is sent to a group; with OpenedLate, and before the answer
 
 	OpenedNames = 1 << 15 // UDP: it leads to aldente-names, as any flow to there does
 
-	openedFlags = 1<<5 - 1 | OpenedNames
+	openedFlags = OpenedAnswers<<1 - 1 | OpenedNames
 )
 
 // OpenedSize is the encoded size of Opened, header included.

@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"aldente/worker/vhostuser"},                    // who says where they are
 	{"aldente/worker/store", "aldente/worker/flow"}, // what the translators share; no protocol
 	{"aldente/worker/datagram"},                     // what the translators of datagrams share
-	{"aldente/worker/kernel", "aldente/worker/link", "aldente/worker/arp", "aldente/worker/ndp", "aldente/worker/dhcp", "aldente/worker/dhcpv6"},
+	{"aldente/worker/kernel", "aldente/worker/link", "aldente/worker/arp", "aldente/worker/ndp", "aldente/worker/igmp", "aldente/worker/dhcp", "aldente/worker/dhcpv6"},
 	{"aldente/worker/tcp", "aldente/worker/udp", "aldente/worker/icmp", "aldente/worker/bypass"},
 	{"aldente/worker/lane"},
 	{"aldente/worker"},

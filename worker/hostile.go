@@ -29,6 +29,7 @@ var protocols = map[string]uint8{
 //	open=PROTO,DST,PORT[,SRC,PORT]   a flow; says how it was answered
 //	reply=DST,PORT,SRC               the same for answers of a UDP listener
 //	bypass=PROTO,DST,PORT,SRC        the same for the far end of the bypass
+//	member=PROTO,GROUP,PORT          the same for what comes to a group
 //	record=HEX                       any bytes
 //	burst=N,PROTO,DST,PORT           N requests as fast as they go, answers read
 //	unread=N,PROTO,DST,PORT            N requests, no answer read
@@ -39,7 +40,7 @@ var protocols = map[string]uint8{
 func (c *scriptedWorker) hostile(key, value string) string {
 	f := strings.Split(value, ",")
 	switch key {
-	case "open", "reply", "bypass":
+	case "open", "reply", "bypass", "member":
 		o, err := c.request(key, f)
 		if err != nil {
 			return err.Error()
@@ -105,6 +106,11 @@ func (c *scriptedWorker) request(key string, f []string) (o ipc.Open, err error)
 		}
 	}
 	o.Src = src.As16()
+	o.Token = uint64(o.Proto)
+	if key == "member" {
+		o.Src, o.SrcPort, o.Flags = o.Dst, o.DstPort, ipc.OpenMember
+		return o, nil
+	}
 	if key != "open" {
 		o.Listener = c.ids[o.Proto]
 	}
@@ -114,7 +120,6 @@ func (c *scriptedWorker) request(key string, f []string) (o ipc.Open, err error)
 	if key == "bypass" {
 		o.Flags = ipc.OpenBypass
 	}
-	o.Token = uint64(o.Proto)
 	return o, nil
 }
 

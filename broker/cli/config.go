@@ -209,6 +209,7 @@ type Config struct {
 	VerifySNI        []PortRange    // --verify-sni: ports where the server's name in a hello is looked at
 	NAT64            []netip.Prefix // --nat64, prefixes of the network's translators
 
+	Multicast Multicast         // --multicast
 	Redirects []egress.Redirect // --redirect, in their order
 	Ingress   []ingress.Rule    // --allow-in, --deny-in, in their order
 

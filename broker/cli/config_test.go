@@ -121,6 +121,14 @@ func TestConfig(t *testing.T) {
 			c.ConfigNet, c.NoCopyRoutes, c.NoCopyAddrs = true, true, true
 			c.Warnings = []string{"--no-copy-routes is deprecated and will be dropped", "--no-copy-addrs is deprecated and will be dropped"}
 		},
+		"aldente --multicast send":                  func(c *Config) { c.Multicast.Send = true },
+		"pasta --multicast none":                    func(c *Config) { c.Multicast = Multicast{} },
+		"pasta --multicast mdns --multicast none":   func(c *Config) { c.Multicast = Multicast{} },
+		"aldente --multicast none --multicast=send": func(c *Config) { c.Multicast.Send = true },
+		"aldente --multicast broadcast":             func(c *Config) { c.Multicast = Multicast{Send: true, Broadcast: true} },
+		"pasta --multicast mdns,239.1.2.3:5000,mdns": func(c *Config) {
+			c.Multicast.Groups = []netip.AddrPort{netip.MustParseAddrPort("224.0.0.251:5353"), netip.MustParseAddrPort("[ff02::fb]:5353"), netip.MustParseAddrPort("239.1.2.3:5000")}
+		},
 		"aldente --no-hide-sockets":                func(c *Config) { c.HideSockets = false },
 		"aldente --no-hide-sockets --hide-sockets": func(*Config) {},
 		"pasta --hide-sockets":                     func(c *Config) { c.HideSockets = true },

@@ -248,6 +248,8 @@ var options = []option{
 		help: "look at the server names of TLS and QUIC, where a\nrule by name allows (default: 443)"},
 	{long: "nat64", arg: "PREFIX", extra: true, in: both, group: confinement, set: setNAT64,
 		help: "translator's prefix: judge the IPv4 in it, too"},
+	{long: "multicast", arg: "WHAT,...", extra: true, in: both, group: translation, set: setMulticast,
+		help: "none, send (to groups), broadcast, mdns, ssdp, or\nGROUP:PORT to hear, too (default: send; none in\naldente)"},
 	{long: "redirect", arg: "FROM=TO", extra: true, in: both, group: translation, set: setRedirect,
 		help: "have what the guest sends to FROM go to TO,\nrepeatable, see below"},
 	{long: "via", arg: "PROXY", extra: true, in: both, group: confinement, set: setVia,

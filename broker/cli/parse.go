@@ -43,6 +43,7 @@ func ParseWith(argv []string, portRangeFile string) (*Config, error) {
 		PcapSize:    -1,
 	}
 	c.NoMapGW = c.Personality == Aldente
+	c.Multicast.Send = c.Personality == Pasta || c.Personality == Passt // as the original does
 	p := &parser{c: c, portRange: portRangeFile}
 	g := getopt{table: options, in: c.Personality.bit(), argv: argv, next: 1, warn: p.warnf}
 	if c.Personality == Slirp {

@@ -317,6 +317,7 @@ func TestDefaults(t *testing.T) {
 		Target: Target{Kind: TargetSpawn}, Command: []string{"/bin/testsh"}, LoginShell: true,
 		TCPPorts: auto(ipc.ProtoTCP, ""), UDPPorts: auto(ipc.ProtoUDP, ""),
 		TCPNS: auto(ipc.ProtoTCP, "lo"), UDPNS: auto(ipc.ProtoUDP, "lo"),
+		Multicast: Multicast{Send: true},
 	}
 	if diff := cmp.Diff(want, c, cmpAddr); diff != "" {
 		t.Errorf("pasta (-want +got)\n%s", diff)
@@ -324,7 +325,7 @@ func TestDefaults(t *testing.T) {
 
 	want = &Config{
 		Personality: Passt, LogSize: DefaultLogSize, MTU: -1, MAC: DefaultMAC, LinkKind: ipc.LinkStream, FD: -1, ViaSecretFD: -1, PcapSize: -1,
-		DHCPDNS: true, DHCPSearch: true,
+		DHCPDNS: true, DHCPSearch: true, Multicast: Multicast{Send: true},
 	}
 	if diff := cmp.Diff(want, mustParse(t, "passt"), cmpAddr); diff != "" {
 		t.Errorf("passt (-want +got)\n%s", diff)

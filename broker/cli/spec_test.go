@@ -20,7 +20,7 @@ import (
 
 const testPorts = "testdata/ports"
 
-var cmpAddr = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.IgnoreUnexported(Config{})}
+var cmpAddr = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{}), cmpopts.IgnoreUnexported(Config{})}
 
 // words splits a line at spaces, single quotes kept together.
 func words(line string) []string {

@@ -52,6 +52,11 @@ type Flow struct {
 	// Device is what it would be bound to, empty: nothing.
 	Device string
 
+	// Group says that it goes to a group of the network's. The host may be a member, but is
+	// not whom the guest means: whoever makes the socket sees to it that the host hears
+	// nothing which it is not to hear.
+	Group bool
+
 	// Mapped says that the guest calls the destination by another address: what names
 	// have led to is none of it, and rules by name do not fit.
 	Mapped bool
@@ -436,7 +441,7 @@ func (r *rule) covers(e *RuleSet, f *Flow) bool {
 			return true
 		}
 	}
-	return r.host && e.local != nil && e.local(*f)
+	return r.host && e.local != nil && !f.Group && e.local(*f)
 }
 
 // Rules returns the rules as they were given, in order.

@@ -7,6 +7,7 @@
 package plan
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -153,6 +154,17 @@ func (p *Plan) tap(host *hostnet.Network) agent.Setup {
 	return s
 }
 
+// everybody is the broadcast address of an IPv4 network, if it has one, and if the guest
+// may send to it.
+func everybody(p netip.Prefix, may bool) netip.Addr {
+	if !may || !p.Addr().Is4() || p.Bits() < 1 || p.Bits() > 30 {
+		return netip.Addr{}
+	}
+	a, host := p.Addr().As4(), ^uint32(0)>>p.Bits()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])|host)
+	return netip.AddrFrom4(a)
+}
+
 // factoryConfig is the socket factory's view.
 func (p *Plan) factoryConfig(h Host) sockets.Config {
 	cfg, g := p.cfg, &p.net
@@ -161,7 +173,7 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 			Enabled: f.enabled, Source: source, Interface: device, Scope: uint32(f.link.Index),
 			DNSForward: f.dnsForward, DNSHost: f.dnsHost,
 			MapHostLoopback: f.mapHostLoopback, MapGuestAddr: f.mapGuestAddr, GuestAddr: f.addr.Addr(),
-			Freebind: cfg.FreeBind, Virtual: virtual,
+			Freebind: cfg.FreeBind, Virtual: virtual, Broadcast: everybody(f.addr, cfg.Multicast.Broadcast),
 		}
 	}
 	var sni []sockets.PortRange
@@ -175,6 +187,7 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 	return sockets.Config{
 		VerifySNI:    sni,
 		Via:          via,
+		Multicast:    sockets.Multicast{Send: cfg.Multicast.Send, Broadcast: cfg.Multicast.Broadcast, Groups: cfg.Multicast.Groups},
 		Egress:       asked(p.Egress),
 		Redirects:    p.Redirects,
 		Ingress:      p.Ingress,

@@ -159,7 +159,7 @@ func TestWorkerFlags(t *testing.T) {
 		peek  = ipc.FlagPeekOff4 | ipc.FlagPeekOff6
 		dhcp  = ipc.FlagDHCP | ipc.FlagDHCPv6
 		ndp   = ipc.FlagNDP | ipc.FlagRA
-		usual = uint64(ip | all | peek | dhcp | ndp)
+		usual = uint64(ip | all | peek | dhcp | ndp | ipc.FlagMulticast)
 	)
 	for _, tt := range []struct {
 		command string
@@ -270,6 +270,7 @@ func TestFactory(t *testing.T) {
 			MapHostLoopback: a("192.0.2.1"), GuestAddr: a("192.0.2.2"), Freebind: true},
 		V6: sockets.Family{Enabled: true, Interface: "eth0", Scope: 2, DNSHost: a("2001:db8:1::9"),
 			MapHostLoopback: a("fe80::1"), GuestAddr: a("2001:db8:1::2"), Freebind: true},
+		Multicast:    sockets.Multicast{Send: true},
 		MaxListeners: 3072, LoToLo: true, NoLoopback6: true, ClientPorts: sockets.PortRange{First: 32768, Last: 60999},
 	}
 	if p.Factory.Local == nil {

@@ -43,6 +43,13 @@ func (p *Plan) workerConfig(h Host) error {
 		NewConns:  uint32(max(p.Limits.NewConns.PerSecond, 0)),
 		Bytes:     uint64(max(p.Limits.Bytes, 0)),
 	}
+	for _, m := range cfg.Multicast.Groups {
+		if fam := &g.v6; m.Addr().Is4() && !g.v4.enabled || m.Addr().Is6() && !fam.enabled {
+			continue
+		}
+		c.Groups[c.NGroups] = ipc.Group{Addr: m.Addr().As16(), Port: m.Port()}
+		c.NGroups++
+	}
 	put := func(to *[16]byte, a netip.Addr) {
 		if a.IsValid() {
 			*to = a.As16()
@@ -121,6 +128,8 @@ func (p *Plan) flags(h Host) uint64 {
 		{cfg.HostLoToNSLo, ipc.FlagLoToLo},
 		{cfg.SpliceOnly, ipc.FlagSpliceOnly},
 		{cfg.FlowLog != "", ipc.FlagFlowLog},
+		{cfg.Multicast.Send, ipc.FlagMulticast},
+		{cfg.Multicast.Broadcast, ipc.FlagBroadcast},
 	} {
 		if b.on {
 			f |= b.bit

@@ -23,6 +23,8 @@ type request struct {
 	src      netip.AddrPort // guest's address; with listener: local address that was spoken to
 	dst      netip.AddrPort // destination as the guest sees it; with listener: the remote peer
 
+	member bool // what comes to a port of a group
+
 	connected func(fd int) // takes the socket once its connect has ended; nil: the worker waits for that
 
 	asked *[]egress.Asked // for Why: the egress rules that were asked; nil: nobody wants to know
@@ -38,6 +40,7 @@ type decision struct {
 	always    always           // it is refused whatever the rules say
 	meaning   meaning          // how a flow's destination was translated
 	redirect  *egress.Redirect // with redirected: by which
+	group     bool             // it goes to a group, or to everybody on a network
 	names     bool             // it goes to aldente-names, whatever the egress rules say of the resolver
 	client    bool             // allowed to a client of the host's own, whatever the egress rules say
 	namespace bool             // in the guest's namespace, not on the host
@@ -99,6 +102,8 @@ var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 // what it says.
 func (c *Config) decide(r *request) decision {
 	switch {
+	case r.member:
+		return c.decideMember(r)
 	case r.splice:
 		return c.decideBypass(r)
 	case r.listener.ID != 0:
@@ -114,7 +119,8 @@ func (c *Config) decideOut(r *request) decision {
 		return decision{refused: unix.EAFNOSUPPORT, always: noFamily}
 	}
 	to, meaning, why := fam.translate(r.proto, r.dst)
-	if why != possible {
+	group := c.Multicast.reaches(fam, r.proto, r.dst)
+	if why != possible && !(group && (why == isMulticast || why == isBroadcast)) {
 		return decision{refused: unix.EACCES, always: why}
 	}
 	fam = c.family(to.Addr())                                    // a forwarded resolver may be of the other one, and what is redirected
@@ -122,7 +128,7 @@ func (c *Config) decideOut(r *request) decision {
 		return decideNames(to, meaning)
 	}
 	redirect := c.Redirects.Find(r.proto, r.dst)
-	if redirect != nil {
+	if group = group && meaning == itself && redirect == nil; redirect != nil {
 		to, meaning = redirect.To(r.dst.Port()), redirected
 		fam = c.family(to.Addr())
 		if c.asksNames(r.proto, to) {
@@ -131,7 +137,7 @@ func (c *Config) decideOut(r *request) decision {
 			return d
 		}
 	}
-	d := decision{to: to, meaning: meaning, redirect: redirect, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
+	d := decision{to: to, meaning: meaning, redirect: redirect, group: group, from: netip.AddrPortFrom(inet.Any(to.Addr()), r.src.Port()), path: fam.path()}
 	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
 		d.Source, d.Interface = netip.Addr{}, ""
 	}
@@ -339,7 +345,8 @@ func judgedAs(r *request, d *decision) egress.Flow {
 	if r.proto != ipc.ProtoUDP {
 		from = netip.AddrPortFrom(from.Addr(), 0) // the kernel's choice
 	}
-	return egress.Flow{Proto: r.proto, To: d.to, From: from, Device: d.Interface, Mapped: d.meaning != itself || r.splice, Past: r.shown}
+	return egress.Flow{Proto: r.proto, To: d.to, From: from, Device: d.Interface, Mapped: d.meaning != itself || r.splice, Past: r.shown,
+		Group: d.group && d.to.Addr().IsMulticast()}
 }
 
 func (c *Config) family(a netip.Addr) *Family {

@@ -131,6 +131,8 @@ func (f *Factory) loopbackHint(proto uint8, dst netip.AddrPort, fam *Family) str
 func (d *decision) meaningText(q *request, fam *Family) string {
 	a := q.dst.Addr()
 	switch {
+	case d.group:
+		return fmt.Sprintf("%v is many: --multicast has it leave, on the host's link", a)
 	case q.splice:
 		return fmt.Sprintf("the rule leads to %s", place(q.proto, d.to))
 	case d.meaning == redirected:

@@ -56,6 +56,8 @@ type Config struct {
 	// Via is the proxy that connections of the guest's go by; nil: none. It needs SetNames.
 	Via *Via
 
+	Multicast Multicast // what the guest may have of groups
+
 	// VerifySNI has flows to these ports looked at that a rule by name allows, see
 	// SetNames; nil: none.
 	VerifySNI []PortRange
@@ -92,6 +94,7 @@ type Family struct {
 	MapHostLoopback netip.Addr // the guest's name for the host's loopback
 	MapGuestAddr    netip.Addr // the guest's name for GuestAddr on the host
 	GuestAddr       netip.Addr // the address that guest and host have in common
+	Broadcast       netip.Addr // everybody on the network that both are on; zero: there is no such address
 	Freebind        bool       // sockets may have a source that the host does not have (IP_FREEBIND)
 
 	// Virtual is the guest's network, if nothing is there but what has a meaning above: what
@@ -247,6 +250,9 @@ func (f *Factory) message(kind ipc.Kind, b []byte, replies *ipc.Replies, s *serv
 		if o.fd < 0 && !o.wait {
 			s.refusals++
 		}
+		if o.answers > 0 {
+			replies.Add(&ipc.Opened{Token: r.Token, Flags: ipc.OpenedLate | ipc.OpenedAnswers, LocalPort: o.localPort}, o.answers)
+		}
 		answer := o.record(r.Token, r.Proto, to)
 		replies.Add(&answer, o.fd)
 		if o.kept {
@@ -260,7 +266,7 @@ func (f *Factory) message(kind ipc.Kind, b []byte, replies *ipc.Replies, s *serv
 // socket leads too, or was to lead. An error is the worker's end.
 func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, err error) {
 	q := request{
-		proto: r.Proto, token: r.Token, splice: r.Flags&ipc.OpenBypass != 0,
+		proto: r.Proto, token: r.Token, splice: r.Flags&ipc.OpenBypass != 0, member: r.Flags&ipc.OpenMember != 0,
 		src: netip.AddrPortFrom(netip.AddrFrom16(r.Src).Unmap(), r.SrcPort),
 		dst: netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort),
 	}
@@ -271,8 +277,10 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 		}
 	}
 	d := f.decideSettled(&q, f.cfg.decide(&q), s)
-	f.hits.count(&q, &d)
-	f.record(&q, &d)
+	if !q.member {
+		f.hits.count(&q, &d)
+		f.record(&q, &d)
+	}
 	switch {
 	case d.refused != 0:
 		o = f.refused(&q, &d)
@@ -283,13 +291,19 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 	default:
 		o, err = f.openWithin(&q, &d, s)
 	}
-	f.tellFlow(&q, &d, &o)
+	if !q.member {
+		f.tellFlow(&q, &d, &o)
+	}
 	return o, d.to, err
 }
 
 // carryOut opens the socket that was decided on.
 func (f *Factory) carryOut(q *request, d *decision, s *served) (outcome, error) {
 	switch {
+	case q.member:
+		return f.openMember(d), nil
+	case d.group:
+		return f.openGroup(d), nil
 	case q.splice && d.namespace:
 		return f.openNamespace(q, d, s)
 	case q.splice:

@@ -70,9 +70,12 @@ func (f *Factory) unnameable() (all []egress.Listed) {
 			if !fam.Enabled || u.dest[i] == "" {
 				continue
 			}
+			note := "as the guest names it"
+			if u.why == isMulticast && f.cfg.Multicast.Send || u.why == isBroadcast && f.cfg.Multicast.Broadcast {
+				note += ", but for what --multicast lets leave"
+			}
 			all = append(all, egress.Listed{
-				Text: "--deny " + u.dest[i], Source: egress.BuiltIn,
-				Note: "as the guest names it", Hits: f.hits.always[u.why][i].Load(),
+				Text: "--deny " + u.dest[i], Source: egress.BuiltIn, Note: note, Hits: f.hits.always[u.why][i].Load(),
 			})
 		}
 		if fam.Enabled && fam.Virtual.IsValid() {

@@ -26,6 +26,7 @@ type outcome struct {
 	late       bool           // it is that other one
 	staged     bool           // the descriptor is an end of a pair: what comes first is looked at
 	far        int            // the other end, ours
+	answers    int            // above zero: a second socket, for answers to what is sent by the first to a group
 	kept       bool           // a copy of the socket stays with us: the descriptor is not to be closed
 	names      bool           // it leads to aldente-names, as any of UDP to there does
 

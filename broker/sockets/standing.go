@@ -249,7 +249,7 @@ func (f *Factory) refusedNow(s *stood) bool {
 // nothing. The far ends of the bypass are the host's by rule, and clients of the host's
 // own get answers whatever the egress rules say of their addresses.
 func (f *Factory) stands(q *request, d *decision) (s stood) {
-	if st := f.ledger.standing; st == nil || q.splice && !st.all || d.client || d.names {
+	if st := f.ledger.standing; st == nil || q.splice && !st.all || d.client || d.names || q.member {
 		return s
 	}
 	s = stood{Flow: judgedAs(q, d), token: q.token, bypass: q.splice}

@@ -273,7 +273,8 @@ func (p *udpPorts) allOurs(all []holder, k portKey, anchor uint64, listens []Lis
 	first := *p.firstOf(k)
 	for i := range all {
 		h := &all[i]
-		ours := !h.inFamily(k.v4) || h.cookie != 0 && (h.cookie == first || h.cookie == anchor)
+		group := h.local.Addr().IsMulticast() || h.local.Addr() == broadcast // which hears nothing that is for us
+		ours := group || !h.inFamily(k.v4) || h.cookie != 0 && (h.cookie == first || h.cookie == anchor)
 		for j := range listens {
 			l := &listens[j]
 			ours = ours || h.cookie != 0 && h.cookie == l.cookie || l.Addr.IsValid() && l.Addr.WithZone("") == h.local.Addr()

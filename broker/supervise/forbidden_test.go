@@ -143,6 +143,7 @@ var forbidden = []struct{ attempt, call string }{
 	{"sockopt-rthdr", "setsockopt"},
 	{"sockopt-broadcast", "setsockopt"},
 	{"sockopt-membership", "setsockopt"},
+	{"sockopt-by-source", "setsockopt"},
 	{"sockopt-repair", "setsockopt"},
 	{"sockopt-ulp", "setsockopt"},
 	{"sockopt-congestion", "setsockopt"},

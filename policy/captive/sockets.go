@@ -82,6 +82,7 @@ var sockets = attempts{
 	"sockopt-rthdr":       flowOption(unix.IPPROTO_IPV6, unix.IPV6_RTHDR),
 	"sockopt-broadcast":   flowOption(unix.SOL_SOCKET, unix.SO_BROADCAST),
 	"sockopt-membership":  flowOption(unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP),
+	"sockopt-by-source":   flowOption(unix.IPPROTO_IP, unix.IP_ADD_SOURCE_MEMBERSHIP),
 	"sockopt-repair":      streamOption(unix.IPPROTO_TCP, unix.TCP_REPAIR),
 	"sockopt-ulp":         streamOption(unix.IPPROTO_TCP, unix.TCP_ULP),
 	"sockopt-congestion":  streamOption(unix.IPPROTO_TCP, unix.TCP_CONGESTION),

@@ -103,6 +103,8 @@ func (l *Lane) ip(p *packet.Packet, o *packet.Offload) {
 		l.request(p, o, packet.ICMPEchoRequest)
 	case p.Proto == packet.ProtoICMPv6 && p.IPVersion == 6:
 		l.icmpv6(p, o)
+	case p.Proto == packet.ProtoIGMP && p.IPVersion == 4 && l.guest.NGroups > 0:
+		l.membership(p)
 	default:
 		l.unserved(p)
 	}
@@ -163,6 +165,8 @@ func (l *Lane) icmpv6(p *packet.Packet, o *packet.Offload) {
 		l.sendOwn(ndp.Handle(&l.guest, p, l.out))
 	case t == packet.ICMPv6EchoRequest && l.guest.Has(ipc.FlagICMP):
 		l.request(p, o, packet.ICMPv6EchoRequest)
+	case (t == packet.MLDReport1 || t == packet.MLDDone || t == packet.MLDReport2) && l.guest.NGroups > 0:
+		l.membership(p)
 	default:
 		l.Stats.Ignored++
 	}

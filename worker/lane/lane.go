@@ -53,6 +53,7 @@ const (
 	timerProbe
 	timerPace
 	timerShort
+	timerGroups
 	laneTimers
 )
 
@@ -148,7 +149,8 @@ type Lane struct {
 	stats   *statsLog // nil: not asked for
 	Stats   Stats     // since New
 
-	notePace *flow.Pace // of answers to what nobody translates
+	notePace *flow.Pace                           // of answers to what nobody translates
+	wants    func(group packet.Addr, wanted bool) // takes which groups the guest wants
 }
 
 // New reads the start-up records from the broker's channel and makes the lane
@@ -249,6 +251,7 @@ func (l *Lane) configure(rec []byte) error {
 	t.add(flow.OwnerTCP, l.tcp)
 	l.udp = udp.New(l.datagramEnv(), g, l.wheel, udpTimers, l.datagrams, nUDP)
 	t.add(flow.OwnerUDP, l.udp)
+	l.wants = l.udp.Wants
 	l.icmp = icmp.New(l.datagramEnv(), g, l.wheel, icmpTimers, l.datagrams, nICMP)
 	t.add(flow.OwnerICMP, l.icmp)
 	t.ready[flow.OwnerTCPListener], t.ready[flow.OwnerUDPListener] = l.tcp.ListenerReady, l.udp.ListenerReady

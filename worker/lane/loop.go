@@ -300,6 +300,8 @@ func (l *Lane) expire(id uint32) {
 		l.paced()
 	case timerShort:
 		l.short()
+	case timerGroups:
+		l.askGroups()
 	case timerAnswer: // the turn's end tries again
 	}
 }

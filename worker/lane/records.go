@@ -78,6 +78,10 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 		}
 		return nil // another comes
 	}
+	answers := o.Flags&ipc.OpenedAnswers != 0 // a second socket of a flow's: another is what was asked for
+	if answers && (o.Errno != 0 || o.Flags&ipc.OpenedLate == 0) {
+		return fmt.Errorf("%w: a socket for answers that is an answer", ipc.ErrMalformed)
+	}
 	if o.Errno == 0 && fd < 0 {
 		// The descriptor did not fit into our table.
 		o.Errno = uint16(syscall.EMFILE)
@@ -88,6 +92,10 @@ func (l *Lane) opened(rec []byte, fd int32) error {
 	owner, _, _ := flow.SplitToken(o.Token)
 	if owner >= flow.Owners || l.table.owner[owner] == nil {
 		return fmt.Errorf("%w: an answer for nobody, token %x", ipc.ErrMalformed, o.Token)
+	}
+	if answers {
+		l.table.owner[owner].Opened(o.Token, fd, o)
+		return nil
 	}
 	if l.flows != nil {
 		l.flows.answer(l.now, fd, o)
@@ -126,6 +134,7 @@ func (l *Lane) newLink(rec []byte, fd int32) error {
 	l.check(l.poll.Add(l.link.FD(), tokenLink, l.linkEvents()))
 	l.solicited = 0
 	l.solicit()
+	l.askGroups()
 	if l.guest.SilentEnd {
 		l.probed = l.link.Counters().Sent
 		l.wheel.Set(l.timer+timerProbe, l.now+probeEvery)

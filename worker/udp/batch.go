@@ -30,6 +30,9 @@ func (b *batch) reset() {
 func (t *Translator) collect(i uint32, c *conn, p *packet.Packet, data []byte, size int) {
 	for more := true; more && c.state == stateOpen; more = len(data) > 0 {
 		part, alone := c.sock.Cut(data, size)
+		if c.group {
+			part, alone = data[:min(size, len(data))], true
+		}
 		data = data[len(part):]
 		if alone {
 			t.alone(i, c, p, part)
@@ -95,11 +98,16 @@ func (t *Translator) flushBatch(b *batch) {
 func (t *Translator) setHeader(c *conn, m *datagram.Mark, size int) {
 	v4 := c.peer.Is4()
 	t.writer.SetHeader(&c.sock, v4, m.TTL, m.Class)
-	t.writer.SetDF(&c.sock, v4, m.DF, size)
+	if !c.group { // nobody could be told what the path takes, RFC 1122 section 3.2.2
+		t.writer.SetDF(&c.sock, v4, m.DF, size)
+	}
 }
 
 // writeOne writes one datagram.
 func (t *Translator) writeOne(i uint32, c *conn, data []byte) {
+	if c.group && t.hears(&c.peer, c.peerPort) {
+		t.echoes.sent(t.seed, c.peer, c.peerPort, data, t.env.Now())
+	}
 	if t.writer.WriteOne(i, &c.sock, data) {
 		t.Stats.ToHost++
 	} else {

@@ -20,7 +20,7 @@ func (t *Translator) Input(p *packet.Packet, o *packet.Offload, u *packet.UDP) {
 		t.Stats.BadSource++
 		return
 	}
-	if !unicast(&p.Dst) || t.g.IsBroadcast(&p.Dst) {
+	if (!unicast(&p.Dst) || t.g.IsBroadcast(&p.Dst)) && !t.mayLeave(p, u) {
 		t.Stats.NotUnicast++
 		return
 	}
@@ -71,6 +71,7 @@ func (t *Translator) openOut(k *store.Key, p *packet.Packet, u *packet.UDP) uint
 	if c == nil {
 		return store.None
 	}
+	c.group = t.isGroup(&p.Dst)
 	t.open = ipc.Open{
 		Token: t.token(i), Proto: ipc.ProtoUDP,
 		Src: p.Src, Dst: p.Dst, SrcPort: u.SrcPort, DstPort: u.DstPort,
@@ -103,6 +104,10 @@ func (t *Translator) await(c *conn, p *packet.Packet, data []byte, size int) {
 // Opened takes the broker's answer to the Open with this token.
 func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 	_, gen, i := flow.SplitToken(token)
+	if m := t.memberOf(i); m != nil {
+		t.memberOpened(m, token, fd)
+		return
+	}
 	if !t.flows.Live(i, gen) || t.flows.At(i).state != stateOpening {
 		if fd >= 0 {
 			t.env.Close(fd)
@@ -110,11 +115,18 @@ func (t *Translator) Opened(token uint64, fd int32, o *ipc.Opened) {
 		return
 	}
 	c := t.flows.At(i)
+	if o.Flags&ipc.OpenedAnswers != 0 {
+		t.answersCame(c, token, fd)
+		return
+	}
 	if o.Errno != 0 || fd < 0 {
 		t.refuse(i, c, syscall.Errno(o.Errno), o.Flags&ipc.OpenedProhibited != 0)
 		return
 	}
 	c.sock.FD = fd
+	if c.group {
+		c.sock.Group((*packet.Addr)(&o.Addr))
+	}
 	if o.Flags&ipc.OpenedStaged != 0 {
 		t.stage(c, o)
 		return
@@ -162,6 +174,7 @@ func (t *Translator) refuse(i uint32, c *conn, e syscall.Errno, prohibited bool)
 		t.remove(i, c)
 		return
 	}
+	c.refusal.Told = c.refusal.Told && !c.group // RFC 1122 section 3.2.2
 	c.state = stateRefused
 	if c.queue.Len() > 0 {
 		n, _ := t.queues.Next(&c.queue, t.joined)

@@ -225,6 +225,9 @@ func (t *Translator) listenerOf(c *conn) *listener {
 // answers a socket is asked for, so that forged sources cost none.
 func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 	peer, port, local := d[0].From, d[0].FromPort, d[0].To
+	if local.IsMulticast() && t.hears(&local, l.hostPort) {
+		return // it comes by the member's socket, too
+	}
 	if !unicast(&local) && !local.IsLoopback() {
 		local = packet.Addr{} // sent to a group: answered from any address
 	}

@@ -25,6 +25,12 @@ const (
 // Ready is called for events on a flow's socket.
 func (t *Translator) Ready(token uint64, events uint32) {
 	_, gen, i := flow.SplitToken(token)
+	if m := t.memberOf(i); m != nil {
+		if m.fd >= 0 && !m.ready {
+			t.receiveGroup(m)
+		}
+		return
+	}
 	if !t.flows.Live(i, gen) {
 		return
 	}
@@ -42,6 +48,10 @@ func (t *Translator) Ready(token uint64, events uint32) {
 
 // receive passes what the socket holds on to the guest, for one turn.
 func (t *Translator) receive(i uint32, c *conn) {
+	if c.group {
+		t.receiveAnswers(i, c)
+		return
+	}
 	taken, most := 0, c.most()
 	for range turnRounds {
 		if taken >= turnBytes || !t.env.CanSend() {
@@ -110,6 +120,14 @@ func (t *Translator) deliver(i uint32, c *conn, d []flow.Datagram) {
 	t.ends.Src, t.ports[0] = k.Remote()
 	t.ends.Dst, t.ports[1] = k.Guest()
 	c.in = min(c.in+uint8(min(len(d), 2)), 2)
+	if t.pass(d, &c.Traffic) {
+		c.in = 2
+	}
+}
+
+// pass sends datagrams to the guest, between the ends that are set. It tells whether one
+// of them was several.
+func (t *Translator) pass(d []flow.Datagram, c *flow.Traffic) (several bool) {
 	limit := t.maxPayload()
 	for len(d) > 0 {
 		n := datagram.Run(d, limit, datagram.MaxWrite-20)
@@ -126,13 +144,12 @@ func (t *Translator) deliver(i uint32, c *conn, d []flow.Datagram) {
 			}
 			t.sendRun(t.joined[:size], first.N, limit)
 		default:
-			if first.Segment > 0 && first.Segment < first.N {
-				c.in = 2
-			}
+			several = several || first.Segment > 0 && first.Segment < first.N
 			t.sendRun(first.Buf[:first.N], first.Segment, limit)
 		}
 		d = d[n:]
 	}
+	return several
 }
 
 // maxPayload is the largest payload that reaches the guest in one packet.

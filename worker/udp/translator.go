@@ -48,6 +48,7 @@ type conn struct {
 	inbound bool  // came by a listener
 	names   bool  // leads to aldente-names, and its socket may be another's
 	rests   bool  // in Translator.resting
+	group   bool  // leads to more than one receiver
 	// stateStaged: how many datagrams were written to who looks, and that no more are.
 	copied    uint8
 	notCopied bool
@@ -65,6 +66,9 @@ type conn struct {
 	listener, place uint32
 	local           packet.Addr // zero: sent to a group, and answered from any address
 	byHost          uint32
+	// answers is the descriptor for what is answered to a flow to a group, plus one;
+	// zero: there is none.
+	answers int32
 	// localPort is the socket's port on the host: zero while it is not known.
 	localPort uint16
 
@@ -136,7 +140,9 @@ type Translator struct {
 	lastListener int      // behind the one that was looked for last
 	unused       []uint32 // places in listeners
 	ready        []uint32 // flows with more to read than one turn allows
-	waiting      int      // listeners of which the same is true
+	waiting      int      // listeners and members of which the same is true
+	members      []member
+	echoes       echoes
 
 	datagrams [readBatch]flow.Datagram
 	joined    []byte // several datagrams one after the other
@@ -192,6 +198,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	t.writer = datagram.NewWriter(env)
 	t.writer.Pending, t.writer.TooLong, t.writer.Failed = t.pending, t.notices.TooLong, t.failed
 	t.emit = t.sendFragment
+	t.newMembers()
 	return t
 }
 
@@ -285,6 +292,7 @@ func (t *Translator) remove(i uint32, c *conn) {
 		}
 		t.env.Close(c.sock.FD)
 	}
+	t.closeAnswers(c)
 	if c.ready {
 		t.unready(i)
 	}
@@ -429,6 +437,7 @@ func (t *Translator) Poll() {
 	}
 	if t.waiting > 0 {
 		t.pollListeners()
+		t.pollMembers()
 	}
 }
 
@@ -453,5 +462,8 @@ func (t *Translator) Close() {
 	t.flows.Each(func(i uint32) { t.remove(i, t.flows.At(i)) })
 	for k := range t.listeners {
 		t.closeListener(k)
+	}
+	for n := range t.members {
+		t.leave(&t.members[n])
 	}
 }
