@@ -32,6 +32,7 @@ func (in *instance) discover() (plan.Host, error) {
 	var err error
 	h.Network, err = hostnet.Discover(hostnet.Options{
 		Interface: cfg.Interface, Outbound4: cfg.OutboundIf4, Outbound6: cfg.OutboundIf6,
+		Source4: cfg.Outbound4, Source6: cfg.Outbound6,
 		Skip4: cfg.IPv6Only, Skip6: cfg.IPv4Only,
 	})
 	if err != nil {
@@ -40,11 +41,12 @@ func (in *instance) discover() (plan.Host, error) {
 	if h.Resolvers, err = hostnet.ReadResolvers(hostnet.ResolvConf); err != nil {
 		in.log.Warn("the host's resolvers are unknown, --dns ADDR names one", "error", err)
 	}
+	h.Resolvers.NumberZones(hostnet.LinkIndex)
 	if h.Via, err = in.prepareVia(); err != nil {
 		return h, err
 	}
 	if plan.AsksLocal(cfg) {
-		local, err := hostnet.NewLocal(h.Network.V6.Link.Index)
+		local, err := hostnet.NewLocal(h.Network.V6.Scope)
 		if err != nil {
 			return h, err
 		}

@@ -36,6 +36,7 @@ const (
 const (
 	MaxDNS     = 3   // resolvers for each family
 	MaxSearch  = 6   // search domains
+	MaxOwn     = 64  // addresses that the guest has
 	MaxDomain  = 255 // bytes of a domain name, RFC 1035 section 2.3.4
 	MaxPrefix4 = 32  // bits of an IPv4 prefix length
 	MaxGroups  = 16  // ports of groups that the guest may hear
@@ -96,6 +97,8 @@ type Config struct {
 	NDNS4     uint8            // how many of DNS4 are set, up to MaxDNS
 	NDNS6     uint8            // how many of DNS6 are set, up to MaxDNS
 	NSearch   uint8            // how many of Search are set, up to MaxSearch
+	NOwn      uint8            // how many of Own are set, up to MaxOwn
+	Own       [MaxOwn][16]byte // addresses of both families that the guest has, or may give itself
 	Hostname  Name             // DHCP option 12
 	FQDN      Name             // DHCP option 81, DHCPv6 option 39
 	Search    [MaxSearch]Name  // search domains: DHCP option 119, DHCPv6 option 24, RA
@@ -152,7 +155,7 @@ func (c *Config) Decode(b []byte) error {
 	if !linkKind(c.LinkKind) {
 		return fmt.Errorf("%w: link %d", ErrMalformed, c.LinkKind)
 	}
-	if c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.Prefix4 > MaxPrefix4 || c.Prefix6 > 128 || c.NGroups > MaxGroups {
+	if c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.NOwn > MaxOwn || c.Prefix4 > MaxPrefix4 || c.Prefix6 > 128 || c.NGroups > MaxGroups {
 		return fmt.Errorf("%w: counts out of range", ErrMalformed)
 	}
 	return nil

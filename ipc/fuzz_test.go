@@ -170,8 +170,11 @@ func FuzzRecords(f *testing.F) {
 	member, strange := make([]byte, OpenSize), make([]byte, OpenSize)
 	(&Open{Proto: ProtoUDP, Flags: OpenMember, SrcPort: 9, DstPort: 9}).Encode(member)
 	(&Open{Proto: ProtoUDP, Flags: OpenMember, SrcPort: 8, DstPort: 9}).Encode(strange)
+	scoped, nowhere := make([]byte, OpenSize), make([]byte, OpenSize)
+	(&Open{Proto: ProtoUDP, Listener: 1, Scope: 7}).Encode(scoped)
+	(&Open{Proto: ProtoUDP, Scope: 7}).Encode(nowhere)
 	text, _ := MakeName("a\x1b")
-	for _, b := range [][]byte{echo, bypass, answer, member, strange, (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Config{NGroups: MaxGroups + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Live{ID: 2, Flags: LiveEnd}).Encode(),
+	for _, b := range [][]byte{echo, bypass, answer, member, strange, scoped, nowhere, (&Config{NOwn: MaxOwn + 1}).Encode(), (&Config{NDNS6: MaxDNS + 1}).Encode(), (&Config{NGroups: MaxGroups + 1}).Encode(), (&Capture{Flags: 4}).Encode(), (&Live{ID: 2, Flags: LiveEnd}).Encode(),
 		(&Live{ID: 2, Flags: LiveEnd, Port: 1}).Encode(), (&Live{ID: 1, Proto: LiveARP, Port: 1, Name: name16("eth0")}).Encode(), (&Live{ID: 1, Name: name16("a b")}).Encode(), (&Link{Kind: 3}).Encode(),
 		(&AgentReport{Fatal: 2}).Encode(), (&AgentReport{Text: text}).Encode(), (&AgentLayer{Name: text}).Encode(), (&AgentLayer{State: 3}).Encode(),
 		(&AgentTap{Index: 1, Name: name16("..")}).Encode(), (&AgentTap{Index: 1, Name: name16("a/b")}).Encode(),

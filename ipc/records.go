@@ -108,6 +108,7 @@ type Open struct {
 	Dst      [16]byte // destination as the guest sees it; with Listener: the remote peer
 	SrcPort  uint16   // guest's port, or echo identifier
 	DstPort  uint16   // zero for echo
+	Scope    uint32   // with Listener: index of the interface that a link-local peer is on, zero: unknown
 }
 
 // OpenBypass in Open.Flags asks for the far end of the loopback bypass: a
@@ -121,7 +122,7 @@ const OpenBypass = 1 << 0
 const OpenMember = 1 << 1
 
 // OpenSize is the encoded size of Open, header included.
-const OpenSize = HeaderSize + 8 + 1 + 1 + 2 + 4 + 16 + 16 + 2 + 2
+const OpenSize = HeaderSize + 8 + 1 + 1 + 2 + 4 + 16 + 16 + 2 + 2 + 4
 
 // Encode writes the record to b, which must hold OpenSize bytes.
 func (o *Open) Encode(b []byte) {
@@ -137,6 +138,7 @@ func (o *Open) Encode(b []byte) {
 	copy(p[32:48], o.Dst[:])
 	binary.LittleEndian.PutUint16(p[48:], o.SrcPort)
 	binary.LittleEndian.PutUint16(p[50:], o.DstPort)
+	binary.LittleEndian.PutUint32(p[52:], o.Scope)
 }
 
 // Decode reads exactly one record.
@@ -156,6 +158,7 @@ func (o *Open) Decode(b []byte) error {
 	copy(o.Dst[:], p[32:48])
 	o.SrcPort = binary.LittleEndian.Uint16(p[48:])
 	o.DstPort = binary.LittleEndian.Uint16(p[50:])
+	o.Scope = binary.LittleEndian.Uint32(p[52:])
 	switch o.Proto {
 	case ProtoTCP, ProtoUDP:
 	case ProtoICMP, ProtoICMPv6:
@@ -169,6 +172,9 @@ func (o *Open) Decode(b []byte) error {
 		return fmt.Errorf("%w: a group with protocol %d, flags %#x", ErrMalformed, o.Proto, o.Flags)
 	}
 	bypass := o.Flags&OpenBypass != 0
+	if o.Scope != 0 && (o.Listener == 0 || bypass) {
+		return fmt.Errorf("%w: an interface for what is no answer", ErrMalformed)
+	}
 	transport := o.Proto == ProtoTCP || o.Proto == ProtoUDP
 	if o.Listener != 0 && !(o.Proto == ProtoUDP || bypass && transport) || o.Listener == 0 && bypass {
 		return fmt.Errorf("%w: listener %d with protocol %d, flags %#x", ErrMalformed, o.Listener, o.Proto, o.Flags)

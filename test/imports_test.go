@@ -75,7 +75,7 @@ func TestBrokerFloors(t *testing.T) {
 
 // pure are the functions of packages that make system calls which the plan may
 // call, since they make none, and its conversions.
-var pure = []string{"agent.Copy", "cli.Admit", "cli.PortRange", "sockets.PortRange"}
+var pure = []string{"agent.Copy", "cli.Admit", "cli.PortRange", "hostnet.ScopeOf", "sockets.PortRange"}
 
 // TestPlanOnlyDecides parses broker/plan: it neither imports what enters the kernel
 // nor calls a function of our packages that do, and takes their types alone.

@@ -51,6 +51,7 @@ type Flow struct {
 	From  netip.AddrPort // what it would be bound to; zero or unspecified: the kernel's choice
 	// Device is what it would be bound to, empty: nothing.
 	Device string
+	Scope  uint32 // index of the interface that link-local addresses are on, zero: unknown
 
 	// Group says that it goes to a group of the network's. The host may be a member, but is
 	// not whom the guest means: whoever makes the socket sees to it that the host hears

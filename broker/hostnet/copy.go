@@ -63,7 +63,7 @@ func copyAddr(a *addr) []byte {
 func copyRoutes(routes []route, addrs []*addr, index int) (rest, connected [][]byte) {
 	for i := range routes {
 		r := &routes[i]
-		if _, ok := heaviest(r.hops, index); !ok || linkOwn(r) {
+		if _, ok := heaviest(r.hops, index); !ok || r.Type() != unix.RTN_UNICAST || linkOwn(r) {
 			continue
 		}
 		b := copyRoute(r, index)
@@ -101,12 +101,14 @@ func connects(r *route, addrs []*addr) bool {
 }
 
 // copyRoute returns the body of an RTM_NEWROUTE that makes the same route
-// elsewhere, by one interface that the receiver fills in. Nexthops by other
-// interfaces are dropped, nexthop objects replaced by what they stand for, and
-// a preferred source left to the kernel, since -a may have replaced it.
+// elsewhere, in the main table, by one interface that the receiver fills in. Nexthops by
+// other interfaces are dropped, nexthop objects replaced by what they stand for, and
+// a preferred source left to the kernel, since -a may have replaced it. For the same
+// reason a route for some sources becomes one for all: the host goes by its own.
 func copyRoute(r *route, index int) []byte {
 	b := r.Attrs().AppendTo(r.Header(), routeAttr)
-	copied, _ := rtnl.RouteOf(b)
+	copied := bodyOf(b)
+	copied.SetMain()
 	copied.SetFlags(copied.Flags() & unix.RTNH_F_ONLINK)
 	all := r.Hops()
 	if all == nil {
@@ -127,11 +129,31 @@ func copyRoute(r *route, index int) []byte {
 	return rtnl.AppendAttr(b, unix.RTA_MULTIPATH, hops)
 }
 
+// copyOthers returns routes to what the host reaches by other interfaces than the
+// template, where no default route covers it. To the guest all that is on its link.
+func copyOthers(routes []route, index int) (rest [][]byte) {
+	for i := range routes {
+		r := &routes[i]
+		if _, ok := heaviest(r.hops, index); ok || r.dst.Bits() == 0 || r.dst.Addr().IsMulticast() {
+			continue
+		}
+		if _, ok := outward(r, 0); !ok {
+			continue
+		}
+		h := rtnl.RouteHeader{Family: r.Family(), DstLen: r.DstLen(), Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT,
+			Scope: unix.RT_SCOPE_LINK, Type: unix.RTN_UNICAST}
+		b := rtnl.AppendAttr(h.Body(), unix.RTA_DST, r.dst.Addr().AsSlice())
+		rest = append(rest, rtnl.AppendAttrUint32(b, unix.RTA_PRIORITY, r.Priority()))
+	}
+	return rest
+}
+
 // routeAttr tells whether an attribute of a route means the same elsewhere.
 func routeAttr(typ uint16) bool {
 	switch typ {
 	case unix.RTA_PREFSRC, rtnl.RtaNhID, unix.RTA_OIF, unix.RTA_IIF, unix.RTA_CACHEINFO,
-		unix.RTA_MULTIPATH, unix.RTA_EXPIRES:
+		unix.RTA_MULTIPATH, unix.RTA_EXPIRES, unix.RTA_TABLE, unix.RTA_SRC,
+		unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE, unix.RTA_NEWDST: // between the host and its router
 		return false
 	}
 	return true
@@ -144,7 +166,7 @@ func copyHops(all rtnl.Hops, index int) (hops rtnl.Hops, n int) {
 		if h.Index() != index {
 			continue
 		}
-		hops, h = h.AppendTo(hops)
+		hops, h = h.AppendTo(hops, routeAttr)
 		h.SetFlags(h.Flags() & unix.RTNH_F_ONLINK)
 		h.SetIndex(0)
 		n++

@@ -12,20 +12,23 @@ import (
 )
 
 // derive chooses template, address, gateway and what is to be copied for one
-// family. index forces the template; zero leaves the choice to the routes. Of
-// the link only the index is filled in.
-func (t *tables) derive(af uint8, index int) Family {
-	routes := t.routes4
-	if af == unix.AF_INET6 {
-		routes = t.routes6
-	}
+// family. index forces the template; zero leaves the choice to the routes. w is what the
+// kernel said where the main table says nothing. Of the link only the index is filled in.
+func (t *tables) derive(af uint8, index int, w way) Family {
+	routes := *t.routes(af)
 	var f Family
+	everywhere := false
 	if index == 0 {
 		index, f.Multiple = template(routes)
+		everywhere = defaultOf(routes, 0) == nil
 	}
 	if index != 0 {
 		f.Link.Index = index
-		f.Gateway = gateway(routes, index)
+		f.Gateway, f.Default = w.gateway, w.index != 0
+		if best := defaultOf(routes, index); best != nil && w.index == 0 {
+			hop, _ := heaviest(best.hops, index)
+			f.Gateway, f.Default = hop.gateway, true
+		}
 		f.Address = t.address(af, index)
 		addrs := t.copied(af, index, f.Address)
 		for _, a := range addrs {
@@ -33,6 +36,9 @@ func (t *tables) derive(af uint8, index int) Family {
 			f.Locals = append(f.Locals, a.prefix.Addr())
 		}
 		f.Routes, f.Connected = copyRoutes(routes, addrs, index)
+		if everywhere {
+			f.Routes = append(f.Routes, copyOthers(routes, index)...)
+		}
 		if af == unix.AF_INET6 {
 			f.LinkLocal = t.linkLocal(index)
 			// The kernel lists the newest first: added in this order, the guest's
@@ -64,51 +70,71 @@ func (f *Family) local(af uint8) {
 // default routes to choose from. Loopback and routes to link-local destinations
 // say nothing about the network outside.
 func template(routes []route) (index int, multiple bool) {
-	defaults, any := 0, 0
-	for i := range routes {
-		r := &routes[i]
-		h, ok := heaviest(r.hops, 0)
-		if !ok || r.Type() != unix.RTN_UNICAST || h.index == rtnl.Loopback || r.dst.Addr().IsLinkLocalUnicast() {
-			continue
-		}
-		if r.dst.Bits() == 0 {
-			if defaults++; defaults == 1 {
-				index = h.index
+	if best := defaultOf(routes, 0); best != nil {
+		hop, _ := heaviest(best.hops, 0)
+		n := 0
+		for i := range routes {
+			if isDefault(&routes[i], 0) {
+				n++
 			}
-		} else if any == 0 && !r.dst.Addr().IsMulticast() {
-			any = h.index
+		}
+		return hop.index, n > 1
+	}
+	for i := range routes {
+		if h, ok := outward(&routes[i], 0); ok && routes[i].dst.Bits() != 0 && !routes[i].dst.Addr().IsMulticast() {
+			return h.index, false
 		}
 	}
-	if defaults == 0 {
-		return any, false
-	}
-	return index, defaults > 1
+	return 0, false
 }
 
-// gateway returns the router of the interface's first default route.
-func gateway(routes []route, index int) netip.Addr {
+// outward returns how a route leads to the network outside, by the interface if index is
+// not zero. What is dead leads nowhere.
+func outward(r *route, index int) (hop, bool) {
+	h, ok := heaviest(r.hops, index)
+	return h, ok && r.Type() == unix.RTN_UNICAST && h.state != dead && h.index != rtnl.Loopback && !r.dst.Addr().IsLinkLocalUnicast()
+}
+
+// isDefault tells whether a route is a default one, for traffic of any class, though not
+// of any source, by the interface if index is not zero.
+func isDefault(r *route, index int) bool {
+	_, ok := outward(r, index)
+	return ok && r.dst.Bits() == 0 && (r.TOS() == 0 || r.Family() != unix.AF_INET)
+}
+
+// defaultOf returns the default route that counts: one for any source before those for
+// some, the lowest metric, the preferred, the first. nil: there is none.
+func defaultOf(routes []route, index int) (best *route) {
 	for i := range routes {
-		r := &routes[i]
-		if r.dst.Bits() != 0 || r.Type() != unix.RTN_UNICAST {
+		if r := &routes[i]; isDefault(r, index) && (best == nil || before(r, best)) {
+			best = r
+		}
+	}
+	return best
+}
+
+func before(a, b *route) bool {
+	switch {
+	case (a.SrcLen() == 0) != (b.SrcLen() == 0):
+		return a.SrcLen() == 0
+	case a.Priority() != b.Priority():
+		return a.Priority() < b.Priority()
+	}
+	return a.Preference() > b.Preference()
+}
+
+// heaviest returns the best of the hops, of those that leave by the interface if index is
+// not zero: alive, of the highest weight, the first.
+func heaviest(hops []hop, index int) (best hop, ok bool) {
+	for _, h := range hops {
+		if index != 0 && h.index != index {
 			continue
 		}
-		if h, ok := heaviest(r.hops, index); ok {
-			return h.gateway
+		if !ok || h.state < best.state || h.state == best.state && h.weight > best.weight {
+			best, ok = h, true
 		}
 	}
-	return netip.Addr{}
-}
-
-// heaviest returns the first hop of the highest weight, of those that leave by
-// the interface if index is not zero.
-func heaviest(hops []hop, index int) (hop, bool) {
-	var best hop
-	for _, h := range hops {
-		if (index == 0 || h.index == index) && h.weight > best.weight {
-			best = h
-		}
-	}
-	return best, best.weight > 0
+	return best, ok
 }
 
 // address returns the guest's address: the first with the longest prefix that

@@ -46,6 +46,10 @@ func fuzzTables() [][]byte {
 		return append(b, attr(unix.RTA_GATEWAY, g4.AsSlice())...)
 	}
 	const in, in6 = unix.AF_INET, unix.AF_INET6
+	object := func(af byte, id uint32, oif []byte, gateway netip.Addr) rtnl.Message {
+		b := rtnl.AppendAttrUint32([]byte{af, 0, 0, 0, unix.RTNH_F_ONLINK, 0, 0, 0}, unix.NHA_ID, id)
+		return rtnl.Message{Type: unix.RTM_NEWNEXTHOP, Body: slices.Concat(b, attr(unix.NHA_OIF, oif), attr(unix.NHA_GATEWAY, gateway.AsSlice()))}
+	}
 	return [][]byte{
 		pieces(address(in, 24, unix.IFA_F_PERMANENT, 0, 2, a4), path(in, 0, unix.RTPROT_BOOT, unix.RTN_UNICAST, attr(unix.RTA_GATEWAY, g4.AsSlice()), index(2)),
 			path(in, 24, unix.RTPROT_KERNEL, unix.RTN_UNICAST, attr(unix.RTA_DST, []byte{10, 1, 0, 0}), attr(unix.RTA_PREFSRC, a4.AsSlice()), index(2))),
@@ -58,6 +62,10 @@ func fuzzTables() [][]byte {
 			path(in, 0, 0, unix.RTN_UNICAST, rtnl.AppendAttrUint32(nil, unix.RTA_TABLE, 77), index(2))),
 		pieces(address(in, 24, unix.IFA_F_SECONDARY, 0, 2, a4), address(in6, 64, unix.IFA_F_TENTATIVE, 0, 2, a6), path(in, 0, 0, unix.RTN_UNICAST, index(2)),
 			path(in6, 0, 0, unix.RTN_UNICAST, index(2))),
+		pieces(address(in, 24, 0, 0, 2, a4), path(in, 0, 0, unix.RTN_UNICAST, rtnl.AppendAttrUint32(nil, rtnl.RtaNhID, 3)),
+			path(in, 8, 0, unix.RTN_UNICAST, rtnl.AppendAttrUint32(nil, rtnl.RtaNhID, 1), attr(unix.RTA_DST, []byte{10, 0, 0, 0})),
+			object(in, 1, index(2)[4:], g4), object(in6, 2, index(2)[4:], g6), rtnl.Message{Type: unix.RTM_NEWNEXTHOP, Body: slices.Concat(make([]byte, 8),
+				rtnl.AppendAttrUint32(nil, unix.NHA_ID, 3), attr(unix.NHA_GROUP, []byte{1, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0, 9, 1, 0, 0, 9}))}),
 		pieces(rtnl.Message{Type: unix.RTM_NEWADDR, Body: []byte{10, 64}}, rtnl.Message{Type: unix.RTM_NEWROUTE, Body: []byte{2}}, rtnl.Message{Type: 99}),
 	}
 }
@@ -73,29 +81,33 @@ func FuzzTables(f *testing.F) {
 		if len(b) > 1<<15 {
 			return
 		}
-		var tab tables
+		tab := tables{nexthops: map[uint32]rtnl.Nexthop{}}
 		for s := (&fuzz.Source{B: b}); len(s.B) > 0; {
 			m := rtnl.Message{Type: uint16(s.Byte())}
 			m.Body = s.Take(int(s.Uint16()))
 			original := bytes.Clone(m.Body)
 			tab.addAddr(m)
-			tab.addRoute(&tab.routes4, unix.AF_INET, m)
-			tab.addRoute(&tab.routes6, unix.AF_INET6, m)
+			tab.addRoute(&tab.routes4, unix.AF_INET, unix.RT_TABLE_MAIN, m)
+			tab.addRoute(&tab.routes6, unix.AF_INET6, unix.RT_TABLE_MAIN, m)
+			tab.addRoute(&tab.routes4, unix.AF_INET, 77, m)
+			tab.addNexthop(m)
 			if !bytes.Equal(m.Body, original) {
 				t.Fatal("the message was written to")
 			}
 		}
 		for _, af := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			tab.replaceNexthops(*tab.routes(af))
 			for _, index := range []int{0, 2} {
-				checkFamily(t, &tab, af, index)
+				checkFamily(t, &tab, af, index, way{})
 			}
+			checkFamily(t, &tab, af, 2, way{index: 2, table: 77})
 		}
 	})
 }
 
-func checkFamily(t *testing.T, tab *tables, af uint8, index int) {
+func checkFamily(t *testing.T, tab *tables, af uint8, index int, w way) {
 	t.Helper()
-	fam := tab.derive(af, index)
+	fam := tab.derive(af, index, w)
 	if af == unix.AF_INET && !fam.Address.IsValid() || fam.Local && len(fam.Addresses)+len(fam.Routes) != 0 {
 		t.Fatalf("%+v", fam)
 	}
@@ -108,12 +120,12 @@ func checkFamily(t *testing.T, tab *tables, af uint8, index int) {
 			t.Fatalf("copied route %x", b)
 		}
 		attrs := r.Attrs()
-		for _, typ := range []uint16{unix.RTA_PREFSRC, unix.RTA_OIF, unix.RTA_IIF, rtnl.RtaNhID, unix.RTA_CACHEINFO} {
+		for _, typ := range []uint16{unix.RTA_PREFSRC, unix.RTA_OIF, unix.RTA_IIF, rtnl.RtaNhID, unix.RTA_CACHEINFO, unix.RTA_TABLE, unix.RTA_SRC, unix.RTA_ENCAP} {
 			if attrs.Get(typ) != nil {
 				t.Fatalf("attribute %d in copied route %x", typ, b)
 			}
 		}
-		if r.Family() != af || !attrs.Whole() {
+		if r.Family() != af || !attrs.Whole() || r.Table() != unix.RT_TABLE_MAIN || r.SrcLen() != 0 || r.Type() != unix.RTN_UNICAST {
 			t.Fatalf("copied route %x", b)
 		}
 		for h := range r.Hops().All() {
@@ -168,7 +180,7 @@ func FuzzResolvConf(f *testing.F) {
 		}
 		var again strings.Builder
 		for _, a := range slices.Concat(r.Servers4, r.Servers6) {
-			if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+			if !a.IsValid() || a.Zone() != "" && (!a.IsLinkLocalUnicast() || !printable(a.Zone())) || a.Is4In6() {
 				t.Fatalf("server %v", a)
 			}
 			again.WriteString("nameserver " + a.String() + "\n; nothing\noptions rotate\n")

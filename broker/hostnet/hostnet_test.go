@@ -72,7 +72,7 @@ var hosts = []struct {
 	{
 		name: "no default route", veth: "v0 v1",
 		ip: "addr add 10.2.0.5/24 dev v1; addr add 10.1.0.5/24 dev v0",
-		v4: seen{Link: "v0", Address: "10.1.0.5/24", Addresses: 1, Connected: 1}, v6: local6, tap: "v0",
+		v4: seen{Link: "v0", Address: "10.1.0.5/24", Addresses: 1, Routes: 1, Connected: 1}, v6: local6, tap: "v0",
 	},
 	{
 		name: "several default routes: the lowest metric", veth: "v0 v1",

@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"cmp"
 	"encoding/binary"
 	"sync"
 
@@ -22,7 +23,7 @@ type Local struct {
 }
 
 // NewLocal opens the socket in the namespace of the calling thread. scope is the
-// index of the interface that link-local addresses are meant on.
+// index of the interface that link-local addresses are meant on, where a flow does not say.
 func NewLocal(scope int) (*Local, error) {
 	c, err := rtnl.Dial()
 	if err != nil {
@@ -39,8 +40,8 @@ func (l *Local) Has(f egress.Flow) bool {
 	a := f.To.Addr()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if a.Is6() && a.IsLinkLocalUnicast() && l.scope != 0 {
-		return l.stays(f, l.scope)
+	if scope := cmp.Or(f.Scope, l.scope); a.Is6() && a.IsLinkLocalUnicast() && scope != 0 {
+		return l.stays(f, scope)
 	}
 	if f.Device == "" {
 		return l.stays(f, 0)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ const (
 	MaxServers = 3   // of each family
 	MaxSearch  = 6   // search names
 	maxName    = 255 // bytes of a domain name, RFC 1035 section 2.3.4
+	maxZone    = 127 // bytes of an interface's name, which may be an alternative one
 	maxResolv  = 64 << 10
 )
 
@@ -30,7 +32,7 @@ const ResolvConf = "/etc/resolv.conf"
 // Resolvers is the host's resolver configuration.
 type Resolvers struct {
 	Servers4  []netip.Addr // at most MaxServers, in the file's order
-	Servers6  []netip.Addr // at most MaxServers, without zones
+	Servers6  []netip.Addr // at most MaxServers; link-local ones with their zones, see NumberZones
 	IPv6First bool         // the file's first server is one of Servers6
 	Search    []string     // at most MaxSearch, without a final dot
 	Text      []byte       // by ReadResolvers: the file, as far as it was read; nil if there is none
@@ -102,7 +104,12 @@ func (r *Resolvers) addServer(s string) {
 	if err != nil {
 		return
 	}
-	addr = addr.WithZone("").Unmap()
+	if zone := addr.Zone(); !addr.IsLinkLocalUnicast() {
+		addr = addr.WithZone("")
+	} else if len(zone) > maxZone || !printable(zone) {
+		return
+	}
+	addr = addr.Unmap()
 	list, self := &r.Servers6, netip.IPv6Loopback()
 	if addr.Is4() {
 		list, self = &r.Servers4, netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -117,6 +124,33 @@ func (r *Resolvers) addServer(s string) {
 	if len(*list) < MaxServers {
 		*list = append(*list, addr)
 	}
+}
+
+// NumberZones has the zone of a link-local server be the number of its interface, as index
+// tells it of a name. Servers of interfaces that there are not are left out: nobody can ask
+// them.
+func (r *Resolvers) NumberZones(index func(name string) (int, error)) {
+	r.Servers6 = slices.DeleteFunc(r.Servers6, func(a netip.Addr) bool {
+		n, err := strconv.Atoi(a.Zone())
+		if err == nil || a.Zone() == "" {
+			return a.Zone() != "" && n <= 0
+		}
+		_, err = index(a.Zone())
+		return err != nil
+	})
+	for i, a := range r.Servers6 {
+		if _, err := strconv.Atoi(a.Zone()); err != nil && a.Zone() != "" {
+			n, _ := index(a.Zone())
+			r.Servers6[i] = a.WithZone(strconv.Itoa(n))
+		}
+	}
+}
+
+// ScopeOf is the number of the interface that a server is on, as NumberZones has it; zero
+// if the file does not say.
+func ScopeOf(server netip.Addr) int {
+	n, _ := strconv.Atoi(server.Zone())
+	return n
 }
 
 func (r *Resolvers) setSearch(names []string) {

@@ -29,8 +29,10 @@ func TestParseResolvers(t *testing.T) {
 		want       Resolvers
 	}{
 		{"empty", "", Resolvers{}},
-		{"both families, zones off", "nameserver 192.0.2.53\nnameserver fd00::53%eth0\nnameserver fe80::1%eth0\n",
-			Resolvers{Servers4: addrs("192.0.2.53"), Servers6: addrs("fd00::53", "fe80::1")}},
+		{"zones that are none", "nameserver fe80::1%a\x01\nnameserver fe80::2%" + strings.Repeat("x", 128) + "\nnameserver fe80::3%" + strings.Repeat("x", 127) + "\n",
+			Resolvers{Servers6: addrs("fe80::3%" + strings.Repeat("x", 127)), IPv6First: true}},
+		{"both families, zones of links", "nameserver 192.0.2.53\nnameserver fd00::53%eth0\nnameserver fe80::1%eth0\n",
+			Resolvers{Servers4: addrs("192.0.2.53"), Servers6: addrs("fd00::53", "fe80::1%eth0")}},
 		{"IPv6 first", "nameserver ::1\nnameserver 192.0.2.53\n",
 			Resolvers{Servers4: addrs("192.0.2.53"), Servers6: addrs("::1"), IPv6First: true}},
 		{"this host", "nameserver 0.0.0.0\nnameserver ::\nnameserver 127.0.0.53\n",
@@ -110,6 +112,27 @@ func TestReadResolvers(t *testing.T) {
 		}
 		if d := cmp.Diff(tt.want, r.Servers4, compareAddr); d != "" {
 			t.Errorf("%s: (-want +got)\n%s", tt.path, d)
+		}
+	}
+}
+
+// TestNumberZones: interfaces by name and by number; those that there are not, and what is
+// asked by them.
+func TestNumberZones(t *testing.T) {
+	index := func(name string) (int, error) {
+		if name == "lan1" {
+			return 7, nil
+		}
+		return 0, unix.ENODEV
+	}
+	r := Resolvers{Servers6: addrs("fe80::1%lan1", "fe80::2%gone", "fe80::3%5", "fe80::4", "2001:db8::1", "fe80::5%0", "fe80::6%-3")}
+	r.NumberZones(index)
+	if d := cmp.Diff(addrs("fe80::1%7", "fe80::3%5", "fe80::4", "2001:db8::1"), r.Servers6, compareAddr); d != "" {
+		t.Errorf("-want +got\n%s", d)
+	}
+	for i, want := range []int{7, 5, 0, 0} {
+		if got := ScopeOf(r.Servers6[i]); got != want {
+			t.Errorf("%v is on %d", r.Servers6[i], got)
 		}
 	}
 }

@@ -47,7 +47,9 @@ type guestFamily struct {
 	dnsGateway      bool         // dnsForward is mapHostLoopback, by our own choice
 	dns             []netip.Addr // advertised
 	locals          []netip.Addr // addresses that the guest has itself
+	own             []netip.Addr // those, and the template's others, which it may give itself
 	link            hostnet.Link
+	scope           int  // index of the interface on which link-local addresses are; zero: that of link
 	local           bool // the host has no route: addresses are link-local ones
 }
 
@@ -92,7 +94,10 @@ func settle(cfg *cli.Config, n *hostnet.Network, r hostnet.Resolvers) (g guestNe
 
 // family settles addresses of one family.
 func family(cfg *cli.Config, h *hostnet.Family, v4 bool) guestFamily {
-	f := guestFamily{addr: h.Address, gateway: h.Gateway, link: h.Link, local: h.Local}
+	f := guestFamily{addr: h.Address, gateway: h.Gateway, link: h.Link, scope: h.Scope, local: h.Local}
+	if f.scope == 0 {
+		f.scope = h.Link.Index
+	}
 	given, loop, guest, fwd := cfg.Gateway6, cfg.MapHostLoopback6, cfg.MapGuestAddr6, cfg.DNSForward6
 	if v4 {
 		given, loop, guest, fwd = cfg.Gateway4, cfg.MapHostLoopback4, cfg.MapGuestAddr4, cfg.DNSForward4
@@ -115,8 +120,11 @@ func family(cfg *cli.Config, h *hostnet.Family, v4 bool) guestFamily {
 	if f.addr.IsValid() {
 		f.locals = []netip.Addr{f.addr.Addr()}
 	}
-	if cfg.ConfigNet && !f.fixed {
-		f.locals = append(f.locals, h.Locals...)
+	if f.own = f.locals; !f.fixed {
+		f.own = h.Locals
+		if cfg.ConfigNet {
+			f.locals = append(f.locals, h.Locals...)
+		}
 	}
 	return f
 }

@@ -13,7 +13,7 @@ import (
 // Names is what aldente-names is told, and which resolvers it asks.
 type Names struct {
 	Config    ipc.NamesConfig // but for the number of resolvers
-	Resolvers []netip.Addr    // in the order in which they are asked, at most ipc.MaxResolvers
+	Resolvers []netip.Addr    // in the order in which they are asked, at most ipc.MaxResolvers; zones are numbers
 }
 
 // planNames has questions answered by aldente-names where a rule is by name, or names are
@@ -81,6 +81,9 @@ func (p *Plan) answered(r hostnet.Resolvers) []netip.Addr {
 		all = append(all, f.dns...)
 	}
 	all = slices.Concat(all, p.cfg.DNS, r.Servers())
+	for i := range all {
+		all[i] = all[i].WithZone("")
+	}
 	all = slices.DeleteFunc(all, func(a netip.Addr) bool { return !a.IsValid() || a.IsLoopback() }) // those no guest can name
 	slices.SortFunc(all, netip.Addr.Compare)
 	return slices.Compact(all)

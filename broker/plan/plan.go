@@ -170,8 +170,8 @@ func (p *Plan) factoryConfig(h Host) sockets.Config {
 	cfg, g := p.cfg, &p.net
 	view := func(f *guestFamily, source netip.Addr, device string, virtual netip.Prefix) sockets.Family {
 		return sockets.Family{
-			Enabled: f.enabled, Source: source, Interface: device, Scope: uint32(f.link.Index),
-			DNSForward: f.dnsForward, DNSHost: f.dnsHost,
+			Enabled: f.enabled, Source: source, Interface: device, Scope: uint32(f.scope),
+			DNSForward: f.dnsForward, DNSHost: f.dnsHost.WithZone(""), DNSHostScope: uint32(hostnet.ScopeOf(f.dnsHost)),
 			MapHostLoopback: f.mapHostLoopback, MapGuestAddr: f.mapGuestAddr, GuestAddr: f.addr.Addr(),
 			Freebind: cfg.FreeBind, Virtual: virtual, Broadcast: everybody(f.addr, cfg.Multicast.Broadcast),
 		}

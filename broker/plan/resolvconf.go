@@ -31,7 +31,8 @@ func (p *Plan) commandResolv(r hostnet.Resolvers) []byte {
 		return nil
 	}
 	servers := p.net.dns(r.IPv6First)
-	if len(servers) == 0 || slices.Equal(servers, r.Servers()) && len(p.cfg.Search) == 0 {
+	same := slices.Equal(servers, withoutZones(r.Servers())) && !slices.ContainsFunc(r.Servers(), p.strangeZone)
+	if len(servers) == 0 || same && len(p.cfg.Search) == 0 {
 		return nil
 	}
 	var b bytes.Buffer
@@ -55,6 +56,19 @@ func (p *Plan) commandResolv(r hostnet.Resolvers) []byte {
 	return b.Bytes()
 }
 
+func withoutZones(all []netip.Addr) []netip.Addr {
+	for i := range all {
+		all[i] = all[i].WithZone("")
+	}
+	return all
+}
+
+// strangeZone tells whether a resolver is on an interface whose name means nothing, or
+// something else, to the guest.
+func (p *Plan) strangeZone(s netip.Addr) bool {
+	return hostnet.ScopeOf(s) != 0 && (p.net.v6.elsewhere(s) || p.net.tap != p.net.v6.link.Name)
+}
+
 // serves tells whether the host's resolv.conf will do in the guest. It does if
 // it names no servers, or one that the guest reaches and, of the guest's
 // families, none that it does not reach.
@@ -68,6 +82,8 @@ func (p *Plan) serves(r hostnet.Resolvers) bool {
 		}
 		switch {
 		case !f.enabled:
+		case p.strangeZone(s):
+			return false
 		case f.asks(s) || s.IsLoopback() && p.leadsOut(53) && !p.answers():
 			some = true
 		default:
@@ -80,7 +96,7 @@ func (p *Plan) serves(r hostnet.Resolvers) bool {
 // asks tells whether the guest's queries to an address of one of the host's
 // resolvers arrive there.
 func (f *guestFamily) asks(s netip.Addr) bool {
-	return !f.hidden(s) || s == f.mapHostLoopback && f.dnsGateway
+	return !f.hidden(s) || s.WithZone("") == f.mapHostLoopback && f.dnsGateway
 }
 
 // leadsOut tells whether datagrams to a port of the namespace's loopback go to

@@ -98,7 +98,15 @@ func (f *guestFamily) forwardByGateway(host []netip.Addr, dnsHost netip.Addr) {
 // hidden tells whether an address means something else to the guest than to the
 // host: its own loopback, itself, or the host's loopback.
 func (f *guestFamily) hidden(a netip.Addr) bool {
-	return a.IsLoopback() || a == f.mapHostLoopback || slices.Contains(f.locals, a)
+	bare := a.WithZone("")
+	return a.IsLoopback() || bare == f.mapHostLoopback || slices.Contains(f.locals, bare) || f.elsewhere(a)
+}
+
+// elsewhere tells whether a link-local address is on another interface of the host's than
+// the one that the guest's link stands for.
+func (f *guestFamily) elsewhere(a netip.Addr) bool {
+	scope := hostnet.ScopeOf(a)
+	return scope != 0 && scope != f.scope
 }
 
 // seen is under which addresses the guest reaches the host's resolvers. Those
@@ -111,9 +119,10 @@ func (f *guestFamily) seen(host []netip.Addr) (dns []netip.Addr) {
 			s = f.mapGuestAddr
 		case f.dnsForward.IsValid():
 			s = f.dnsForward
-		case s.IsLoopback():
+		case s.IsLoopback(), f.elsewhere(s):
 			continue
 		}
+		s = s.WithZone("") // the guest has one of its own
 		if len(dns) < ipc.MaxDNS && !slices.Contains(dns, s) {
 			dns = append(dns, s)
 		}
@@ -161,7 +170,7 @@ func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
 		if !f.enabled || f.dnsForward.IsValid() || len(f.given) > 0 {
 			continue
 		}
-		far := func(a netip.Addr) bool { return a == f.mapHostLoopback || !reachable(host, p.Egress, a) }
+		far := func(a netip.Addr) bool { return a.WithZone("") == f.mapHostLoopback || !reachable(host, p.Egress, a) }
 		if f.dnsHost.IsValid() && (slices.ContainsFunc(f.servers, far) || p.answers() && len(f.dns) == 0) {
 			f.dnsForward, f.dns = f.forward, []netip.Addr{f.forward}
 		}

@@ -11,6 +11,7 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/egress"
 	"aldente/broker/hostnet"
+	"aldente/ipc"
 )
 
 // homeNetwork is a host behind a router, 192.0.2.1 and fe80::1. 192.0.2.3 is
@@ -49,7 +50,8 @@ func TestResolvers(t *testing.T) {
 		{"on the router, aldente with that mapped", "192.0.2.1", aldente + "--map-host-loopback 192.0.2.1", "169.254.1.1", "169.254.1.1>192.0.2.1", "169.254.1.1"},
 		{"on the router, another mapped", "192.0.2.1", pasta + "--map-host-loopback 192.0.2.77", "192.0.2.1", "", ""},
 		{"on the router, another given", "192.0.2.1", pasta + "-g 192.0.2.77", "192.0.2.1", "", ""},
-		{"on the router, IPv6", "fe80::1%eth0", pasta, "fe80::1", "fe80::1>fe80::1", ""},
+		{"on the router, IPv6", "fe80::1%2", pasta, "fe80::1", "fe80::1>fe80::1%2", ""},
+		{"on the router, IPv6, on any link", "fe80::1", pasta, "fe80::1", "fe80::1>fe80::1", ""},
 		{"on the router, IPv4 only", "192.0.2.1", pasta + "-4", "192.0.2.1", "192.0.2.1>192.0.2.1", ""},
 		{"on the router, IPv6 only", "192.0.2.1", pasta + "-6", "fe80::1", "fe80::1>192.0.2.1", "fe80::1%eth0"},
 		{"on the router, IPv6 only, not mapped", "192.0.2.1", pasta + "-6 --no-map-gw", "", "", ""},
@@ -92,6 +94,16 @@ func TestResolvers(t *testing.T) {
 
 		{"elsewhere", "192.0.2.9", pasta, "192.0.2.9", "", ""},
 		{"elsewhere, link-local", "fe80::9%eth0", pasta, "fe80::9", "", ""},
+		{"on this link, by number", "fe80::9%2", pasta, "fe80::9", "", ""},
+		{"on this link, which has another name", "fe80::9%2", pasta + "-I tap7", "fe80::9", "", "fe80::9%tap7"},
+		{"on another link", "fe80::9%3", pasta, "fe80::1", "fe80::1>fe80::9%3", "fe80::1%eth0"},
+		{"on another link, the router's address", "fe80::1%3", pasta, "fe80::1", "fe80::1>fe80::1%3", "fe80::1%eth0"},
+		{"on another link, virtual machine", "fe80::9%3", passt, "fe80::1", "fe80::1>fe80::9%3", ""},
+		{"on another link, not mapped", "fe80::9%3", pasta + "--no-map-gw", "", "", ""},
+		{"on another link, IPv4 only", "fe80::9%3", pasta + "-4", "192.0.2.1", "192.0.2.1>fe80::9%3", "192.0.2.1"},
+		{"on another link, aldente", "fe80::9%3", aldente, "fd61:6c64:656e:7465::53", "fd61:6c64:656e:7465::53>fe80::9%3", "fd61:6c64:656e:7465::53"},
+		{"on another link, --dns-forward", "fe80::9%3", pasta + "--dns-forward fd00::53", "fd00::53", "fd00::53>fe80::9%3", "fd00::53"},
+		{"on another link, by name", "fe80::9%3", aldente + "--allow a.test", "fd61:6c64:656e:7465::53", "fd61:6c64:656e:7465::53>fe80::9%3", "fd61:6c64:656e:7465::53"},
 		{"elsewhere, then stub", "192.0.2.9 127.0.0.53", pasta, "192.0.2.9 192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.9 192.0.2.1"},
 		{"elsewhere, then the router", "192.0.2.9 192.0.2.1", pasta, "192.0.2.9 192.0.2.1", "192.0.2.1>192.0.2.1", ""},
 		{"stub, then the router: both are the mapped gateway", "127.0.0.53 192.0.2.1", pasta, "192.0.2.1", "192.0.2.1>127.0.0.53", "192.0.2.1"},
@@ -167,6 +179,55 @@ func TestResolvers(t *testing.T) {
 				t.Errorf("the command's resolv.conf:\n%s\nwant\n%s", got, want)
 			}
 		})
+	}
+}
+
+// TestResolverScope: the socket factory gets a resolver's link, and no address with a zone.
+func TestResolverScope(t *testing.T) {
+	for resolv, scope := range map[string]uint32{"fe80::9%3": 3, "fe80::9%2": 2, "fe80::9": 0, "2001:db8:9::9": 0} {
+		h := home()
+		h.Resolvers = hostnet.ParseResolvers([]byte("nameserver " + resolv + "\n"))
+		p := newPlan(t, "aldente --config-net --allow a.test --dns-forward fd00::53", h)
+		f := p.Factory.V6
+		if f.DNSHost.Zone() != "" || !f.DNSHost.IsValid() || f.DNSHostScope != scope {
+			t.Errorf("%s: %v on %d", resolv, f.DNSHost, f.DNSHostScope)
+		}
+		if r := p.Names.Resolvers; len(r) != 1 || hostnet.ScopeOf(r[0]) != int(scope) {
+			t.Errorf("%s: aldente-names asks %v", resolv, r)
+		}
+		for _, a := range p.Factory.Resolvers {
+			if a.Zone() != "" {
+				t.Errorf("%s: the guest's name %v", resolv, a)
+			}
+		}
+	}
+}
+
+// TestOwnAddresses: the worker hears of all addresses that the guest has, or may give
+// itself, and of no others.
+func TestOwnAddresses(t *testing.T) {
+	for command, want := range map[string]string{
+		"pasta --config-net":                 "192.0.2.2 192.0.2.3 2001:db8:1::2",
+		"passt":                              "192.0.2.2 192.0.2.3 2001:db8:1::2",
+		"pasta --config-net -4":              "192.0.2.2 192.0.2.3",
+		"pasta --config-net -a 10.0.2.15/24": "10.0.2.15 2001:db8:1::2",
+		"pasta --splice-only":                "",
+	} {
+		w := &newPlan(t, command, home()).Worker
+		var got []string
+		for _, a := range w.Own[:w.NOwn] {
+			got = append(got, said(a))
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s: %s, want %s", command, s, want)
+		}
+	}
+	h := home()
+	for k := range 1000 {
+		h.Network.V4.Locals = append(h.Network.V4.Locals, netip.AddrFrom4([4]byte{10, 0, byte(k >> 8), byte(k)}))
+	}
+	if w := &newPlan(t, "passt", h).Worker; w.NOwn != ipc.MaxOwn {
+		t.Errorf("%d of 1002 addresses", w.NOwn)
 	}
 }
 

@@ -73,6 +73,14 @@ func (p *Plan) workerConfig(h Host) error {
 		put(&c.MapGuestAddr6, g.v6.mapGuestAddr)
 		put(&c.DNSForward6, g.v6.dnsForward)
 	}
+	for _, f := range []*guestFamily{&g.v4, &g.v6} {
+		for _, a := range f.own {
+			if f.enabled && !cfg.SpliceOnly && c.NOwn < ipc.MaxOwn {
+				put(&c.Own[c.NOwn], a)
+				c.NOwn++
+			}
+		}
+	}
 	if cfg.DHCPDNS {
 		for _, a := range g.v4.dns {
 			put(&c.DNS4[c.NDNS4], a)

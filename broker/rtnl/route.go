@@ -15,6 +15,7 @@ const (
 	rtmFamily = 0
 	rtmDstLen = 1
 	rtmSrcLen = 2
+	rtmTOS    = 3
 	rtmTable  = 4
 	rtmProto  = 5
 	rtmScope  = 6
@@ -73,6 +74,57 @@ func (r Route) Flags() uint32 { return binary.NativeEndian.Uint32(r.b[rtmFlags:]
 
 // SetFlags changes the flags.
 func (r Route) SetFlags(flags uint32) { binary.NativeEndian.PutUint32(r.b[rtmFlags:], flags) }
+
+// SrcLen is the length of the source's prefix, in bits: above zero for routes that are
+// for some sources only, which IPv6 alone has.
+func (r Route) SrcLen() int { return int(r.b[rtmSrcLen]) }
+
+// Src is the source's prefix, of SrcLen bits. It is not valid where that is zero.
+func (r Route) Src() netip.Prefix {
+	src, _ := r.Attrs().Addr(r.Family(), unix.RTA_SRC)
+	if r.SrcLen() == 0 {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(src, r.SrcLen())
+}
+
+// TOS is the class of traffic that it is for, zero: any.
+func (r Route) TOS() uint8 { return r.b[rtmTOS] }
+
+// Priority is the metric: of equal routes the lowest counts.
+func (r Route) Priority() uint32 {
+	v, _ := r.Attrs().Uint32(unix.RTA_PRIORITY)
+	return v
+}
+
+// Preference is that of RFC 4191, which IPv6 routes of one priority have: -1, 0 or 1.
+func (r Route) Preference() int {
+	if v := r.Attrs().Get(unix.RTA_PREF); len(v) == 1 {
+		switch v[0] {
+		case prefHigh:
+			return 1
+		case prefLow:
+			return -1
+		}
+	}
+	return 0
+}
+
+// Values of RTA_PREF, include/uapi/linux/icmpv6.h.
+const (
+	prefHigh = 1
+	prefLow  = 3
+)
+
+// SetMain puts it into the main table, for any source. RTA_TABLE and RTA_SRC are not
+// changed.
+func (r Route) SetMain() { r.b[rtmTable], r.b[rtmSrcLen] = unix.RT_TABLE_MAIN, 0 }
+
+// Nexthop is the number of the nexthop object that it leads to, zero if to none.
+func (r Route) Nexthop() uint32 {
+	id, _ := r.Attrs().Uint32(RtaNhID)
+	return id
+}
 
 // Table is the routing table that it is in.
 func (r Route) Table() uint32 {
@@ -196,12 +248,13 @@ func (h Hop) Gateway(family uint8) netip.Addr { return gateway(family, h.Attrs()
 // Attrs are the attributes, in place.
 func (h Hop) Attrs() Attrs { return h.b[rtnhSize:] }
 
-// AppendTo appends a copy to the value of an RTA_MULTIPATH, and returns it too, in
-// its place.
-func (h Hop) AppendTo(to Hops) (Hops, Hop) {
+// AppendTo appends a copy to the value of an RTA_MULTIPATH, with those attributes that
+// keep says, and returns it too, in its place.
+func (h Hop) AppendTo(to Hops, keep func(typ uint16) bool) (Hops, Hop) {
 	start := len(to)
-	to = append(to, h.b...)
+	to = h.Attrs().AppendTo(append(to, h.b[:rtnhSize]...), keep)
 	end := len(to)
+	binary.NativeEndian.PutUint16(to[start+rtnhLen:], uint16(end-start))
 	for len(to)%unix.NLMSG_ALIGNTO != 0 {
 		to = append(to, 0)
 	}

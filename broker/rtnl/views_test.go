@@ -5,6 +5,7 @@ package rtnl
 import (
 	"bytes"
 	"encoding/binary"
+	"iter"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -61,6 +62,8 @@ func FuzzViews(f *testing.F) {
 		AppendAttr(AppendAttrUint32(appendName((&LinkHeader{Index: 7, Flags: 1, Change: 1}).Body(), unix.IFLA_IFNAME, "eth0"), unix.IFLA_MTU, 1500), unix.IFLA_ADDRESS, []byte{2, 0, 0, 0, 0, 1}),
 		AppendAttr(append([]byte{unix.AF_INET6, 7, 0, 0, 0x12, 0x34, 0, 53}, bytes.Repeat([]byte{7}, 64)...), skV6Only, []byte{1}),
 		append([]byte{unix.AF_INET, 1, 0, 0, 0x12, 0x34, 0, 53, 127, 0, 0, 1}, bytes.Repeat([]byte{9}, 60)...),
+		AppendAttr(AppendAttrUint32(AppendAttrUint32([]byte{unix.AF_INET, 0, 0, 0, 4, 0, 0, 0}, unix.NHA_ID, 7), unix.NHA_OIF, 2), unix.NHA_GATEWAY, a4.AsSlice()),
+		AppendAttr(AppendAttrUint32(make([]byte, 8), unix.NHA_ID, 9), unix.NHA_GROUP, []byte{7, 0, 0, 0, 3, 1, 0, 0, 8, 0, 0, 0, 255, 0, 0, 0, 1}),
 		route[:11], address[:7], nil,
 	} {
 		fuzz.Add(f, b, uint32(5))
@@ -73,7 +76,77 @@ func FuzzViews(f *testing.F) {
 		checkAddr(t, bytes.Clone(b), v)
 		checkRouteView(t, bytes.Clone(b), v)
 		checkSock(t, b)
+		checkNexthop(t, b)
+		checkMadeHop(t, b, v)
 	})
+}
+
+// nhMsg is struct nhmsg, and nhGroup struct nexthop_grp, include/uapi/linux/nexthop.h.
+type (
+	nhMsg struct {
+		Family, Scope, Protocol, Reserved uint8
+		Flags                             uint32
+	}
+	nhGroup struct {
+		ID           uint32
+		Weight, High uint8
+		Reserved     uint16
+	}
+)
+
+func checkNexthop(t *testing.T, b []byte) {
+	t.Helper()
+	n, ok := NexthopOf(b)
+	if ok != (len(b) >= 8) {
+		t.Fatalf("a nexthop object of %d bytes: %t", len(b), ok)
+	}
+	if !ok {
+		return
+	}
+	want := decoded[nhMsg](t, b)
+	if n.Family() != want.Family || n.Flags() != want.Flags || len(n.Attrs()) != len(b)-8 {
+		t.Fatalf("%x is %d, %#x", b, n.Family(), n.Flags())
+	}
+	if gw := n.Gateway(); gw.IsValid() && !bytes.Equal(gw.AsSlice(), n.Attrs().Get(unix.NHA_GATEWAY)) {
+		t.Fatalf("%v of %x", gw, b)
+	}
+	group := n.Attrs().Get(unix.NHA_GROUP)
+	for id, weight := range n.Group() {
+		one := decoded[nhGroup](t, group)
+		if id != one.ID || weight != int(one.High)<<8+int(one.Weight)+1 {
+			t.Fatalf("%d of weight %d, in %x", id, weight, group)
+		}
+		group = group[8:]
+	}
+	if len(group) >= 8 {
+		t.Fatalf("%x is left", group)
+	}
+}
+
+// checkMadeHop makes paths of any numbers, and finds those again.
+func checkMadeHop(t *testing.T, b []byte, v uint32) {
+	t.Helper()
+	var gw netip.Addr
+	switch {
+	case len(b) >= 16:
+		gw = netip.AddrFrom16([16]byte(b))
+	case len(b) >= 4:
+		gw = netip.AddrFrom4([4]byte(b))
+	}
+	var hops Hops
+	for range 2 {
+		hops = AppendHop(hops, int(int32(v)), int(v%257), uint8(v), unix.AF_INET, gw)
+	}
+	n := 0
+	for h := range hops.All() {
+		n++
+		if h.Index() != int(int32(v)) || h.Weight() != max(1, int(v%257)) || h.Flags() != uint8(v) || !h.Attrs().Whole() || gw.Is4() != h.Gateway(unix.AF_INET).IsValid() {
+			t.Fatalf("%x of %v, %d", []byte(hops), gw, v)
+		}
+	}
+	if n != 2 || !hops.Whole() {
+		t.Fatalf("%d paths in %x", n, []byte(hops))
+	}
 }
 
 func checkLink(t *testing.T, b []byte) {
@@ -155,13 +228,34 @@ func checkRouteView(t *testing.T, b []byte, v uint32) {
 	if gw := r.Gateway(); gw.IsValid() && !bytes.Equal(gw.AsSlice(), r.Attrs().Get(unix.RTA_GATEWAY)) {
 		t.Fatalf("gateway %v of %x", gw, b)
 	}
+	if src := r.Src(); src.IsValid() && (src.Bits() != int(want.Src_len) || !bytes.Equal(src.Addr().AsSlice(), r.Attrs().Get(unix.RTA_SRC))) {
+		t.Fatalf("from %v of %x", src, b)
+	}
+	if r.SrcLen() != int(want.Src_len) || r.TOS() != want.Tos || r.Preference() < -1 || r.Preference() > 1 {
+		t.Fatalf("%x is %d, %d, %d", b, r.SrcLen(), r.TOS(), r.Preference())
+	}
 	before := bytes.Clone(b)
 	r.SetFlags(v)
-	want.Flags = v
+	r.SetMain()
+	want.Flags, want.Table, want.Src_len = v, unix.RT_TABLE_MAIN, 0
 	if got := decoded[unix.RtMsg](t, r.Body()); got != want || !bytes.Equal(b[unix.SizeofRtMsg:], before[unix.SizeofRtMsg:]) {
 		t.Fatalf("changed to %+v, want %+v", got, want)
 	}
 	checkHops(t, r.Hops(), v)
+}
+
+// sameAttrs compares attributes, whatever is between them and behind.
+func sameAttrs(a, b Attrs) bool {
+	next, stop := iter.Pull2(b.All())
+	defer stop()
+	for typ, val := range a.All() {
+		t, v, ok := next()
+		if !ok || t != typ || !bytes.Equal(v, val) {
+			return false
+		}
+	}
+	_, _, more := next()
+	return !more
 }
 
 func checkHops(t *testing.T, h Hops, v uint32) {
@@ -178,12 +272,13 @@ func checkHops(t *testing.T, h Hops, v uint32) {
 		at = min(at+align(len(one.b)), size)
 		was := bytes.Clone(one.b)
 		var mine Hop
-		if copies, mine = one.AppendTo(copies); !bytes.Equal(mine.b, was) || len(copies)%4 != 0 {
+		copies, mine = one.AppendTo(copies, func(uint16) bool { return true })
+		if !sameAttrs(one.Attrs(), mine.Attrs()) || !mine.Attrs().Whole() || len(copies)%4 != 0 {
 			t.Fatalf("%x copied as %x", was, mine.b)
 		}
 		mine.SetIndex(int(int32(v)))
 		mine.SetFlags(uint8(v))
-		want.Index, want.Flags = int32(v), uint8(v)
+		want.Len, want.Index, want.Flags = uint16(len(mine.b)), int32(v), uint8(v)
 		if got := decoded[nexthop](t, mine.b); got != want || !bytes.Equal(one.b, was) {
 			t.Fatalf("changed to %+v, want %+v", got, want)
 		}

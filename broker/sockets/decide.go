@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/egress"
+	"aldente/broker/hostnet"
 	"aldente/broker/inet"
 	"aldente/ipc"
 )
@@ -19,6 +20,7 @@ type request struct {
 	proto    uint8
 	token    uint64         // the worker's name for it, for the answer
 	splice   bool           // the far end of the bypass
+	scope    uint32         // with listener: index of the interface that a link-local peer is on, zero: unknown
 	listener Listener       // on whose behalf; without ID: a flow of the guest's own
 	src      netip.AddrPort // guest's address; with listener: local address that was spoken to
 	dst      netip.AddrPort // destination as the guest sees it; with listener: the remote peer
@@ -123,6 +125,7 @@ func (c *Config) decideOut(r *request) decision {
 	if why != possible && !(group && (why == isMulticast || why == isBroadcast)) {
 		return decision{refused: unix.EACCES, always: why}
 	}
+	resolverScope := fam.DNSHostScope
 	fam = c.family(to.Addr())                                    // a forwarded resolver may be of the other one, and what is redirected
 	if c.asksNames(r.proto, r.dst) || c.asksNames(r.proto, to) { // by whichever of its names
 		return decideNames(to, meaning)
@@ -141,10 +144,21 @@ func (c *Config) decideOut(r *request) decision {
 	if to.Addr().IsLoopback() { // where --outbound and --outbound-if lead nowhere
 		d.Source, d.Interface = netip.Addr{}, ""
 	}
+	if meaning == hostResolver {
+		d.on(resolverScope)
+	}
 	if d.Source.IsValid() {
 		d.from = netip.AddrPortFrom(d.Source, r.src.Port())
 	}
 	return c.byProxy(r, c.judged(r, d))
+}
+
+// on has a link-local destination be on an interface, if that is known, where --outbound
+// and --outbound-if lead only if they are about the same.
+func (d *decision) on(scope uint32) {
+	if a := d.to.Addr(); scope != 0 && scope != d.Scope && a.Is6() && a.IsLinkLocalUnicast() {
+		d.path = path{Scope: scope}
+	}
 }
 
 // Ports of resolvers: DNS, and DNS over TLS and QUIC (RFC 7858, RFC 9250).
@@ -175,7 +189,8 @@ func decideNames(to netip.AddrPort, m meaning) decision {
 // decideUpstream is for a socket by which aldente-names asks a resolver. The guest has no
 // say in which that is: the egress rules are about where the guest may connect.
 func (c *Config) decideUpstream(resolver netip.Addr) decision {
-	d := decision{to: netip.AddrPortFrom(resolver, portDNS), path: c.family(resolver).path()}
+	d := decision{to: netip.AddrPortFrom(resolver.WithZone(""), portDNS), path: c.family(resolver).path()}
+	d.on(uint32(hostnet.ScopeOf(resolver)))
 	if resolver.IsLoopback() {
 		d.Source, d.Interface = netip.Addr{}, ""
 	}
@@ -195,6 +210,9 @@ func (c *Config) decideReply(r *request) decision {
 		return refuse(unix.EINVAL)
 	}
 	d := decision{to: r.dst, namespace: l.Namespace, path: fam.path()}
+	if !l.Namespace {
+		d.on(r.scope)
+	}
 	switch {
 	case l.Namespace && (!local.IsLoopback() || !peer.IsLoopback()), peer.IsMulticast(), peer.IsUnspecified(), peer == broadcast:
 		d.refused = unix.EACCES
@@ -345,7 +363,7 @@ func judgedAs(r *request, d *decision) egress.Flow {
 	if r.proto != ipc.ProtoUDP {
 		from = netip.AddrPortFrom(from.Addr(), 0) // the kernel's choice
 	}
-	return egress.Flow{Proto: r.proto, To: d.to, From: from, Device: d.Interface, Mapped: d.meaning != itself || r.splice, Past: r.shown,
+	return egress.Flow{Proto: r.proto, To: d.to, From: from, Device: d.Interface, Scope: d.Scope, Mapped: d.meaning != itself || r.splice, Past: r.shown,
 		Group: d.group && d.to.Addr().IsMulticast()}
 }
 

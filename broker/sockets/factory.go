@@ -91,6 +91,7 @@ type Family struct {
 	Scope           uint32     // interface index for link-local destinations
 	DNSForward      netip.Addr // the guest's name for DNSHost, on ports 53 and 853
 	DNSHost         netip.Addr // the resolver that DNSForward stands for, on the host
+	DNSHostScope    uint32     // interface index that a link-local DNSHost is on, zero: as others
 	MapHostLoopback netip.Addr // the guest's name for the host's loopback
 	MapGuestAddr    netip.Addr // the guest's name for GuestAddr on the host
 	GuestAddr       netip.Addr // the address that guest and host have in common
@@ -268,7 +269,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 	q := request{
 		proto: r.Proto, token: r.Token, splice: r.Flags&ipc.OpenBypass != 0, member: r.Flags&ipc.OpenMember != 0,
 		src: netip.AddrPortFrom(netip.AddrFrom16(r.Src).Unmap(), r.SrcPort),
-		dst: netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort),
+		dst: netip.AddrPortFrom(netip.AddrFrom16(r.Dst).Unmap(), r.DstPort), scope: r.Scope,
 	}
 	if r.Listener != 0 {
 		var ok bool

@@ -268,8 +268,12 @@ func (f *Factory) listenAddr(l *Listener) (addr netip.Addr, dual bool) {
 func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
 	addr, dual := f.listenAddr(l)
 	fam := f.cfg.family(addr)
+	scope := fam.Scope
+	if l.Interface != "" {
+		scope = 0 // another interface's would take the place of that one
+	}
 	at := inet.Listener{
-		Path: inet.Path{Device: l.Interface, Scope: fam.Scope, Freebind: fam.Freebind},
+		Path: inet.Path{Device: l.Interface, Scope: scope, Freebind: fam.Freebind},
 		At:   netip.AddrPortFrom(addr, l.Port), Dual: dual, Beside: beside, Filter: f.hears(l),
 	}
 	if l.Proto == ipc.ProtoUDP {

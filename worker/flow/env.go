@@ -178,6 +178,7 @@ type Datagram struct {
 	Truncated bool        // more than len(Buf) had arrived
 	From      packet.Addr // sender, zero on connected sockets
 	FromPort  uint16      // sender's, zero on connected sockets
+	Scope     uint32      // index of the interface that a link-local sender is on, else zero
 	To        packet.Addr // local address (IP_PKTINFO), zero if not asked for
 }
 

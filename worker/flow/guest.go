@@ -3,6 +3,8 @@
 package flow
 
 import (
+	"slices"
+
 	"aldente/ipc"
 	"aldente/worker/packet"
 )
@@ -22,8 +24,20 @@ type Guest struct {
 	// follow the guest only where the configuration did not fix them.
 	Seen4, Seen6, SeenLL6 packet.Addr
 
+	Used Used // what it has given itself
+
 	heard4, heard6 bool // it has sent packets of this family, or ARP
 }
+
+// Used are addresses that the guest has sent from, or was about to take, besides Config.Own.
+type Used struct {
+	addrs [maxUsed]packet.Addr
+	next  uint8 // where the next one goes
+}
+
+// maxUsed is how many addresses are remembered that the guest has given itself. Of more,
+// the one that was noted first gives way.
+const maxUsed = 16
 
 // Has tells whether all bits of flag are set.
 func (g *Guest) Has(flag uint64) bool { return g.Flags&flag == flag }
@@ -49,26 +63,54 @@ func (g *Guest) Learn(p *packet.Packet) {
 		g.learnARP(p)
 	case 4:
 		g.heard4 = true
-		if !g.Has(ipc.FlagAddr4Fixed) && usable(&p.Src) {
-			g.Seen4 = p.Src
+		if p.Src != g.Seen4 {
+			g.Uses(&p.Src)
 		}
 	case 6:
 		g.heard6 = true
-		if p.Src.IsLinkLocal() {
-			g.SeenLL6 = p.Src
-		} else if !g.Has(ipc.FlagAddr6Fixed) && usable(&p.Src) {
-			g.Seen6 = p.Src
+		if p.Src != g.Seen6 && p.Src != g.SeenLL6 && !p.Src.Is4() {
+			g.Uses(&p.Src)
 		}
 	}
 }
 
-func (g *Guest) learnARP(p *packet.Packet) {
-	var a packet.ARP
-	if p.EtherType != packet.EtherTypeARP || g.Has(ipc.FlagAddr4Fixed) || a.Decode(p.Payload()) != nil {
+// Uses notes that an address is the guest's: it has sent from it, or is about to take it.
+// Connections from outside lead to the last one of each kind, but for those that are fixed.
+func (g *Guest) Uses(a *packet.Addr) {
+	if !usable(a) {
 		return
 	}
-	if src := packet.AddrFrom4(a.SPA); usable(&src) && src != packet.Addr(g.Our4) {
-		g.Seen4 = src
+	if !g.IsOwn(a) {
+		u := &g.Used
+		u.addrs[u.next] = *a
+		u.next = (u.next + 1) % maxUsed
+	}
+	switch {
+	case a.Is4():
+		if !g.Has(ipc.FlagAddr4Fixed) {
+			g.Seen4 = *a
+		}
+	case a.IsLinkLocal():
+		g.SeenLL6 = *a
+	case !g.Has(ipc.FlagAddr6Fixed):
+		g.Seen6 = *a
+	}
+}
+
+// IsOwn tells whether an address is the guest's, as far as is known: nothing that comes from
+// there is taken by it.
+func (g *Guest) IsOwn(a *packet.Addr) bool {
+	return *a == g.Seen4 || *a == g.Seen6 || *a == g.SeenLL6 || *a == packet.Addr(g.Addr4) || *a == packet.Addr(g.Addr6) ||
+		slices.Contains(g.Used.addrs[:], *a) || slices.Contains(g.Config.Own[:min(g.NOwn, ipc.MaxOwn)], [16]byte(*a))
+}
+
+func (g *Guest) learnARP(p *packet.Packet) {
+	var a packet.ARP
+	if p.EtherType != packet.EtherTypeARP || a.Decode(p.Payload()) != nil {
+		return
+	}
+	if src := packet.AddrFrom4(a.SPA); src != packet.Addr(g.Our4) && src != g.Seen4 {
+		g.Uses(&src)
 	}
 }
 
@@ -89,8 +131,7 @@ func (g *Guest) InboundSource(a packet.Addr) packet.Addr {
 		return g.MapGuestAddr4
 	case !v4 && a == packet.Addr(g.Addr6) && g.MapGuestAddr6 != [16]byte{}:
 		return g.MapGuestAddr6
-	case a.IsLoopback() || a.IsUnspecified() || a == packet.Addr(g.Addr4) || a == packet.Addr(g.Addr6) ||
-		a == g.Seen4 || a == g.Seen6 || a == g.SeenLL6:
+	case a.IsLoopback() || a.IsUnspecified() || g.IsOwn(&a):
 		if v4 {
 			return g.Our4
 		}

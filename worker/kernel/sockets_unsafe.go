@@ -263,9 +263,12 @@ func (s *Sockets) RecvDatagrams(fd int32, d []flow.Datagram) (int, syscall.Errno
 		// Of one whose control messages were cut nobody knows where its parts end.
 		d[i].Truncated = m.hdr.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0
 		d[i].Segment = 0
-		d[i].From, d[i].FromPort, d[i].To = packet.Addr{}, 0, packet.Addr{}
+		d[i].From, d[i].FromPort, d[i].Scope, d[i].To = packet.Addr{}, 0, 0, packet.Addr{}
 		if m.hdr.Namelen >= unix.SizeofSockaddrInet4 {
 			d[i].From, d[i].FromPort = sockaddr(&s.mname[i])
+		}
+		if m.hdr.Namelen >= unix.SizeofSockaddrInet6 { // zero but for link-local addresses
+			d[i].Scope = s.mname[i].Scope_id
 		}
 		datagramControl(s.moob[i][:m.hdr.Controllen], &d[i])
 	}

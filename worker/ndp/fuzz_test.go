@@ -96,7 +96,7 @@ func FuzzNDP(f *testing.F) {
 		if n == 0 && want != 0 || n != 0 && out[body] != want {
 			t.Fatalf("answer of %d bytes %x, expected type %d\n%x", n, out[:n], want, frame)
 		}
-		before.Seen6, before.SeenLL6 = g.Seen6, g.SeenLL6
+		before.Seen6, before.SeenLL6, before.Used = g.Seen6, g.SeenLL6, g.Used
 		if *g != before {
 			t.Fatal("more than the guest's addresses was changed")
 		}

@@ -119,12 +119,8 @@ func neighbour(g *flow.Guest, p *packet.Packet, m, out []byte) int {
 // claim notes an address that the guest is about to take, so that connections
 // from outside find it there before it has sent anything from it.
 func claim(g *flow.Guest, p *packet.Packet, target packet.Addr) {
-	switch {
-	case !p.Dst.IsMulticast() || ours(g, target): // section 7.1.1
-	case target.IsLinkLocal():
-		g.SeenLL6 = target
-	case !g.Has(ipc.FlagAddr6Fixed):
-		g.Seen6 = target
+	if p.Dst.IsMulticast() && !ours(g, target) { // section 7.1.1
+		g.Uses(&target)
 	}
 }
 

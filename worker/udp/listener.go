@@ -3,6 +3,7 @@
 package udp
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"syscall"
 
@@ -148,7 +149,7 @@ func (t *Translator) listen(l *listener) {
 // samePeer is how many datagrams from the first on are of one flow.
 func samePeer(d []flow.Datagram) int {
 	n := 1
-	for n < len(d) && d[n].From == d[0].From && d[n].FromPort == d[0].FromPort && d[n].To == d[0].To {
+	for n < len(d) && d[n].From == d[0].From && d[n].FromPort == d[0].FromPort && d[n].Scope == d[0].Scope && d[n].To == d[0].To {
 		n++
 	}
 	return n
@@ -231,6 +232,7 @@ func (t *Translator) inbound(l *listener, d []flow.Datagram) {
 	if !unicast(&local) && !local.IsLoopback() {
 		local = packet.Addr{} // sent to a group: answered from any address
 	}
+	putScope(&peer, d[0].Scope)
 	host := store.MakeKey(&peer, &local, port, uint16(l.id))
 	i := store.None
 	if n := t.inboundFlows.Find(&host); n != store.None {
@@ -262,6 +264,14 @@ func (t *Translator) otherFamily(i uint32, c *conn, l *listener) bool {
 	remote, _ := t.flows.Key(i).Remote()
 	now, guest := t.g.Inbound(c.peer)
 	return !guest.IsZero() && now.Is4() != remote.Is4()
+}
+
+// putScope writes the interface into bytes of a link-local address that are always zero
+// (RFC 4291 section 2.5.6): two peers may have one address, each on a link of its own.
+func putScope(a *packet.Addr, scope uint32) {
+	if scope != 0 && a.IsLinkLocal() {
+		binary.BigEndian.PutUint32(a[4:], scope)
+	}
 }
 
 // openIn makes a flow for a datagram that came by a listener, or finds the one that
@@ -297,7 +307,7 @@ func (t *Translator) openIn(host *store.Key, l *listener, all []flow.Datagram, l
 	*t.inboundFlows.At(n) = i
 	c.byHost = n + 1
 	c.inbound = true
-	c.peer, c.peerPort, c.local = d.From, d.FromPort, local
+	c.peer, c.peerPort, c.scope, c.local = d.From, d.FromPort, d.Scope, local
 	c.listener, c.place, c.localPort = l.id, l.at, l.hostPort
 	t.Stats.Inbound++
 	return i
@@ -366,7 +376,7 @@ func (t *Translator) openReply(i uint32, c *conn) bool {
 	}
 	t.open = ipc.Open{
 		Token: t.token(i), Proto: ipc.ProtoUDP, Listener: c.listener,
-		Src: c.local, Dst: c.peer, SrcPort: c.localPort, DstPort: c.peerPort,
+		Src: c.local, Dst: c.peer, SrcPort: c.localPort, DstPort: c.peerPort, Scope: c.scope,
 	}
 	if !t.makeRoom() || !t.env.Open(&t.open) {
 		t.Stats.NoRoom++

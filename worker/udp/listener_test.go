@@ -577,3 +577,36 @@ func TestRetargetListener(t *testing.T) {
 		t.Errorf("%d flows", r.Len())
 	}
 }
+
+// TestInboundScopes: two peers may have one link-local address, each on a link of its own.
+// To the guest the second comes from another port, and answers leave by the right link.
+func TestInboundScopes(t *testing.T) {
+	peer := packet.Addr{0: 0xfe, 1: 0x80, 15: 0x77}
+	to := packet.Addr{0: 0xfe, 1: 0x80, 15: 2}
+	r := newRig(t)
+	l := r.listen(ipc.Listener{ID: 3, Proto: ipc.ProtoUDP, HostPort: 5000, GuestPort: 53})
+	for _, scope := range []uint32{3, 4, 3} {
+		d := from(peer, 2000, to, fmt.Sprint(scope))
+		d.Scope = scope
+		l.Datagrams = append(l.Datagrams, d)
+	}
+	r.ListenerReady(l.Token, flow.Readable)
+	ports := map[uint16]uint32{}
+	for i, one := range r.received() {
+		scope := []uint32{3, 4, 3}[i]
+		if was, ok := ports[one.srcPort]; one.src != peer || ok && was != scope || one.data != fmt.Sprint(scope) {
+			t.Errorf("%+v", one)
+		}
+		ports[one.srcPort] = scope
+	}
+	if len(ports) != 2 || ports[2000] != 3 {
+		t.Fatalf("they come from ports %v", ports)
+	}
+	for port, scope := range ports {
+		r.input(r.frame(peer, 53, port, []byte("answer")), 0)
+		r.Flush()
+		if o := r.oneOpen(); o.Scope != scope || o.Dst != peer || o.DstPort != 2000 || o.Src != to {
+			t.Errorf("port %d: %+v, want link %d", port, o, scope)
+		}
+	}
+}

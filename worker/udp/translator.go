@@ -65,6 +65,7 @@ type conn struct {
 	// what was spoken to; its number in Translator.inboundFlows, plus one.
 	listener, place uint32
 	local           packet.Addr // zero: sent to a group, and answered from any address
+	scope           uint32      // index of the interface that a link-local peer is on
 	byHost          uint32
 	// answers is the descriptor for what is answered to a flow to a group, plus one;
 	// zero: there is none.
