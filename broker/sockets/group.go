@@ -96,13 +96,18 @@ func (f *Factory) openAnswers(d *decision, port uint16) (int, uint16) {
 	if d.Source.IsValid() {
 		l.Addr = d.Source
 	}
-	fd, err := f.bindListener(&l, false)
+	fd, err := f.listenSocket(&l, false)
+	alone := err == nil
+	if errors.Is(err, unix.EADDRINUSE) && port != 0 && f.ports.mayLook(port) {
+		fd, err = f.join(&l, v4)
+	}
 	if errors.Is(err, unix.EADDRINUSE) && port != 0 {
 		if f.cfg.Multicast.hasPort(port) {
 			return -1, port
 		}
 		l.Port = 0
-		fd, err = f.bindListener(&l, false)
+		fd, err = f.listenSocket(&l, false)
+		alone = err == nil
 	}
 	if err != nil {
 		return -1, 0
@@ -111,8 +116,11 @@ func (f *Factory) openAnswers(d *decision, port uint16) (int, uint16) {
 		unix.Close(fd)
 		return -1, 0
 	}
-	port = inet.LocalPort(fd)
-	f.ports.answers(portKey{v4, port}, fd)
+	if port = inet.LocalPort(fd); alone {
+		f.ports.mu.Lock()
+		f.ports.takes(portKey{v4, port}, fd)
+		f.ports.mu.Unlock()
+	}
 	return fd, port
 }
 
@@ -120,11 +128,11 @@ func (m *Multicast) hasPort(port uint16) bool {
 	return slices.ContainsFunc(m.Groups, func(g netip.AddrPort) bool { return g.Port() == port })
 }
 
-// answers notes that a socket which was bound to a port is ours, if nobody had it.
-func (p *udpPorts) answers(k portKey, fd int) {
+// mayLook tells whether the kernel may be asked who is on a port, for which a guest gives
+// the occasion.
+func (p *udpPorts) mayLook(port uint16) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if all, err := p.kernel.on(ipc.ProtoUDP, k.port, 0); err == nil && len(all) == 1 {
-		p.takes(k, fd)
-	}
+	_, err := p.look(port, 0)
+	return err == nil
 }

@@ -13,6 +13,11 @@ func (l *Lane) membership(p *packet.Packet) {
 	if !l.guest.Has(ipc.FlagUDP) || !igmp.Read(p, l.wants) {
 		l.Stats.Ignored++
 	}
+	// Behind a machine there may be others that stay: they say so within a second.
+	if l.udp.Left() && l.groupPace.Ready(l.now) {
+		l.groupPace.Spend()
+		l.askGroups()
+	}
 }
 
 // askGroups asks the guest which groups it wants, where it may have any, and forgets

@@ -149,8 +149,9 @@ type Lane struct {
 	stats   *statsLog // nil: not asked for
 	Stats   Stats     // since New
 
-	notePace *flow.Pace                           // of answers to what nobody translates
-	wants    func(group packet.Addr, wanted bool) // takes which groups the guest wants
+	notePace  *flow.Pace                           // of answers to what nobody translates
+	groupPace *flow.Pace                           // of questions for groups, beside those that are due
+	wants     func(group packet.Addr, wanted bool) // takes which groups the guest wants
 }
 
 // New reads the start-up records from the broker's channel and makes the lane
@@ -231,7 +232,7 @@ func (l *Lane) configure(rec []byte) error {
 	g.Shares.Bound(int(g.MaxConns))
 	g.Accept = flow.NewPace(int(g.NewConns))
 	l.pace = newPace(g.Bytes, l.now)
-	l.notePace = flow.NewPace(unservedNotices)
+	l.notePace, l.groupPace = flow.NewPace(unservedNotices), flow.NewPace(1)
 	nBypass, nBypassUDP := fds/2, min(maxBypassUDP, max(fds/4, 16))
 	pool, err := kernel.Reserve(poolBytes)
 	if err != nil {

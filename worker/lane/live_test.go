@@ -32,7 +32,13 @@ type looked struct {
 
 func newLooked(t *testing.T) *looked {
 	t.Helper()
-	f := newFixture(t, ipc.LinkTap, 1500, true)
+	return newLookedWith(t, func(*ipc.Config) {})
+}
+
+// newLookedWith makes one whose configuration edit changes.
+func newLookedWith(t *testing.T, edit func(*ipc.Config)) *looked {
+	t.Helper()
+	f := newFixtureWith(t, ipc.LinkTap, 1500, true, edit)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)

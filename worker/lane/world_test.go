@@ -137,6 +137,11 @@ func newFixture(t testing.TB, kind uint8, mtu uint16, peek bool) *fixture {
 
 // newFixtureFor makes one that may hold so many descriptors.
 func newFixtureFor(t testing.TB, kind uint8, mtu uint16, peek bool, descriptors uint32) *fixture {
+	return newFixtureWith(t, kind, mtu, peek, func(c *ipc.Config) { c.MaxFlows = descriptors })
+}
+
+// newFixtureWith makes one whose configuration edit changes.
+func newFixtureWith(t testing.TB, kind uint8, mtu uint16, peek bool, edit func(*ipc.Config)) *fixture {
 	ours, theirs, err := ipc.Pair()
 	if err != nil {
 		t.Fatal(err)
@@ -144,11 +149,12 @@ func newFixtureFor(t testing.TB, kind uint8, mtu uint16, peek bool, descriptors 
 	cfg := ipc.Config{
 		Flags:  ipc.FlagIPv4 | ipc.FlagIPv6 | ipc.FlagTCP | ipc.FlagUDP | ipc.FlagICMP | ipc.FlagDHCP | ipc.FlagNDP | ipc.FlagLoToLo,
 		OurMAC: ourMAC, GuestMAC: guestMAC, MTU: mtu, LinkKind: kind, SYNRetry: 6,
-		Addr4: guest4, Prefix4: 24, Our4: our4, Addr6: guest6, Prefix6: 64, Our6: our6, MaxFlows: descriptors,
+		Addr4: guest4, Prefix4: 24, Our4: our4, Addr6: guest6, Prefix6: 64, Our6: our6,
 	}
 	if peek {
 		cfg.Flags |= ipc.FlagPeekOff4 | ipc.FlagPeekOff6
 	}
+	edit(&cfg)
 	send(t, ours, cfg.Encode(), -1)
 	send(t, ours, ipc.Empty(ipc.KindStart), -1)
 	l, err := New(theirs)

@@ -66,8 +66,9 @@ func (t *Translator) receiveAnswers(i uint32, c *conn) {
 	if c.answers == 0 {
 		return
 	}
-	n, more := 0, true
+	more := true
 	for range turnRounds {
+		var n int
 		if n, more = t.take(c.answers - 1); n == 0 {
 			break
 		}
@@ -80,7 +81,7 @@ func (t *Translator) receiveAnswers(i uint32, c *conn) {
 			break
 		}
 	}
-	if more && n > 0 {
+	if more { // than one turn allows, or than the link takes
 		t.makeReady(i, c)
 	}
 }
@@ -151,19 +152,28 @@ func (t *Translator) memberOf(index uint32) *member {
 	return nil
 }
 
-// Wants notes whether the guest wants to hear a group.
+// Wants notes whether the guest wants to hear a group. Who leaves one that the guest has
+// may not be the only one there that has it: Left tells that the guest is to be asked.
 func (t *Translator) Wants(group packet.Addr, wanted bool) {
 	for n := range t.members {
 		m := &t.members[n]
 		switch {
 		case m.group != group:
 		case !wanted:
+			t.left = t.left || m.fd >= 0
 			t.leave(m)
 		default:
 			m.heard = max(t.env.Now(), 1)
 			t.joinGroup(n, m)
 		}
 	}
+}
+
+// Left tells whether the guest has left a group since it was asked last.
+func (t *Translator) Left() bool {
+	left := t.left
+	t.left = false
+	return left
 }
 
 // Forget leaves the groups that the guest has not asked for in so many nanoseconds.

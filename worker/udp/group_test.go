@@ -248,3 +248,49 @@ func TestMemberLeaves(t *testing.T) {
 		t.Error("open in the end")
 	}
 }
+
+// TestGroupWaits: what the link does not take now is taken later, of both kinds of sockets.
+func TestGroupWaits(t *testing.T) {
+	r := newGroupRig(t, ipc.FlagMulticast)
+	m, member := r.joins(mdns4)
+	r.say(mdns4, "x")
+	o := r.oneOpen()
+	answers, s := r.host.Socket(), r.host.Socket()
+	r.Opened(o.Token, answers.FD, &ipc.Opened{Token: o.Token, Flags: ipc.OpenedLate | ipc.OpenedAnswers, LocalPort: 1000})
+	r.Opened(o.Token, s.FD, &ipc.Opened{Token: o.Token, Addr: mdns4, PeerPort: 2000, LocalPort: 1000})
+	r.host.LinkRoom = 0
+	for range 3 * readBatch * turnRounds / 2 {
+		one := flow.Datagram{Buf: []byte("y"), N: 1, From: remote4, FromPort: 9}
+		m.Datagrams, answers.Datagrams = append(m.Datagrams, one), append(answers.Datagrams, one)
+	}
+	r.Ready(member, flow.Readable)
+	r.Ready(answers.Token, flow.Readable)
+	if n := len(r.host.TakeFrames()); n != 0 || r.Pending() {
+		t.Errorf("%d frames to a link that takes none, pending %t", n, r.Pending())
+	}
+	r.host.LinkRoom = flowtest.Unlimited
+	r.Resume()
+	for r.Pending() {
+		r.Poll()
+	}
+	if len(m.Datagrams) != 0 || len(answers.Datagrams) != 0 {
+		t.Errorf("%d and %d are left", len(m.Datagrams), len(answers.Datagrams))
+	}
+	// What fails on its way to many is nobody's to hear.
+	r.host.TakeFrames()
+	s.WriteErrs, s.Pending = []syscall.Errno{syscall.ENETUNREACH, syscall.ENETUNREACH}, syscall.EHOSTUNREACH
+	r.say(mdns4, "x")
+	r.Flush()
+	r.Ready(o.Token, flow.Failed)
+	if n := len(r.host.TakeFrames()); n != 0 {
+		t.Errorf("%d frames", n)
+	}
+	r.leave(&r.members[0])
+	if r.Left() {
+		t.Error("the guest has not left")
+	}
+	r.joins(mdns4)
+	if r.Wants(mdns4, false); !r.Left() || r.Left() {
+		t.Error("the guest has left")
+	}
+}

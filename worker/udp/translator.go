@@ -143,6 +143,7 @@ type Translator struct {
 	ready        []uint32 // flows with more to read than one turn allows
 	waiting      int      // listeners and members of which the same is true
 	members      []member
+	left         bool // a member has gone
 	echoes       echoes
 
 	datagrams [readBatch]flow.Datagram
