@@ -352,6 +352,38 @@ func TestBroadcast(t *testing.T) {
 	}
 }
 
+// TestMulticastLoop: where nobody else of the host has the port, the guest does not hear
+// itself by the socket for answers either, and hears others once.
+func TestMulticastLoop(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	g := lab.Guest("--multicast", "mdns")
+	for _, f := range groupFamilies {
+		t.Run(f.name, func(t *testing.T) {
+			remote := talk(t, lab.Remote, "r0", &f, 5353, f.mdns.Addr(), 255)
+			guest := talk(t, g.NS, g.Interface(), &f, 5353, f.mdns.Addr(), 255)
+			once := talk(t, g.NS, g.Interface(), &f, 0, netip.Addr{}, 255)
+			guest.heard("first", func() { remote.say(f.mdns, "first") })
+			remote.heard("guest", func() { guest.say(f.mdns, "guest") })
+			remote.heard("another", func() { once.say(f.mdns, "another") })
+			remote.say(f.mdns, "remote")
+			for n := 0; ; n++ {
+				w, ok := guest.hear("", 500*time.Millisecond)
+				if !ok {
+					if n == 0 {
+						t.Error("nothing is heard")
+					}
+					break
+				}
+				if w.what != "remote" && w.what != "first" || n > 0 && w.what == "remote" {
+					t.Errorf("heard %q from %v", w.what, w.from)
+				}
+			}
+			once.silent("", 300*time.Millisecond)
+		})
+	}
+}
+
 // TestHostileGroups: a captured worker hears what was named, and nothing else, and what it
 // gets can send nowhere.
 func TestHostileGroups(t *testing.T) {

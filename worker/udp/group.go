@@ -72,11 +72,13 @@ func (t *Translator) receiveAnswers(i uint32, c *conn) {
 		if n, more = t.take(c.answers - 1); n == 0 {
 			break
 		}
-		t.touch(i, c)
-		c.in = 2
 		k := t.flows.Key(i)
 		to, port := k.Guest()
-		t.hand(t.datagrams[:n], to, port, &c.Traffic)
+		if d := t.toHost(t.datagrams[:n]); len(d) > 0 {
+			t.touch(i, c)
+			c.in = 2
+			t.hand(d, to, port, &c.Traffic)
+		}
 		if !more {
 			break
 		}
@@ -84,6 +86,20 @@ func (t *Translator) receiveAnswers(i uint32, c *conn) {
 	if more { // than one turn allows, or than the link takes
 		t.makeReady(i, c)
 	}
+}
+
+// toHost leaves of datagrams those that were sent to the host itself. Others for the same
+// port, to groups that somebody of the host has joined, and to everybody, are no answers:
+// what the guest has sent to them is among them.
+func (t *Translator) toHost(d []flow.Datagram) []flow.Datagram {
+	n := 0
+	for k := range d {
+		if to := &d[k].To; !to.IsMulticast() && !t.g.IsBroadcast(to) {
+			d[n], d[k] = d[k], d[n] // all keep their memory
+			n++
+		}
+	}
+	return d[:n]
 }
 
 // take reads from a socket that is connected to nobody, and tells whether there may be

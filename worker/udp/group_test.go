@@ -66,7 +66,8 @@ func TestGroupFlow(t *testing.T) {
 		if to.Is4() {
 			from = remote4
 		}
-		answers.Datagrams = []flow.Datagram{{Buf: []byte("answer"), N: 6, From: from, FromPort: 99}, {Buf: []byte("again"), N: 5, From: from, FromPort: 98}}
+		answers.Datagrams = []flow.Datagram{{Buf: []byte("mine"), N: 4, From: o.Src, FromPort: 1000, To: to},
+			{Buf: []byte("answer"), N: 6, From: from, FromPort: 99}, {Buf: []byte("all"), N: 3, From: from, FromPort: 99, To: network4}, {Buf: []byte("again"), N: 5, From: from, FromPort: 98}}
 		r.Ready(answers.Token, flow.Readable)
 		got := r.received()
 		if len(got) != 2 || got[0].src != from || got[0].srcPort != 99 || got[0].dst != o.Src || got[0].dstPort != 1000 || got[0].data != "answer" || got[1].srcPort != 98 {
