@@ -37,6 +37,10 @@ func fuzzTables() [][]byte {
 		b := []byte{af, bits, 0, 0, unix.RT_TABLE_MAIN, proto, 0, typ, 0, 0, 0, 0}
 		return rtnl.Message{Type: unix.RTM_NEWROUTE, Body: append(b, slices.Concat(attrs...)...)}
 	}
+	elsewhere := func(m rtnl.Message, table, srcLen byte) rtnl.Message {
+		m.Body[2], m.Body[4] = srcLen, table
+		return m
+	}
 	attr := func(typ uint16, v []byte) []byte { return rtnl.AppendAttr(nil, typ, v) }
 	index := func(n uint32) []byte { return rtnl.AppendAttrUint32(nil, unix.RTA_OIF, n) }
 	a4, g4 := netip.MustParseAddr("10.1.0.5"), netip.MustParseAddr("10.1.0.1")
@@ -62,6 +66,8 @@ func fuzzTables() [][]byte {
 			path(in, 0, 0, unix.RTN_UNICAST, rtnl.AppendAttrUint32(nil, unix.RTA_TABLE, 77), index(2))),
 		pieces(address(in, 24, unix.IFA_F_SECONDARY, 0, 2, a4), address(in6, 64, unix.IFA_F_TENTATIVE, 0, 2, a6), path(in, 0, 0, unix.RTN_UNICAST, index(2)),
 			path(in6, 0, 0, unix.RTN_UNICAST, index(2))),
+		pieces(address(in, 24, 0, 0, 2, a4), elsewhere(path(in, 0, 0, unix.RTN_UNICAST, index(2)), 77, 0), path(in, 8, 0, unix.RTN_UNICAST, rtnl.AppendAttrUint32(nil, unix.RTA_TABLE, 77), index(2)), address(in6, 64, 0, 0, 2, a6),
+			elsewhere(path(in6, 0, 0, unix.RTN_UNICAST, attr(unix.RTA_SRC, a6.AsSlice()), index(2)), unix.RT_TABLE_MAIN, 64)),
 		pieces(address(in, 24, 0, 0, 2, a4), path(in, 0, 0, unix.RTN_UNICAST, rtnl.AppendAttrUint32(nil, rtnl.RtaNhID, 3)),
 			path(in, 8, 0, unix.RTN_UNICAST, rtnl.AppendAttrUint32(nil, rtnl.RtaNhID, 1), attr(unix.RTA_DST, []byte{10, 0, 0, 0})),
 			object(in, 1, index(2)[4:], g4), object(in6, 2, index(2)[4:], g6), rtnl.Message{Type: unix.RTM_NEWNEXTHOP, Body: slices.Concat(make([]byte, 8),
