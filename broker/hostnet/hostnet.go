@@ -149,7 +149,7 @@ func Read(c *rtnl.Conn, o Options) (*Snapshot, error) {
 		if *f.w, err = s.complete(c, f.af, link, source); err != nil {
 			return nil, err
 		}
-		if err := s.nameLink(c, s.derive(f.af, link.Index, *f.w).Link.Index); err != nil {
+		if err := s.nameLink(c, s.derive(f.af, f.w.by(link.Index), *f.w).Link.Index); err != nil {
 			return nil, err
 		}
 	}
@@ -218,11 +218,7 @@ func (s *Snapshot) family(af uint8, o Options) (f Family, err error) {
 			return f, fmt.Errorf("interface %q: %w (\"ip link\" lists them)", name, unix.ENODEV)
 		}
 	}
-	index := s.named[template].Index
-	if w.index != 0 {
-		index = w.index // with a VRF, one of its interfaces
-	}
-	f = s.derive(af, index, w)
+	f = s.derive(af, w.by(s.named[template].Index), w)
 	if f.Link.Index != 0 {
 		f.Link = s.links[f.Link.Index]
 	}

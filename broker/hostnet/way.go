@@ -20,6 +20,15 @@ type way struct {
 	table   uint32
 }
 
+// by is the interface that it leads by, or another where it is not known. With a VRF, it is
+// one of the VRF's.
+func (w way) by(index int) int {
+	if w.index != 0 {
+		return w.index
+	}
+	return index
+}
+
 // far are addresses that are nobody's, and so are reached, if any address is, as all are
 // that no route is about: for documentation (RFC 5737, RFC 3849, RFC 9637), of relays that
 // are given up (RFC 7526), for benchmarks (RFC 5180). In a laboratory some may be

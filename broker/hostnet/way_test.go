@@ -271,3 +271,41 @@ func TestSnapshotWithout(t *testing.T) {
 		t.Errorf("%+v, %+v", look(&n.V4), look(&n.V6))
 	}
 }
+
+// TestVRF: an interface in a VRF has its default route in the VRF's table, which sockets
+// find that are bound to the one or the other.
+func TestVRF(t *testing.T) {
+	nettest.Host(t)
+	if nettest.Try("ip", "link add blue type vrf table 10") != nil {
+		t.Skip("the kernel has no VRF")
+	}
+	nettest.Veth(t, "v0")
+	nettest.Veth(t, "v1")
+	nettest.IP(t, "link set blue up", "link set v1 master blue", "addr add 10.1.0.5/24 dev v0", "addr add fd01::5/64 dev v0 nodad",
+		"addr add 10.2.0.5/24 dev v1", "addr add fd02::5/64 dev v1 nodad", "route add default via 10.1.0.1", "-6 route add default via fd01::1",
+		"route add default via 10.2.0.1 table 10", "-6 route add default via fe80::1 dev v1 table 10")
+	// The subnets' own routes are in the VRF's table, too.
+	inside4 := seen{Link: "v1", Address: "10.2.0.5/24", Gateway: "10.2.0.1", Addresses: 1, Routes: 1, Connected: 1}
+	inside6 := seen{Link: "v1", Address: "fd02::5/64", Gateway: "fe80::1", Addresses: 1, Routes: 2}
+	outside4 := seen{Link: "v0", Address: "10.1.0.5/24", Gateway: "10.1.0.1", Addresses: 1, Routes: 1, Connected: 1}
+	outside6 := seen{Link: "v0", Address: "fd01::5/64", Gateway: "fd01::1", Addresses: 1, Routes: 2}
+	for _, tt := range []struct {
+		options Options
+		v4, v6  seen
+	}{
+		{Options{}, outside4, outside6}, {Options{Interface: "v1"}, inside4, inside6}, {Options{Interface: "blue"}, inside4, inside6},
+		{Options{Outbound4: "blue"}, inside4, outside6}, {Options{Outbound6: "v1"}, outside4, inside6},
+	} {
+		n, err := Discover(tt.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff([]seen{tt.v4, tt.v6}, []seen{look(&n.V4), look(&n.V6)}); d != "" {
+			t.Errorf("%+v (-want +got):\n%s", tt.options, d)
+		}
+		if v1, _ := LinkIndex("v1"); (n.V6.Scope == v1) != (tt.v6 == inside6) {
+			t.Errorf("%+v: link-local addresses are on %d, v1 is %d", tt.options, n.V6.Scope, v1)
+		}
+		checkCopied(t, n)
+	}
+}
