@@ -231,7 +231,10 @@ func TestSSDP(t *testing.T) {
 			seeker := talk(t, lab.Remote, "r0", &f, 0, netip.Addr{}, 2)
 			device := talk(t, g.NS, g.Interface(), &f, 1900, f.ssdp.Addr(), 2)
 			sought := device.heard("M-SEARCH 2", func() { seeker.say(f.ssdp, "M-SEARCH 2") })
-			seeker.heard("HTTP/1.1 202", func() { device.say(sought.from, "HTTP/1.1 202 OK") })
+			found := seeker.heard("HTTP/1.1 202", func() { device.say(sought.from, "HTTP/1.1 202 OK") })
+			if found.from.Port() != 1900 {
+				t.Errorf("the guest answers from port %d", found.from.Port())
+			}
 			// The host is a member as long as the guest is one.
 			file, group := "/proc/net/igmp6", "ff02000000000000000000000000000c"
 			if f.level == unix.IPPROTO_IP {
@@ -357,7 +360,7 @@ func TestBroadcast(t *testing.T) {
 func TestMulticastLoop(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
-	g := lab.Guest("--multicast", "mdns")
+	g := lab.Guest("--multicast", "mdns", "--no-map-gw", "-u", "auto")
 	for _, f := range groupFamilies {
 		t.Run(f.name, func(t *testing.T) {
 			remote := talk(t, lab.Remote, "r0", &f, 5353, f.mdns.Addr(), 255)
@@ -380,6 +383,12 @@ func TestMulticastLoop(t *testing.T) {
 				}
 			}
 			once.silent("", 300*time.Millisecond)
+			// A unicast answer comes from the port that mDNS knows, too.
+			asker := talk(t, lab.Remote, "r0", &f, 0, netip.Addr{}, 255)
+			asked := guest.heard("asker", func() { asker.say(f.mdns, "asker") })
+			if w := asker.heard("for you", func() { guest.say(asked.from, "for you") }); w.from.Port() != 5353 {
+				t.Errorf("answered from port %d", w.from.Port())
+			}
 		})
 	}
 }
