@@ -249,9 +249,10 @@ func (t *tables) complete(c *rtnl.Conn, af uint8, named Link, source netip.Addr)
 }
 
 // supported tells whether the kernel knows the family. It may be compiled
-// without IPv6, or booted with ipv6.disable=1.
+// without IPv6, or booted with ipv6.disable=1. The socket is one that a confined
+// broker may make.
 func supported(af uint8) bool {
-	fd, err := unix.Socket(int(af), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(int(af), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
 		return !errors.Is(err, unix.EAFNOSUPPORT)
 	}

@@ -131,19 +131,26 @@ func (r *Resolvers) addServer(s string) {
 // them.
 func (r *Resolvers) NumberZones(index func(name string) (int, error)) {
 	r.Servers6 = slices.DeleteFunc(r.Servers6, func(a netip.Addr) bool {
-		n, err := strconv.Atoi(a.Zone())
-		if err == nil || a.Zone() == "" {
-			return a.Zone() != "" && n <= 0
-		}
-		_, err = index(a.Zone())
-		return err != nil
+		return a.Zone() != "" && numberOf(a.Zone(), index) == 0
 	})
 	for i, a := range r.Servers6 {
-		if _, err := strconv.Atoi(a.Zone()); err != nil && a.Zone() != "" {
-			n, _ := index(a.Zone())
-			r.Servers6[i] = a.WithZone(strconv.Itoa(n))
+		if a.Zone() != "" {
+			r.Servers6[i] = a.WithZone(strconv.Itoa(numberOf(a.Zone(), index)))
 		}
 	}
+}
+
+// numberOf is the number of the interface that a zone means, by name or by number; zero if
+// there is none.
+func numberOf(zone string, index func(name string) (int, error)) int {
+	if n, err := index(zone); err == nil {
+		return n
+	}
+	n, err := strconv.ParseUint(zone, 10, 31)
+	if err != nil {
+		return 0
+	}
+	return int(n)
 }
 
 // ScopeOf is the number of the interface that a server is on, as NumberZones has it; zero

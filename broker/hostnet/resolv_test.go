@@ -120,17 +120,17 @@ func TestReadResolvers(t *testing.T) {
 // asked by them.
 func TestNumberZones(t *testing.T) {
 	index := func(name string) (int, error) {
-		if name == "lan1" {
-			return 7, nil
+		if n := map[string]int{"lan1": 7, "12": 9}[name]; n != 0 {
+			return n, nil
 		}
 		return 0, unix.ENODEV
 	}
-	r := Resolvers{Servers6: addrs("fe80::1%lan1", "fe80::2%gone", "fe80::3%5", "fe80::4", "2001:db8::1", "fe80::5%0", "fe80::6%-3")}
+	r := Resolvers{Servers6: addrs("fe80::1%lan1", "fe80::2%gone", "fe80::3%5", "fe80::4", "2001:db8::1", "fe80::5%0", "fe80::6%-3", "fe80::7%4294967296", "fe80::8%12")}
 	r.NumberZones(index)
-	if d := cmp.Diff(addrs("fe80::1%7", "fe80::3%5", "fe80::4", "2001:db8::1"), r.Servers6, compareAddr); d != "" {
+	if d := cmp.Diff(addrs("fe80::1%7", "fe80::3%5", "fe80::4", "2001:db8::1", "fe80::8%9"), r.Servers6, compareAddr); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
-	for i, want := range []int{7, 5, 0, 0} {
+	for i, want := range []int{7, 5, 0, 0, 9} {
 		if got := ScopeOf(r.Servers6[i]); got != want {
 			t.Errorf("%v is on %d", r.Servers6[i], got)
 		}
