@@ -254,6 +254,25 @@ func TestInboundOwn(t *testing.T) {
 	}
 }
 
+// TestInboundOwnWithoutDefault: on a host without a default route, what stands for the host's
+// addresses is within the guest's reach, too.
+func TestInboundOwnWithoutDefault(t *testing.T) {
+	lab := netlab.New(t, netlab.Options{Shape: netlab.NoDefault})
+	for _, more := range []string{"", "--no-map-gw", "--map-guest-addr 169.254.1.2 --map-guest-addr fd00::2"} {
+		g := lab.Guest(append([]string{"-t", "10001", "-u", "10001", "--no-splice"}, strings.Fields(more)...)...)
+		tellPeer(g.NS, ":10001")
+		for _, a := range []string{"192.0.2.2", "2001:db8:1::2", "127.0.0.1", "::1"} {
+			for _, network := range []string{"tcp", "udp"} {
+				got, err := netlab.Ask(lab.Host, network, netip.AddrPortFrom(netip.MustParseAddr(a), 10001).String(), "?")
+				if _, port, _ := strings.Cut(got, " "); err != nil || port != "10001" {
+					t.Errorf("%s: %s by %s: %q, %v", more, network, a, got, err)
+				}
+			}
+		}
+		g.Close()
+	}
+}
+
 func farOf(a string) netip.Addr {
 	if netip.MustParseAddr(a).Is4() {
 		return netip.MustParseAddr(netlab.Far4)

@@ -143,6 +143,7 @@ func (f *guestFamily) reach(to *agent.Family) {
 		to.Reach(f.dnsForward)
 		to.Reach(f.mapHostLoopback)
 		to.Reach(f.mapGuestAddr)
+		to.Reach(f.our)
 	}
 }
 
