@@ -38,7 +38,8 @@ func checkExecutable() error { return policy.CheckExecutable() }
 
 // kept are the capabilities that forwarding needs later. Automatic forwarding
 // binds ports as they come, low ones where a rule names them. Answers to
-// datagrams leave from the port that the datagrams came to. Which ports rules
+// datagrams leave from the port that the datagrams came to. Listeners on an interface are
+// bound again when another comes by its name. Which ports rules
 // will name that come later, nobody knows.
 func (in *instance) kept() policy.Capabilities {
 	if in.plan.Live() {
@@ -51,7 +52,7 @@ func (in *instance) kept() policy.Capabilities {
 		}
 	}
 	for _, l := range in.factory.Listeners() {
-		if l.Proto == ipc.ProtoUDP && l.Port < first {
+		if (l.Proto == ipc.ProtoUDP || l.Interface != "" && in.follows()) && l.Port < first {
 			return policy.BindLowPorts
 		}
 	}

@@ -30,18 +30,15 @@ func (in *instance) discover() (plan.Host, error) {
 		PeekOff6:    inet.PeekOffWorks(unix.AF_INET6),
 	}
 	var err error
-	h.Network, err = hostnet.Discover(hostnet.Options{
-		Interface: cfg.Interface, Outbound4: cfg.OutboundIf4, Outbound6: cfg.OutboundIf6,
-		Source4: cfg.Outbound4, Source6: cfg.Outbound6,
-		Skip4: cfg.IPv6Only, Skip6: cfg.IPv4Only,
-	})
-	if err != nil {
+	in.watchNetwork()
+	in.watchResolvers()
+	if h.Network, err = in.readNetwork(); err != nil {
 		return h, err
 	}
 	if h.Resolvers, err = hostnet.ReadResolvers(hostnet.ResolvConf); err != nil {
 		in.log.Warn("the host's resolvers are unknown, --dns ADDR names one", "error", err)
 	}
-	h.Resolvers.NumberZones(hostnet.LinkIndex)
+	h.Resolvers.NumberZones(in.linkIndex)
 	if h.Via, err = in.prepareVia(); err != nil {
 		return h, err
 	}
@@ -50,7 +47,7 @@ func (in *instance) discover() (plan.Host, error) {
 		if err != nil {
 			return h, err
 		}
-		h.Local = local.Has
+		h.Local, in.net.local = local.Has, local
 	}
 	return h, nil
 }
@@ -71,7 +68,7 @@ func (in *instance) makeFactory() {
 	if err := in.factory.SetBudget(in.plan.Limits, in.plan.Budget); err != nil {
 		in.log.Warn("closed sockets cannot be told from open ones, limits on them count both", "error", err)
 	}
-	in.watchRoutes()
+	in.rememberFlows()
 	if err := in.factory.KnowPorts(); err != nil {
 		in.log.Warn("cannot tell who is on a port: flows of the guest share none", "error", err)
 	}

@@ -43,7 +43,7 @@ func (e explained) Why(t *api.Target) ([]api.Step, error) {
 	if why := e.in.plan.Keeps(proto); why != "" {
 		return decided(false, "refused by "+why), nil
 	}
-	for _, note := range e.in.plan.Knows(dst.Addr()) {
+	for _, note := range e.in.view().Knows(dst.Addr()) {
 		steps = append(steps, api.Step{What: "note", Result: note})
 	}
 	if !e.in.plan.Linked() && !dst.Addr().IsLoopback() {

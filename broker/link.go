@@ -29,6 +29,10 @@ func (in *instance) attach() error {
 	if in.plan.Scans() {
 		in.agent.Scans()
 	}
+	changes := in.follows() && in.cfg.ConfigNet
+	if changes {
+		in.agent.Follows()
+	}
 	tap, err := in.makeTap()
 	if err != nil {
 		return err
@@ -40,6 +44,9 @@ func (in *instance) attach() error {
 		in.log.Error("the agent has ended: nothing is opened in the namespace any more", "error", err)
 	})
 	in.factory.SetNamespace(ns, uint32(tap.IfIndex))
+	if changes {
+		in.net.guest, in.net.setup = ns, in.plan.Tap
+	}
 	if err := in.forward.Enter(ns); err != nil {
 		return err
 	}
@@ -52,7 +59,7 @@ func (in *instance) attach() error {
 func (in *instance) configure(mac [6]byte, tap string) {
 	config := in.plan.Worker
 	config.GuestMAC = mac
-	in.config = &config
+	in.setConfig(&config)
 	for _, line := range in.plan.Summary(tap) {
 		in.log.Info(line)
 	}

@@ -25,6 +25,9 @@ func (in *instance) lockDown(notify int) error {
 			return err
 		}
 	}
+	if err := in.openResolvConf(); err != nil {
+		return err
+	}
 	in.factory.Confined()
 	err := in.tell("broker", in.confine())
 	if err == nil {

@@ -31,7 +31,6 @@ import (
 	"aldente/broker/control"
 	"aldente/broker/figures"
 	"aldente/broker/flowlog"
-	"aldente/broker/follow"
 	"aldente/broker/forward"
 	"aldente/broker/guestsock"
 	"aldente/broker/inet"
@@ -116,29 +115,30 @@ func main() {
 
 // instance is one guest, connected.
 type instance struct {
-	cfg     *cli.Config
-	log     *slog.Logger
-	out     *logging.Output
-	plan    *plan.Plan
-	factory *sockets.Factory
-	worker  *supervise.Supervisor
-	first   chan error            // outcome of the first worker's start
-	names   *names.Server         // nil: no egress rule is by name
-	asking  *supervise.Supervisor // of aldente-names, nil: none
-	agent   *agent.Client
-	child   *netns.Child     // the command, if we started one
-	ns      *netns.Namespace // the guest's
-	watch   *netns.Watcher
-	routes  *follow.Watcher   // nil: the egress rules do not depend on them
-	rules   rules             // and what reads them again
-	stream  *guestsock.Server // passt: where virtual machines connect
-	passed  passed            // by the service manager
-	manager service.Manager   // that is told when all is ready
-	capture *capture          // -p, nil: none
-	flows   *flowlog.Log      // --flow-log, nil: none
-	flowLog flowlog.Options   // it is made of them; without Logger: none
-	audit   *audit.Log        // --audit, nil: none
-	null    int               // /dev/null, for standard streams in the background
+	cfg       *cli.Config
+	log       *slog.Logger
+	out       *logging.Output
+	plan      *plan.Plan
+	factory   *sockets.Factory
+	worker    *supervise.Supervisor
+	first     chan error            // outcome of the first worker's start
+	names     *names.Server         // nil: no egress rule is by name
+	asking    *supervise.Supervisor // of aldente-names, nil: none
+	agent     *agent.Client
+	child     *netns.Child     // the command, if we started one
+	ns        *netns.Namespace // the guest's
+	watch     *netns.Watcher
+	net       following         // the host's network
+	resolvers resolvers         // and its resolvers
+	rules     rules             // and what reads them again
+	stream    *guestsock.Server // passt: where virtual machines connect
+	passed    passed            // by the service manager
+	manager   service.Manager   // that is told when all is ready
+	capture   *capture          // -p, nil: none
+	flows     *flowlog.Log      // --flow-log, nil: none
+	flowLog   flowlog.Options   // it is made of them; without Logger: none
+	audit     *audit.Log        // --audit, nil: none
+	null      int               // /dev/null, for standard streams in the background
 
 	firstNames chan error // outcome of the start of names
 	proxy      *ipc.Proxy // --via, nil: none
@@ -160,9 +160,8 @@ type instance struct {
 	locked chan struct{} // closed when this process is confined
 
 	// Set by attach, read by those who start workers: closed when link and
-	// config are there, or nil records if they never will be.
+	// net.config are there, or nil records if they never will be.
 	attached chan struct{}
-	config   *ipc.Config
 	link     ipc.Link
 	linkFD   int
 }
@@ -224,7 +223,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	if err := in.announce(notify); err != nil {
 		return 1, err
 	}
-	in.followRoutes()
+	in.followNetwork()
 	in.awaitReloads()
 	in.serveControl()
 	in.tellReady()
@@ -340,6 +339,7 @@ func (in *instance) prepare() error {
 	if err := in.prepareRules(); err != nil {
 		return err
 	}
+	in.prepareResolvers()
 	// Where the caller may make files, or, with --runas, that user.
 	user := os.Geteuid()
 	in.listenStatus(user)
@@ -361,6 +361,7 @@ func (in *instance) prepare() error {
 		Logger:   in.log, Mode: in.mode(), Strict: in.cfg.Strict, Debug: in.cfg.Debug, Trace: in.cfg.Trace,
 		Setup:    in.setUpWorker,
 		Serve:    in.serveWorker,
+		OnReady:  in.workerReady,
 		FileSize: in.capture.bound(), Files: in.plan.Limits.Sockets,
 		OnExit: func(e supervise.Exit) {
 			in.figures.WorkerGone()
@@ -429,7 +430,7 @@ func (in *instance) announce(notify int) error {
 		in.stream.Watch(in.cfg.FD, in.worker)
 	}
 	if in.child != nil {
-		warnings, err := in.child.Ready()
+		warnings, err := in.childReady()
 		if err != nil {
 			return err
 		}

@@ -37,7 +37,7 @@ func (in *instance) prepareNames(id identity) error {
 	if in.audit != nil {
 		o.Audit = in.audit
 	}
-	o.Lasting = func() bool { return in.routes != nil || !in.plan.Egress.Varies() }
+	o.Lasting = func() bool { return in.net.watcher != nil || !in.plan.Egress.Varies() }
 	o.Closed = func(port uint16) { in.factory.NamesClosed(port, in.sendRevoke) }
 	in.names = names.New(o)
 	var err error

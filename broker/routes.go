@@ -5,15 +5,13 @@ package main
 import (
 	"time"
 
-	"aldente/broker/follow"
 	"aldente/broker/sockets"
 	"aldente/ipc"
 )
 
-// watchRoutes begins to listen for what what the egress rules say depends on,
-// before the first flow is opened. Where they may be changed, they may come to depend
-// on it.
-func (in *instance) watchRoutes() {
+// rememberFlows has the factory remember what may end when the egress rules, or what they
+// depend on, change: before the first flow is opened.
+func (in *instance) rememberFlows() {
 	p := in.plan.Egress
 	if p == nil {
 		return
@@ -21,31 +19,9 @@ func (in *instance) watchRoutes() {
 	if in.cfg.Reloads() && !in.factory.FollowAll() {
 		in.log.Warn("open flows cannot be followed: those that new egress rules refuse go on until they end")
 	}
-	if !p.Varies() && !in.cfg.Reloads() {
-		return
-	}
-	var err error
-	if in.routes, err = follow.New(); err != nil {
-		in.log.Warn("routes cannot be watched: open flows outlive a change of the host's addresses", "error", err)
-		return
-	}
-	if !in.cfg.Reloads() {
+	if p.Varies() && in.net.watcher != nil && !in.cfg.Reloads() {
 		in.factory.Follow()
 	}
-}
-
-// followRoutes has flows end that the egress rules have allowed and refuses since
-// the host's addresses or routes have changed. It returns at once.
-func (in *instance) followRoutes() {
-	if in.routes == nil {
-		return
-	}
-	go in.routes.Run(func() (again bool) {
-		if in.names != nil {
-			in.names.Forget()
-		}
-		return in.plan.Egress.Varies() && in.recheck() > 0
-	})
 }
 
 // recheck has flows end that the egress rules refuse now, and returns how many are

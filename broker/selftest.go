@@ -28,7 +28,7 @@ func selfTest(given *cli.Config) int {
 	r := &selfReport{}
 	in := &instance{
 		cfg: &cli.Config{
-			Personality: cli.Aldente, LinkKind: ipc.LinkTap, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true,
+			Personality: cli.Aldente, LinkKind: ipc.LinkTap, MTU: -1, FD: -1, MAC: cli.DefaultMAC, NoMapGW: true, Debug: true, NoFollow: true,
 			RunAs: given.RunAs, Target: cli.Target{Kind: cli.TargetSpawn}, Command: []string{"true"}, ControlPath: cli.NoControl,
 			Egress: []cli.EgressOption{{Allow: true, Dest: "self-test.invalid"}},
 		},

@@ -291,8 +291,8 @@ func TestDiscover(t *testing.T) {
 		if total, named := in.factory.Refused(); in.factory.Room(0) != nil || total != 0 || named != 0 {
 			t.Errorf("%s: a factory with %d refusals", line, total)
 		}
-		if in.routes != nil {
-			in.routes.Close()
+		if in.net.watcher != nil {
+			in.net.watcher.Close()
 		}
 	}
 	in := &instance{cfg: parsed(t, "pasta -i nosuchlink"), log: said.log()}

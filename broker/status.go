@@ -65,7 +65,8 @@ var linkNames = map[uint8]string{
 
 // Status says what the instance is and how it fares.
 func (l *liveStatus) Status() api.StatusReply {
-	told := l.plan.Told()
+	view := l.view()
+	told := view.Told()
 	s := api.StatusReply{
 		Version:     cli.Version,
 		Personality: l.cfg.Personality.String(),
@@ -85,11 +86,12 @@ func (l *liveStatus) Status() api.StatusReply {
 		LogLevel:    levelName(l.shown.level.Level()),
 		Limits:      l.limits(),
 	}
+	s.Network = l.network()
 	s.Restarts, s.LastDeath = l.shown.ends.get()
 	if l.asking != nil {
 		s.Names = &api.NamesReply{PID: max(l.asking.Pid(), 0), Resolvers: []string{}}
 		s.Names.Restarts, s.Names.LastDeath = l.shown.namesEnds.get()
-		for _, a := range l.plan.Names.Resolvers {
+		for _, a := range view.Names.Resolvers {
 			s.Names.Resolvers = append(s.Names.Resolvers, a.String())
 		}
 	}
@@ -121,6 +123,21 @@ func (l *liveStatus) proxyStatus() *api.ProxyReply {
 		p.Except = append(p.Except, e.String())
 	}
 	return p
+}
+
+// network says what of the host's network the guest's follows.
+func (l *liveStatus) network() *api.NetworkReply {
+	n := &l.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.plan == nil {
+		return nil
+	}
+	r := &api.NetworkReply{Connected: n.plan.Connected(), Template: n.plan.Template(), Changes: n.changes}
+	if !n.last.IsZero() {
+		r.LastChange = n.last.Format(time.RFC3339)
+	}
+	return r
 }
 
 // guest says where the guest is.

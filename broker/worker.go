@@ -11,10 +11,11 @@ import (
 // setUpWorker sends a new worker its start-up records.
 func (in *instance) setUpWorker(control int) error {
 	<-in.attached
-	if in.config == nil {
+	config := in.configForNew()
+	if config == nil {
 		return errors.New("there is no link to the guest")
 	}
-	if err := ipc.Send(control, in.config.Encode(), -1); err != nil {
+	if err := ipc.Send(control, config.Encode(), -1); err != nil {
 		return err
 	}
 	if err := in.capture.send(control); err != nil {

@@ -102,6 +102,16 @@ func statusText(s *api.StatusReply) string {
 	if p := s.Proxy; p != nil {
 		line("proxy", "%s", proxyText(p))
 	}
+	if n := s.Network; n != nil {
+		text := "follows the host's, by " + n.Template
+		if !n.Connected {
+			text = "follows the host's, which is not connected"
+		}
+		if text += fmt.Sprintf(", changed %d times", n.Changes); n.LastChange != "" {
+			text += ", last " + n.LastChange
+		}
+		line("network", "%s", text)
+	}
 	connected := "connected"
 	if !s.Connected {
 		connected = "not connected"

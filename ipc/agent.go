@@ -16,13 +16,14 @@ const (
 	AgentKindCommit                     // AgentCommit: the description is complete, put it in force
 	AgentKindOpen                       // AgentOpen: a socket in the namespace
 	AgentKindScan                       // AgentScan: which ports are bound there
+	AgentKindUpdate                     // AgentUpdate: starts a change of the network that was set up
 )
 
 const (
 	// Agent to broker.
 	AgentKindTap    Kind = 0x180 + iota // AgentTap, with the tap
 	AgentKindReport                     // AgentReport
-	AgentKindDone                       // AgentDone: a set-up without an interface has succeeded
+	AgentKindDone                       // AgentDone: a set-up without an interface, or an update, is done
 	AgentKindOpened                     // AgentOpened, with the socket if Errno is zero
 	AgentKindLayer                      // AgentLayer
 	AgentKindPorts                      // AgentPorts: ports that a scan found
@@ -52,6 +53,7 @@ const (
 	AgentSetupConfine               // give up, at the end, all that opening sockets does not take
 	AgentSetupBind                  // but keep CAP_NET_BIND_SERVICE
 	AgentSetupScan                  // keep what AgentScan takes
+	AgentSetupFollow                // keep what AgentUpdate takes
 
 	agentSetupFlags = 1<<iota - 1
 )
@@ -59,16 +61,18 @@ const (
 // AgentChange is one address or route, as the body of an rtnetlink message
 // without an interface index.
 type AgentChange struct {
-	ID    uint32 // of the set-up that it belongs to
-	Type  uint16 // AgentAddress or AgentRoute
+	ID    uint32 // of the set-up or update that it belongs to
+	Type  uint16 // AgentAddress or AgentRoute, in an update also AgentNoAddress or AgentNoRoute
 	Flags uint16 // AgentChange*
 	Body  []byte // at most MaxChange bytes
 }
 
 // Types of AgentChange, the numbers of include/uapi/linux/rtnetlink.h.
 const (
-	AgentAddress = 20 // RTM_NEWADDR
-	AgentRoute   = 24 // RTM_NEWROUTE
+	AgentAddress   = 20 // RTM_NEWADDR
+	AgentNoAddress = 21 // RTM_DELADDR
+	AgentRoute     = 24 // RTM_NEWROUTE
+	AgentNoRoute   = 25 // RTM_DELROUTE
 )
 
 // Flags of AgentChange.
@@ -77,6 +81,19 @@ const (
 
 	agentChangeFlags = 1<<iota - 1
 )
+
+// AgentUpdate starts a change of the network that was set up: AgentChange records, which
+// are done in their order, and AgentCommit. The answer is AgentDone; AgentReport tells
+// before it what could not be done.
+type AgentUpdate struct {
+	ID uint32 // of the update; the answer has it too
+}
+
+// Encode returns the record.
+func (u *AgentUpdate) Encode() []byte { return encodeFixed(AgentKindUpdate, u) }
+
+// Decode reads exactly one record.
+func (u *AgentUpdate) Decode(b []byte) error { return decodeFixed(b, AgentKindUpdate, u) }
 
 // AgentCommit ends a description.
 type AgentCommit struct {
@@ -142,7 +159,12 @@ func (c *AgentChange) Decode(b []byte) error {
 	c.Type = binary.LittleEndian.Uint16(b[HeaderSize+4:])
 	c.Flags = binary.LittleEndian.Uint16(b[HeaderSize+6:])
 	c.Body = b[changeHead:]
-	if (c.Type != AgentAddress && c.Type != AgentRoute) || c.Flags&^agentChangeFlags != 0 {
+	switch c.Type {
+	case AgentAddress, AgentNoAddress, AgentRoute, AgentNoRoute:
+	default:
+		return fmt.Errorf("%w: change of type %d", ErrMalformed, c.Type)
+	}
+	if c.Flags&^agentChangeFlags != 0 {
 		return fmt.Errorf("%w: change of type %d, flags %#x", ErrMalformed, c.Type, c.Flags)
 	}
 	return nil

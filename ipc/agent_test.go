@@ -57,6 +57,10 @@ func redecode(b []byte) ([]byte, error) {
 		var r AgentLayer
 		err := r.Decode(b)
 		return r.Encode(), err
+	case AgentKindUpdate:
+		var r AgentUpdate
+		err := r.Decode(b)
+		return r.Encode(), err
 	case AgentKindScan:
 		var r AgentScan
 		err := r.Decode(b)

@@ -30,6 +30,8 @@ const (
 	FlagFlowLog                // tell of flows that come by listeners, and of all that end
 	FlagMulticast              // what the guest sends to groups leaves
 	FlagBroadcast              // what it sends to everybody on its network leaves
+	FlagConfigured             // the guest has the addresses assigned, without asking for them
+	FlagNoRouter6              // no default route of IPv6 leads anywhere
 )
 
 // Limits on the lists that Config carries.
@@ -40,6 +42,7 @@ const (
 	MaxDomain  = 255 // bytes of a domain name, RFC 1035 section 2.3.4
 	MaxPrefix4 = 32  // bits of an IPv4 prefix length
 	MaxGroups  = 16  // ports of groups that the guest may hear
+	MaxFormer  = 4   // addresses of a family that the guest had before
 )
 
 // Group is a port of a group that the guest may hear.
@@ -68,7 +71,8 @@ func MakeName(s string) (Name, error) {
 func (n *Name) String() string { return string(n.Bytes[:n.Len]) }
 
 // Config is everything the worker is told about the guest's network before
-// the first frame. IPv4 addresses are IPv4-mapped IPv6 ones; an all-zero
+// the first frame. It is told again when the host's network has changed: what it does not
+// depend on is as it was then. IPv4 addresses are IPv4-mapped IPv6 ones; an all-zero
 // address means "none".
 type Config struct {
 	Flags uint64 // Flag*
@@ -84,6 +88,13 @@ type Config struct {
 	Our4    [16]byte // our address on the link, IPv4: the guest's gateway
 	Our6    [16]byte // our address on the link, IPv6: the guest's gateway, global or link-local
 	OurLL6  [16]byte // our link-local address, source of RAs
+
+	Former4 [MaxFormer][16]byte // what Addr4 was before, the last one first
+	Former6 [MaxFormer][16]byte // the same of IPv6
+	Kept4   uint8               // bit N: the host still has Former4[N], and the guest may use it
+	Kept6   uint8               // the same of IPv6
+	Lease   uint32              // of addresses assigned by DHCP and DHCPv6, in seconds, 0: for ever
+	Renew   uint32              // after which the guest is to ask again, in seconds, with Lease
 
 	MapHostLoopback4 [16]byte // loopback sources appear to the guest as this
 	MapHostLoopback6 [16]byte // the same of IPv6
@@ -154,6 +165,9 @@ func (c *Config) Decode(b []byte) error {
 	}
 	if !linkKind(c.LinkKind) {
 		return fmt.Errorf("%w: link %d", ErrMalformed, c.LinkKind)
+	}
+	if c.Kept4>>MaxFormer != 0 || c.Kept6>>MaxFormer != 0 || (c.Lease == 0) != (c.Renew == 0) || c.Renew > c.Lease {
+		return fmt.Errorf("%w: former addresses %#x, %#x, lease of %d, renewed after %d", ErrMalformed, c.Kept4, c.Kept6, c.Lease, c.Renew)
 	}
 	if c.NDNS4 > MaxDNS || c.NDNS6 > MaxDNS || c.NSearch > MaxSearch || c.NOwn > MaxOwn || c.Prefix4 > MaxPrefix4 || c.Prefix6 > 128 || c.NGroups > MaxGroups {
 		return fmt.Errorf("%w: counts out of range", ErrMalformed)

@@ -19,6 +19,7 @@ const (
 	EndIdle                   // unused for long
 	EndEvicted                // made room for others
 	EndRevoked                // the egress rules do not allow it any more
+	EndGone                   // the host does not have the address any more that its socket has
 	EndUnused                 // when the socket came, nobody waited for it any more
 	endOfEnds
 )
@@ -29,7 +30,7 @@ func (h How) String() string {
 		return "unknown"
 	}
 	return [endOfEnds]string{EndClosed: "closed", EndReset: "reset", EndRefused: "refused", EndTimeout: "timeout",
-		EndIdle: "idle", EndEvicted: "evicted", EndRevoked: "revoked", EndUnused: "unused"}[h]
+		EndIdle: "idle", EndEvicted: "evicted", EndRevoked: "revoked", EndGone: "gone", EndUnused: "unused"}[h]
 }
 
 // Accepted tells that a connection has come by a listener and goes to the guest by

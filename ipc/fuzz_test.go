@@ -44,6 +44,7 @@ var decoders = map[Kind]func(b []byte) ([]byte, error){
 		r.Encode(out)
 		return out, err
 	},
+	KindGone: func(b []byte) ([]byte, error) { var r Gone; err := r.Decode(b); return r.Encode(), err },
 	KindRevokeFlows: func(b []byte) ([]byte, error) {
 		var r RevokeFlows
 		err := r.Decode(b)

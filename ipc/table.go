@@ -62,7 +62,7 @@ type Row struct {
 func Rows() []Row { return slices.Clone(table[:]) }
 
 var table = [...]Row{
-	row(KindConfig, "Config", ToWorker, First, Without, binary.Size(&Config{})),
+	row(KindConfig, "Config", ToWorker, First|Running, Without, binary.Size(&Config{})),
 	row(KindLink, "Link", ToWorker, Starting|Running, With, 8),
 	row(KindListener, "Listener", ToWorker, Starting|Running, With, 26),
 	row(KindCapture, "Capture", ToWorker, Starting, With, 16),
@@ -74,6 +74,7 @@ var table = [...]Row{
 	{KindIncoming, "Incoming", ToWorker, Running, Either, IncomingSize, IncomingSize, 1},
 	{KindRevoke, "Revoke", ToWorker, Running, Without, RevokeSize, RevokeSize, 1},
 	{KindRevokeFlows, "RevokeFlows", ToWorker, Running, Without, RevokeFlowsSize, RevokeFlowsSize, 1},
+	row(KindGone, "Gone", ToWorker, Running, Without, 1+MaxGone*16),
 	{KindAsk, "Ask", ToWorker, Running, Without, AskSize, AskSize, 1},
 	{KindSwitch, "Switch", ToWorker, Running, Either, SwitchSize, SwitchSize, 1},
 
@@ -88,10 +89,11 @@ var table = [...]Row{
 	{KindEnded, "Ended", FromWorker, Running, Without, EndedSize, EndedSize, MaxBatch},
 
 	row(AgentKindSetup, "AgentSetup", ToAgent, Starting, Without, 40),
-	{AgentKindChange, "AgentChange", ToAgent, Starting, Without, changeHead, changeHead + MaxChange, 1},
-	row(AgentKindCommit, "AgentCommit", ToAgent, Starting, Without, 8),
+	{AgentKindChange, "AgentChange", ToAgent, Starting | Running, Without, changeHead, changeHead + MaxChange, 1},
+	row(AgentKindCommit, "AgentCommit", ToAgent, Starting|Running, Without, 8),
 	{AgentKindOpen, "AgentOpen", ToAgent, Starting | Running, Without, AgentOpenSize, AgentOpenSize, MaxBatch},
 	row(AgentKindScan, "AgentScan", ToAgent, Starting|Running, Without, 4),
+	row(AgentKindUpdate, "AgentUpdate", ToAgent, Running, Without, 4),
 
 	row(NamesKindStage, "Stage", ToNames, Running, With, 8),
 	row(NamesKindStageSocket, "StageSocket", ToNames, Running, With, 4),
@@ -103,8 +105,8 @@ var table = [...]Row{
 	row(NamesKindRelayed, "Relayed", FromNames, Running, Without, 8),
 
 	row(AgentKindTap, "AgentTap", FromAgent, Starting, With, 36),
-	row(AgentKindReport, "AgentReport", FromAgent, Starting, Without, 263),
-	row(AgentKindDone, "AgentDone", FromAgent, Starting, Without, 4),
+	row(AgentKindReport, "AgentReport", FromAgent, Starting|Running, Without, 263),
+	row(AgentKindDone, "AgentDone", FromAgent, Starting|Running, Without, 4),
 	row(AgentKindLayer, "AgentLayer", FromAgent, Starting, Without, 520),
 	row(AgentKindOpened, "AgentOpened", FromAgent, Running, Either, 8),
 	{AgentKindPorts, "AgentPorts", FromAgent, Running, Without, agentPortsSize, agentPortsSize, 1},

@@ -53,6 +53,9 @@ type Capabilities uint64
 // takes.
 const BindLowPorts Capabilities = 1 << unix.CAP_NET_BIND_SERVICE
 
+// NetAdmin is what changing the addresses and routes of a network takes.
+const NetAdmin Capabilities = 1 << unix.CAP_NET_ADMIN
+
 // EmptyBoundingSet takes from all threads what they could gain by exec. Those
 // without CAP_SETPCAP have nothing to gain, once under no_new_privs.
 func EmptyBoundingSet() {

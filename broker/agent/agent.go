@@ -43,10 +43,11 @@ func (f *failure) Unwrap() error { return f.err }
 
 // server is the agent's state.
 type server struct {
-	channel int
-	setup   ipc.AgentSetup
-	changes []ipc.AgentChange
-	active  bool // a description is being received
+	channel  int
+	setup    ipc.AgentSetup
+	changes  []ipc.AgentChange
+	active   bool // a description is being received
+	updating bool // and it is of a change
 
 	confined bool // there is nothing left to set up
 
@@ -62,8 +63,9 @@ type server struct {
 	// the broker is to be woken once for all of them.
 	held []answer
 
-	scanner *ports.Scanner // nil: not asked for
-	scan    scan
+	scanner  *ports.Scanner // nil: not asked for
+	follower *follower      // nil: not asked for
+	scan     scan
 }
 
 // answer is a record with its descriptor, or -1.
@@ -176,6 +178,9 @@ func (s *server) handle(kind ipc.Kind, b []byte) error {
 			return fmt.Errorf("%w: commit of %d changes for %d", ipc.ErrMalformed, c.Changes, c.ID)
 		}
 		s.active = false
+		if s.updating {
+			return s.update()
+		}
 		if s.setup.Flags&ipc.AgentSetupNoLink != 0 {
 			return s.commitLoopback()
 		}
@@ -184,6 +189,8 @@ func (s *server) handle(kind ipc.Kind, b []byte) error {
 		return s.open(b)
 	case ipc.AgentKindScan:
 		return s.startScan(b)
+	case ipc.AgentKindUpdate:
+		return s.startUpdate(b)
 	default:
 		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 	}
@@ -194,7 +201,8 @@ func (s *server) change(b []byte) error {
 	if err := c.Decode(b); err != nil {
 		return err
 	}
-	if !s.active || c.ID != s.setup.ID || len(s.changes) == ipc.MaxChanges {
+	removal := c.Type == ipc.AgentNoAddress || c.Type == ipc.AgentNoRoute
+	if !s.active || c.ID != s.setup.ID || len(s.changes) == ipc.MaxChanges || removal && !s.updating {
 		return fmt.Errorf("%w: change %d out of place", ipc.ErrMalformed, c.ID)
 	}
 	c.Body = append([]byte(nil), c.Body...)
@@ -224,6 +232,9 @@ func (s *server) commit() error {
 		return s.report(err, true)
 	}
 	if err := s.openScanner(); err != nil {
+		return s.report(err, true)
+	}
+	if err := s.openFollower(link.index); err != nil {
 		return s.report(err, true)
 	}
 	if err := s.confine(); err != nil {

@@ -148,6 +148,12 @@ func broadcast(p netip.Prefix) []byte {
 	return binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(ip[:])|^uint32(0)>>p.Bits())
 }
 
+// keptBody is addressBody for an address that nothing new is to come from: deprecated
+// (RFC 4862 section 5.5.4), and on no network.
+func keptBody(a netip.Addr) []byte {
+	return rtnl.AppendLifetimes(addressBody(netip.PrefixFrom(a, a.BitLen()), unix.RT_SCOPE_UNIVERSE, 0), 0, rtnl.Forever)
+}
+
 // routeBody returns an RTM_NEWROUTE body for a route without interface.
 func routeBody(af uint8, bits int, scope uint8) []byte {
 	h := rtnl.RouteHeader{Family: af, DstLen: bits, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, Scope: scope, Type: unix.RTN_UNICAST}

@@ -50,6 +50,7 @@ type Family struct {
 	Address   netip.Prefix // one more, if valid
 	Routes    [][]byte     // copied, as hostnet gives them
 	Gateway   netip.Addr   // of one more default route, if valid
+	Kept      []netip.Addr // for connections that have them, and no others
 }
 
 // Copy describes a family for --config-net: the template's addresses and routes,
@@ -242,6 +243,11 @@ func (f *Family) changes(add func(typ, flags uint16, body []byte) error) error {
 	}
 	if f.Address.IsValid() {
 		if err := add(ipc.AgentAddress, 0, addressBody(f.Address, unix.RT_SCOPE_UNIVERSE, 0)); err != nil {
+			return err
+		}
+	}
+	for _, a := range f.Kept {
+		if err := add(ipc.AgentAddress, 0, keptBody(a)); err != nil {
 			return err
 		}
 	}

@@ -11,14 +11,18 @@ import (
 // confine is the last step of a set-up: the agent gives up all that opening
 // sockets in the namespace does not take, and reports what is in force. It may
 // open no file after that, and no capability is left to it but that of binding
-// low ports, where forwarding needs it.
+// low ports, where forwarding needs it, and that of changing the guest's network, where
+// it follows the host's.
 func (s *server) confine() error {
 	if s.setup.Flags&ipc.AgentSetupConfine == 0 {
 		return nil
 	}
 	c := policy.Confinement{Filter: policy.FilterAgent, EmptyRoot: true}
 	if s.setup.Flags&ipc.AgentSetupBind != 0 {
-		c.Capabilities = policy.BindLowPorts
+		c.Capabilities |= policy.BindLowPorts
+	}
+	if s.follower != nil {
+		c.Capabilities |= policy.NetAdmin
 	}
 	s.confined = true
 	for _, l := range lockDown(&c) {
@@ -35,7 +39,7 @@ func (s *server) confine() error {
 // Confine has the agent confine itself at the end of the next set-up. With bind
 // it keeps the right to bind low ports of the namespace.
 func (c *Client) Confine(bind bool) {
-	c.flags = ipc.AgentSetupConfine
+	c.flags |= ipc.AgentSetupConfine
 	if bind {
 		c.flags |= ipc.AgentSetupBind
 	}

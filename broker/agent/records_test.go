@@ -37,7 +37,7 @@ func TestRecordsTakenByAgent(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := &server{channel: its, taps: map[string]tap{}, tun: -1}
+			s := &server{channel: its, taps: map[string]tap{}, tun: -1, follower: &follower{}}
 			for _, b := range before[m.Kind] {
 				if err := s.handle(ipc.KindOf(b), b); err != nil {
 					t.Fatal(err)
@@ -121,7 +121,7 @@ func answerTo(t *testing.T, m *ipctest.Message) error {
 // takeOf takes a message as the answer to a request, or to a scan.
 func takeOf(t *testing.T, m *ipctest.Message) error {
 	t.Helper()
-	s := &Sockets{client: &Client{channel: -1}, waiting: map[uint32]request{1: {
+	s := &Sockets{client: &Client{channel: -1}, updating: updating{id: 1, open: true, ended: make(chan error, 1)}, waiting: map[uint32]request{1: {
 		open: ipc.AgentOpen{ID: 1, Proto: ipc.ProtoTCP},
 		done: func(fd int, _ error) {
 			if fd >= 0 {

@@ -40,6 +40,7 @@ type Sockets struct {
 	spare   [4]spare
 
 	scanning scanning
+	updating updating
 	patience time.Duration // how long Bound waits
 }
 
@@ -223,6 +224,8 @@ func (s *Sockets) take(b []byte, fd int) error {
 		return s.answered(b, fd)
 	case ipc.AgentKindPorts:
 		return s.found(b)
+	case ipc.AgentKindDone, ipc.AgentKindReport:
+		return s.updated(kind, b)
 	default:
 		if fd >= 0 {
 			unix.Close(fd)
@@ -304,6 +307,7 @@ func (s *Sockets) fail(err error) {
 	}
 	s.queue, s.waiting = nil, nil
 	s.endScan(s.err)
+	s.endUpdate(s.err)
 	s.mu.Unlock()
 	for _, r := range rest {
 		r.done(-1, s.err)

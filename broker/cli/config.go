@@ -198,6 +198,7 @@ type Config struct {
 	NoMapGW          bool           // --no-map-gw, --map-host-loopback none; default in aldente
 	MapGuestAddr4    netip.Addr     // --map-guest-addr
 	MapGuestAddr6    netip.Addr     // --map-guest-addr
+	NoFollow         bool           // --no-follow: the guest's network stays as the host's was at start
 	Egress           []EgressOption // --allow, --deny, in their order
 	NamesNXDOMAIN    bool           // --names-nxdomain: refused names do not exist
 	RuleFiles        []string       // --rules, in their order: see WithRules

@@ -19,6 +19,7 @@ type parser struct {
 	dhcpDNS    *bool
 	dhcpSearch *bool
 	hide       *bool // sockets of the host
+	follow     *bool // the host's network
 	socketType bool  // was given
 	slirp      slirpArgs
 }
@@ -114,6 +115,7 @@ func (p *parser) finish() error {
 	c.DHCPDNS = orDefault(p.dhcpDNS, c.Personality == Passt)
 	c.DHCPSearch = orDefault(p.dhcpSearch, c.Personality == Passt)
 	spawn := c.Target.Kind == TargetSpawn
+	c.NoFollow = !orDefault(p.follow, true)
 	if c.HideSockets = orDefault(p.hide, c.Personality == Aldente && spawn); c.HideSockets && !spawn {
 		return usagef("--hide-sockets is for a command that is started here, not for PID or --netns")
 	}

@@ -28,10 +28,10 @@ const (
 // address that a socket would really be connected to.
 type RuleSet struct {
 	list  atomic.Pointer[ruleList]
-	table table          // which addresses stand for names, see Grant
-	own   []netip.Addr   // the host's addresses, for the set "host"
-	pins  []*pin         // resolvers, see Pin
-	nat64 []netip.Prefix // translators, see SetNAT64
+	table table                  // which addresses stand for names, see Grant
+	own   []netip.Addr           // the host's addresses, for the set "host"
+	pins  atomic.Pointer[[]*pin] // resolvers, see Pin
+	nat64 []netip.Prefix         // translators, see SetNAT64
 	local func(Flow) bool
 	rest  atomic.Uint64 // what no rule fits and no pin
 }
@@ -301,15 +301,33 @@ func parsePorts(s string) (first, last uint16, err error) {
 	return uint16(lo), uint16(hi), nil
 }
 
-// Pin allows ports 53 and 853 of the resolver that queries are forwarded to: a
+// Pin allows ports 53 and 853 of the resolvers that queries are forwarded to: a
 // guest that may not reach the host can still have names resolved. Rules that
 // name its very address, or a port, count before that. Where a rule is by name, pins
 // count nothing: they would lead past it.
-func (e *RuleSet) Pin(resolver netip.Addr) {
-	a := resolver.Unmap().WithZone("")
-	if a.IsValid() && !slices.ContainsFunc(e.pins, func(p *pin) bool { return p.addr == a }) {
-		e.pins = append(e.pins, &pin{addr: a})
+//
+// What was pinned before is so no more. It is for one goroutine at a time.
+func (e *RuleSet) Pin(resolvers ...netip.Addr) {
+	before, now := e.pinList(), []*pin{}
+	for _, r := range resolvers {
+		a := r.Unmap().WithZone("")
+		same := func(p *pin) bool { return p.addr == a }
+		switch i := slices.IndexFunc(before, same); {
+		case !a.IsValid() || slices.ContainsFunc(now, same):
+		case i >= 0:
+			now = append(now, before[i])
+		default:
+			now = append(now, &pin{addr: a})
+		}
 	}
+	e.pins.Store(&now)
+}
+
+func (e *RuleSet) pinList() []*pin {
+	if p := e.pins.Load(); p != nil {
+		return *p
+	}
+	return nil
 }
 
 // pin is a resolver that stays reachable, on each of pinPorts.
@@ -327,7 +345,7 @@ func (e *RuleSet) pinned(f *Flow) *atomic.Uint64 {
 	if port < 0 || f.Proto == protoICMP {
 		return nil
 	}
-	for _, p := range e.pins {
+	for _, p := range e.pinList() {
 		if p.addr == f.To.Addr() {
 			return &p.hits[port]
 		}

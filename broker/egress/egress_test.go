@@ -77,6 +77,16 @@ func TestPin(t *testing.T) {
 			t.Errorf("port %d: %v, want %v", port, got, want)
 		}
 	}
+	e.Allowed(protoUDP, netip.AddrPortFrom(resolver, 53))
+	before := e.pinned(&Flow{Proto: protoUDP, To: netip.AddrPortFrom(resolver, 53)})
+	other := netip.MustParseAddr("127.0.0.54")
+	if e.Pin(other, resolver); e.pinned(&Flow{Proto: protoUDP, To: netip.AddrPortFrom(resolver, 53)}) != before {
+		t.Error("what is pinned again is counted anew")
+	}
+	e.Pin(other)
+	if e.Allowed(protoUDP, netip.AddrPortFrom(resolver, 53)) || !e.Allowed(protoUDP, netip.AddrPortFrom(other, 53)) {
+		t.Error("pins are not replaced")
+	}
 	e = must(t, "", "-127.0.0.53")
 	e.Pin(resolver)
 	if e.Allowed(protoUDP, netip.AddrPortFrom(resolver, 53)) {
@@ -119,8 +129,7 @@ func TestPinAndRules(t *testing.T) {
 		{[]string{"-any", "-any:53"}, protoUDP, 53, false},
 	} {
 		e := must(t, "", c.rules...)
-		e.Pin(resolver)
-		e.Pin(netip.Addr{})
+		e.Pin(resolver, netip.Addr{}, resolver)
 		if got := e.Allowed(c.proto, netip.AddrPortFrom(resolver, c.port)); got != c.want {
 			t.Errorf("%v, %d port %d: %v, want %v", c.rules, c.proto, c.port, got, c.want)
 		}

@@ -65,7 +65,7 @@ func (e *RuleSet) Explain(f Flow) (Verdict, []Asked) {
 // List returns all rules in the order in which they are asked.
 func (e *RuleSet) List() []Listed {
 	l := e.list.Load()
-	rules, pins, stands := l.rules, e.pins, e.standing()
+	rules, pins, stands := l.rules, e.pinList(), e.standing()
 	if l.byName {
 		pins = nil
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -97,7 +98,7 @@ func TestAnycast(t *testing.T) {
 }
 
 // quick is the pace of tests that wait for it.
-var quick = pace{pause: 10 * time.Millisecond, retry: 50 * time.Millisecond}
+var quick = pace{pause: 10 * time.Millisecond, retry: 50 * time.Millisecond, most: 100 * time.Millisecond}
 
 // watch counts the calls of a watcher, which are told to call again when again says
 // so.
@@ -107,7 +108,7 @@ func watch(t *testing.T, again func(call int64) bool) *atomic.Int64 {
 	w.pace = quick
 	var calls atomic.Int64
 	done := make(chan error, 1)
-	go func() { done <- w.Run(func() bool { return again(calls.Add(1)) }) }()
+	go func() { done <- w.Run(Listener{Owns: func() bool { return again(calls.Add(1)) }}) }()
 	t.Cleanup(func() {
 		w.Close()
 		select {
@@ -186,5 +187,125 @@ func TestBurst(t *testing.T) {
 	nettest.IP(t, "addr add 198.51.100.7/32 dev lo")
 	if !reaches(calls, before+1) {
 		t.Error("deaf after a burst")
+	}
+}
+
+// TestNetwork: of a burst of changes one reading is told, a little after the last; later
+// ones are told again, and as long as it could not be read.
+func TestNetwork(t *testing.T) {
+	w := host(t)
+	w.pace = quick
+	var calls, failing atomic.Int64
+	done := make(chan error, 1)
+	go func() {
+		done <- w.Run(Listener{Network: func() bool { calls.Add(1); return failing.Add(-1) >= 0 }})
+	}()
+	defer func() {
+		w.Close()
+		if err := <-done; !errors.Is(err, os.ErrClosed) {
+			t.Error(err)
+		}
+	}()
+	before := quiet(&calls)
+	for _, line := range []string{"addr add 198.51.100.7/32 dev d0", "route add 10.0.0.0/8 via 192.0.2.1", "addr add 2001:db8:7::7/128 dev d0 nodad",
+		"rule add to 10.0.0.0/8 lookup 77", "link set d0 name d1", "link add d2 type veth peer name d3", "link del d2"} {
+		nettest.IP(t, line)
+		if !reaches(&calls, before+1) {
+			t.Errorf("%s: not told", line)
+		}
+		before = quiet(&calls)
+	}
+	if quiet(&calls) != before {
+		t.Error("told without a change")
+	}
+	failing.Store(3)
+	w.Mark()
+	if !reaches(&calls, before+4) || quiet(&calls) != before+4 {
+		t.Errorf("told %d times where it could not be read three times", calls.Load()-before)
+	}
+}
+
+// TestNetworkBurst: however many routes change, the network is read a few times.
+func TestNetworkBurst(t *testing.T) {
+	w := host(t)
+	w.pace = pace{pause: 50 * time.Millisecond, retry: 50 * time.Millisecond, most: 200 * time.Millisecond}
+	var calls atomic.Int64
+	done := make(chan error, 1)
+	go func() {
+		done <- w.Run(Listener{Network: func() bool { calls.Add(1); return false }})
+	}()
+	time.Sleep(100 * time.Millisecond)
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 10000 {
+		fmt.Fprintf(f, "route add 10.%d.%d.0/24 via 192.0.2.1\n", n>>8, n&0xff)
+	}
+	f.Close()
+	start := time.Now()
+	nettest.IP(t, "-batch "+f.Name())
+	n := quiet(&calls)
+	if most := int64(time.Since(start)/w.pace.most) + 3; n == 0 || n > most {
+		t.Errorf("read %d times, at most %d were due", n, most)
+	}
+	w.Close()
+	<-done
+	w.Mark() // afterwards nobody minds
+}
+
+// TestFile: a file that is written, replaced, or comes to be another by a link on the way
+// is noticed; what happens beside it is not.
+func TestFile(t *testing.T) {
+	w := host(t)
+	w.pace = quick
+	dir, run := t.TempDir(), t.TempDir()
+	path := filepath.Join(dir, "resolv.conf")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(filepath.Join(run, "stub"), "one")
+	write(filepath.Join(run, "other"), "two")
+	if err := os.Symlink(filepath.Join(run, "stub"), path); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.File(path); err != nil {
+		t.Fatal(err)
+	}
+	var calls atomic.Int64
+	done := make(chan error, 1)
+	go func() {
+		done <- w.Run(Listener{Network: func() bool { calls.Add(1); return false }})
+	}()
+	defer func() { w.Close(); <-done }()
+	for _, tt := range []struct {
+		name string
+		do   func() error
+		told bool
+	}{
+		{"written", func() error { return os.WriteFile(filepath.Join(run, "stub"), []byte("three"), 0o600) }, true},
+		{"beside it", func() error { return os.WriteFile(filepath.Join(run, "beside"), []byte("x"), 0o600) }, false},
+		{"beside the link", func() error { return os.WriteFile(filepath.Join(dir, "beside"), []byte("x"), 0o600) }, false},
+		{"replaced", func() error { return os.Rename(filepath.Join(run, "beside"), filepath.Join(run, "stub")) }, true},
+		{"removed", func() error { return os.Remove(filepath.Join(run, "stub")) }, true},
+		{"made again", func() error { return os.WriteFile(filepath.Join(run, "stub"), []byte("four"), 0o600) }, true},
+		{"another link", func() error {
+			next := filepath.Join(dir, "next")
+			return errors.Join(os.Symlink(filepath.Join(run, "other"), next), os.Rename(next, path))
+		}, true},
+	} {
+		before := quiet(&calls)
+		if err := tt.do(); err != nil {
+			t.Fatal(err)
+		}
+		if tt.told && !reaches(&calls, before+1) || !tt.told && quiet(&calls) != before {
+			t.Errorf("%s: told %d times", tt.name, calls.Load()-before)
+		}
+	}
+	if err := w.File(filepath.Join(dir, "no", "such")); err == nil {
+		t.Error("a file in no folder is watched")
 	}
 }

@@ -245,3 +245,30 @@ func TestUDPAgainInNamespace(t *testing.T) {
 		t.Errorf("asked with %v, want %v", flags, want)
 	}
 }
+
+// TestRebind: a listener whose interface is another now is bound anew, and the worker
+// hears of the new socket; one whose interface is away waits, and is told once.
+func TestRebind(t *testing.T) {
+	h := &host{busy: map[uint16]error{}}
+	f := live(t, h, "passt -t %eth0/80 -t 81 -u %eth0/53 -4 -c x")
+	h.told = nil
+	f.Rebind()
+	if len(h.told) > 0 {
+		t.Errorf("nothing has changed, and the worker hears %q", h.told)
+	}
+	h.strayed, h.busy[80] = map[uint16]bool{80: true, 53: true}, unix.ENODEV
+	f.Rebind()
+	f.Rebind()
+	if got := strings.Join(h.told, " "); got != "-53 +53" || !h.strayed[80] {
+		t.Errorf("the worker hears %q", got)
+	}
+	if s := f.States(); s[0].Listens != 0 || s[1].Listens != 1 {
+		t.Errorf("states: %+v", s)
+	}
+	h.told = nil
+	delete(h.busy, 80)
+	f.Rebind()
+	if got := strings.Join(h.told, " "); got != "-80 +80" || f.States()[0].Listens != 1 {
+		t.Errorf("the worker hears %q, states %+v", got, f.States())
+	}
+}

@@ -37,6 +37,9 @@ type Factory interface {
 	Adopt(sockets.Listener) sockets.Listener           // keeps one, and gives it an identifier
 	Revive(sockets.Listener) (sockets.Listener, error) // has one listen again that a worker has shut down
 
+	Strayed(l *sockets.Listener) (string, bool)        // whether one is bound to an interface of another name, which is empty if that has gone
+	Rebind(sockets.Listener) (sockets.Listener, error) // binds one anew, to the interface that has the name now
+
 	Beside(l sockets.Listener, going []sockets.Listener) (sockets.Listener, error) // is Bind on a port of listeners that are to go
 	Retarget(id uint32, l sockets.Listener) sockets.Listener                       // gives one the guest's side of another
 	Unlisten(id uint32) (sockets.Listener, bool)                                   // closes one
@@ -78,6 +81,7 @@ type Forwarder struct {
 	up        bool       // the worker has what the factory has, and hears of changes
 	worker    Worker
 	lost      map[uint32]bool // listeners that could not be revived, by identifier
+	away      map[uint32]bool // those whose interface is not there
 	regaining bool            // somebody goes on trying
 
 	ns   Namespace
@@ -112,7 +116,7 @@ func (r *rule) listeners() []uint32 {
 // New makes a forwarder that listens nowhere yet. firstOpen is the first port that
 // everybody may bind on the host.
 func New(p *plan.Plan, f Factory, firstOpen uint16, log *slog.Logger) *Forwarder {
-	n := &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log, period: scanPeriod, lost: map[uint32]bool{}}
+	n := &Forwarder{plan: p, factory: f, firstOpen: firstOpen, log: log, period: scanPeriod, lost: map[uint32]bool{}, away: map[uint32]bool{}}
 	for d, rules := range [...][]*cli.Rule{inbound: p.Inbound, outbound: p.Outbound} {
 		for _, r := range rules {
 			n.rules[d] = append(n.rules[d], newRule(r, direction(d)))

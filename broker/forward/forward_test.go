@@ -32,6 +32,7 @@ type host struct {
 	scan    error                            // why that cannot be listed
 	opens   func(ipc.AgentOpen) (int, error) // the agent
 	told    []string                         // the worker
+	strayed map[uint16]bool                  // ports of listeners whose interface is another now
 	shut    bool
 	stopped bool
 
@@ -58,6 +59,16 @@ func (h *host) Adopt(l sockets.Listener) sockets.Listener {
 func (h *host) Dropped(id uint32) uint64 { return uint64(id) }
 
 func (h *host) Revive(l sockets.Listener) (sockets.Listener, error) { return l, h.busy[l.Port] }
+
+func (h *host) Strayed(l *sockets.Listener) (string, bool) { return "", h.strayed[l.Port] }
+
+func (h *host) Rebind(l sockets.Listener) (sockets.Listener, error) {
+	if err := h.busy[l.Port]; err != nil {
+		return l, err
+	}
+	delete(h.strayed, l.Port)
+	return l, nil
+}
 
 func (h *host) Unlisten(id uint32) (was sockets.Listener, ok bool) {
 	h.listeners = slices.DeleteFunc(h.listeners, func(l sockets.Listener) bool {

@@ -38,7 +38,7 @@ func (f *Forwarder) listening() map[uint32]uint16 {
 	defer f.mu.Unlock()
 	ports := map[uint32]uint16{}
 	for _, l := range f.factory.Listeners() {
-		if !f.lost[l.ID] {
+		if !f.lost[l.ID] && !f.away[l.ID] {
 			ports[l.ID] = l.Port
 		}
 	}

@@ -173,7 +173,7 @@ func FuzzResolvConf(f *testing.F) {
 		fuzz.Add(f, append([]byte{1}, fuzz.Unspell(s)...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) == 0 || len(b) > maxResolv {
+		if len(b) == 0 || len(b) > MaxResolvConf {
 			return
 		}
 		text := string(b[1:])

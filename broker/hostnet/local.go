@@ -32,6 +32,13 @@ func NewLocal(scope int) (*Local, error) {
 	return &Local{c: c, scope: uint32(scope)}, nil
 }
 
+// SetScope changes the interface that link-local addresses are meant on.
+func (l *Local) SetScope(index int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.scope = uint32(index)
+}
+
 // Has tells whether what the socket sends would stay on the host. Only a unicast
 // route that leads out by an interface is none of the host's; anything else that
 // the kernel may answer, or not answer, is taken for the host. Where there is no

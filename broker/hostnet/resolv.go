@@ -23,7 +23,9 @@ const (
 	MaxSearch  = 6   // search names
 	maxName    = 255 // bytes of a domain name, RFC 1035 section 2.3.4
 	maxZone    = 127 // bytes of an interface's name, which may be an alternative one
-	maxResolv  = 64 << 10
+
+	// MaxResolvConf is how much of resolv.conf is read, in bytes.
+	MaxResolvConf = 64 << 10
 )
 
 // ResolvConf is where the host's resolvers are found.
@@ -63,12 +65,12 @@ func ReadResolvers(path string) (Resolvers, error) {
 	if st, err := f.Stat(); err != nil || st.Mode()&fs.ModeType&^(fs.ModeDevice|fs.ModeCharDevice) != 0 {
 		return Resolvers{}, errors.Join(err, fmt.Errorf("%s is not a file", path))
 	}
-	text, err := io.ReadAll(io.LimitReader(f, maxResolv+1))
+	text, err := io.ReadAll(io.LimitReader(f, MaxResolvConf+1))
 	if err != nil {
 		return Resolvers{}, err
 	}
-	if len(text) > maxResolv { // half a line might name another server
-		text = text[:1+bytes.LastIndexByte(text[:maxResolv], '\n')]
+	if len(text) > MaxResolvConf { // half a line might name another server
+		text = text[:1+bytes.LastIndexByte(text[:MaxResolvConf], '\n')]
 	}
 	r := ParseResolvers(text)
 	r.Text = text

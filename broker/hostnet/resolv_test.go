@@ -66,14 +66,14 @@ func TestParseResolvers(t *testing.T) {
 func TestReadResolvers(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	const filler = "# filler\n" // maxResolv is not a multiple of its length
+	const filler = "# filler\n" // MaxResolvConf is not a multiple of its length
 	for name, text := range map[string]string{
 		"empty": "",
 		"short": "nameserver 1.1.1.1",
-		"long":  "nameserver 1.1.1.1\n" + strings.Repeat(filler, maxResolv/9) + "nameserver 2.2.2.2\n",
+		"long":  "nameserver 1.1.1.1\n" + strings.Repeat(filler, MaxResolvConf/9) + "nameserver 2.2.2.2\n",
 		// The limit is after "192.0.2.5", which would be another server.
-		"cut":      strings.Repeat("#", maxResolv-21) + "\nnameserver 192.0.2.53\n",
-		"one line": strings.Repeat("x", 2*maxResolv),
+		"cut":      strings.Repeat("#", MaxResolvConf-21) + "\nnameserver 192.0.2.53\n",
+		"one line": strings.Repeat("x", 2*MaxResolvConf),
 	} {
 		if err := os.WriteFile(at(name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -54,6 +54,7 @@ type Process interface {
 	Send(rec []byte, fd int) error    // unix.EPIPE: there is none at the moment
 	PassNow(rec []byte, fd int) error // unix.EAGAIN: it has no room
 	Kill()                            // it is replaced
+	Renew()                           // it is replaced, by no fault of its own
 }
 
 // FlowLog takes names that are refused, see flowlog.Log.
@@ -98,8 +99,11 @@ type Server struct {
 	lastID atomic.Uint32 // of a client
 
 	mu      sync.Mutex
-	version int // of the rules
-	told    int // the version that the running process was told
+	version int   // of the rules
+	told    int   // the version that the running process was told
+	asks    int   // how often the resolvers have changed
+	toldAsk int   // of these the last that the running process was told of
+	toldOf  uint8 // how many resolvers it was told of
 
 	turn    sync.Mutex // who has it takes a record of the process, see Settle
 	control int        // where from, -1: there is none
@@ -120,7 +124,8 @@ func New(o Options) *Server {
 	if err != nil {
 		wake = -1 // Settle does nothing then
 	}
-	return &Server{Options: o, control: -1, wake: wake, lines: limiter.Bucket{Rate: refusalLines}, named: map[string]struct{}{}}
+	return &Server{Options: o, toldOf: o.Config.Resolvers, control: -1, wake: wake,
+		lines: limiter.Bucket{Rate: refusalLines}, named: map[string]struct{}{}}
 }
 
 // Close gives back what New has opened, when nobody serves or settles any more.
@@ -131,6 +136,8 @@ func (s *Server) SetProcess(p Process) { s.process = p }
 
 // Setup sends a new process its start-up records.
 func (s *Server) Setup(control int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := ipc.Send(control, s.Config.Encode(), -1); err != nil {
 		return err
 	}
@@ -142,9 +149,7 @@ func (s *Server) Setup(control int) error {
 			return err
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.told = s.version
+	s.told, s.toldOf, s.toldAsk = s.version, s.Config.Resolvers, s.asks
 	if err := s.sendRules(func(rec []byte) error { return ipc.Send(control, rec, -1) }); err != nil {
 		return err
 	}
@@ -155,7 +160,21 @@ func (s *Server) Setup(control int) error {
 func (s *Server) Ready() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.toldAsk != s.asks {
+		s.process.Renew()
+		return
+	}
 	s.update()
+}
+
+// SetResolvers says whom questions go to from now on. The process is replaced, with what
+// it knows of others and of their answers, which may not hold in another network.
+func (s *Server) SetResolvers(c ipc.NamesConfig, all []netip.Addr) {
+	s.mu.Lock()
+	c.Resolvers = uint8(min(len(all), ipc.MaxResolvers))
+	s.Config, s.Resolvers, s.asks = c, all, s.asks+1
+	s.mu.Unlock()
+	s.process.Renew()
 }
 
 // Update tells the process that the rules have changed.
@@ -352,13 +371,16 @@ func (s *Server) dial(control int, rec []byte) error {
 	if err := d.Decode(rec); err != nil {
 		return err
 	}
-	if d.Resolver >= max(s.Config.Resolvers, 1) {
-		return fmt.Errorf("%w: resolver %d of %d", ipc.ErrMalformed, d.Resolver, s.Config.Resolvers)
+	s.mu.Lock()
+	count, all := s.toldOf, s.Resolvers
+	s.mu.Unlock()
+	if d.Resolver >= max(count, 1) {
+		return fmt.Errorf("%w: resolver %d of %d", ipc.ErrMalformed, d.Resolver, count)
 	}
 	u := ipc.Upstream{Seq: d.Seq, Resolver: d.Resolver, Proto: d.Proto}
 	fd, e := -1, unix.EDESTADDRREQ // where there is none at all
-	if int(d.Resolver) < len(s.Resolvers) {
-		fd, e = s.Sockets.Upstream(d.Proto, s.Resolvers[d.Resolver])
+	if int(d.Resolver) < len(all) {
+		fd, e = s.Sockets.Upstream(d.Proto, all[d.Resolver])
 	}
 	u.Errno = uint16(e)
 	err := ipc.Send(control, u.Encode(), fd)

@@ -33,6 +33,7 @@ type rig struct {
 	dialled []string
 	refused []string
 	killed  int
+	renewed int
 	serving sync.WaitGroup
 }
 
@@ -62,6 +63,7 @@ func (r *rig) NameRefused(name, typ, reason string) {
 func (r *rig) Send(rec []byte, fd int) error    { return ipc.Send(r.broker, rec, fd) }
 func (r *rig) PassNow(rec []byte, fd int) error { return ipc.SendNow(r.broker, rec, fd) }
 func (r *rig) Kill()                            { r.killed++ }
+func (r *rig) Renew()                           { r.renewed++ }
 
 // rules are egress rules as they would be given.
 func rules(t *testing.T, options ...string) *egress.RuleSet {
@@ -253,6 +255,7 @@ type away struct{}
 func (away) Send([]byte, int) error    { return unix.EPIPE }
 func (away) PassNow([]byte, int) error { return unix.EPIPE }
 func (away) Kill()                     {}
+func (away) Renew()                    {}
 
 // TestDial: sockets come to the resolvers that the configuration names, and no others.
 func TestDial(t *testing.T) {
@@ -481,5 +484,18 @@ func TestClient(t *testing.T) {
 	r.SetProcess(away{})
 	if err := r.Client(ipc.ProtoUDP, fd, 7); !errors.Is(err, unix.EPIPE) {
 		t.Errorf("to none: %v", err)
+	}
+}
+
+// TestSetResolvers: others are asked from then on, by a process that knows how many there
+// are; one that was being made meanwhile is replaced once more.
+func TestSetResolvers(t *testing.T) {
+	r := newRig(t, rules(t, "allow a.test"), "192.0.2.1")
+	r.SetResolvers(ipc.NamesConfig{}, []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("192.0.2.8")})
+	if r.renewed != 1 || r.Config.Resolvers != 2 {
+		t.Errorf("renewed %d times, %d resolvers", r.renewed, r.Config.Resolvers)
+	}
+	if r.Ready(); r.renewed != 2 {
+		t.Errorf("a process that was told of others goes on")
 	}
 }

@@ -5,6 +5,7 @@ package plan
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"aldente/broker/cli"
@@ -155,11 +156,13 @@ func outboundAllowed(outbound []*cli.Rule) []egress.Rule {
 // pinResolvers keeps the resolvers reachable that forwarded queries go to. Where
 // only the mapped gateway stands for one, nobody asked for that exception.
 func (p *Plan) pinResolvers() {
+	var pins []netip.Addr
 	for _, f := range []*guestFamily{&p.net.v4, &p.net.v6} {
 		if f.dnsForward.IsValid() && !f.dnsGateway {
-			p.Egress.Pin(f.dnsHost)
+			pins = append(pins, f.dnsHost)
 		}
 	}
+	p.Egress.Pin(pins...)
 }
 
 // asked is p as an interface, nil if there are no rules.

@@ -48,6 +48,8 @@ type guestFamily struct {
 	dns             []netip.Addr // advertised
 	locals          []netip.Addr // addresses that the guest has itself
 	own             []netip.Addr // those, and the template's others, which it may give itself
+	kept            []netip.Addr // addresses that the guest had, and the host still has elsewhere
+	former          []netip.Addr // what addr was before, the last first; at most ipc.MaxFormer
 	link            hostnet.Link
 	scope           int  // index of the interface on which link-local addresses are; zero: that of link
 	local           bool // the host has no route: addresses are link-local ones

@@ -60,6 +60,7 @@ type Plan struct {
 	Ingress   *ingress.RuleSet  // who may connect to the guest; nil: everybody
 
 	cfg   *cli.Config
+	host  Host                       // of which it was made
 	ruled atomic.Pointer[cli.Config] // whose egress rules are in force
 	net   guestNet
 }
@@ -84,13 +85,6 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 			return nil, err
 		}
 	}
-	p.forwardResolvers(h.Network, h.Resolvers)
-	p.noteNames(h.Resolvers)
-	if p.Egress != nil {
-		p.pinResolvers()
-	}
-	p.planNames(h.Resolvers)
-	p.ResolvConf = p.commandResolv(h.Resolvers)
 	p.Budget = budget.Host{
 		Descriptors: h.Descriptors,
 		Ephemeral:   int(h.ClientPorts.Last) - int(h.ClientPorts.First) + 1,
@@ -100,12 +94,27 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	if err := p.enoughDescriptors(); err != nil {
 		return nil, err
 	}
+	return p, p.tellAll(h, nil)
+}
+
+// tellAll is what each part is told of a network that is settled. before is the plan that
+// was in force, nil if there was none.
+func (p *Plan) tellAll(h Host, before *Plan) error {
+	p.host = h
+	p.forwardResolvers(h.Network, h.Resolvers)
+	if before != nil {
+		p.net.v4.keepName(&before.net.v4)
+		p.net.v6.keepName(&before.net.v6)
+	}
+	p.noteNames(h.Resolvers)
+	if p.Egress != nil {
+		p.pinResolvers()
+	}
+	p.planNames(h.Resolvers)
+	p.ResolvConf = p.commandResolv(h.Resolvers)
 	p.Factory = p.factoryConfig(h)
 	p.Tap = p.tap(h.Network)
-	if err := p.workerConfig(h); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return p.workerConfig(h)
 }
 
 // HasEgressRules tells whether options or defaults say where the guest may connect, or
@@ -143,9 +152,11 @@ func (p *Plan) tap(host *hostnet.Network) agent.Setup {
 	}
 	if p.net.v4.enabled {
 		s.V4 = agent.Copy(&host.V4, p.net.v4.given(), cfg.Gateway4)
+		s.V4.Kept = p.net.v4.kept
 	}
 	if p.net.v6.enabled {
 		s.V6 = agent.Copy(&host.V6, p.net.v6.given(), cfg.Gateway6)
+		s.V6.Kept = p.net.v6.kept
 	}
 	if cfg.ConfigNet {
 		p.net.v4.reach(&s.V4)

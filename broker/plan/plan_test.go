@@ -167,7 +167,7 @@ func TestWorkerFlags(t *testing.T) {
 	}{
 		{"passt", usual},
 		{"pasta", usual},
-		{"pasta --config-net", usual &^ ipc.FlagRA},
+		{"pasta --config-net", usual&^ipc.FlagRA | ipc.FlagConfigured},
 		{"pasta --no-ra", usual &^ ipc.FlagRA},
 		{"pasta --no-ndp", usual &^ ndp},
 		{"passt --no-dhcp", usual &^ ipc.FlagDHCP},

@@ -19,9 +19,9 @@ import (
 func homeNetwork() *hostnet.Network {
 	a := netip.MustParseAddr
 	return &hostnet.Network{
-		V4: hostnet.Family{Link: hostnet.Link{Index: 2, Name: "eth0"}, Address: netip.MustParsePrefix("192.0.2.2/24"), Gateway: a("192.0.2.1"),
+		V4: hostnet.Family{Link: hostnet.Link{Index: 2, Name: "eth0"}, Address: netip.MustParsePrefix("192.0.2.2/24"), Gateway: a("192.0.2.1"), Default: true,
 			Locals: []netip.Addr{a("192.0.2.2"), a("192.0.2.3")}},
-		V6: hostnet.Family{Link: hostnet.Link{Index: 2, Name: "eth0"}, Address: netip.MustParsePrefix("2001:db8:1::2/64"), Gateway: a("fe80::1"),
+		V6: hostnet.Family{Link: hostnet.Link{Index: 2, Name: "eth0"}, Address: netip.MustParsePrefix("2001:db8:1::2/64"), Gateway: a("fe80::1"), Default: true,
 			Locals: []netip.Addr{a("2001:db8:1::2")}},
 		Own: []netip.Addr{a("127.0.0.1"), a("::1"), a("192.0.2.2"), a("192.0.2.3"), a("2001:db8:1::2"), a("172.17.0.1")},
 	}

@@ -5,7 +5,9 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
+	"aldente/broker/cli"
 	"aldente/ipc"
 )
 
@@ -50,6 +52,9 @@ func (p *Plan) workerConfig(h Host) error {
 		c.Groups[c.NGroups] = ipc.Group{Addr: m.Addr().As16(), Port: m.Port()}
 		c.NGroups++
 	}
+	if p.leases() {
+		c.Lease, c.Renew = lease, renew
+	}
 	put := func(to *[16]byte, a netip.Addr) {
 		if a.IsValid() {
 			*to = a.As16()
@@ -58,6 +63,7 @@ func (p *Plan) workerConfig(h Host) error {
 	if g.v4.enabled && !cfg.SpliceOnly {
 		put(&c.Addr4, g.v4.addr.Addr())
 		c.Prefix4 = uint8(max(g.v4.addr.Bits(), 0))
+		g.v4.putFormer(&c.Former4, &c.Kept4)
 		put(&c.Our4, g.v4.our)
 		put(&c.MapHostLoopback4, g.v4.mapHostLoopback)
 		put(&c.MapGuestAddr4, g.v4.mapGuestAddr)
@@ -66,6 +72,7 @@ func (p *Plan) workerConfig(h Host) error {
 	if g.v6.enabled && !cfg.SpliceOnly {
 		put(&c.Addr6, g.v6.addr.Addr())
 		c.Prefix6 = uint8(max(g.v6.addr.Bits(), 0))
+		g.v6.putFormer(&c.Former6, &c.Kept6)
 		put(&c.Our6, g.v6.our)
 		put(&c.Our6, g.v6.gateway) // routers pass on what comes from it
 		put(&c.OurLL6, g.linkLL)
@@ -111,6 +118,26 @@ func (p *Plan) workerConfig(h Host) error {
 	return nil
 }
 
+// A guest that may have to change its address asks often whether it has, but can do
+// without an answer for long: who renews an address is told of a new one.
+const (
+	lease = 600 // seconds
+	renew = 60
+)
+
+// leases tells whether what the guest is assigned may change.
+func (p *Plan) leases() bool { return !p.cfg.NoFollow && p.cfg.Personality != cli.Slirp }
+
+// putFormer says which addresses the guest had, and which of them it may use.
+func (f *guestFamily) putFormer(to *[ipc.MaxFormer][16]byte, kept *uint8) {
+	for i, a := range f.former {
+		to[i] = a.As16()
+		if slices.Contains(f.kept, a) {
+			*kept |= 1 << i
+		}
+	}
+}
+
 func (p *Plan) flags(h Host) uint64 {
 	cfg, g := p.cfg, &p.net
 	var f uint64
@@ -138,6 +165,8 @@ func (p *Plan) flags(h Host) uint64 {
 		{cfg.FlowLog != "", ipc.FlagFlowLog},
 		{cfg.Multicast.Send, ipc.FlagMulticast},
 		{cfg.Multicast.Broadcast, ipc.FlagBroadcast},
+		{cfg.ConfigNet, ipc.FlagConfigured},
+		{p.leases() && g.v6.enabled && !h.Network.V6.Default, ipc.FlagNoRouter6},
 	} {
 		if b.on {
 			f |= b.bit

@@ -108,3 +108,15 @@ func (a Addr) Body() []byte { return a.b }
 func getInt(b []byte) int { return int(int32(binary.NativeEndian.Uint32(b))) }
 
 func putInt(b []byte, v int) { binary.NativeEndian.PutUint32(b, uint32(int32(v))) }
+
+// Forever is the lifetime of what does not end.
+const Forever = 0xffffffff
+
+// AppendLifetimes appends to the body of an address for how many seconds it is preferred,
+// and valid (struct ifa_cacheinfo).
+func AppendLifetimes(b []byte, preferred, valid uint32) []byte {
+	info := make([]byte, unix.SizeofIfaCacheinfo)
+	binary.NativeEndian.PutUint32(info, preferred)
+	binary.NativeEndian.PutUint32(info[4:], valid)
+	return AppendAttr(b, unix.IFA_CACHEINFO, info)
+}

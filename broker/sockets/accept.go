@@ -68,7 +68,7 @@ func (f *Factory) PassOn(send func(rec []byte, fd int) error) {
 	if f.gate.ep < 0 {
 		ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 		if err != nil {
-			f.cfg.Logger.Error("nobody can connect to the guest", "error", err)
+			f.cfg().Logger.Error("nobody can connect to the guest", "error", err)
 			return
 		}
 		f.gate.ep = ep
@@ -81,7 +81,7 @@ func (f *Factory) acceptAll(send func(rec []byte, fd int) error) {
 	for {
 		fds := [1]unix.PollFd{{Fd: int32(f.gate.ep), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds[:], -1); err != nil && err != unix.EINTR {
-			f.cfg.Logger.Error("nobody can connect to the guest any more", "error", err)
+			f.cfg().Logger.Error("nobody can connect to the guest any more", "error", err)
 			return
 		}
 		n := readyNow(f.gate.ep, f.gate.events)
@@ -139,8 +139,8 @@ func (f *Factory) accept(id uint32) (l Listener, fd int, peer netip.AddrPort, er
 // admit passes a connection on, or ends it.
 func (f *Factory) admit(l *Listener, fd int, peer netip.AddrPort, send func(rec []byte, fd int) error) {
 	defer unix.Close(fd)
-	allowed, by := f.cfg.Ingress.Admit(ingress.Peer{
-		Proto: ipc.ProtoTCP, Port: l.GuestPort, Addr: peer.Addr(), Host: f.cfg.onHost(egress.Flow{Proto: ipc.ProtoTCP, To: peer}),
+	allowed, by := f.cfg().Ingress.Admit(ingress.Peer{
+		Proto: ipc.ProtoTCP, Port: l.GuestPort, Addr: peer.Addr(), Host: f.cfg().onHost(egress.Flow{Proto: ipc.ProtoTCP, To: peer}),
 	})
 	if !allowed {
 		disconnect(fd)
@@ -164,10 +164,10 @@ func (f *Factory) refusedIn(l *Listener, peer netip.AddrPort, by string) {
 	f.mu.Lock()
 	f.gate.refused[l.ID]++
 	f.mu.Unlock()
-	if f.cfg.Flows != nil {
-		f.cfg.Flows.Refused(flowlog.Flow{Proto: ipc.ProtoTCP, Direction: "in", Guest: ofGuest(l), Remote: peer, Rule: by}, "inbound rules")
+	if f.cfg().Flows != nil {
+		f.cfg().Flows.Refused(flowlog.Flow{Proto: ipc.ProtoTCP, Direction: "in", Guest: ofGuest(l), Remote: peer, Rule: by}, "inbound rules")
 	}
 	if f.gate.lines.Take(time.Now()) {
-		f.cfg.Logger.Info("connection refused by the inbound rules", "from", peer.String(), "port", l.GuestPort, "rule", by, "not_told", f.gate.lines.Missed())
+		f.cfg().Logger.Info("connection refused by the inbound rules", "from", peer.String(), "port", l.GuestPort, "rule", by, "not_told", f.gate.lines.Missed())
 	}
 }

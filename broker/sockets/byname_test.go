@@ -45,9 +45,9 @@ func grantAll(t *testing.T, e *egress.RuleSet) {
 // only decided on, since nothing here is to leave the host.
 func TestCapturedWorkerAsksByName(t *testing.T) {
 	w := work(t, namedRules...)
-	grantAll(t, w.cfg.Egress.(*egress.RuleSet))
-	w.cfg.V4.MapGuestAddr, w.cfg.V4.GuestAddr = netip.MustParseAddr("192.0.2.80"), netip.MustParseAddr("198.51.100.7")
-	w.cfg.VerifySNI = []PortRange{{8443, 8443}}
+	grantAll(t, w.cfg().Egress.(*egress.RuleSet))
+	w.cfg().V4.MapGuestAddr, w.cfg().V4.GuestAddr = netip.MustParseAddr("192.0.2.80"), netip.MustParseAddr("198.51.100.7")
+	w.cfg().VerifySNI = []PortRange{{8443, 8443}}
 	heard := w.udpListener(t, "0.0.0.0")
 	out := w.Adopt(Listener{Proto: ipc.ProtoTCP, Port: 8443, GuestPort: 443, Namespace: true, Target: netip.MustParseAddr("198.51.100.7"), FD: -1})
 	to := func(proto uint8, dst string, port uint16) ipc.Open {
@@ -102,7 +102,7 @@ func TestCapturedWorkerAsksByName(t *testing.T) {
 	}
 	for dst, port := range map[string]uint16{"198.51.100.7": 443, "::ffff:198.51.100.7": 443, "2001:db8::7": 443, "64:ff9b::198.51.100.7": 443, "198.51.100.9": 1} {
 		o := to(ipc.ProtoTCP, dst, port)
-		d := w.cfg.decide(&request{proto: o.Proto, src: netip.AddrPortFrom(netip.AddrFrom16(o.Src).Unmap(), 1), dst: netip.AddrPortFrom(netip.AddrFrom16(o.Dst).Unmap(), port)})
+		d := w.cfg().decide(&request{proto: o.Proto, src: netip.AddrPortFrom(netip.AddrFrom16(o.Src).Unmap(), 1), dst: netip.AddrPortFrom(netip.AddrFrom16(o.Dst).Unmap(), port)})
 		if d.refused != 0 || !d.verdict.ByName || d.verdict.Name == "" {
 			t.Errorf("%s: %+v", dst, d)
 		}

@@ -134,12 +134,12 @@ func (e *farEnd) by(fd int) outcome {
 // openNamespace opens the far end of the bypass in the namespace, with a socket
 // made there: at once if one is at hand.
 func (f *Factory) openNamespace(q *request, d *decision, s *served) (outcome, error) {
-	if f.cfg.Namespace == nil {
+	if f.cfg().Namespace == nil {
 		return nothing(unix.EOPNOTSUPP), nil
 	}
 	v4 := d.to.Addr().Is4()
 	end := farEnd{proto: q.proto, from: d.from, to: d.to, scope: d.Scope}
-	if fd := f.cfg.Namespace.Take(q.proto, v4); fd >= 0 {
+	if fd := f.cfg().Namespace.Take(q.proto, v4); fd >= 0 {
 		return end.by(fd), nil
 	}
 	req := ipc.AgentOpen{Proto: q.proto}
@@ -153,7 +153,7 @@ func (f *Factory) openNamespace(q *request, d *decision, s *served) (outcome, er
 // openNamespaceReply opens the socket for answers to a datagram that came to a
 // listener in the namespace: there it is bound, here connected.
 func (f *Factory) openNamespaceReply(q *request, d *decision, s *served) (outcome, error) {
-	if f.cfg.Namespace == nil {
+	if f.cfg().Namespace == nil {
 		return nothing(unix.EACCES), nil
 	}
 	req := ipc.AgentOpen{
@@ -175,11 +175,11 @@ func (f *Factory) later(req ipc.AgentOpen, q *request, d *decision, s *served, u
 	}
 	token, proto, to := q.token, q.proto, d.to
 	tell := func(*outcome) {}
-	if f.cfg.Flows != nil {
+	if f.cfg().Flows != nil {
 		q, d := *q, *d // which would be allocated for each request otherwise
 		tell = func(o *outcome) { f.tellFlow(&q, &d, o) }
 	}
-	f.cfg.Namespace.Open(req, func(fd int, err error) {
+	f.cfg().Namespace.Open(req, func(fd int, err error) {
 		var o outcome
 		if err != nil {
 			o = nothing(errno(err))

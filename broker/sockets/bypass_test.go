@@ -123,7 +123,7 @@ func TestBypass(t *testing.T) {
 		for _, spare := range []bool{true, false} {
 			t.Run(tt.name, func(t *testing.T) {
 				w := work(t, tt.rules...)
-				w.cfg.LoToLo = tt.loToLo
+				w.cfg().LoToLo = tt.loToLo
 				w.SetNamespace(&homeNamespace{spare: spare}, 0)
 				for _, l := range []Listener{
 					inbound - 1:        {Proto: ipc.ProtoTCP, Splice: true},
@@ -187,7 +187,7 @@ func (w *atWork) ask(t *testing.T, o ipc.Open) (ipc.Opened, int) {
 func TestBypassDoesNotBlock(t *testing.T) {
 	port := servers(t, "127.0.0.1")
 	w := work(t)
-	w.cfg.LoToLo = true
+	w.cfg().LoToLo = true
 	ns := &homeNamespace{late: make(chan func(), 10)}
 	w.SetNamespace(ns, 0)
 	in := w.Adopt(Listener{Proto: ipc.ProtoTCP, Splice: true, GuestPort: port, FD: -1})

@@ -95,9 +95,11 @@ func (h *host) config() *Config {
 		if err != nil {
 			panic(err)
 		}
+		var pins []netip.Addr
 		for i := range worlds {
-			p.Pin(netip.MustParseAddr(worlds[i].resolver))
+			pins = append(pins, netip.MustParseAddr(worlds[i].resolver))
 		}
+		p.Pin(pins...)
 		c.Egress = p
 	}
 	c.Client = func(peer, local netip.AddrPort) bool {

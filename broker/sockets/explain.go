@@ -45,8 +45,8 @@ func (f *Factory) Why(proto uint8, dst netip.AddrPort) *Explanation {
 		q.splice, q.listener, q.src = true, l, netip.AddrPortFrom(dst.Addr(), l.GuestPort)
 		e.step("listener", "port %d of the namespace's loopback is forwarded to the host: past the link", dst.Port())
 	}
-	d := f.cfg.decide(&q)
-	fam := f.cfg.family(dst.Addr())
+	d := f.cfg().decide(&q)
+	fam := f.cfg().family(dst.Addr())
 	switch name := familyName(dst.Addr()); {
 	case d.always == noFamily:
 		e.step("family", "the guest has no %s", name)
@@ -117,7 +117,7 @@ func (f *Factory) loopbackHint(proto uint8, dst netip.AddrPort, fam *Family) str
 	if fam.MapHostLoopback.IsValid() {
 		s = fmt.Sprintf("another name in the guest, %v", fam.MapHostLoopback)
 	}
-	if f.cfg.Namespace == nil || proto != ipc.ProtoTCP && proto != ipc.ProtoUDP {
+	if f.cfg().Namespace == nil || proto != ipc.ProtoTCP && proto != ipc.ProtoUDP {
 		return s
 	}
 	option := "-T"
@@ -173,7 +173,7 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 		e.step(fmt.Sprintf("rule %d", before+a.Index+1), "%s: %s%s", a.Text, a.Result, about)
 	}
 	if d.unproxied != "" {
-		e.step("proxy", "%s %s", f.cfg.Via.Text, d.unproxied)
+		e.step("proxy", "%s %s", f.cfg().Via.Text, d.unproxied)
 		return e.Decided(false, "refused: the guest hears \"administratively prohibited\"; --via-except PREFIX has it pass by the proxy's side")
 	}
 	if d.byRules && len(asked) > 0 {
@@ -185,7 +185,7 @@ func (f *Factory) explainRules(e *Explanation, q *request, d *decision, asked []
 		e.step("audit", "--audit allows what \"%s\" refuses, and records it", d.verdict.Rule)
 	case d.byRules:
 		return e.Decided(false, "refused by \"%s\"", d.verdict.Rule)
-	case f.cfg.Egress == nil:
+	case f.cfg().Egress == nil:
 		e.step("rules", "there are none")
 	case d.verdict.Rule == "":
 		e.step("rules", "none fits")

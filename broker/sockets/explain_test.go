@@ -77,7 +77,7 @@ func TestExplainDecides(t *testing.T) {
 			c.Logger = slog.New(slog.DiscardHandler)
 			c.V4.Enabled, c.V6.Enabled = only != "6", only != "4"
 			f := New(*c)
-			f.cfg.Namespace = &nowhere{}
+			f.cfg().Namespace = &nowhere{}
 			for _, proto := range []uint8{ipc.ProtoTCP, ipc.ProtoUDP} {
 				f.Adopt(Listener{Proto: proto, Port: heardPort, GuestPort: 5432, Namespace: true, FD: -1})
 			}
@@ -93,7 +93,7 @@ func TestExplainDecides(t *testing.T) {
 				if l, ok := f.outbound(proto, dst); ok {
 					q.splice, q.listener, q.src = true, l, netip.AddrPortFrom(dst.Addr(), 0)
 				}
-				d := f.cfg.decide(&q)
+				d := f.cfg().decide(&q)
 				f.hits.count(&q, &d)
 				last := e.Steps[len(e.Steps)-1]
 				if e.Allowed != (d.refused == 0) || last.What != "verdict" || strings.HasPrefix(last.Result, "allowed: ") != e.Allowed {
@@ -224,7 +224,7 @@ func TestDecisionsAllocateNothing(t *testing.T) {
 	f := New(*c)
 	q := request{proto: ipc.ProtoTCP, src: ap("192.0.2.2", 777), dst: ap("198.51.100.7", 80)}
 	if n := testing.AllocsPerRun(100, func() {
-		d := f.cfg.decide(&q)
+		d := f.cfg().decide(&q)
 		f.hits.count(&q, &d)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

@@ -105,7 +105,7 @@ type Family struct {
 
 // Factory serves one worker after the other.
 type Factory struct {
-	cfg Config
+	now atomic.Pointer[Config] // see SetNetwork
 	// OnInflight answers a front end of vhost-user in the worker's place. Where there
 	// can be none, it is nil: a worker that asks is not ours any more.
 	OnInflight func(*ipc.Inflight)
@@ -136,10 +136,11 @@ type Factory struct {
 // New makes a factory.
 func New(cfg Config) *Factory {
 	f := &Factory{
-		cfg: cfg, listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners),
+		listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners),
 		refusals: refusals{lines: limiter.Bucket{Rate: refusalLines}},
 		stages:   stages{lines: limiter.Bucket{Rate: stageLines}, proxyLines: limiter.Bucket{Rate: proxyLines}},
 	}
+	f.now.Store(&cfg)
 	if cfg.Ingress != nil {
 		f.gate = newGate()
 	}
@@ -153,11 +154,23 @@ func (f *Factory) KnowPorts() (err error) {
 	return err
 }
 
+// cfg is the configuration in force. What is decided together has to ask one of them.
+func (f *Factory) cfg() *Config { return f.now.Load() }
+
+// SetNetwork puts what to says of the host's network into force, for what is opened from
+// now on: addresses, interfaces, resolvers. The rest stays. It is for one goroutine, once
+// the first worker is served.
+func (f *Factory) SetNetwork(to *Config) {
+	c := *f.cfg()
+	c.V4, c.V6, c.Resolvers, c.NoLoopback6 = to.V4, to.V6, to.Resolvers, to.NoLoopback6
+	f.now.Store(&c)
+}
+
 // SetNamespace tells who opens sockets in the guest's namespace, and the index of
 // the interface there that link-local addresses are on. It must be called before
 // the first worker is served.
 func (f *Factory) SetNamespace(n Namespace, scope uint32) {
-	f.cfg.Namespace, f.cfg.NamespaceScope = n, scope
+	f.cfg().Namespace, f.cfg().NamespaceScope = n, scope
 }
 
 // Serve answers the worker's requests until the channel ends, which is
@@ -277,7 +290,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 			return nothing(unix.EINVAL), to, nil // gone since
 		}
 	}
-	d := f.decideSettled(&q, f.cfg.decide(&q), s)
+	d := f.decideSettled(&q, f.cfg().decide(&q), s)
 	if !q.member {
 		f.hits.count(&q, &d)
 		f.record(&q, &d)
@@ -325,14 +338,14 @@ func (f *Factory) refused(q *request, d *decision) outcome {
 	o := nothing(d.refused)
 	if d.byRules {
 		o.prohibited = true
-		f.refusals.note(f.cfg.Logger, q.proto, d.to, &d.verdict)
+		f.refusals.note(f.cfg().Logger, q.proto, d.to, &d.verdict)
 	}
 	return o
 }
 
 // record notes where the guest connects, for --audit.
 func (f *Factory) record(q *request, d *decision) {
-	if f.cfg.Audit == nil || q.listener.ID != 0 || d.names || d.refused != 0 && !d.byRules {
+	if f.cfg().Audit == nil || q.listener.ID != 0 || d.names || d.refused != 0 && !d.byRules {
 		return
 	}
 	a := audit.Flow{Protocol: protoName(q.proto), To: netip.AddrPortFrom(d.to.Addr().WithZone(""), d.to.Port()), Name: string(d.verdict.Name), Rule: d.verdict.Rule, Verdict: audit.Allowed}
@@ -344,9 +357,9 @@ func (f *Factory) record(q *request, d *decision) {
 	case d.byRules:
 		flow := judgedAs(q, d)
 		flow.Lifted = true
-		a.Verdict, a.Rule = audit.Refused, f.cfg.Egress.Judge(flow).Rule
+		a.Verdict, a.Rule = audit.Refused, f.cfg().Egress.Judge(flow).Rule
 	}
-	f.cfg.Audit.Note(&a)
+	f.cfg().Audit.Note(&a)
 }
 
 // openOut opens a flow's socket to where the guest wants it.
@@ -354,7 +367,7 @@ func (f *Factory) openOut(proto uint8, d *decision) outcome {
 	switch proto {
 	case ipc.ProtoTCP:
 		if d.via != nil {
-			to := f.cfg.toProxy()
+			to := f.cfg().toProxy()
 			d = &to
 		}
 		c := inet.Connect{Path: d.inet(), Source: d.Source, To: d.to, Peeks: true}

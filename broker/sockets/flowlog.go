@@ -14,18 +14,18 @@ import (
 // tellFlow has the flow log take note of what has become of a request.
 func (f *Factory) tellFlow(q *request, d *decision, o *outcome) {
 	switch {
-	case f.cfg.Flows == nil || o.later || o.wait:
+	case f.cfg().Flows == nil || o.later || o.wait:
 	case d.byRules:
-		f.cfg.Flows.Refused(flowOf(q, d), "egress rules")
+		f.cfg().Flows.Refused(flowOf(q, d), "egress rules")
 	case d.refused != 0:
-		f.cfg.Flows.Refused(flowOf(q, d), impossible[d.always])
+		f.cfg().Flows.Refused(flowOf(q, d), impossible[d.always])
 	case o.limit != budget.Granted:
-		f.cfg.Flows.Refused(flowOf(q, d), limitReason(o.limit))
+		f.cfg().Flows.Refused(flowOf(q, d), limitReason(o.limit))
 	case answersBypass(q):
 	case o.fd < 0:
-		f.cfg.Flows.Failed(flowOf(q, d), o.errno)
+		f.cfg().Flows.Failed(flowOf(q, d), o.errno)
 	default:
-		f.cfg.Flows.Opened(q.token, flowOf(q, d))
+		f.cfg().Flows.Opened(q.token, flowOf(q, d))
 	}
 }
 
@@ -93,7 +93,7 @@ func portRule(l *Listener) string {
 // flowNews handles a message that is for the flow log. Without one, no worker of ours
 // sends it.
 func (f *Factory) flowNews(kind ipc.Kind, b []byte) error {
-	if f.cfg.Flows == nil {
+	if f.cfg().Flows == nil {
 		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
 	}
 	if kind == ipc.KindAccepted {
@@ -104,7 +104,7 @@ func (f *Factory) flowNews(kind ipc.Kind, b []byte) error {
 		if err := e.Decode(b[:ipc.EndedSize]); err != nil {
 			return err
 		}
-		f.cfg.Flows.Ended(&e)
+		f.cfg().Flows.Ended(&e)
 	}
 	return nil
 }
@@ -124,7 +124,7 @@ func (f *Factory) accepted(b []byte) error {
 		if l, ok := f.listener(a.Listener); ok {
 			w.Guest, w.Rule = ofGuest(&l), portRule(&l)
 		}
-		f.cfg.Flows.Opened(a.Token, w)
+		f.cfg().Flows.Opened(a.Token, w)
 	}
 	return nil
 }

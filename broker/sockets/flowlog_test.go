@@ -22,7 +22,7 @@ import (
 // told has a factory's flow log write to what is returned.
 func told(w *atWork) *lockedBuffer {
 	b := &lockedBuffer{}
-	w.cfg.Flows = flowlog.New(flowlog.Options{Logger: slog.New(slog.NewTextHandler(b, nil)), Max: 100, Rate: limiter.Rate{PerSecond: -1}})
+	w.cfg().Flows = flowlog.New(flowlog.Options{Logger: slog.New(slog.NewTextHandler(b, nil)), Max: 100, Rate: limiter.Rate{PerSecond: -1}})
 	return b
 }
 
@@ -58,7 +58,7 @@ func TestFlowsTold(t *testing.T) {
 		for _, spare := range []bool{true, false} {
 			w := work(t, tt.rules...)
 			said := told(w)
-			w.cfg.LoToLo = true
+			w.cfg().LoToLo = true
 			w.SetNamespace(&homeNamespace{spare: spare}, 0)
 			w.Adopt(Listener{Proto: ipc.ProtoTCP, Splice: true, Port: 10001, GuestPort: tcp, FD: -1})
 			w.Adopt(Listener{Proto: ipc.ProtoTCP, Namespace: true, Port: 10002, GuestPort: tcp, FD: -1})
@@ -114,7 +114,7 @@ func TestLateFlowsTold(t *testing.T) {
 	port := servers(t, "127.0.0.1")
 	w := work(t)
 	said := told(w)
-	w.cfg.LoToLo = true
+	w.cfg().LoToLo = true
 	ns := &homeNamespace{late: make(chan func(), 1)}
 	w.SetNamespace(ns, 0)
 	l := w.Adopt(Listener{Proto: ipc.ProtoTCP, Splice: true, Port: 10001, GuestPort: port, FD: -1})
@@ -126,7 +126,7 @@ func TestLateFlowsTold(t *testing.T) {
 	unix.Shutdown(w.worker, unix.SHUT_WR)
 	_ = w.end(t)
 	answer()
-	w.cfg.Flows.Gone(flowlog.Lost)
+	w.cfg().Flows.Gone(flowlog.Lost)
 	if out := said.String(); out != "" {
 		t.Errorf("told of a flow that nobody has:\n%s", out)
 	}
@@ -139,7 +139,7 @@ func TestFlowsUnasked(t *testing.T) {
 	(&ipc.Accepted{Token: 8, Listener: 1, Port: 9}).Encode(accepted)
 	for _, b := range [][]byte{ended, accepted} {
 		w := work(t)
-		w.cfg.Flows = nil
+		w.cfg().Flows = nil
 		if _, err := unix.Write(w.worker, b); err != nil {
 			t.Fatal(err)
 		}

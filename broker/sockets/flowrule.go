@@ -21,7 +21,7 @@ func (f *Factory) FlowRule(w *ipc.Flow) string {
 	refused := w.State == ipc.FlowRefused
 	switch {
 	case w.Direction == ipc.FlowOut && w.Remote != [16]byte{}:
-		d := f.cfg.decide(&request{
+		d := f.cfg().decide(&request{
 			proto: w.Proto, shown: true,
 			src: netip.AddrPortFrom(netip.AddrFrom16(w.Guest).Unmap(), w.GuestPort),
 			dst: netip.AddrPortFrom(netip.AddrFrom16(w.Remote).Unmap(), w.RemotePort),

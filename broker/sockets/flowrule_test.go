@@ -77,7 +77,7 @@ func TestFlowRule(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 	}
-	if f.cfg.Egress = nil; f.FlowRule(outTo(ipc.ProtoTCP, ipc.FlowEstablished, "198.51.100.7:443")) != "" {
+	if f.cfg().Egress = nil; f.FlowRule(outTo(ipc.ProtoTCP, ipc.FlowEstablished, "198.51.100.7:443")) != "" {
 		t.Error("a rule where there are none")
 	}
 }
@@ -185,7 +185,7 @@ func TestFlowRuleAsDecided(t *testing.T) {
 			if dst.Addr().Is6() {
 				q.src = ap("2001:db8::99", 777)
 			}
-			d := f.cfg.decide(&q)
+			d := f.cfg().decide(&q)
 			w := ipc.Flow{Proto: proto, State: ipc.FlowOpen, Guest: q.src.Addr().As16(), GuestPort: 777, Remote: dst.Addr().As16(), RemotePort: dst.Port()}
 			if d.refused != 0 {
 				w.State = ipc.FlowRefused

@@ -51,7 +51,7 @@ func (c *Config) decideMember(r *request) decision {
 
 // openMember opens it. Who may connect to the guest may speak to it by a group.
 func (f *Factory) openMember(d *decision) outcome {
-	g := inet.Group{Path: d.inet(), At: d.to, Filter: f.cfg.Ingress.Program(ipc.ProtoUDP, d.to.Port())}
+	g := inet.Group{Path: d.inet(), At: d.to, Filter: f.cfg().Ingress.Program(ipc.ProtoUDP, d.to.Port())}
 	return made(g.Join(), d.to.Port())
 }
 
@@ -67,7 +67,7 @@ func (f *Factory) openGroup(d *decision) outcome {
 	if port == 0 {
 		return nothing(unix.EADDRINUSE)
 	}
-	g := inet.Group{Path: d.inet(), At: d.to, From: port, NotHost: !f.cfg.hostHears(d.to)}
+	g := inet.Group{Path: d.inet(), At: d.to, From: port, NotHost: !f.cfg().hostHears(d.to)}
 	o := made(g.Dial(), port)
 	switch {
 	case fd >= 0 && o.fd < 0:
@@ -102,7 +102,7 @@ func (f *Factory) openAnswers(d *decision, port uint16) (int, uint16) {
 		fd, err = f.join(&l, v4)
 	}
 	if errors.Is(err, unix.EADDRINUSE) && port != 0 {
-		if f.cfg.Multicast.hasPort(port) {
+		if f.cfg().Multicast.hasPort(port) {
 			return -1, port
 		}
 		l.Port = 0

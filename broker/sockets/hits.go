@@ -52,26 +52,26 @@ var unnamed = [...]struct {
 // see what those addresses mean.
 func (f *Factory) Rules() []egress.Listed {
 	all := f.beforeRules()
-	if f.cfg.Egress == nil {
+	if f.cfg().Egress == nil {
 		return append(all, egress.Rest(f.hits.unruled.Load()))
 	}
-	return append(all, f.cfg.Egress.List()...)
+	return append(all, f.cfg().Egress.List()...)
 }
 
 // beforeRules is what is listed before the egress rules.
 func (f *Factory) beforeRules() []egress.Listed {
-	return append(f.unnameable(), f.cfg.Redirects.List()...)
+	return append(f.unnameable(), f.cfg().Redirects.List()...)
 }
 
 // unnameable are the rules that hold for addresses as the guest names them.
 func (f *Factory) unnameable() (all []egress.Listed) {
-	for i, fam := range []*Family{&f.cfg.V4, &f.cfg.V6} {
+	for i, fam := range []*Family{&f.cfg().V4, &f.cfg().V6} {
 		for _, u := range unnamed {
 			if !fam.Enabled || u.dest[i] == "" {
 				continue
 			}
 			note := "as the guest names it"
-			if u.why == isMulticast && f.cfg.Multicast.Send || u.why == isBroadcast && f.cfg.Multicast.Broadcast {
+			if u.why == isMulticast && f.cfg().Multicast.Send || u.why == isBroadcast && f.cfg().Multicast.Broadcast {
 				note += ", but for what --multicast lets leave"
 			}
 			all = append(all, egress.Listed{

@@ -16,7 +16,7 @@ func (f *Factory) hears(l *Listener) inet.Filter {
 	if l.Namespace || l.Proto != ipc.ProtoUDP {
 		return nil
 	}
-	return f.cfg.Ingress.Program(l.Proto, l.GuestPort)
+	return f.cfg().Ingress.Program(l.Proto, l.GuestPort)
 }
 
 // hearsOn is the program of our UDP listener that has a whole port, if one has: a
@@ -51,7 +51,7 @@ func (c *Config) onHost(f egress.Flow) bool {
 // listener hears nobody. The caller sees to it that no listener is made meanwhile, and
 // Config.Ingress has to be there from the start.
 func (f *Factory) ReplaceIngress(rules []ingress.Rule) error {
-	if err := f.cfg.Ingress.Replace(rules); err != nil {
+	if err := f.cfg().Ingress.Replace(rules); err != nil {
 		return err
 	}
 	var errs []error
@@ -79,4 +79,4 @@ func (f *Factory) Dropped(id uint32) uint64 {
 }
 
 // IngressRules are the rules that say who may connect to the guest, in order.
-func (f *Factory) IngressRules() []egress.Listed { return f.cfg.Ingress.List() }
+func (f *Factory) IngressRules() []egress.Listed { return f.cfg().Ingress.List() }

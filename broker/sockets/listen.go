@@ -100,9 +100,9 @@ func (f *Factory) Retarget(id uint32, l Listener) Listener {
 	elsewhere := now.GuestPort != l.GuestPort
 	now.GuestPort, now.Target, now.Splice = l.GuestPort, l.Target, l.Splice
 	f.listeners[id] = now
-	if elsewhere && f.cfg.Ingress.Any() && now.Proto == ipc.ProtoUDP && !now.Namespace {
+	if elsewhere && f.cfg().Ingress.Any() && now.Proto == ipc.ProtoUDP && !now.Namespace {
 		if err := inet.Refilter(now.FD, f.hears(&now)); err != nil {
-			f.cfg.Logger.Error("nobody can connect by a forwarded port any more", "port", where(&now), "error", err)
+			f.cfg().Logger.Error("nobody can connect by a forwarded port any more", "port", where(&now), "error", err)
 		}
 	}
 	return now
@@ -113,9 +113,9 @@ func (f *Factory) Retarget(id uint32, l Listener) Listener {
 func (f *Factory) Room(more int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.cfg.MaxListeners > 0 && len(f.listeners)+more >= f.cfg.MaxListeners {
+	if f.cfg().MaxListeners > 0 && len(f.listeners)+more >= f.cfg().MaxListeners {
 		return fmt.Errorf("more than %d ports, three quarters of what the limit on open files allows (ulimit -n): %w",
-			f.cfg.MaxListeners, unix.EMFILE)
+			f.cfg().MaxListeners, unix.EMFILE)
 	}
 	return nil
 }
@@ -258,8 +258,8 @@ func (f *Factory) listenAddr(l *Listener) (addr netip.Addr, dual bool) {
 	switch {
 	case l.Addr.IsValid():
 		return l.Addr, false
-	case f.cfg.V6.Enabled:
-		return netip.IPv6Unspecified(), f.cfg.V4.Enabled
+	case f.cfg().V6.Enabled:
+		return netip.IPv6Unspecified(), f.cfg().V4.Enabled
 	}
 	return netip.IPv4Unspecified(), false
 }
@@ -267,7 +267,7 @@ func (f *Factory) listenAddr(l *Listener) (addr netip.Addr, dual bool) {
 // listenSocket binds the socket of a listener.
 func (f *Factory) listenSocket(l *Listener, beside bool) (int, error) {
 	addr, dual := f.listenAddr(l)
-	fam := f.cfg.family(addr)
+	fam := f.cfg().family(addr)
 	scope := fam.Scope
 	if l.Interface != "" {
 		scope = 0 // another interface's would take the place of that one

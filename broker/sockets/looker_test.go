@@ -136,7 +136,7 @@ func workLooked(t *testing.T, to ...uint16) (*atWork, *looker, *byName, *lockedB
 	l := &looker{t: t, recs: make(chan heard, 4*ipc.MaxStages)}
 	w, log := workUnder(t, rules, func(*budget.Limits) {})
 	for _, p := range to {
-		w.cfg.VerifySNI = append(w.cfg.VerifySNI, PortRange{p, p})
+		w.cfg().VerifySNI = append(w.cfg().VerifySNI, PortRange{p, p})
 	}
 	l.f = w.Factory
 	w.SetNames(l.send)

@@ -29,7 +29,7 @@ func (f *Factory) decideSettled(q *request, d decision, s *served) decision {
 		return d
 	}
 	s.refusals += f.Names.Settle() // nobody gets them handled for nothing
-	return f.cfg.decide(q)
+	return f.cfg().decide(q)
 }
 
 // openNames makes a pair of sockets, for the worker and for aldente-names. Where that is
@@ -57,7 +57,7 @@ func (f *Factory) Upstream(proto uint8, resolver netip.Addr) (fd int, e unix.Err
 	if g := f.ledger; g != nil && g.may(budget.Upstream) != budget.Granted {
 		return -1, unix.EMFILE
 	}
-	d := f.cfg.decideUpstream(resolver)
+	d := f.cfg().decideUpstream(resolver)
 	var r inet.Result
 	if proto == ipc.ProtoTCP {
 		c := inet.Connect{Path: d.inet(), Source: d.Source, To: d.to}

@@ -122,7 +122,7 @@ func TestDecideNamesReply(t *testing.T) {
 func resolving(t *testing.T, names Names) *atWork {
 	t.Helper()
 	w, _ := workWithin(t, func(*budget.Limits) {})
-	w.cfg.Resolvers = []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}
+	w.cfg().Resolvers = []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}
 	w.Names = names
 	return w
 }
@@ -294,7 +294,7 @@ func TestRefusedOnceSettled(t *testing.T) {
 	names := &answering{}
 	w := work(t, namedRules...)
 	w.Names = names
-	e := w.cfg.Egress.(*egress.RuleSet)
+	e := w.cfg().Egress.(*egress.RuleSet)
 	asked := 0
 	names.settle = func() int {
 		if asked++; asked == 1 {
@@ -317,13 +317,13 @@ func TestRefusedOnceSettled(t *testing.T) {
 		{"127.0.0.1", 443, unix.EACCES, 2}, // whatever the rules say
 	} {
 		q, s := to(tt.dst, tt.port)
-		d := w.decideSettled(&q, w.cfg.decide(&q), s)
+		d := w.decideSettled(&q, w.cfg().decide(&q), s)
 		if d.refused != tt.refused || asked != tt.asked {
 			t.Errorf("%d: refused %v, asked %d times", i, d.refused, asked)
 		}
 	}
 	q, s := to("198.51.100.9", 443)
-	if w.decideSettled(&q, w.cfg.decide(&q), s); s.refusals != 1 {
+	if w.decideSettled(&q, w.cfg().decide(&q), s); s.refusals != 1 {
 		t.Errorf("counts for %d refusals", s.refusals)
 	}
 	q.listener.ID = 1

@@ -90,7 +90,7 @@ func TestRedirectTold(t *testing.T) {
 		t.Errorf("%s", all)
 	}
 	q := request{proto: ipc.ProtoTCP, src: ap("10.0.0.1", 777), dst: dst}
-	d := f.cfg.decide(&q)
+	d := f.cfg().decide(&q)
 	f.hits.count(&q, &d)
 	if n := ruleIn(e); n == 0 || f.Rules()[n-1].Text != "--deny 192.0.2.66" || f.Rules()[n-1].Hits != 1 {
 		t.Errorf("rule %d of %+v", n, f.Rules())

@@ -80,11 +80,11 @@ func (f *Factory) looksAt(q *request, d *decision) bool {
 	if !d.verdict.ByName || !d.verdict.Allowed || q.listener.ID != 0 || q.proto != ipc.ProtoTCP && q.proto != ipc.ProtoUDP {
 		return false
 	}
-	return f.cfg.looksAt(d.to.Port())
+	return f.cfg().looksAt(d.to.Port())
 }
 
 // LooksAt tells whether flows to a port are looked at that a rule by name allows.
-func (f *Factory) LooksAt(port uint16) bool { return f.cfg.looksAt(port) }
+func (f *Factory) LooksAt(port uint16) bool { return f.cfg().looksAt(port) }
 
 func (c *Config) looksAt(port uint16) bool {
 	return slices.ContainsFunc(c.VerifySNI, func(r PortRange) bool { return r.First <= port && port <= r.Last })
@@ -330,7 +330,7 @@ func (g *stages) proxying(id uint32) bool {
 func (f *Factory) mayBe(t *staged, name domain.Name) bool {
 	flow := t.flow
 	flow.Open, flow.Name = true, name
-	v := f.cfg.Egress.Judge(flow)
+	v := f.cfg().Egress.Judge(flow)
 	return v.Allowed && v.ByName
 }
 
@@ -438,7 +438,7 @@ func (f *Factory) refuseStaged(id uint32, name domain.Name, e unix.Errno, reason
 	if name != "" {
 		fields = append(fields, "hello", string(name))
 	}
-	f.cfg.Logger.Warn("refused for its client hello", append(fields, "reason", why)...)
+	f.cfg().Logger.Warn("refused for its client hello", append(fields, "reason", why)...)
 }
 
 // StagesGone ends all flows that are looked at: nobody does any more.
@@ -453,7 +453,7 @@ func (f *Factory) recheckStages() (ended int) {
 		v, refused := f.refusedStaged(t)
 		if refused {
 			v.Count()
-			f.refusals.note(f.cfg.Logger, t.flow.Proto, t.flow.To, &v)
+			f.refusals.note(f.cfg().Logger, t.flow.Proto, t.flow.To, &v)
 		}
 		return refused
 	})
@@ -463,8 +463,8 @@ func (f *Factory) recheckStages() (ended int) {
 func (f *Factory) refusedStaged(t *staged) (egress.Verdict, bool) {
 	flow := t.flow
 	flow.Open, flow.Name = true, t.d.verdict.Name
-	v := f.cfg.Egress.Judge(flow)
-	return v, !v.Allowed && !f.cfg.lifts(flow)
+	v := f.cfg().Egress.Judge(flow)
+	return v, !v.Allowed && !f.cfg().lifts(flow)
 }
 
 // endStages ends the flows that are looked at and of a kind, and returns how many.

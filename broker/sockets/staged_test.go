@@ -129,13 +129,13 @@ func TestNotLookedAt(t *testing.T) {
 	}
 	unix.Close(fd)
 	l.silent()
-	w.cfg.VerifySNI = []PortRange{{1, port}}
+	w.cfg().VerifySNI = []PortRange{{1, port}}
 	w.stages.send = nil
 	if fd, a = w.request(t, toLoopback(ipc.ProtoTCP, false, port)); fd >= 0 || a.Errno != uint16(unix.EACCES) {
 		t.Errorf("%+v", a)
 	}
-	f := Config{VerifySNI: w.cfg.VerifySNI}
-	g := &Factory{cfg: f}
+	f := Config{VerifySNI: w.cfg().VerifySNI}
+	g := New(f)
 	d := decision{to: netip.AddrPortFrom(netip.Addr{}, port), verdict: egress.Verdict{Allowed: true, ByName: true}}
 	for name, q := range map[string]request{
 		"echo": {proto: ipc.ProtoICMP}, "an answer": {proto: ipc.ProtoUDP, listener: Listener{ID: 1}}, "TCP": {proto: ipc.ProtoTCP},

@@ -47,7 +47,7 @@ func (f *Factory) Stages() StageUsage {
 	f.stages.mu.Lock()
 	defer f.stages.mu.Unlock()
 	u := f.stages.usage
-	if u.Held = f.stages.held(false); len(f.cfg.VerifySNI) > 0 && f.stages.send != nil {
+	if u.Held = f.stages.held(false); len(f.cfg().VerifySNI) > 0 && f.stages.send != nil {
 		u.Bound = ipc.MaxStages
 	}
 	return u

@@ -51,7 +51,7 @@ type stood struct {
 // Follow has the factory remember what it has opened, for Recheck. It must be
 // called after SetBudget, before the first worker is served.
 func (f *Factory) Follow() {
-	if f.ledger != nil && f.ledger.info >= 0 && f.cfg.Egress != nil {
+	if f.ledger != nil && f.ledger.info >= 0 && f.cfg().Egress != nil {
 		f.ledger.standing = &standing{flows: map[uint32]stood{}, prune: fewStanding, refused: map[uint32]time.Time{}}
 		f.ledger.judge = f.refusedNow
 	}
@@ -90,7 +90,7 @@ func (f *Factory) marked(s *stood, keep bool) {
 	if !s.To.IsValid() {
 		return
 	}
-	refused := !f.cfg.Egress.Judge(s.Flow).Allowed && !f.cfg.lifts(s.Flow)
+	refused := !f.cfg().Egress.Judge(s.Flow).Allowed && !f.cfg().lifts(s.Flow)
 	s.kept, s.condemned = keep && refused, !keep && refused && s.bypass
 }
 
@@ -100,8 +100,8 @@ func (f *Factory) stays(s *stood) (egress.Verdict, bool) {
 	case !s.To.IsValid(), s.kept, s.bypass && !s.condemned:
 		return egress.Verdict{}, true
 	}
-	v := f.cfg.Egress.Judge(s.Flow)
-	return v, !s.condemned && (v.Allowed || f.cfg.lifts(s.Flow))
+	v := f.cfg().Egress.Judge(s.Flow)
+	return v, !s.condemned && (v.Allowed || f.cfg().lifts(s.Flow))
 }
 
 // Revoker tells the worker what ends. Each returns an error if there is no worker, or
@@ -154,7 +154,7 @@ func (f *Factory) Recheck(to Revoker) (left int, defied bool) {
 		if !again {
 			at = now
 			v.Count()
-			f.refusals.note(f.cfg.Logger, flow.Proto, flow.To, &v)
+			f.refusals.note(f.cfg().Logger, flow.Proto, flow.To, &v)
 		}
 		defied = defied || again && now.Sub(at) > revokeTimeout
 		if t.tell(&flow) || again {
@@ -240,7 +240,7 @@ func (f *Factory) refusedNow(s *stood) bool {
 	v, stays := f.stays(s)
 	if !stays {
 		v.Count()
-		f.refusals.note(f.cfg.Logger, s.Proto, s.To, &v)
+		f.refusals.note(f.cfg().Logger, s.Proto, s.To, &v)
 	}
 	return !stays
 }

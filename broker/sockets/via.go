@@ -142,7 +142,7 @@ func (f *Factory) askProxy(t *staged) {
 		return
 	}
 	rec := ipc.Relay{ID: t.id, Port: t.d.to.Port(), Addr: t.d.to.Addr().As16()}
-	if v := &t.d.verdict; f.cfg.Via.Names && v.ByName {
+	if v := &t.d.verdict; f.cfg().Via.Names && v.ByName {
 		rec.Name, _ = ipc.MakeName(string(v.Name)) // which fits
 	}
 	err := f.stages.send(rec.Encode(), t.fd)
@@ -231,7 +231,7 @@ func (g *stages) ended(t *staged, count func(u *StageUsage)) {
 // ProxyCounters are what has become of connections for which the proxy was asked; none
 // where there is no proxy.
 func (f *Factory) ProxyCounters() (all []api.Counter) {
-	if f.cfg.Via == nil {
+	if f.cfg().Via == nil {
 		return nil
 	}
 	u := f.Proxied()
@@ -268,9 +268,9 @@ func (f *Factory) tellProxy(t *staged, why string, code uint16) {
 	if !said {
 		return
 	}
-	fields := []any{"proxy", f.cfg.Via.Text, "to", t.d.to.String(), "reason", why}
+	fields := []any{"proxy", f.cfg().Via.Text, "to", t.d.to.String(), "reason", why}
 	if code != 0 {
 		fields = append(fields, "code", code)
 	}
-	f.cfg.Logger.Warn("not connected by the proxy", fields...)
+	f.cfg().Logger.Warn("not connected by the proxy", fields...)
 }

@@ -25,9 +25,9 @@ func workVia(t *testing.T, change func(*Via), looked ...uint16) (w *atWork, l *l
 	t.Helper()
 	server, port := listenAt(t, "tcp", "127.0.0.1:0")
 	w, l, rules, _ = workLooked(t, looked...)
-	w.cfg.Via = &Via{To: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Text: "socks5://127.0.0.1:1080"}
+	w.cfg().Via = &Via{To: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Text: "socks5://127.0.0.1:1080"}
 	if change != nil {
-		change(w.cfg.Via)
+		change(w.cfg().Via)
 	}
 	return w, l, rules, func() func() bool {
 		c, err := server.Accept()
@@ -111,7 +111,7 @@ func TestByProxy(t *testing.T) {
 			t.Fatalf("%+v", a)
 		}
 		sa, err := unix.Getpeername(fd)
-		if v4, ok := sa.(*unix.SockaddrInet4); err != nil || !ok || v4.Port != int(w.cfg.Via.To.Port()) {
+		if v4, ok := sa.(*unix.SockaddrInet4); err != nil || !ok || v4.Port != int(w.cfg().Via.To.Port()) {
 			t.Errorf("the socket leads to %v, %v", sa, err)
 		}
 		h.close()

@@ -104,7 +104,7 @@ func (f *Factory) overBudget(k budget.Kind, r budget.Reason) {
 	default:
 		text, limit = "the guest opens UDP or echo flows too fast", "new-udp"
 	}
-	log := f.cfg.Logger
+	log := f.cfg().Logger
 	if limit != "" {
 		log = log.With("change_by", "--limit "+limit+"=N")
 	}
@@ -157,7 +157,7 @@ func (f *Factory) workerGone() {
 		f.ledger.settle()
 	}
 	f.StagesGone()
-	if f.cfg.Flows != nil {
-		f.cfg.Flows.Gone(flowlog.Lost)
+	if f.cfg().Flows != nil {
+		f.cfg().Flows.Gone(flowlog.Lost)
 	}
 }

@@ -144,6 +144,10 @@ func (f *families) status(st *api.StatusReply, own labels) {
 	f.gauge("guest_connected", "Whether the guest is connected, 1 or 0.", own, nil, truth(st.Connected))
 	f.gauge("worker_running", "Whether there is a worker, 1 or 0.", own, nil, truth(st.WorkerPID != 0))
 	f.counter("worker_restarts_total", "How often the worker was replaced after its death.", own, nil, float64(max(st.Restarts, 0)))
+	if n := st.Network; n != nil {
+		f.gauge("network_connected", "Whether the host has a network that the guest's follows, 1 or 0.", own, nil, truth(n.Connected))
+		f.counter("network_changes_total", "Changes of the host's network that concerned the guest.", own, nil, float64(n.Changes))
+	}
 	f.gauge("mtu_bytes", "MTU of the link to the guest.", own, nil, float64(st.MTU))
 	for _, l := range st.Limits {
 		which := labels{"limit": l.Name}

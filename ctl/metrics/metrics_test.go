@@ -53,6 +53,7 @@ func good(pid int) *fake {
 		api.Status: {{Status: &api.StatusReply{
 			Version: "1.2", Personality: "pasta", PID: pid, WorkerPID: pid + 1, User: 1000, Started: "2026-11-29T12:00:00Z", Link: "tap", Connected: true,
 			Restarts: 2, Guest: "curl \"x\" \\ y", MTU: 65520, LogLevel: "info", Limits: []api.Limit{{Name: "tcp flows", Used: 3, Max: 100, Refused: 1}},
+			Network: &api.NetworkReply{Connected: true, Template: "eth0", Changes: 4},
 		}}},
 		api.Counters: {{Counters: &api.CountersReply{
 			Counters: []api.Counter{
@@ -126,6 +127,8 @@ func TestWrite(t *testing.T) {
 		`link="tap",log_level="info",personality="pasta",pid="77",user="1000",version="1.2"} 1.0` + "\n",
 		`limit="tcp flows"`,
 		"aldente_worker_restarts_total{",
+		"aldente_network_connected{" + own + `personality="pasta",pid="77"} 1.0`,
+		"aldente_network_changes_total{" + own + `personality="pasta",pid="77"} 4.0`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q", want)

@@ -46,6 +46,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.KindUnlisten:    (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP}).Encode(ipc.KindUnlisten),
 		ipc.KindRevoke:      revoke,
 		ipc.KindRevokeFlows: flows,
+		ipc.KindGone:        (&ipc.Gone{N: 2, Addrs: [ipc.MaxGone][16]byte{{15: 1}, {10: 0xff, 11: 0xff, 12: 192, 15: 7}}}).Encode(),
 		ipc.KindRetarget:    (&ipc.Listener{ID: 1, Proto: ipc.ProtoUDP, GuestPort: 80, Target: [16]byte{15: 1}}).Encode(ipc.KindRetarget),
 		ipc.KindLive:        (&ipc.Live{ID: 1, Snap: 96, Flags: ipc.LiveDrops, Proto: ipc.ProtoTCP, Port: 443, Addr: [16]byte{15: 1}, Name: interfaceName("eth0")}).Encode(),
 		ipc.KindReady:       ipc.Empty(ipc.KindReady),
@@ -73,6 +74,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.AgentKindDone:   (&ipc.AgentDone{ID: 1}).Encode(),
 		ipc.AgentKindLayer:  (&ipc.AgentLayer{ID: 1, State: 2, Name: name}).Encode(),
 		ipc.AgentKindScan:   (&ipc.AgentScan{ID: 1}).Encode(),
+		ipc.AgentKindUpdate: (&ipc.AgentUpdate{ID: 1}).Encode(),
 		ipc.AgentKindPorts: (&ipc.AgentPorts{ID: 1, Last: 1, N: 2, Words: [ipc.MaxPortWords]uint16{0, ipc.PortWords - 1},
 			Bits: [ipc.MaxPortWords]uint64{1, 1 << 63}}).Encode(),
 

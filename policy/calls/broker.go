@@ -212,6 +212,7 @@ func brokerRunning() []Rule {
 		// Worker and agent have an environment of ours.
 		each(runtime, "heap pages that are returned, where the caller's GODEBUG has madvdontneed=0", "madvise", 2, unix.MADV_FREE),
 		plain("package os", "pipes, log", "fstat", "pread64"),
+		plain("package os", "a command's resolv.conf, when the host's resolvers change", "pwrite64"),
 		each("package os", "descriptors", "fcntl", 1,
 			unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC),
 		plain("ipc", "records and descriptors; answers to many requests in one call", "sendmsg", "recvmsg", "sendmmsg"),
@@ -224,6 +225,7 @@ func brokerRunning() []Rule {
 			unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_NETNS_COOKIE),
 		options(factory, "whether a connect has ended, and how", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
 		plain(factory, "connects under way, and which sockets still live", "epoll_create1"),
+		options(factory, "whether a listener's interface is still the one of its name", "getsockopt", unix.SOL_SOCKET, unix.SO_BINDTODEVICE),
 		options(broker, "who connects", "getsockopt", unix.SOL_SOCKET, unix.SO_PEERCRED),
 		options("broker/inet", "what was dropped at a listener", "getsockopt", unix.SOL_SOCKET, unix.SO_MEMINFO),
 		plain(broker, "path of the guest's namespace", "newfstatat"),

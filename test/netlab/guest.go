@@ -38,12 +38,13 @@ func NoForward(args ...string) []string {
 
 // GuestSpec says how to start a translator.
 type GuestSpec struct {
-	Args    []string      // before the command; NoForward comes first
-	Wrap    []string      // command that runs the translator, as unshare(1)
-	User    *User         // nil: Nobody
-	Resolv  string        // contents of the host's resolv.conf, empty: as it is
-	Binary  string        // empty: the pasta under test
-	Timeout time.Duration // after which it is killed, zero: a default
+	Args     []string      // before the command; NoForward comes first
+	Wrap     []string      // command that runs the translator, as unshare(1)
+	User     *User         // nil: Nobody
+	Resolv   string        // contents of the host's resolv.conf, empty: as it is
+	ResolvAt string        // a file that stands for it, which may change; empty: Resolv counts
+	Binary   string        // empty: the pasta under test
+	Timeout  time.Duration // after which it is killed, zero: a default
 }
 
 // Guest is a namespace behind a translator.
@@ -117,7 +118,7 @@ func (l *Lab) StartPasta(s GuestSpec, args ...string) *Proc {
 	}
 	argv := slices.Concat(s.Wrap, []string{s.Binary}, args)
 	user := s.User
-	if s.Resolv != "" {
+	if s.Resolv != "" || s.ResolvAt != "" {
 		argv, user = withResolv(l.TB, s, argv)
 	}
 	if user == Root {
@@ -135,9 +136,12 @@ func (l *Lab) StartPasta(s GuestSpec, args ...string) *Proc {
 // withResolv wraps argv so that it runs in a mount namespace with another
 // resolv.conf.
 func withResolv(tb TB, s GuestSpec, argv []string) ([]string, *User) {
-	f := filepath.Join(stage, fmt.Sprintf("resolv%d", time.Now().UnixNano()))
-	if err := os.WriteFile(f, []byte(s.Resolv), 0o644); err != nil {
-		tb.Fatalf("%v", err)
+	f := s.ResolvAt
+	if f == "" {
+		f = filepath.Join(stage, fmt.Sprintf("resolv%d", time.Now().UnixNano()))
+		if err := os.WriteFile(f, []byte(s.Resolv), 0o644); err != nil {
+			tb.Fatalf("%v", err)
+		}
 	}
 	pre := []string{"unshare", "-m", "sh", "-c", `mount --bind "$1" /etc/resolv.conf && shift && exec "$@"`, "sh", f}
 	if u := s.User; u != nil && u != Root && !Nested() {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package dhcp is the guest's DHCP server (RFC 2131), and its BOOTP server
-// (RFC 951). There is one guest and one address for it, leased for ever, so a
-// request is answered from the configuration alone and nothing is remembered.
+// (RFC 951). There is one guest and one address for it, leased for ever or, where it may
+// change with the host's, for as long as the configuration says. So a request is answered
+// from that alone and nothing is remembered.
 package dhcp
 
 import (
@@ -61,6 +62,20 @@ func Handle(g *flow.Guest, p *packet.Packet, u *packet.UDP, out []byte) int {
 	return 0
 }
 
+// Assigns tells whether a frame that Handle made gives the guest its address, which it
+// may be spoken to by from then on, whether or not it has said anything from there.
+func Assigns(frame []byte) bool {
+	if len(frame) < headers+fixedSize {
+		return false
+	}
+	b := frame[headers:]
+	if [4]byte(b[16:20]) == [4]byte{} {
+		return false
+	}
+	o := b[fixedSize+cookieSize:] // the type is the first option
+	return len(o) > 2 && [cookieSize]byte(b[fixedSize:]) == magicCookie && o[0] == optionMessageType && o[2] == typeACK
+}
+
 // isHost tells whether a is an IPv4 address that a host can have.
 func isHost(a *packet.Addr) bool {
 	return a.Is4() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsBroadcast()
@@ -90,7 +105,8 @@ func decide(g *flow.Guest, q *request) uint8 {
 // INIT-REBOOT) is refused, so that it asks anew at once: no other server serves
 // this link. One that uses another address (RENEWING, REBINDING) got it on
 // another link before it was moved here. Its address keeps working. So it gets
-// no answer, and keeps its connections until that lease ends.
+// no answer, and keeps its connections until that lease ends. But an address that we have
+// leased and that the host has lost is refused: the client asks for the new one at once.
 func decideRequest(g *flow.Guest, q *request) uint8 {
 	assigned, our := packet.Addr(g.Addr4), packet.Addr(g.Our4)
 	none := [4]byte{}
@@ -105,8 +121,20 @@ func decideRequest(g *flow.Guest, q *request) uint8 {
 		return typeACK
 	case q.ciaddr == assigned.As4():
 		return typeACK
+	case lost(g, q.ciaddr):
+		return typeNAK
 	}
 	return typeNone
+}
+
+// lost tells whether the guest had an address before that the host has no more.
+func lost(g *flow.Guest, a [4]byte) bool {
+	for i := range g.Former4 {
+		if former := packet.Addr(g.Former4[i]); !former.IsZero() && former.As4() == a {
+			return g.Kept4>>i&1 == 0
+		}
+	}
+	return false
 }
 
 // send writes an OFFER or ACK. It goes to the address that the client has, or

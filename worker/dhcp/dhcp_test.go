@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
@@ -63,6 +64,9 @@ func TestReplyType(t *testing.T) {
 				return
 			}
 			a := read(t, b)
+			if Assigns(b) != (tc.want == ack && tc.kind != dhcpv4.MessageTypeInform) {
+				t.Errorf("assigns: %t", Assigns(b))
+			}
 			if a.MessageType() != tc.want || a.TransactionID != q.TransactionID {
 				t.Fatalf("%v", a.Summary())
 			}
@@ -252,5 +256,29 @@ func TestAllocs(t *testing.T) {
 	})
 	if n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestLease: where the address may change, the lease ends, and is to be renewed long
+// before. One that the host has lost is refused when it is renewed, one that the host has
+// still is left to the end of its lease.
+func TestLease(t *testing.T) {
+	g := guest()
+	g.Lease, g.Renew = 3600, 60
+	g.Former4 = [ipc.MaxFormer][16]byte{packet.AddrFrom4([4]byte{192, 0, 2, 77}), packet.AddrFrom4([4]byte{192, 0, 2, 78})}
+	g.Kept4 = 1 << 1
+	a := read(t, exchange(t, g, query(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(guestIP)).ToBytes()))
+	if a.IPAddressLeaseTime(0) != time.Hour || a.IPAddressRenewalTime(0) != time.Minute || a.IPAddressRebindingTime(0) != 3150*time.Second {
+		t.Errorf("%v", a.Summary())
+	}
+	for last, want := range map[byte]dhcpv4.MessageType{77: dhcpv4.MessageTypeNak, 78: dhcpv4.MessageTypeNone, 79: dhcpv4.MessageTypeNone} {
+		b := exchange(t, g, query(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IP{192, 0, 2, last})).ToBytes())
+		if got := dhcpv4.MessageTypeNone; len(b) > 0 {
+			if got = read(t, b).MessageType(); got != want {
+				t.Errorf("renewing %d: %v, want %v", last, got, want)
+			}
+		} else if want != got {
+			t.Errorf("renewing %d: no answer, want %v", last, want)
+		}
 	}
 }

@@ -99,9 +99,7 @@ func (r *reply) fill(g *flow.Guest, q *request, kind uint8) {
 		r.put(optionMessageType, []byte{kind})
 		r.putAddr(optionServerID, g.Our4)
 		if q.kind != typeInform {
-			var v [4]byte
-			binary.BigEndian.PutUint32(v[:], leaseForever)
-			r.put(optionLease, v[:])
+			r.putLease(g)
 		}
 		if q.kind == typeDiscover && q.rapid {
 			r.put(optionRapidCommit, nil)
@@ -117,6 +115,24 @@ func (r *reply) fill(g *flow.Guest, q *request, kind uint8) {
 	} {
 		r.add(g, q, code)
 	}
+}
+
+// putLease says for how long the address is the client's. One that may change is to be
+// asked for again soon (T1); without an answer it is good for long (T2, RFC 2131 section
+// 4.4.5).
+func (r *reply) putLease(g *flow.Guest) {
+	put := func(code uint8, seconds uint32) {
+		var v [4]byte
+		binary.BigEndian.PutUint32(v[:], seconds)
+		r.put(code, v[:])
+	}
+	if g.Lease == 0 {
+		put(optionLease, leaseForever)
+		return
+	}
+	put(optionLease, g.Lease)
+	put(optionRenewal, g.Renew)
+	put(optionRebinding, max(g.Lease-g.Lease/8, g.Renew))
 }
 
 // add adds one option of configuration, if we have anything to say on it.

@@ -42,6 +42,8 @@ const (
 	optionParameters    = 55
 	optionMessage       = 56
 	optionMaxSize       = 57
+	optionRenewal       = 58
+	optionRebinding     = 59
 	optionClientID      = 61
 	optionRapidCommit   = 80  // RFC 4039
 	optionFQDN          = 81  // RFC 4702

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package dhcpv6 is the guest's DHCPv6 server (RFC 8415). There is one guest
-// and one address for it, leased for ever, so a message is answered from the
-// configuration alone and nothing is remembered.
+// and one address for it, leased for ever or, where it may change with the host's, for as
+// long as the configuration says. So a message is answered from that alone and nothing is
+// remembered.
 package dhcpv6
 
 import (

@@ -305,3 +305,18 @@ func TestAllocs(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestLease: where the address may change, the lease ends, and is to be renewed long
+// before. With the new address comes the end of the old: at once if the host has lost it.
+func TestLease(t *testing.T) {
+	g := guest()
+	g.Lease, g.Renew = 3600, 60
+	g.Former6 = [ipc.MaxFormer][16]byte{otherIP, onLinkIP}
+	g.Kept6 = 1 << 1
+	m := query(t, dhcp.MessageTypeRenew, client(), server(), na(1, otherIP, onLinkIP, addr("2001:db8:7::7")))
+	got := summary(read(t, exchange(t, g, m.ToBytes())))
+	want := []string{"REPLY", "NA 1 60/3150 2001:db8:0:1::5 3600/3600 2001:db8:0:2::5 0/0 2001:db8:0:1::77 0/3600 2001:db8:7::7 0/0"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}

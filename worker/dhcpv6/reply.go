@@ -117,25 +117,42 @@ func (r *reply) putLease(g *flow.Guest, o *options, extending bool) {
 	}
 	v := r.b[r.n:]
 	copy(v[:4], o.value) // IAID
-	binary.BigEndian.PutUint32(v[4:], forever)
-	binary.BigEndian.PutUint32(v[8:], forever)
+	life, renew, rebind := uint32(forever), uint32(forever), uint32(forever)
+	if g.Lease != 0 {
+		life, renew, rebind = g.Lease, g.Renew, max(g.Lease-g.Lease/8, g.Renew)
+	}
+	binary.BigEndian.PutUint32(v[4:], renew)
+	binary.BigEndian.PutUint32(v[8:], rebind)
 	r.n += iaSize
-	r.putAddress(g.Addr6, forever)
+	r.putAddress(g.Addr6, life, life)
 	if extending {
 		for a := o.inner(); a.next(); {
-			if a.code == optionIAAddress && packet.Addr(a.value[:16]) != g.Addr6 {
-				r.putAddress(packet.Addr(a.value[:16]), 0)
+			if addr := packet.Addr(a.value[:16]); a.code == optionIAAddress && addr != g.Addr6 {
+				r.putAddress(addr, 0, remaining(g, addr, life))
 			}
 		}
 	}
 	binary.BigEndian.PutUint16(r.b[start+2:], uint16(r.n-start-4))
 }
 
-func (r *reply) putAddress(addr packet.Addr, lifetime uint32) {
+// remaining is for how long an address may be used that the guest had before: as long as
+// the host has it, for what there is.
+func remaining(g *flow.Guest, addr packet.Addr, life uint32) uint32 {
+	for i := range g.Former6 {
+		if addr == packet.Addr(g.Former6[i]) && g.Kept6>>i&1 != 0 {
+			return life
+		}
+	}
+	return 0
+}
+
+// putAddress adds an address with its lifetimes in seconds: for new connections, and for
+// those that there are.
+func (r *reply) putAddress(addr packet.Addr, preferred, valid uint32) {
 	var v [iaAddressSize]byte
 	copy(v[:], addr[:])
-	binary.BigEndian.PutUint32(v[16:], lifetime) // preferred
-	binary.BigEndian.PutUint32(v[20:], lifetime) // valid
+	binary.BigEndian.PutUint32(v[16:], preferred)
+	binary.BigEndian.PutUint32(v[20:], valid)
 	r.put(optionIAAddress, v[:])
 }
 

@@ -39,6 +39,26 @@ type Used struct {
 // the one that was noted first gives way.
 const maxUsed = 16
 
+// Reconfigure takes over another configuration. What the guest was seen to use stays
+// until it is seen to use something else, unless it has been given what is new already.
+func (g *Guest) Reconfigure(c *ipc.Config) {
+	follow := func(seen *packet.Addr, was, is [16]byte, heard bool) {
+		if is != was && *seen == was && (!heard || c.Flags&ipc.FlagConfigured != 0) {
+			*seen = is
+		}
+	}
+	follow(&g.Seen4, g.Addr4, c.Addr4, g.heard4)
+	follow(&g.Seen6, g.Addr6, c.Addr6, g.heard6)
+	g.Config, g.Used = *c, Used{} // what it uses still it will be seen to use
+}
+
+// Assigned4 notes that the guest has taken the IPv4 address assigned.
+func (g *Guest) Assigned4() {
+	if !g.Has(ipc.FlagAddr4Fixed) {
+		g.Seen4 = g.Addr4
+	}
+}
+
 // Has tells whether all bits of flag are set.
 func (g *Guest) Has(flag uint64) bool { return g.Flags&flag == flag }
 

@@ -82,3 +82,31 @@ func TestInboundTarget(t *testing.T) {
 		}
 	}
 }
+
+// TestReconfigure: an address that the guest was seen to use stays what connections go to,
+// until it uses another; one that it never used, or that it has been given, does not.
+func TestReconfigure(t *testing.T) {
+	a := func(last byte) packet.Addr { return packet.AddrFrom4([4]byte{192, 0, 2, last}) }
+	for _, tt := range []struct {
+		name       string
+		seen       packet.Addr
+		heard      bool
+		configured bool
+		want       packet.Addr
+	}{
+		{"silent", a(2), false, false, a(7)},
+		{"heard", a(2), true, false, a(2)},
+		{"heard, and given the new one", a(2), true, true, a(7)},
+		{"uses another, and given the new one", a(9), true, true, a(9)},
+	} {
+		g := &Guest{Seen4: tt.seen, heard4: tt.heard}
+		g.Addr4 = a(2)
+		next := ipc.Config{Addr4: a(7), Our4: a(1)}
+		if tt.configured {
+			next.Flags = ipc.FlagConfigured
+		}
+		if g.Reconfigure(&next); g.Seen4 != tt.want || g.Config != next {
+			t.Errorf("%s: %v, want %v", tt.name, g.Seen4, tt.want)
+		}
+	}
+}

@@ -460,3 +460,19 @@ func TestAllocs(t *testing.T) {
 		t.Errorf("stats %+v", r.Stats)
 	}
 }
+
+// TestGone: flows whose sockets have lost their address end, and no others.
+func TestGone(t *testing.T) {
+	r := newRig(t)
+	s, _ := r.connect(remote4)
+	r.Gone(func(fd int32) bool { return fd != s.FD })
+	if s.Closes != 0 {
+		t.Fatal("closed, and its address is there")
+	}
+	r.Gone(func(fd int32) bool { return fd == s.FD })
+	if s.Closes != 1 || r.Len() != 0 || r.Stats.Revoked != 0 {
+		t.Errorf("closed %d times, %d flows", s.Closes, r.Len())
+	}
+	r.ping(remote4, 2, "x")
+	r.oneOpen()
+}

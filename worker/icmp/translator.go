@@ -312,6 +312,17 @@ func (t *Translator) RevokeFlow(token uint64) {
 	}
 }
 
+// Gone ends the flows whose sockets have lost their address, as gone tells: what the guest
+// sends next gets another.
+func (t *Translator) Gone(gone func(fd int32) bool) {
+	t.flows.Each(func(i uint32) {
+		if c := t.flows.At(i); c.state == stateOpen && c.sock.FD >= 0 && gone(c.sock.FD) {
+			c.how = ipc.EndGone
+			t.remove(i, c)
+		}
+	})
+}
+
 func (t *Translator) revoke(i uint32, c *conn) {
 	t.Stats.Revoked++
 	c.how = ipc.EndRevoked

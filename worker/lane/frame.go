@@ -122,7 +122,11 @@ func (l *Lane) datagram(p *packet.Packet, o *packet.Offload) {
 	case err != nil:
 		l.Stats.BadFrames++
 	case u.DstPort == portDHCP && p.IPVersion == 4 && l.guest.Has(ipc.FlagDHCP):
-		l.sendOwn(dhcp.Handle(&l.guest, p, u, l.out))
+		n := dhcp.Handle(&l.guest, p, u, l.out)
+		if n > 0 && dhcp.Assigns(l.out[:n]) {
+			l.guest.Assigned4()
+		}
+		l.sendOwn(n)
 	case u.DstPort == portDHCPv6 && p.IPVersion == 6 && l.guest.Has(ipc.FlagDHCPv6) && l.forServer(&p.Dst):
 		l.sendOwn(dhcpv6.Handle(&l.guest, p, u, l.out))
 	case l.guest.Has(ipc.FlagUDP):

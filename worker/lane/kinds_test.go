@@ -53,6 +53,7 @@ func TestRecordsTaken(t *testing.T) {
 		}
 	}
 	w := newWorld(t, rand.New(rand.NewPCG(1, 1)), ipc.LinkTap, 1500, true)
+	guest, advertised := w.l.guest, w.l.advertised
 	for _, m := range ipctest.Messages(good) {
 		if m.Kind == ipc.KindLink && ipctest.Permitted(&m, ipc.ToWorker, ipc.Running) {
 			continue // it has one, and one comes in each world
@@ -68,6 +69,7 @@ func TestRecordsTaken(t *testing.T) {
 		}
 		w.l.err, w.l.channel.outstanding = nil, 0
 		w.l.figures.owed = false // the next world has not asked
+		w.l.guest, w.l.advertised = guest, advertised
 		// A listener that came is none that can be accepted from.
 		w.l.tcp.RemoveListener(1)
 		w.l.err = nil

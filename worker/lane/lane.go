@@ -143,6 +143,10 @@ type Lane struct {
 	connection        ipc.Incoming // the same
 	revoked           ipc.RevokeFlows
 	switched          ipc.Switch // the same
+	next              ipc.Config // the same
+	gone              ipc.Gone   // the same
+	lost              func(fd int32) bool
+	advertised        int // advertisements since the last change, up to advertiseAgain
 	err               error
 
 	figures figures
@@ -273,6 +277,7 @@ func (l *Lane) configure(rec []byte) error {
 		l.tellEnds(int(g.MaxFlows))
 	}
 	l.udp.KeepSockets = l.flows != nil || l.ends != nil
+	l.lost, l.advertised = l.hasLost, advertiseAgain
 	l.batch = link.NewBatch()
 	return nil
 }

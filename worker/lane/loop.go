@@ -345,6 +345,10 @@ func (l *Lane) advertise() {
 	if wait == 0 {
 		return
 	}
+	if l.advertised < advertiseAgain {
+		l.advertised++
+		wait = advertiseSoon
+	}
 	l.wheel.Set(l.timer+timerRA, l.now+wait)
 }
 

@@ -47,6 +47,10 @@ func (l *Lane) handle(kind ipc.Kind, rec []byte, fd int32) error {
 		return l.revoke(rec)
 	case ipc.KindRevokeFlows:
 		return l.revokeFlows(rec)
+	case ipc.KindConfig:
+		return l.reconfigure(rec)
+	case ipc.KindGone:
+		return l.addressesGone(rec)
 	case ipc.KindCapture:
 		return l.newCapture(rec, fd)
 	case ipc.KindAsk:

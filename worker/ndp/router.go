@@ -87,11 +87,14 @@ func putRouter(g *flow.Guest, b []byte) int {
 			b[5] = flagManaged // which includes the other
 		}
 	}
-	binary.BigEndian.PutUint16(b[6:], routerLifetime)
+	if !g.Has(ipc.FlagNoRouter6) {
+		binary.BigEndian.PutUint16(b[6:], routerLifetime)
+	}
 	n := routerAdvertSize
 	if global {
-		n += putPrefix(b[n:], &addr)
+		n += putPrefix(b[n:], &addr, forever, forever)
 	}
+	n += putFormer(g, b[n:])
 	n += putLinkLayer(b[n:], optionSourceLinkLayer, g.OurMAC)
 	if g.MTU >= minMTU {
 		b[n], b[n+1], b[n+2], b[n+3] = optionMTU, 1, 0, 0
@@ -103,12 +106,46 @@ func putRouter(g *flow.Guest, b []byte) int {
 	return n + putSearch(g, b[n:limit])
 }
 
-func putPrefix(b []byte, addr *packet.Addr) int {
+// putFormer deprecates the prefixes of addresses that the guest had before (RFC 4862
+// section 5.5.4): nothing new comes from there. What the host has still may go on to be
+// used; what it has lost ends after two hours, which is as soon as a host believes an
+// advertisement (section 5.5.3).
+func putFormer(g *flow.Guest, b []byte) (n int) {
+	for i := range g.Former6 {
+		addr, valid := packet.Addr(g.Former6[i]), uint32(0)
+		if addr.IsZero() || addr.IsLinkLocal() || samePrefix(&addr, &g.Addr6) || repeated(g, i) {
+			continue
+		}
+		if g.Kept6>>i&1 != 0 {
+			valid = forever
+		}
+		n += putPrefix(b[n:], &addr, 0, valid)
+	}
+	return n
+}
+
+func samePrefix(a *packet.Addr, b *[16]byte) bool {
+	return [prefixLength / 8]byte(a[:]) == [prefixLength / 8]byte(b[:])
+}
+
+// repeated tells whether the prefix of a former address is that of one before it.
+func repeated(g *flow.Guest, i int) bool {
+	addr := packet.Addr(g.Former6[i])
+	for j := range i {
+		if samePrefix(&addr, &g.Former6[j]) {
+			return true
+		}
+	}
+	return false
+}
+
+// putPrefix adds a prefix with its lifetimes in seconds.
+func putPrefix(b []byte, addr *packet.Addr, preferred, valid uint32) int {
 	const size = 32
 	clear(b[:size])
 	b[0], b[1], b[2], b[3] = optionPrefix, size/8, prefixLength, prefixFlags
-	binary.BigEndian.PutUint32(b[4:], forever)
-	binary.BigEndian.PutUint32(b[8:], forever)
+	binary.BigEndian.PutUint32(b[4:], valid)
+	binary.BigEndian.PutUint32(b[8:], preferred)
 	copy(b[16:], addr[:prefixLength/8])
 	return size
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,6 +66,13 @@ func TestAdvertisement(t *testing.T) {
 		{"no resolver", func(g *flow.Guest) { g.NDNS6 = 0 }, advert{255, 0x80, 65535, []string{prefixOption, macOption, mtuOption, searchOption}}},
 		{"no search list", func(g *flow.Guest) { g.NSearch = 0 }, advert{255, 0x80, 65535, whole[:4]}},
 		{"impossible domains only", func(g *flow.Guest) { setName(&g.Search[0], "a..b") }, advert{255, 0x80, 65535, whole[:4]}},
+		{"no way out", func(g *flow.Guest) { g.Flags |= ipc.FlagNoRouter6 }, advert{255, 0x80, 0, whole}},
+		{"an address before, and one that the host has still", func(g *flow.Guest) {
+			g.Former6 = [ipc.MaxFormer][16]byte{addr("2001:db8:9::2"), addr("2001:db8:8::2"), addr("2001:db8:9::3"), addr("2001:db8:0:1::7")}
+			g.Kept6 = 1 << 1
+		}, advert{255, 0x80, 65535, slices.Concat(whole[:1], []string{
+			"3 40c0000000000000000000000000" + "20010db8000900000000000000000000",
+			"3 40c0ffffffff0000000000000000" + "20010db8000800000000000000000000"}, whole[1:])}},
 		{"search list of whole units", func(g *flow.Guest) { setName(&g.Search[0], "abc.de") },
 			advert{255, 0x80, 65535, append(whole[:4:4], "31 0000ffffffff0361626302646500")}},
 	} {

@@ -21,7 +21,22 @@ func (t *Translator) RevokeFlow(token uint64) {
 		return
 	}
 	t.Stats.Revoked++
-	c.ends(ipc.EndRevoked)
+	t.cut(i, c, ipc.EndRevoked)
+}
+
+// cut ends a connection for both sides by a reset.
+func (t *Translator) cut(i uint32, c *conn, how ipc.How) {
+	c.ends(how)
 	t.sendRST(i, c)
 	t.abort(i, c)
+}
+
+// Gone ends the connections whose sockets have lost their address, as gone tells. The
+// guest hears a reset, instead of nothing until it loses patience.
+func (t *Translator) Gone(gone func(fd int32) bool) {
+	t.flows.Each(func(i uint32) {
+		if c := t.flows.At(i); c.state != stateEnded && c.fd >= 0 && gone(c.fd) {
+			t.cut(i, c, ipc.EndGone)
+		}
+	})
 }

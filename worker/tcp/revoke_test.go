@@ -56,3 +56,29 @@ func TestRevokeFlowEarly(t *testing.T) {
 		t.Error("ended before there was a socket")
 	}
 }
+
+// TestGone: connections whose sockets have lost their address are reset, and no others.
+func TestGone(t *testing.T) {
+	e := newEnv(t)
+	p := dial(e)
+	e.tr.Gone(func(int32) bool { return false })
+	e.settle()
+	p.want()
+	if p.conn() == nil {
+		t.Fatal("ended, and its address is there")
+	}
+	fd := p.conn().fd
+	e.tr.Gone(func(one int32) bool { return one == fd })
+	e.settle()
+	p.want("RA 1 ack 1")
+	if !p.s.aborted || e.tr.Stats.Revoked != 0 {
+		t.Errorf("aborted %t, %d revoked", p.s.aborted, e.tr.Stats.Revoked)
+	}
+	p.gone()
+	q := newPeer(e, guestPort+1)
+	q.raw(q.syn())
+	e.tr.Gone(func(int32) bool { return true })
+	if q.conn() == nil {
+		t.Error("ended before there was a socket")
+	}
+}

@@ -416,3 +416,20 @@ func TestMachine(t *testing.T) {
 		}
 	})
 }
+
+// TestGone: flows whose sockets have lost their address end, and no others; what the guest
+// sends then is asked for anew.
+func TestGone(t *testing.T) {
+	r := newRig(t)
+	r.say(remote4, "x")
+	s := r.answer(r.oneOpen())
+	r.say(remote6, "x")
+	other := r.answer(r.oneOpen())
+	r.Gone(func(fd int32) bool { return fd == s.FD })
+	if s.Closes != 1 || other.Closes != 0 || r.Len() != 1 || len(r.errors()) != 0 || r.Stats.Revoked != 0 {
+		t.Errorf("closed %d and %d times, %d flows", s.Closes, other.Closes, r.Len())
+	}
+	r.check()
+	r.say(remote4, "y")
+	r.oneOpen()
+}

@@ -90,8 +90,17 @@ type StatusReply struct {
 	ControlPath string   `json:"control_path,omitempty"` // where things may be changed, absolute
 	Limits      []Limit  `json:"limits,omitempty"`       // budgets of what the guest may use up
 
-	Names *NamesReply `json:"names,omitempty"` // aldente-names; absent: no egress rule is by name, nor is a proxy asked
-	Proxy *ProxyReply `json:"proxy,omitempty"` // of --via; absent: none
+	Network *NetworkReply `json:"network,omitempty"` // the host's, as the guest's follows it; absent: it does not
+	Names   *NamesReply   `json:"names,omitempty"`   // aldente-names; absent: no egress rule is by name, nor is a proxy asked
+	Proxy   *ProxyReply   `json:"proxy,omitempty"`   // of --via; absent: none
+}
+
+// NetworkReply says what the guest's network follows.
+type NetworkReply struct {
+	Connected  bool   `json:"connected"`             // the host has a network outside
+	Template   string `json:"template,omitempty"`    // interfaces of the host that it is like
+	Changes    uint64 `json:"changes"`               // that concerned the guest, since the start
+	LastChange string `json:"last_change,omitempty"` // RFC 3339; absent: there was none
 }
 
 // NamesReply says how aldente-names fares, which answers the guest's questions for names.

@@ -67,6 +67,18 @@ func (s *Subscription) Receive(buf []byte) (b []byte, err error) {
 	return b, err
 }
 
+// Waiting is Receive for a datagram that is there: unix.EAGAIN says that there is none.
+func (s *Subscription) Waiting(buf []byte) (b []byte, err error) {
+	e := s.raw.Read(func(fd uintptr) bool {
+		b, err = receive(int(fd), buf, unix.MSG_DONTWAIT, true)
+		return true
+	})
+	if e != nil { // closed, or a deadline has passed
+		return nil, unix.EAGAIN
+	}
+	return b, err
+}
+
 // Deadline bounds how long Receive waits; the zero time is for ever.
 func (s *Subscription) Deadline(t time.Time) error { return s.file.SetReadDeadline(t) }
 
