@@ -43,10 +43,11 @@ const restNetwork = 5
 const mostRead = 256
 
 // groups are what the kernel tells of. Every address has its local route, anycast
-// addresses have one too. Routes that end with their interface end in silence.
+// addresses have one too. Routes that end with their interface end in silence, and of routes
+// by a nexthop object that has changed nothing is told with net.ipv4.nexthop_compat_mode=0.
 var groups = []int{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE,
-	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_NEXTHOP,
 }
 
 // Watcher hears of the host's network.
@@ -226,13 +227,19 @@ const linkAlive = unix.IFF_UP | unix.IFF_LOWER_UP
 
 // concerns is matters for one message. A new route that leads out by an interface
 // makes nothing the host's, and hosts that speak to other routers get many of
-// those; neither does an interface that is up. Of an address its local route tells.
+// those; neither does a nexthop that leads out, or an interface that is up. Of an address
+// its local route tells.
 func concerns(m rtnl.Message) bool {
 	switch m.Type {
 	case unix.RTM_NEWROUTE:
 		if r, ok := m.Route(); ok && r.Type() == unix.RTN_UNICAST {
 			oif, ok := r.Out()
 			return !ok || oif == rtnl.Loopback
+		}
+	case unix.RTM_NEWNEXTHOP:
+		if h, ok := m.Nexthop(); ok {
+			oif, ok := h.Out()
+			return !ok || oif == rtnl.Loopback // of a group, one that is may be new
 		}
 	case unix.RTM_NEWLINK:
 		if l, ok := m.Link(); ok {

@@ -70,6 +70,11 @@ func TestChanges(t *testing.T) {
 		{"route add 10.0.0.0/8 dev lo", true},
 		{"rule add to 10.0.0.0/8 lookup 77", true},
 		{"-6 rule add to 2001:db8:9::/64 lookup 77", true},
+		{"nexthop add id 7 via 192.0.2.1 dev d0", false},
+		{"nexthop replace id 7 via 192.0.2.3 dev d0", false},
+		{"nexthop add id 8 via 2001:db8::1 dev d0", false},
+		{"nexthop add id 9 group 7", true},
+		{"nexthop del id 9", true},
 		{"link set d0 down", true},
 	} {
 		for news(t, w, soon) { // of what was before
@@ -208,7 +213,7 @@ func TestNetwork(t *testing.T) {
 	}()
 	before := quiet(&calls)
 	for _, line := range []string{"addr add 198.51.100.7/32 dev d0", "route add 10.0.0.0/8 via 192.0.2.1", "addr add 2001:db8:7::7/128 dev d0 nodad",
-		"rule add to 10.0.0.0/8 lookup 77", "link set d0 name d1", "link add d2 type veth peer name d3", "link del d2"} {
+		"rule add to 10.0.0.0/8 lookup 77", "nexthop add id 7 via 192.0.2.1 dev d0", "nexthop replace id 7 via 192.0.2.3 dev d0", "link set d0 name d1", "link add d2 type veth peer name d3", "link del d2"} {
 		nettest.IP(t, line)
 		if !reaches(&calls, before+1) {
 			t.Errorf("%s: not told", line)

@@ -78,6 +78,15 @@ func (m Message) Route() (Route, bool) {
 	return Route{}, false
 }
 
+// Nexthop is what a message of type RTM_*NEXTHOP is about, if it is one.
+func (m Message) Nexthop() (Nexthop, bool) {
+	switch m.Type {
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		return NexthopOf(m.Body)
+	}
+	return Nexthop{}, false
+}
+
 // Request is one change: type, body, and flags beyond NLM_F_REQUEST and
 // NLM_F_ACK.
 type Request struct {
