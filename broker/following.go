@@ -12,6 +12,7 @@ import (
 	"aldente/broker/agent"
 	"aldente/broker/follow"
 	"aldente/broker/hostnet"
+	"aldente/broker/inet"
 	"aldente/broker/plan"
 	"aldente/broker/rtnl"
 	"aldente/ipc"
@@ -178,7 +179,7 @@ func (in *instance) networkChanged() (again bool) {
 	n.plan = after
 	if d.Any() {
 		n.changes, n.last = n.changes+1, time.Now()
-		in.change(after)
+		in.change(&d, after)
 	}
 	n.mu.Unlock()
 	in.forward.Rebind()
@@ -195,7 +196,7 @@ func (in *instance) networkChanged() (again bool) {
 
 // change puts another network into force for what is opened from now on, and tells the
 // worker. The caller holds net.mu.
-func (in *instance) change(after *plan.Plan) {
+func (in *instance) change(d *plan.Difference, after *plan.Plan) {
 	n := &in.net
 	in.factory.SetNetwork(&after.Factory)
 	if n.local != nil {
@@ -205,7 +206,18 @@ func (in *instance) change(after *plan.Plan) {
 		c := after.Worker
 		c.GuestMAC = n.config.GuestMAC
 		n.config = &c
+		if d.Link && n.told != nil {
+			n.told = &ipc.Config{} // groups are joined anew, also where all else is the same
+		}
 		in.tellWorker()
+	}
+	if d.Asks && in.names != nil {
+		// The worker knows where questions were answered, and takes others there without
+		// asking. An address that is a resolver's no more is to lead to who has it.
+		r := ipc.Revoke{Proto: ipc.ProtoUDP, Addr: inet.PairAddr.As16()}
+		b := make([]byte, ipc.RevokeSize)
+		r.Encode(b)
+		_ = in.worker.Send(b, -1) // the next one knows of none
 	}
 }
 

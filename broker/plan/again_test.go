@@ -63,7 +63,7 @@ func TestAgain(t *testing.T) {
 	if f := &q.Factory; f.V4.MapHostLoopback.String() != "10.8.0.1" || f.V4.GuestAddr.String() != "10.8.0.5" || f.V4.Scope != 9 || f.V6 != p.Factory.V6 {
 		t.Errorf("%+v", f)
 	}
-	if d := p.Difference(q); !d.Guest || !d.Worker || !d.Factory || d.Names {
+	if d := p.Difference(q); !d.Guest || !d.Worker || !d.Factory || !d.Link || d.Names || d.Asks {
 		t.Errorf("%+v", d)
 	}
 	if q.Tap.Name != p.Tap.Name || q.Tap.MTU != p.Tap.MTU {
@@ -126,7 +126,7 @@ func TestAgainResolvers(t *testing.T) {
 		{"aldente --config-net", local, other, Difference{Factory: true, Resolv: true}, "192.0.2.77", "nameserver 169.254.1.1\n"},
 		{"aldente --config-net", other, local, Difference{Guest: true, Worker: true, Factory: true, Resolv: true}, "127.0.0.53", "options edns0\nnameserver 169.254.1.1\n"},
 		{"pasta --config-net -T none -U none --dns-forward 169.254.1.1", other, local, Difference{Factory: true, Resolv: true}, "127.0.0.53", "options edns0\nnameserver 169.254.1.1\n"},
-		{"aldente --config-net --allow a.example --deny any", other, local, Difference{Factory: true, Names: true, Resolv: true}, "127.0.0.53", "options edns0\nnameserver 169.254.1.1\n"},
+		{"aldente --config-net --allow a.example --deny any", other, local, Difference{Factory: true, Names: true, Resolv: true, Asks: true}, "127.0.0.53", "options edns0\nnameserver 169.254.1.1\n"},
 	} {
 		h := home()
 		h.Resolvers = tt.was

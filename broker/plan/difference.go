@@ -18,6 +18,8 @@ type Difference struct {
 	Factory bool // Plan.Factory
 	Names   bool // aldente-names: Plan.Names
 	Resolv  bool // a command's resolv.conf: Plan.ResolvText
+	Link    bool // who is on the link of the host's: Scope of a family
+	Asks    bool // who asks a resolver that aldente-names answers for: Plan.Factory.Resolvers
 }
 
 // Any tells whether it concerns anybody.
@@ -28,7 +30,9 @@ func (p *Plan) Difference(q *Plan) (d Difference) {
 	d.Guest = p.Tap.Configure && !p.Tap.Same(&q.Tap)
 	d.Worker = p.Worker != q.Worker
 	a, b := &p.Factory, &q.Factory
-	d.Factory = a.V4 != b.V4 || a.V6 != b.V6 || a.NoLoopback6 != b.NoLoopback6 || !slices.Equal(a.Resolvers, b.Resolvers)
+	d.Link = a.V4.Scope != b.V4.Scope || a.V6.Scope != b.V6.Scope
+	d.Asks = !slices.Equal(a.Resolvers, b.Resolvers)
+	d.Factory = a.V4 != b.V4 || a.V6 != b.V6 || a.NoLoopback6 != b.NoLoopback6 || d.Asks
 	if p.Names != nil && q.Names != nil {
 		d.Names = !slices.Equal(p.Names.Resolvers, q.Names.Resolvers) || p.Names.Config != q.Names.Config
 	}

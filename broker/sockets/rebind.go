@@ -8,9 +8,9 @@ import (
 
 // Strayed tells whether the interface that a listener is bound to has another name than it
 // had, which is returned, or has gone: "". A socket stays with the interface that it was
-// bound to.
+// bound to. One of the service manager's stays as it is: what to bind anew is its choice.
 func (f *Factory) Strayed(l *Listener) (name string, strayed bool) {
-	if l.Interface == "" || l.Namespace {
+	if l.Interface == "" || l.Namespace || l.Passed {
 		return "", false
 	}
 	name, err := unix.GetsockoptString(l.FD, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)

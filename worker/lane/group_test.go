@@ -118,3 +118,39 @@ func TestNoMembership(t *testing.T) {
 		t.Error("asked")
 	}
 }
+
+// TestMembershipElsewhere: when the network becomes another, groups are left, and the guest
+// is asked at once which it wants.
+func TestMembershipElsewhere(t *testing.T) {
+	k := newLookedWith(t, func(c *ipc.Config) {
+		c.OurLL6 = packet.Addr{0: 0xfe, 1: 0x80, 15: 1}
+		c.NGroups, c.Groups[0] = 1, ipc.Group{Addr: mdns4, Port: 5353}
+	})
+	k.heard()
+	k.from(membership(mdns4, true), &packet.Offload{})
+	o := k.asked()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, ipc.OpenedSize, ipc.MaxRecord)
+	(&ipc.Opened{Token: o.Token, Addr: o.Dst, PeerPort: 5353}).Encode(b)
+	send(t, k.broker, b, fd)
+	k.turns()
+	next := k.l.guest.Config
+	next.NGroups = 0
+	send(t, k.broker, next.Encode(), -1)
+	k.turns()
+	if v4, v6 := queries(k.heard()); v4 != 1 || v6 != 1 {
+		t.Errorf("asked %d and %d times", v4, v6)
+	}
+	var left ipc.Ended
+	n, _, err := unix.Recvfrom(k.broker, b[:cap(b)], unix.MSG_DONTWAIT)
+	if err != nil || left.Decode(b[:n]) != nil || left.Token != o.Token {
+		t.Errorf("the broker hears %x, %v", b[:n], err)
+	}
+	k.from(membership(mdns4, true), &packet.Offload{})
+	if again := k.asked(); again.Dst != mdns4 || again.Flags != ipc.OpenMember {
+		t.Errorf("%+v", again)
+	}
+}

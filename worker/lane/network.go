@@ -25,7 +25,10 @@ func (l *Lane) reconfigure(rec []byte) error {
 	// What the lane was made for does not change, nor what the link has said.
 	c.MTU, c.LinkKind, c.GuestMAC = g.MTU, g.LinkKind, g.GuestMAC
 	c.MaxFlows, c.MaxUDP, c.MaxConns, c.NewConns, c.Bytes, c.Stats = g.MaxFlows, g.MaxUDP, g.MaxConns, g.NewConns, g.Bytes, g.Stats
+	c.NGroups, c.Groups = g.NGroups, g.Groups
 	g.Reconfigure(c)
+	l.udp.ForgetGroups()
+	l.askGroups()
 	if l.link != nil {
 		l.advertised = 0
 		l.advertise()

@@ -33,6 +33,7 @@ func TestReconfigure(t *testing.T) {
 	next.Addr4, next.Our4, next.DNS4[0], next.NDNS4 = packet.AddrFrom4([4]byte{10, 0, 0, 2}), packet.AddrFrom4([4]byte{10, 0, 0, 1}), packet.AddrFrom4([4]byte{10, 0, 0, 3}), 1
 	next.Former4[0], next.Lease, next.Renew = before.Addr4, 3600, 60
 	told := next
+	told.NGroups, told.Groups[0] = 1, ipc.Group{Addr: mdns4, Port: 5353} // of which nothing was made at start
 	told.MTU, told.LinkKind, told.GuestMAC, told.MaxFlows, told.MaxUDP, told.Bytes, told.Stats = 9000, ipc.LinkStream, [6]byte{2}, 1<<20, 7, 1, 9
 	if l.record(told.Encode(), -1); l.err != nil || l.guest.Config != next {
 		t.Errorf("%v: %+v, want %+v", l.err, l.guest.Config, next)

@@ -201,6 +201,22 @@ func (t *Translator) Forget(after int64) {
 	}
 }
 
+// ForgetGroups leaves all groups, and ends what goes to any: the interface that they are
+// on may be another from now on. Groups are joined again once the guest says so, also those
+// that the broker has refused.
+func (t *Translator) ForgetGroups() {
+	for n := range t.members {
+		t.leave(&t.members[n])
+		t.members[n].again = 0
+	}
+	t.flows.Each(func(i uint32) {
+		if c := t.flows.At(i); c.group && (c.state == stateOpen || c.state == stateRefused) {
+			c.how = ipc.EndGone
+			t.remove(i, c)
+		}
+	})
+}
+
 // joinGroup asks for the socket of a group, unless it is there or was asked for.
 func (t *Translator) joinGroup(n int, m *member) {
 	if m.fd >= 0 || m.asked || t.env.Now() < m.again {

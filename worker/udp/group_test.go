@@ -253,6 +253,38 @@ func TestMemberLeaves(t *testing.T) {
 	}
 }
 
+// TestForgetGroups: when the network becomes another, groups are left, and joined again once
+// the guest says that it wants them, also after a refusal; what goes to groups begins anew,
+// and nothing else does.
+func TestForgetGroups(t *testing.T) {
+	r := newGroupRig(t, ipc.FlagMulticast)
+	ends := map[int32]ipc.How{}
+	r.Ended = func(fd int32, how ipc.How, _ *flow.Traffic) { ends[fd] = how }
+	m, _ := r.joins(mdns4)
+	r.Wants(mdns6, true)
+	r.refuse(r.oneOpen(), syscall.ENODEV, 0)
+	r.say(remote4, "x")
+	other := r.answer(r.oneOpen())
+	r.say(mdns4, "x")
+	o := r.oneOpen()
+	answers, s := r.host.Socket(), r.host.Socket()
+	r.Opened(o.Token, answers.FD, &ipc.Opened{Token: o.Token, Flags: ipc.OpenedLate | ipc.OpenedAnswers, LocalPort: 1000})
+	r.Opened(o.Token, s.FD, &ipc.Opened{Token: o.Token, Addr: mdns4, PeerPort: 2000, LocalPort: 1000})
+	r.say(mdns6, "x")
+	r.refuse(r.oneOpen(), syscall.ENETUNREACH, 0)
+	r.ForgetGroups()
+	if m.Closes != 1 || answers.Closes != 1 || s.Closes != 1 || other.Closes != 0 || r.Len() != 1 || ends[s.FD] != ipc.EndGone {
+		t.Errorf("closed %d, %d, %d and %d times, %d flows left, ended %v", m.Closes, answers.Closes, s.Closes, other.Closes, r.Len(), ends)
+	}
+	r.joins(mdns4)
+	r.joins(mdns6)
+	for _, to := range []packet.Addr{mdns4, mdns6} {
+		if r.say(to, "x"); r.oneOpen().Dst != to {
+			t.Errorf("%v is not asked for again", to)
+		}
+	}
+}
+
 // TestGroupWaits: what the link does not take now is taken later, of both kinds of sockets.
 func TestGroupWaits(t *testing.T) {
 	r := newGroupRig(t, ipc.FlagMulticast)
