@@ -207,6 +207,39 @@ func TestMulticastDNS(t *testing.T) {
 	}
 }
 
+// TestFollowGroups: when the host's network is another, the guest's words to a group leave
+// there, and it hears the group there, without having joined anew; at home neither.
+func TestFollowGroups(t *testing.T) {
+	needOurs(t)
+	lab := netlab.New(t, netlab.Options{})
+	vpn := netlab.NewNS(t, "vpn")
+	g := lab.Guest("--multicast", "mdns")
+	netlab.Veth(lab.Host, "v0", vpn, "v1", 1500)
+	vpn.IP("addr add 203.0.113.1/24 dev v1", "addr add fe80::9/64 dev v1 nodad")
+	var guest, home, away [2]*talker
+	for i := range groupFamilies {
+		f := &groupFamilies[i]
+		guest[i], home[i] = talk(t, g.NS, g.Interface(), f, 5353, f.mdns.Addr(), 255), talk(t, lab.Remote, "r0", f, 5353, f.mdns.Addr(), 255)
+		away[i] = talk(t, vpn, "v1", f, 5353, f.mdns.Addr(), 255)
+		home[i].heard("guest asks", func() { guest[i].say(f.mdns, "guest asks") })
+		guest[i].heard("home asks", func() { home[i].say(f.mdns, "home asks") })
+	}
+	lab.Host.IP("route add default via 192.0.2.1 metric 600", "route del default via 192.0.2.1 metric 0",
+		"addr add 203.0.113.2/24 dev v0", "route add default via 203.0.113.1 metric 50",
+		"addr add 2001:db8:9::2/64 dev v0 nodad", "-6 route add default via fe80::9 dev v0 metric 50")
+	comesTrue(t, "the guest has the new default routes", func() bool {
+		return ipSays(g.NS, "default via 203.0.113.1", "route") && ipSays(g.NS, "default via fe80::9", "-6", "route")
+	})
+	for i := range groupFamilies {
+		f := &groupFamilies[i]
+		away[i].heard("guest is away", func() { guest[i].say(f.mdns, "guest is away") })
+		home[i].silent("guest is away", 300*time.Millisecond)
+		guest[i].heard("away asks", func() { away[i].say(f.mdns, "away asks") })
+		home[i].say(f.mdns, "home asks once more")
+		guest[i].silent("home asks once more", 300*time.Millisecond)
+	}
+}
+
 // TestSSDP: a search of the guest's is answered to itself, with the TTL that it had on its
 // way, and a search on the host's network finds the guest.
 func TestSSDP(t *testing.T) {
