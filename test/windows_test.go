@@ -436,31 +436,43 @@ func (tr *tracer) end() {
 	for i := range tr.ctl.targets {
 		tr.ctl.targets[i].Store(0)
 	}
-	_ = unix.Kill(tr.broker, unix.SIGKILL)
-	for begin := time.Now(); time.Since(begin) < 10*time.Second; {
+	// Each by itself: what is left of it would be another instance's, for who traces
+	// that by this thread.
+	for _, th := range tr.threads {
+		if fieldOf(th.process, "TracerPid:") == unix.Gettid() {
+			_ = unix.Kill(th.process, unix.SIGKILL)
+		}
+	}
+	for begin := time.Now(); len(tr.threads) > 0 && time.Since(begin) < 10*time.Second; {
 		var ws unix.WaitStatus
 		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD|unix.WNOHANG, nil)
 		switch {
 		case err == unix.ECHILD:
 			return
-		case err == nil && tid > 0 && ws.Stopped():
+		case err != nil || tid == 0:
+			time.Sleep(time.Millisecond)
+		case ws.Stopped():
 			_ = unix.Kill(tid, unix.SIGKILL)
 			_ = unix.PtraceCont(tid, 0)
-		case tid == 0:
-			time.Sleep(time.Millisecond)
+		default:
+			delete(tr.threads, tid)
 		}
 	}
 }
 
-func processOf(tid int) int {
+// processOf is the process that a thread belongs to.
+func processOf(tid int) int { return cmp.Or(fieldOf(tid, "Tgid:"), tid) }
+
+// fieldOf is a number of a thread's status, zero if it has none.
+func fieldOf(tid int, key string) int {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
 	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "Tgid:"); ok {
+		if v, ok := strings.CutPrefix(line, key); ok {
 			n, _ := strconv.Atoi(strings.TrimSpace(v))
 			return n
 		}
 	}
-	return tid
+	return 0
 }
 
 // TestCommandSeesNothing: a command with our own PID namespace in sight, and user 0
