@@ -68,6 +68,47 @@ func TestTooLong(t *testing.T) {
 	}
 }
 
+// TestCutLong: what no Ethernet takes whole is cut by the host where the path takes
+// less, and the next datagram has its own mark again. What Ethernet takes, and what is
+// to be cut by nobody at all, is not.
+func TestCutLong(t *testing.T) {
+	for _, tt := range []struct {
+		v4, cuts bool
+		size     int
+		sent     bool
+	}{
+		{true, true, ethernet4, false}, {true, true, ethernet4 + 1, true}, {true, true, 65507, true}, {true, false, 65507, false},
+		{false, true, ethernet6, false}, {false, true, ethernet6 + 1, true}, {false, true, 65527, true}, {false, false, 65527, false},
+	} {
+		host := flowtest.New()
+		s := host.Socket()
+		w, o := NewWriter(host), NewSocket(s.FD, 0)
+		told := 0
+		w.Pending, w.TooLong, w.CutsLong = func(uint32) { told++ }, func() bool { return true }, tt.cuts
+		option := flow.OptionDiscover6
+		if tt.v4 {
+			option = flow.OptionDiscover4
+		}
+		w.SetDF(&o, tt.v4, true, tt.size)
+		s.WriteErrs = []syscall.Errno{syscall.EMSGSIZE}
+		want := flow.DiscoverDo
+		if tt.sent {
+			want = flow.DiscoverNot
+		}
+		if sent := w.WriteOne(0, &o, make([]byte, tt.size)); sent != tt.sent || told != 1 || s.Options[option] != want {
+			t.Errorf("%+v: sent %t, told %d times, %v", tt, sent, told, s.Options)
+		}
+		if w.SetDF(&o, tt.v4, true, tt.size); s.Options[option] != flow.DiscoverDo {
+			t.Errorf("%+v: the next may be cut, %v", tt, s.Options)
+		}
+		// Where it fails for another reason, or once more, that is all.
+		s.WriteErrs = []syscall.Errno{syscall.EMSGSIZE, syscall.EMSGSIZE, syscall.EMSGSIZE}
+		if w.WriteOne(0, &o, make([]byte, tt.size)) {
+			t.Errorf("%+v: sent all the same", tt)
+		}
+	}
+}
+
 // TestAloneAmongSeveral: a datagram that goes by itself does not fail for the size that
 // several have had before.
 func TestAloneAmongSeveral(t *testing.T) {

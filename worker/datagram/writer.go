@@ -17,6 +17,7 @@ type Socket struct {
 	ttl     uint8  // as the socket has it, as class
 	class   uint8
 	cut     mayCut // as the socket has it
+	v4      bool   // with cut: its family
 	group   bool   // it leads to a group, whose time to live is another option
 }
 
@@ -36,6 +37,13 @@ const (
 const (
 	alwaysWhole4 = 512
 	alwaysWhole6 = 1220
+)
+
+// What is longer than this, in bytes of UDP's payload, no Ethernet takes whole (1,500
+// bytes with IPv4's or IPv6's header and UDP's).
+const (
+	ethernet4 = 1472
+	ethernet6 = 1452
 )
 
 // NewSocket is a socket as the broker gives it. Datagrams of more than together bytes
@@ -84,6 +92,12 @@ type Writer struct {
 	// the one which fails with EMSGSIZE was that, and is not tried again. Nil where
 	// Pending is.
 	TooLong func() bool
+	// CutsLong has the host cut what is too long for its path, though nobody may, if
+	// no Ethernet takes it whole. The link of a guest takes 65,520 bytes, so its kernel
+	// marks what it would cut itself behind another link, and the program never knows:
+	// what is lost then would have arrived there. Who looks for the path's MTU is told
+	// all the same, and asks for no more than Ethernet's in the first place.
+	CutsLong bool
 	// Failed is called for a datagram that could not be sent. Nil: nobody is to
 	// be told.
 	Failed func(i uint32, e syscall.Errno, data []byte)
@@ -133,8 +147,16 @@ func (w *Writer) SetDF(o *Socket, v4, df bool, size int) {
 	}
 	if o.cut != want && size > short {
 		w.env.Option(o.FD, option, value)
-		o.cut = want
+		o.cut, o.v4 = want, v4
 	}
+}
+
+// ethernet is the longest datagram of the socket's family that Ethernet takes.
+func (o *Socket) ethernet() int {
+	if o.v4 {
+		return ethernet4
+	}
+	return ethernet6
 }
 
 // Write writes what a batch holds to the socket of flow i, and empties it. It
@@ -193,6 +215,10 @@ func (w *Writer) WriteOne(i uint32, o *Socket, data []byte) bool {
 		// It would pass alone, or what is wrong with it is said only then: the kernel
 		// has looked at the size of several.
 		w.setSegment(o, 0)
+		e = w.write(i, o, w.one[:])
+	}
+	if e == syscall.EMSGSIZE && w.CutsLong && o.cut == notCut && o.FD >= 0 && len(data) > o.ethernet() {
+		w.SetDF(o, o.v4, false, len(data))
 		e = w.write(i, o, w.one[:])
 	}
 	if e != 0 && o.FD >= 0 && w.Failed != nil {

@@ -83,3 +83,26 @@ func TestDFTooLong(t *testing.T) {
 		t.Errorf("%+v, %d writes", e, len(s.Writes))
 	}
 }
+
+// TestDFLong: what is longer than any Ethernet takes is cut by the host, and the guest is
+// told what the path takes, so that it cuts the next by itself.
+func TestDFLong(t *testing.T) {
+	for _, remote := range []packet.Addr{remote4, remote6} {
+		r := newRig(t)
+		datagram := r.frame(remote, 1000, 2000, make([]byte, 8000))
+		if remote.Is4() {
+			datagram = uncut(datagram)
+		}
+		r.input(datagram, 0)
+		s := r.answer(r.oneOpen())
+		s.Writes = nil
+		s.WriteErrs = []syscall.Errno{syscall.EMSGSIZE}
+		s.Errors = []flow.SocketError{{Origin: flow.OriginLocal, Errno: syscall.EMSGSIZE, Info: 1500, Buf: make([]byte, 1400), N: 1400}}
+		r.input(datagram, 0)
+		r.Flush()
+		if e := r.errors(); len(e) != 1 || e[0].info != 1500 || len(s.Writes) != 1 {
+			t.Errorf("%v: %+v, %d writes", remote, e, len(s.Writes))
+		}
+		r.check()
+	}
+}

@@ -199,6 +199,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 	t.notices = datagram.NewNotices(env, g, t.frame, quote, t.notice)
 	t.writer = datagram.NewWriter(env)
 	t.writer.Pending, t.writer.TooLong, t.writer.Failed = t.pending, t.notices.TooLong, t.failed
+	t.writer.CutsLong = true
 	t.emit = t.sendFragment
 	t.newMembers()
 	return t
