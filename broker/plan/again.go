@@ -13,14 +13,15 @@ import (
 
 // Again is the plan for a host whose network or resolvers have changed. It shares p's
 // rules and limits, which stay what they are, and so do the families that the guest has,
-// the name of its interface and its MTU. p stays as it is.
+// the name of its interface, its MTU, and who answers its questions for names. p stays as
+// it is.
 //
 // An address that the guest has and the host still has, though not by the template any
 // more, is kept: connections from it go on, and new ones take the new address.
 func (p *Plan) Again(n *hostnet.Network, r hostnet.Resolvers) (*Plan, error) {
 	q := &Plan{
 		cfg: p.cfg, Inbound: p.Inbound, Outbound: p.Outbound, Egress: p.Egress, Redirects: p.Redirects, Ingress: p.Ingress,
-		Budget: p.Budget, Limits: p.Limits,
+		Budget: p.Budget, Limits: p.Limits, answers: p.answers,
 	}
 	q.ruled.Store(p.ruled.Load())
 	var err error

@@ -150,6 +150,27 @@ func TestAgainFixed(t *testing.T) {
 	}
 }
 
+// TestAgainRules: who answers the guest's questions goes on to do so, whatever rules have
+// been loaded meanwhile, and does not begin to.
+func TestAgainRules(t *testing.T) {
+	for _, tt := range []struct{ was, is string }{
+		{"aldente --config-net --rules f --allow a.example:443 --deny any", "aldente --config-net --rules f --deny any"},
+		{"aldente --config-net --rules f --deny any", "aldente --config-net --rules f --deny 192.0.2.1"},
+	} {
+		p := newPlan(t, tt.was, home())
+		if _, err := p.ChangeRules(parse(t, tt.is), nil); err != nil {
+			t.Fatal(err)
+		}
+		q := again(t, p, elsewhere(), home().Resolvers)
+		if (q.Names != nil) != (p.Names != nil) || len(q.Factory.Resolvers) != len(p.Factory.Resolvers) {
+			t.Errorf("%s, then %s: answered %t, asked at %v; before %t, %v", tt.was, tt.is, q.Names != nil, q.Factory.Resolvers, p.Names != nil, p.Factory.Resolvers)
+		}
+		if d := p.Difference(q); d.Names || d.Asks {
+			t.Errorf("%s, then %s: %+v", tt.was, tt.is, d)
+		}
+	}
+}
+
 // TestLeases: leases end where the network is followed, and only there.
 func TestLeases(t *testing.T) {
 	for command, want := range map[string][2]uint32{"passt": {lease, renew}, "pasta": {lease, renew}, "passt --no-follow": {}, "slirp4netns 4711 tap0": {}} {

@@ -33,9 +33,10 @@ func egressRuleSet(cfg *cli.Config, h Host) (*egress.RuleSet, error) {
 // byName tells whether a rule is by name.
 func (p *Plan) byName() bool { return p.Egress != nil && p.Egress.ByName() }
 
-// answers tells whether aldente-names answers the guest: where a rule is by name, where
-// names are to be learned, and where connections go by a proxy, which takes no questions.
-func (p *Plan) answers() bool {
+// needsAnswers tells whether aldente-names is to answer the guest: where a rule is by name,
+// where names are to be learned, and where connections go by a proxy, which takes no
+// questions. That is decided once: a process that is there stays when the rules change.
+func (p *Plan) needsAnswers() bool {
 	learn := p.cfg.Audit != "" && !p.cfg.SpliceOnly && (!p.cfg.DNSNone || p.cfg.DNSForward4.IsValid() || p.cfg.DNSForward6.IsValid())
 	return learn || p.byName() || p.cfg.Via != nil
 }

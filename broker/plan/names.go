@@ -19,7 +19,7 @@ type Names struct {
 // planNames has questions answered by aldente-names where a rule is by name, or names are
 // to be learned, whichever resolver the guest asks of those that it may know.
 func (p *Plan) planNames(r hostnet.Resolvers) {
-	if !p.answers() {
+	if !p.answers {
 		if len(p.cfg.VerifySNI) > 0 {
 			p.Notes = append(p.Notes, "--verify-sni is for rules by name, as --allow NAME:443, and there is none")
 		}

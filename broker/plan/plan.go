@@ -63,6 +63,8 @@ type Plan struct {
 	host  Host                       // of which it was made
 	ruled atomic.Pointer[cli.Config] // whose egress rules are in force
 	net   guestNet
+
+	answers bool // aldente-names answers the guest
 }
 
 // New makes the plan. An error says which of the options cannot be met.
@@ -79,6 +81,7 @@ func New(cfg *cli.Config, h Host) (*Plan, error) {
 	if err = p.checkNames(); err != nil {
 		return nil, err
 	}
+	p.answers = p.needsAnswers()
 	p.Redirects = egress.NewRedirects(cfg.Redirects)
 	if len(cfg.Ingress) > 0 {
 		if p.Ingress, err = ingress.New(cfg.Ingress); err != nil {

@@ -84,7 +84,7 @@ func (p *Plan) serves(r hostnet.Resolvers) bool {
 		case !f.enabled:
 		case p.strangeZone(s):
 			return false
-		case f.asks(s) || s.IsLoopback() && p.leadsOut(53) && !p.answers():
+		case f.asks(s) || s.IsLoopback() && p.leadsOut(53) && !p.answers:
 			some = true
 		default:
 			return false

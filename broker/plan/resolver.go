@@ -157,7 +157,7 @@ func (f *guestFamily) borrowResolver(other *guestFamily, name netip.Addr) bool {
 // the egress rules deny it, gets a name on the guest's side. Options of the user
 // come first. With a rule by name each guest needs a resolver to ask.
 func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
-	wanted := p.cfg.Personality == cli.Aldente || p.answers() && len(p.net.dns(false)) == 0
+	wanted := p.cfg.Personality == cli.Aldente || p.answers && len(p.net.dns(false)) == 0
 	if !wanted || p.cfg.DNSNone || p.cfg.SpliceOnly {
 		return
 	}
@@ -171,7 +171,7 @@ func (p *Plan) forwardResolvers(host *hostnet.Network, r hostnet.Resolvers) {
 			continue
 		}
 		far := func(a netip.Addr) bool { return a.WithZone("") == f.mapHostLoopback || !reachable(host, p.Egress, a) }
-		if f.dnsHost.IsValid() && (slices.ContainsFunc(f.servers, far) || p.answers() && len(f.dns) == 0) {
+		if f.dnsHost.IsValid() && (slices.ContainsFunc(f.servers, far) || p.answers && len(f.dns) == 0) {
 			f.dnsForward, f.dns = f.forward, []netip.Addr{f.forward}
 		}
 	}
