@@ -100,13 +100,15 @@ func (c *Client) Scans() { c.flags |= ipc.AgentSetupScan }
 // scanTime is how long Sockets.Bound waits. Nothing else waits with it.
 const scanTime = 5 * time.Second
 
-// errSlow is the error of Sockets.Bound for an agent that does not answer.
-var errSlow = errors.New("the agent in the namespace does not answer")
+// ErrSlow is the error of Sockets.Bound and Sockets.Update for an agent that does not
+// answer. It may later.
+var ErrSlow = errors.New("the agent in the namespace does not answer")
 
 // scanning is the broker's side of a scan. There is one at a time.
 type scanning struct {
 	id       uint32
 	open     bool       // the agent has not ended it
+	asked    bool       // it was told of it
 	fetched  bool       // Bound has taken the result, or none was asked for
 	next     int        // the lowest word that may still come
 	tcp, udp ports.Set  // what has come
@@ -121,7 +123,18 @@ func (s *Sockets) StartScan() {
 	if c := &s.scanning; s.err == nil && c.fetched {
 		s.id++
 		*c = scanning{id: s.id, open: true, ended: c.ended}
-		_ = ipc.Send(s.client.channel, (&ipc.AgentScan{ID: c.id}).Encode(), -1)
+		s.sendScan()
+	}
+}
+
+// sendScan asks for the scan, once there is room.
+func (s *Sockets) sendScan() {
+	c := &s.scanning
+	if !c.open || c.asked {
+		return
+	}
+	if c.asked = ipc.SendNow(s.client.channel, (&ipc.AgentScan{ID: c.id}).Encode(), -1) != unix.EAGAIN; !c.asked {
+		s.sendLater()
 	}
 }
 
@@ -149,7 +162,7 @@ func (s *Sockets) Bound(tcp, udp *ports.Set) error {
 		}
 		return err
 	case <-late.C:
-		return errSlow
+		return ErrSlow
 	}
 }
 

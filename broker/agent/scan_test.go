@@ -96,7 +96,7 @@ func TestSlowScan(t *testing.T) {
 	s.patience = time.Millisecond
 	var tcp, udp ports.Set
 	for range 3 {
-		if err := s.Bound(&tcp, &udp); !errors.Is(err, errSlow) {
+		if err := s.Bound(&tcp, &udp); !errors.Is(err, ErrSlow) {
 			t.Fatalf("without an answer: %v", err)
 		}
 	}

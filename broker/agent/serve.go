@@ -23,8 +23,12 @@ const (
 )
 
 // maxAsked bounds the requests that are unanswered: as many as fit the channel
-// in either direction, a scan besides, so that sending one never blocks.
+// in either direction, a scan besides.
 const maxAsked = 64
+
+// sendAgain is after which time it is tried again to send what the channel had no room
+// for, which is full while the agent is told of a long update, or does not read.
+const sendAgain = 5 * time.Millisecond
 
 // Sockets opens sockets in the namespace, for as long as the agent lives. It is
 // for concurrent use and takes the channel of its Client over.
@@ -37,11 +41,14 @@ type Sockets struct {
 	id      uint32
 	waiting map[uint32]request // asked
 	queue   []request          // to be asked
+	again   bool               // send is going to be called again: there was no room
 	spare   [4]spare
 
 	scanning scanning
 	updating updating
 	patience time.Duration // how long Bound waits
+
+	updateTime time.Duration // how long Update waits
 }
 
 // request is one that the agent has not answered.
@@ -62,7 +69,7 @@ type spare struct {
 // Close.
 func (c *Client) Sockets(ended func(error)) *Sockets {
 	s := &Sockets{client: c, id: c.id, waiting: make(map[uint32]request)}
-	s.scanning.fetched, s.scanning.ended, s.patience = true, make(chan error, 1), scanTime
+	s.scanning.fetched, s.scanning.ended, s.patience, s.updateTime = true, make(chan error, 1), scanTime, updateTime
 	for k := range s.spare {
 		s.spare[k].keep = keepTCP
 		if k&spareUDP != 0 {
@@ -111,24 +118,45 @@ func (s *Sockets) ask(o ipc.AgentOpen, done func(fd int, err error)) {
 	s.send()
 }
 
-// send asks for what is queued, in as few messages as may be.
-
+// send asks for what is queued, in as few messages as may be. It never waits: an agent
+// that does not read keeps nobody.
 func (s *Sockets) send() {
 	for len(s.queue) > 0 && len(s.waiting) < maxAsked {
+		n := min(len(s.queue), maxAsked-len(s.waiting), ipc.MaxBatch)
 		var message []byte
-		for range min(len(s.queue), maxAsked-len(s.waiting), ipc.MaxBatch) {
-			r := s.queue[0]
-			s.queue = s.queue[1:]
-			s.id++
-			r.open.ID = s.id
-			s.waiting[s.id] = r
+		for i := range s.queue[:n] {
+			r := &s.queue[i]
+			r.open.ID = s.id + uint32(i) + 1
 			message = append(message, r.open.Encode()...)
 		}
-		_ = ipc.Send(s.client.channel, message, -1)
+		if ipc.SendNow(s.client.channel, message, -1) == unix.EAGAIN {
+			s.sendLater()
+			return
+		}
+		for _, r := range s.queue[:n] {
+			s.id++
+			s.waiting[s.id] = r
+		}
+		s.queue = s.queue[n:]
 	}
 	if len(s.queue) == 0 {
 		s.queue = nil
 	}
+}
+
+// sendLater has what the channel had no room for tried again in a moment.
+func (s *Sockets) sendLater() {
+	if s.again || s.err != nil {
+		return
+	}
+	s.again = true
+	time.AfterFunc(sendAgain, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.again = false
+		s.send()
+		s.sendScan()
+	})
 }
 
 // Take returns a socket that is neither bound nor connected, or -1 if none is at

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -148,7 +149,8 @@ func (c *Client) Follows() { c.flags |= ipc.AgentSetupFollow }
 // updateTime is how long Sockets.Update waits.
 const updateTime = 10 * time.Second
 
-// updating is the broker's side of an update. There is one at a time.
+// updating is the broker's side of an update. There is one at a time: until the agent has
+// ended one for which nobody waits any more, there is no other.
 type updating struct {
 	id    uint32
 	open  bool
@@ -158,8 +160,9 @@ type updating struct {
 
 // Update has the agent make of a network that was set up as one says what another says,
 // and returns what could not be done. Nothing that both say is touched, as long as it
-// need not be made again behind something that goes. It is for use by one goroutine,
-// after a set-up with Follows.
+// need not be made again behind something that goes. After an error some of it may have
+// been done: the same call does the rest. It is for use by one goroutine, after a set-up
+// with Follows.
 func (s *Sockets) Update(was, is *Setup) (warnings []string, err error) {
 	var all []change
 	for _, f := range [...][2]*Family{{&was.V4, &is.V4}, {&was.V6, &is.V6}} {
@@ -177,33 +180,50 @@ func (s *Sockets) Update(was, is *Setup) (warnings []string, err error) {
 	}
 	u := &s.updating
 	s.mu.Lock()
-	if err := s.err; err != nil {
+	if err := s.err; err != nil || u.open { // what comes in the midst of another it does not take
 		s.mu.Unlock()
-		return nil, err
+		return nil, cmp.Or(err, ErrSlow)
 	}
 	s.id++
 	*u = updating{id: s.id, open: true, ended: make(chan error, 1)}
-	id, ended := u.id, u.ended
+	id, ended, end := u.id, u.ended, time.Now().Add(s.updateTime)
 	s.mu.Unlock()
-	records := [][]byte{(&ipc.AgentUpdate{ID: id}).Encode()}
-	for _, ch := range all {
-		records = append(records, (&ipc.AgentChange{ID: id, Type: ch.typ, Flags: ch.flags, Body: ch.body}).Encode())
+	err = s.tell((&ipc.AgentUpdate{ID: id}).Encode(), end)
+	for i := 0; i < len(all) && err == nil; i++ {
+		ch := &all[i]
+		err = s.tell((&ipc.AgentChange{ID: id, Type: ch.typ, Flags: ch.flags, Body: ch.body}).Encode(), end)
 	}
-	for _, r := range append(records, (&ipc.AgentCommit{ID: id, Changes: uint32(len(all))}).Encode()) {
-		if err := ipc.Send(s.client.channel, r, -1); err != nil {
-			return nil, err
-		}
+	if err == nil {
+		err = s.tell((&ipc.AgentCommit{ID: id, Changes: uint32(len(all))}).Encode(), end)
 	}
-	late := time.NewTimer(updateTime)
+	if err != nil {
+		return nil, err
+	}
+	late := time.NewTimer(time.Until(end))
 	defer late.Stop()
 	select {
 	case err = <-ended:
 	case <-late.C:
-		err = errSlow
+		err = ErrSlow
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return u.said, err
+}
+
+// tell sends the agent a record of an update, and waits until a moment for room. Others
+// who want something of the agent meanwhile do not wait.
+func (s *Sockets) tell(rec []byte, end time.Time) error {
+	for {
+		err := ipc.SendNow(s.client.channel, rec, -1)
+		if err != unix.EAGAIN {
+			return err
+		}
+		if time.Now().After(end) {
+			return ErrSlow
+		}
+		time.Sleep(sendAgain)
+	}
 }
 
 // updated takes what the agent says of an update.

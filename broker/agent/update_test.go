@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -158,5 +159,143 @@ func TestUpdateRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		l.ended <- err // for who cleans up
+	}
+}
+
+// deaf is the broker's side of an agent that reads nothing until the test does, on its end
+// of the channel.
+func deaf(t *testing.T) (s *Sockets, its int) {
+	t.Helper()
+	g := newGuest(t) // for a process; its channel is not used
+	ours, its, err := ipc.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	s = (&Client{process: g.process, channel: ours}).Sockets(func(err error) { ended <- err })
+	t.Cleanup(func() {
+		_ = unix.Shutdown(its, unix.SHUT_RDWR)
+		if err := <-ended; errors.Is(err, ipc.ErrMalformed) {
+			t.Error(err)
+		}
+		unix.Close(its)
+		unix.Close(ours)
+	})
+	return s, its
+}
+
+// TestUpdateUnread: an agent that does not read what it is told keeps nobody who wants
+// sockets, and is told of nothing else in the midst of it.
+func TestUpdateUnread(t *testing.T) {
+	s, its := deaf(t)
+	s.updateTime = 50 * time.Millisecond
+	was, is := Setup{Configure: true}, Setup{Configure: true}
+	for n := range 4000 { // more than the channel has room for
+		is.V4.Routes = append(is.V4.Routes, linkRoute(netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)})))
+	}
+	opened := make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 2 {
+			if _, err := s.Update(&was, &is); !errors.Is(err, ErrSlow) {
+				t.Errorf("unread: %v", err)
+			}
+		}
+		s.Open(ipc.AgentOpen{Proto: ipc.ProtoTCP}, func(_ int, err error) { opened <- err })
+		s.Take(ipc.ProtoUDP, true)
+		s.StartScan()
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		_ = unix.Shutdown(its, unix.SHUT_RDWR)
+		t.Fatal("whoever wants a socket waits for an agent that does not read")
+	}
+	b := make([]byte, ipc.MaxRecord)
+	for seen := map[ipc.Kind]int{}; seen[ipc.AgentKindScan] == 0 || seen[ipc.AgentKindOpen] == 0; {
+		n, _, err := ipc.Receive(its, b, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kind, err := ipc.ToAgent.Check(b[:n], false, ipc.Running)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[kind]++; kind == ipc.AgentKindUpdate && seen[kind] > 1 {
+			t.Fatal("told of an update in the midst of another")
+		}
+		var o ipc.AgentOpen
+		if kind == ipc.AgentKindOpen && seen[kind] == 1 {
+			if err := o.Decode(b[:ipc.AgentOpenSize]); err != nil {
+				t.Fatal(err)
+			}
+			if err := ipc.Send(its, (&ipc.AgentOpened{ID: o.ID, Errno: uint16(unix.EMFILE)}).Encode(), -1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := <-opened; !errors.Is(err, unix.EMFILE) {
+		t.Errorf("a socket that was asked for meanwhile: %v", err)
+	}
+}
+
+// TestUpdateLate: an agent that has done what it was told when nobody waits for that any
+// more is no worse than others, and is told of what comes then.
+func TestUpdateLate(t *testing.T) {
+	s, its := deaf(t)
+	was, is := Setup{Configure: true}, Setup{Configure: true}
+	is.V4.Gateway = netip.MustParseAddr("192.0.2.1")
+	b := make([]byte, ipc.MaxRecord)
+	take := func(want ipc.Kind) []byte {
+		t.Helper()
+		n, _, err := ipc.Receive(its, b, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind, err := ipc.ToAgent.Check(b[:n], false, ipc.Running); err != nil || kind != want {
+			t.Fatalf("kind %#x, %v; want %#x", kind, err, want)
+		}
+		return b[:n]
+	}
+	told := func() (u ipc.AgentUpdate) {
+		t.Helper()
+		if err := u.Decode(take(ipc.AgentKindUpdate)); err != nil {
+			t.Fatal(err)
+		}
+		take(ipc.AgentKindChange)
+		take(ipc.AgentKindCommit)
+		return u
+	}
+	s.updateTime = time.Millisecond
+	if _, err := s.Update(&was, &is); !errors.Is(err, ErrSlow) {
+		t.Fatalf("late: %v", err)
+	}
+	first := told()
+	if _, err := s.Update(&was, &is); !errors.Is(err, ErrSlow) {
+		t.Fatalf("before the first has ended: %v", err)
+	}
+	if err := ipc.Send(its, (&ipc.AgentDone{ID: first.ID}).Encode(), -1); err != nil {
+		t.Fatal(err)
+	}
+	s.updateTime = time.Minute
+	done := make(chan error, 1)
+	go func() {
+		for {
+			_, err := s.Update(&was, &is)
+			if errors.Is(err, ErrSlow) { // its end has not been read yet
+				time.Sleep(time.Millisecond)
+				continue
+			}
+			done <- err
+			return
+		}
+	}()
+	next := told()
+	if err := ipc.Send(its, (&ipc.AgentDone{ID: next.ID}).Encode(), -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
