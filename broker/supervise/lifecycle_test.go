@@ -345,3 +345,36 @@ func BenchmarkStart(b *testing.B) {
 		<-p.ready
 	}
 }
+
+// TestRenewBehindSend: who may not wait does not, though one who may waits for a worker
+// that reads nothing, and another has it replaced.
+func TestRenewBehindSend(t *testing.T) {
+	ours, its, err := ipc.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := ipc.Empty(ipc.KindStart)
+	for ipc.SendNow(ours, rec, -1) == nil {
+	}
+	l := &life{control: ours, pidfd: -1, reaped: true}
+	l.ready.Store(true)
+	s := &Supervisor{current: l}
+	sent, renewed, passed := make(chan error, 1), make(chan bool, 1), make(chan error, 1)
+	go func() { sent <- s.Send(rec, -1) }()
+	time.Sleep(20 * time.Millisecond) // it waits, most likely
+	go func() { s.Renew(); renewed <- true }()
+	time.Sleep(20 * time.Millisecond)
+	go func() { passed <- s.PassNow(rec, -1) }()
+	select {
+	case <-passed:
+	case <-time.After(5 * time.Second):
+		t.Error("it waits")
+	}
+	unix.Close(its)
+	<-sent
+	<-renewed
+	if !s.takeRenewed() || s.takeRenewed() {
+		t.Error("a renewal is told once")
+	}
+	unix.Close(ours)
+}

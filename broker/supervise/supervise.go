@@ -16,6 +16,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -100,7 +101,8 @@ type Supervisor struct {
 
 	mu      sync.RWMutex // who sends reads: nobody who may not wait is kept by one who does
 	current *life        // nil between workers
-	renewed bool         // current was ended by Renew
+
+	renewed atomic.Bool // current was ended by Renew
 }
 
 // New finds the worker's program and prepares to run it.
@@ -252,22 +254,16 @@ func (s *Supervisor) Kill() {
 // Renew replaces the running worker by a new one, at once, with all that it knows
 // and holds. Send reports unix.EPIPE until that is ready.
 func (s *Supervisor) Renew() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock() // who would write waits for who sends, and whoever comes then waits for that
+	defer s.mu.RUnlock()
 	if s.current != nil && s.current.ready.Swap(false) {
-		s.renewed = true
+		s.renewed.Store(true)
 		s.current.kill()
 	}
 }
 
 // takeRenewed tells whether the worker that has ended was to.
-func (s *Supervisor) takeRenewed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	was := s.renewed
-	s.renewed = false
-	return was
-}
+func (s *Supervisor) takeRenewed() bool { return s.renewed.Swap(false) }
 
 func (s *Supervisor) stopping() bool {
 	select {
