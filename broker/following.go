@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -13,6 +15,7 @@ import (
 	"aldente/broker/follow"
 	"aldente/broker/hostnet"
 	"aldente/broker/inet"
+	"aldente/broker/limiter"
 	"aldente/broker/plan"
 	"aldente/broker/rtnl"
 	"aldente/ipc"
@@ -28,7 +31,9 @@ type following struct {
 	// Used by whoever reads the network, and nobody else.
 	guest  *agent.Sockets // of the agent that changes the guest's network, nil: none does
 	setup  agent.Setup    // what the guest's network was made to be
+	behind bool           // it could not be made to be as the plan has it
 	broken string         // why the plan could not be made, empty: it could
+	lines  limiter.Bucket // of the log: whoever sends router advertisements changes a network
 
 	mu      sync.Mutex  // held while what follows is used or told
 	plan    *plan.Plan  // of the network as it was read last; who reads that alone changes it
@@ -146,7 +151,7 @@ func (in *instance) followNetwork() {
 		}
 	}
 	if in.follows() {
-		n.plan = in.plan
+		n.plan, n.lines.Rate = in.plan, networkLines
 		l.Network = in.networkChanged
 		n.watcher.Mark() // it may have changed since it was read
 	}
@@ -164,12 +169,13 @@ func (in *instance) networkChanged() (again bool) {
 	}
 	// A named interface that is not there is a state like any other: there is no network.
 	network, _ := s.Network(in.hostOptions())
+	in.owns(network.Own)
 	before := n.plan // nobody else changes it
 	after, err := before.Again(network, in.readResolvers(before.Resolvers()))
 	if err != nil {
 		if n.broken != err.Error() {
 			n.broken = err.Error()
-			in.log.Warn("the guest's network cannot follow the host's", "error", err)
+			in.sayOfNetwork(slog.LevelWarn, "the guest's network cannot follow the host's", "error", err)
 		}
 		return false
 	}
@@ -187,11 +193,19 @@ func (in *instance) networkChanged() (again bool) {
 	if d.Any() {
 		in.tellNetwork(before, after)
 	}
-	if d.Guest && n.guest != nil {
-		in.changeGuest(after)
+	if n.guest != nil && (d.Guest || n.behind) {
+		again = in.changeGuest(after)
 	}
 	in.changeResolvers(&d, after)
-	return false
+	return again
+}
+
+// owns tells the egress rules which addresses the host has. What aldente-names was told of
+// others may be otherwise now.
+func (in *instance) owns(all []netip.Addr) {
+	if p := in.plan.Egress; p != nil && p.SetOwn(all) && in.names != nil {
+		in.names.Forget()
+	}
 }
 
 // change puts another network into force for what is opened from now on, and tells the
@@ -221,30 +235,47 @@ func (in *instance) change(d *plan.Difference, after *plan.Plan) {
 	}
 }
 
-// changeGuest has the agent change the guest's network.
-func (in *instance) changeGuest(after *plan.Plan) {
+// changeGuest has the agent change the guest's network. It reports true if it has to be
+// tried again.
+func (in *instance) changeGuest(after *plan.Plan) (again bool) {
 	n := &in.net
 	warnings, err := n.guest.Update(&n.setup, &after.Tap)
 	for _, w := range warnings {
-		in.log.Warn("the guest's network does not follow in all: " + w)
+		in.sayOfNetwork(slog.LevelWarn, "the guest's network does not follow in all: "+w)
 	}
-	if err != nil {
-		in.log.Warn("the guest's network cannot be changed", "error", err)
-		return
+	if n.behind = err != nil; n.behind {
+		in.sayOfNetwork(slog.LevelWarn, "the guest's network cannot be changed", "error", err)
+		return errors.Is(err, agent.ErrSlow)
 	}
 	n.setup = after.Tap
+	return false
 }
 
 // tellNetwork tells the log what has changed.
 func (in *instance) tellNetwork(before, after *plan.Plan) {
 	for _, line := range before.Changes(after) {
-		in.log.Info("the host's network has changed: " + line)
+		in.sayOfNetwork(slog.LevelInfo, "the host's network has changed: "+line)
 	}
 	for _, note := range after.Notes {
 		if !slices.Contains(before.Notes, note) {
-			in.log.Info(note)
+			in.sayOfNetwork(slog.LevelInfo, note)
 		}
 	}
+}
+
+// networkLines bounds the lines of the log about changes of the host's network, which are
+// up to who is on it.
+var networkLines = limiter.Rate{PerSecond: 1, Burst: 30}
+
+func (in *instance) sayOfNetwork(level slog.Level, line string, more ...any) {
+	n := &in.net
+	if !n.lines.Take(time.Now()) {
+		return
+	}
+	if missed := n.lines.Missed(); missed > 0 {
+		more = append(more, "not_told", missed)
+	}
+	in.log.Log(context.Background(), level, line, more...)
 }
 
 // endFlowsFrom has flows end whose sockets have an address that the host has no more.

@@ -49,6 +49,11 @@ func (e *RuleSet) Around(a netip.Addr) uint8 {
 		if r.host && e.local != nil {
 			return 128
 		}
+		if r.host {
+			for _, own := range *e.own.Load() {
+				within([]netip.Prefix{netip.PrefixFrom(own, own.BitLen())})
+			}
+		}
 		within(r.prefixes)
 	}
 	return uint8(n)

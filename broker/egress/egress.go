@@ -28,10 +28,10 @@ const (
 // address that a socket would really be connected to.
 type RuleSet struct {
 	list  atomic.Pointer[ruleList]
-	table table                  // which addresses stand for names, see Grant
-	own   []netip.Addr           // the host's addresses, for the set "host"
-	pins  atomic.Pointer[[]*pin] // resolvers, see Pin
-	nat64 []netip.Prefix         // translators, see SetNAT64
+	table table                        // which addresses stand for names, see Grant
+	own   atomic.Pointer[[]netip.Addr] // the host's addresses, for the set "host", see SetOwn
+	pins  atomic.Pointer[[]*pin]       // resolvers, see Pin
+	nat64 []netip.Prefix               // translators, see SetNAT64
 	local func(Flow) bool
 	rest  atomic.Uint64 // what no rule fits and no pin
 }
@@ -100,8 +100,8 @@ type rule struct {
 	hits        *atomic.Uint64 // a rule that stays when others are replaced keeps it
 }
 
-// Named sets of destinations. Host is completed by New with the host's own
-// addresses, and by SetLocal with those it gets later.
+// Named sets of destinations. Host is completed by SetOwn with the host's own
+// addresses, and by SetLocal with those it has when asked.
 var sets = map[string][]netip.Prefix{
 	"any": prefixes("0.0.0.0/0", "::/0"),
 	// RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3; unspecified addresses
@@ -140,7 +140,8 @@ type Rule struct {
 
 // New parses rules. own are the host's addresses, for the set "host".
 func New(rules []Rule, own []netip.Addr) (*RuleSet, error) {
-	e := &RuleSet{own: own}
+	e := &RuleSet{}
+	e.SetOwn(own)
 	if err := e.Replace(rules); err != nil {
 		return nil, err
 	}
@@ -186,12 +187,30 @@ func (e *RuleSet) read(r *Rule) (rule, error) {
 	p.text, p.source, p.note = option+" "+r.Dest, cmp.Or(r.Source, ByOption), r.Note
 	if p.host {
 		p.prefixes = append(p.prefixes, sets["host"]...)
-		for _, a := range e.own {
-			a = a.Unmap().WithZone("")
-			p.prefixes = append(p.prefixes, netip.PrefixFrom(a, a.BitLen()))
-		}
 	}
 	return p, nil
+}
+
+// SetOwn says which addresses the host has, in the place of those that were said before,
+// and reports whether others are among them. It may be called while others ask.
+//
+// A rule that denies the set "host" holds for these and for what SetLocal tells. One that
+// allows it, where SetLocal is there, holds for that alone: an address that the host has
+// lost is somebody else's, whom nobody has allowed.
+func (e *RuleSet) SetOwn(own []netip.Addr) (changed bool) {
+	now := make([]netip.Addr, len(own))
+	for i, a := range own {
+		now[i] = a.Unmap().WithZone("")
+	}
+	slices.SortFunc(now, netip.Addr.Compare)
+	now = slices.Compact(now)
+	before := e.own.Swap(&now)
+	return before == nil || !slices.Equal(*before, now)
+}
+
+func (e *RuleSet) owns(a netip.Addr) bool {
+	_, ok := slices.BinarySearchFunc(*e.own.Load(), a, netip.Addr.Compare)
+	return ok
 }
 
 // SetLocal says how to find out whether what a flow sends would stay on the host
@@ -460,7 +479,13 @@ func (r *rule) covers(e *RuleSet, f *Flow) bool {
 			return true
 		}
 	}
-	return r.host && e.local != nil && !f.Group && e.local(*f)
+	switch {
+	case !r.host:
+		return false
+	case (e.local == nil || !r.allow) && e.owns(f.To.Addr()):
+		return true
+	}
+	return e.local != nil && !f.Group && e.local(*f)
 }
 
 // Rules returns the rules as they were given, in order.

@@ -150,7 +150,7 @@ func TestPinIPv6(t *testing.T) {
 }
 
 // TestLocal: the host's addresses are asked for, with all that the socket has;
-// those it had at the start are remembered.
+// those that it was said to have are remembered.
 func TestLocal(t *testing.T) {
 	e := must(t, "203.0.113.5", "+203.0.113.8", "-tcp:host", "+any")
 	asked := 0
@@ -183,6 +183,36 @@ func TestLocal(t *testing.T) {
 	f.To = netip.MustParseAddrPort("[64:ff9b::203.0.113.7]:80")
 	if v := e.Judge(f); v.Allowed || v.Rule != "--deny tcp:host" || last != (Flow{Proto: protoTCP, To: netip.MustParseAddrPort("203.0.113.7:80")}) {
 		t.Errorf("%+v, asked about %+v", v, last)
+	}
+}
+
+// TestOwnLost: an address that the host has lost is somebody else's: a rule that allows the
+// host does not let the guest go there, nor is it refused as the host any more; where
+// nobody tells what is the host's at the moment, those count that were said last.
+func TestOwnLost(t *testing.T) {
+	lost, has := netip.MustParseAddrPort("203.0.113.5:80"), netip.MustParseAddrPort("203.0.113.6:80")
+	local := func(f Flow) bool { return f.To.Addr() == has.Addr() }
+	for _, asked := range []bool{false, true} {
+		allow, deny := must(t, "203.0.113.5", "+host", "-any"), must(t, "203.0.113.5", "-host")
+		if asked {
+			allow.SetLocal(local)
+			deny.SetLocal(local)
+		}
+		if got := allow.Allowed(protoTCP, lost); got == asked {
+			t.Errorf("asked %t: --allow host lets the guest go to what the host has lost: %t", asked, got)
+		}
+		if deny.Allowed(protoTCP, lost) {
+			t.Errorf("asked %t: --deny host does not hold for what the host was said to have", asked)
+		}
+		for _, e := range []*RuleSet{allow, deny} {
+			if !e.SetOwn([]netip.Addr{has.Addr(), netip.IPv6Loopback()}) || e.SetOwn([]netip.Addr{netip.IPv6Loopback(), has.Addr(), has.Addr()}) {
+				t.Errorf("asked %t: what has changed is not told", asked)
+			}
+		}
+		if !allow.Allowed(protoTCP, has) || deny.Allowed(protoTCP, has) || allow.Allowed(protoTCP, lost) || !deny.Allowed(protoTCP, lost) {
+			t.Errorf("asked %t: after the change: allowed %t and %t, not denied %t and %t", asked,
+				allow.Allowed(protoTCP, has), allow.Allowed(protoTCP, lost), deny.Allowed(protoTCP, has), deny.Allowed(protoTCP, lost))
+		}
 	}
 }
 
