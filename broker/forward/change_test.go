@@ -3,8 +3,10 @@
 package forward
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -270,5 +272,29 @@ func TestRebind(t *testing.T) {
 	f.Rebind()
 	if got := strings.Join(h.told, " "); got != "-80 +80" || f.States()[0].Listens != 1 {
 		t.Errorf("the worker hears %q, states %+v", got, f.States())
+	}
+}
+
+// TestRebindMany: of many ports on an interface that is away one is tried, and one line
+// tells of all.
+func TestRebindMany(t *testing.T) {
+	h := &host{busy: map[uint16]error{}}
+	f := live(t, h, "passt -t %eth0/80-179 -u %eth0/80-179 -4 -c x")
+	var lines bytes.Buffer
+	f.log = slog.New(slog.NewTextHandler(&lines, nil))
+	h.strayed = map[uint16]bool{}
+	for p := uint16(80); p < 180; p++ {
+		h.strayed[p], h.busy[p] = true, fmt.Errorf("cannot listen: %w", unix.ENODEV)
+	}
+	f.Rebind()
+	f.Rebind()
+	if n := strings.Count(lines.String(), "\n"); n != 1 || !strings.Contains(lines.String(), "ports=200") || h.rebinds != 2 {
+		t.Errorf("%d ports were tried, and the log says %s", h.rebinds, lines.String())
+	}
+	lines.Reset()
+	clear(h.busy)
+	f.Rebind()
+	if n := strings.Count(lines.String(), "\n"); n != 1 || !strings.Contains(lines.String(), "ports=200") || f.States()[0].Listens != 100 {
+		t.Errorf("the log says %s", lines.String())
 	}
 }

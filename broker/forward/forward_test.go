@@ -33,6 +33,7 @@ type host struct {
 	opens   func(ipc.AgentOpen) (int, error) // the agent
 	told    []string                         // the worker
 	strayed map[uint16]bool                  // ports of listeners whose interface is another now
+	rebinds int
 	shut    bool
 	stopped bool
 
@@ -63,6 +64,7 @@ func (h *host) Revive(l sockets.Listener) (sockets.Listener, error) { return l, 
 func (h *host) Strayed(l *sockets.Listener) (string, bool) { return "", h.strayed[l.Port] }
 
 func (h *host) Rebind(l sockets.Listener) (sockets.Listener, error) {
+	h.rebinds++
 	if err := h.busy[l.Port]; err != nil {
 		return l, err
 	}

@@ -59,6 +59,24 @@ func bare(proto uint8, v4 bool) socket {
 	return socket{fd: fd}
 }
 
+// InterfaceName is the name that the kernel says of an interface which is named as: it may
+// have others besides (ip link property add altname). Empty: there is none of that name.
+func InterfaceName(as string) string {
+	s := bare(ipc.ProtoUDP, true)
+	if s.err != nil { // without IPv4
+		s = bare(ipc.ProtoUDP, false)
+	}
+	if s.err != nil {
+		return ""
+	}
+	defer unix.Close(s.fd)
+	if unix.BindToDevice(s.fd, as) != nil {
+		return ""
+	}
+	name, _ := unix.GetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+	return name
+}
+
 // Bare makes a socket that somebody else goes on with, who may not make one where
 // it is: see ConnectTCP and Flow.
 func Bare(proto uint8, v4 bool) (int, error) {

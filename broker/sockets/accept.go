@@ -98,11 +98,11 @@ func (f *Factory) acceptSome(id uint32, send func(rec []byte, fd int) error) {
 			time.Sleep(acceptPause) // they wait in the backlog
 			return
 		}
-		l, fd, peer, err := f.accept(id)
+		l, fd, peer, scope, err := f.accept(id)
 		switch {
 		case err == nil:
 			f.gate.pace.Spend()
-			f.admit(&l, fd, peer, send)
+			f.admit(&l, fd, peer, scope, send)
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 			time.Sleep(acceptPause)
 			return
@@ -113,14 +113,14 @@ func (f *Factory) acceptSome(id uint32, send func(rec []byte, fd int) error) {
 	}
 }
 
-// accept takes one connection. What the listener is, and that its descriptor is its
-// own, holds for as long as f.mu is held.
-func (f *Factory) accept(id uint32) (l Listener, fd int, peer netip.AddrPort, err error) {
+// accept takes one connection, and tells on which interface a link-local peer is. What
+// the listener is, and that its descriptor is its own, holds for as long as f.mu is held.
+func (f *Factory) accept(id uint32) (l Listener, fd int, peer netip.AddrPort, scope uint32, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l, ok := f.listeners[id]
 	if !ok {
-		return l, -1, peer, unix.EBADF
+		return l, -1, peer, 0, unix.EBADF
 	}
 	fd, sa, err := unix.Accept4(l.FD, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 	if err == unix.EINVAL { // it does not listen any more: it would be reported for ever
@@ -131,16 +131,16 @@ func (f *Factory) accept(id uint32) (l Listener, fd int, peer netip.AddrPort, er
 	case *unix.SockaddrInet4:
 		peer = netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
 	case *unix.SockaddrInet6:
-		peer = netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+		peer, scope = netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port)), a.ZoneId
 	}
-	return l, fd, peer, err
+	return l, fd, peer, scope, err
 }
 
 // admit passes a connection on, or ends it.
-func (f *Factory) admit(l *Listener, fd int, peer netip.AddrPort, send func(rec []byte, fd int) error) {
+func (f *Factory) admit(l *Listener, fd int, peer netip.AddrPort, scope uint32, send func(rec []byte, fd int) error) {
 	defer unix.Close(fd)
 	allowed, by := f.cfg().Ingress.Admit(ingress.Peer{
-		Proto: ipc.ProtoTCP, Port: l.GuestPort, Addr: peer.Addr(), Host: f.cfg().onHost(egress.Flow{Proto: ipc.ProtoTCP, To: peer}),
+		Proto: ipc.ProtoTCP, Port: l.GuestPort, Addr: peer.Addr(), Host: f.cfg().onHost(egress.Flow{Proto: ipc.ProtoTCP, To: peer, Scope: scope}),
 	})
 	if !allowed {
 		disconnect(fd)

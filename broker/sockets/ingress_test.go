@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/egress"
+	"aldente/broker/hostnet"
+	"aldente/broker/hostnet/nettest"
 	"aldente/broker/inet"
 	"aldente/broker/ingress"
 	"aldente/ipc"
@@ -198,4 +200,41 @@ func TestGate(t *testing.T) {
 		t.Errorf("its port: %v", err)
 	}
 	unix.Close(fd)
+}
+
+// TestAcceptScope: whether a link-local client is on the host is asked for the interface
+// that it came by, which need not be the template.
+func TestAcceptScope(t *testing.T) {
+	nettest.Host(t)
+	nettest.Veth(t, "d0")
+	nettest.IP(t, "addr add fe80::7/64 dev d0 nodad")
+	index, err := hostnet.LinkIndex("d0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked egress.Flow
+	f := New(Config{
+		Logger: slog.New(slog.DiscardHandler), V6: Family{Enabled: true, Scope: 77},
+		Ingress: inbound(t, ingress.Rule{Allow: true, Source: "host"}, ingress.Rule{Source: "::/0"}),
+		Local:   func(f egress.Flow) bool { asked = f; return true },
+	})
+	l, err := f.Listen(Listener{Proto: ipc.ProtoTCP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Unlisten(l.ID)
+	c, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(c)
+	at := netip.MustParseAddr("fe80::7")
+	if err := unix.Connect(c, &unix.SockaddrInet6{Addr: at.As16(), Port: int(inet.LocalPort(l.FD)), ZoneId: uint32(index)}); err != nil {
+		t.Fatal(err)
+	}
+	passed := 0
+	f.acceptSome(l.ID, func([]byte, int) error { passed++; return nil })
+	if asked.Scope != uint32(index) || asked.To.Addr() != at || passed != 1 {
+		t.Errorf("asked about %+v, want interface %d; %d passed on", asked, index, passed)
+	}
 }

@@ -4,6 +4,8 @@ package sockets
 
 import (
 	"golang.org/x/sys/unix"
+
+	"aldente/broker/inet"
 )
 
 // Strayed tells whether the interface that a listener is bound to has another name than it
@@ -17,7 +19,7 @@ func (f *Factory) Strayed(l *Listener) (name string, strayed bool) {
 	if err != nil {
 		return "", true
 	}
-	return name, name != l.Interface
+	return name, name != l.Interface && name != inet.InterfaceName(l.Interface)
 }
 
 // Rebind binds a listener anew, to the interface that has the name now, and closes the

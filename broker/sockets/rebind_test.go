@@ -3,10 +3,12 @@
 package sockets
 
 import (
+	"log/slog"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"aldente/broker/hostnet/nettest"
 	"aldente/ipc"
 )
 
@@ -31,5 +33,40 @@ func TestStrayed(t *testing.T) {
 		if name, strayed := f.Strayed(&l); strayed != tt.want || name != "" {
 			t.Errorf("%+v: strayed %t, to %q", tt.l, strayed, name)
 		}
+	}
+}
+
+// TestStrayedName: one that was bound by another name of an interface is where it was; one
+// whose interface goes by another name is not, whatever has its own now.
+func TestStrayedName(t *testing.T) {
+	nettest.Host(t)
+	nettest.Veth(t, "d0")
+	nettest.IP(t, "link property add dev d0 altname enx0123456789ab")
+	f := New(Config{Logger: slog.New(slog.DiscardHandler), V4: Family{Enabled: true}})
+	var all []Listener
+	for _, name := range []string{"d0", "enx0123456789ab"} {
+		for _, proto := range []uint8{ipc.ProtoTCP, ipc.ProtoUDP} {
+			l, err := f.Listen(Listener{Proto: proto, Interface: name, Port: 8000 + uint16(len(all))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Unlisten(l.ID)
+			all = append(all, l)
+		}
+	}
+	strayed := func() (n int) {
+		for i := range all {
+			if _, s := f.Strayed(&all[i]); s {
+				n++
+			}
+		}
+		return n
+	}
+	if n := strayed(); n != 0 {
+		t.Errorf("%d have strayed", n)
+	}
+	nettest.IP(t, "link set d0 down", "link set d0 name d9", "link set d9 up")
+	if n := strayed(); n != 2 {
+		t.Errorf("%d have strayed after the interface was renamed, 2 are bound by that name", n)
 	}
 }
