@@ -41,6 +41,8 @@ const maxUsed = 16
 
 // Reconfigure takes over another configuration. What the guest was seen to use stays
 // until it is seen to use something else, unless it has been given what is new already.
+// What it has given itself it may have still: nobody tells that it has not, and to take it
+// for somebody else's would keep who comes from there from the guest.
 func (g *Guest) Reconfigure(c *ipc.Config) {
 	follow := func(seen *packet.Addr, was, is [16]byte, heard bool) {
 		if is != was && *seen == was && (!heard || c.Flags&ipc.FlagConfigured != 0) {
@@ -49,7 +51,7 @@ func (g *Guest) Reconfigure(c *ipc.Config) {
 	}
 	follow(&g.Seen4, g.Addr4, c.Addr4, g.heard4)
 	follow(&g.Seen6, g.Addr6, c.Addr6, g.heard6)
-	g.Config, g.Used = *c, Used{} // what it uses still it will be seen to use
+	g.Config = *c
 }
 
 // Assigned4 notes that the guest has taken the IPv4 address assigned.
