@@ -10,6 +10,7 @@ import (
 	"aldente/broker/flowlog"
 	"aldente/broker/limiter"
 	"aldente/broker/logging"
+	"aldente/ipc"
 )
 
 // systemLog is the word for --flow-log that is no file.
@@ -50,13 +51,19 @@ func (in *instance) makeFlowLog() *flowlog.Log {
 	}
 	o := in.flowLog
 	o.Max = min(in.plan.Limits.Sockets, maxFlowLog)
-	for k, a := range [][16]byte{in.plan.Worker.Addr4, in.plan.Worker.Addr6} {
-		if a != [16]byte{} {
-			o.Guest[k] = netip.AddrFrom16(a).Unmap()
-		}
-	}
+	o.Guest = given(&in.plan.Worker)
 	in.flows = flowlog.New(o)
 	return in.flows
+}
+
+// given are the addresses that the guest is given, invalid where there is none.
+func given(c *ipc.Config) (all [2]netip.Addr) {
+	for k, a := range [][16]byte{c.Addr4, c.Addr6} {
+		if a != [16]byte{} {
+			all[k] = netip.AddrFrom16(a).Unmap()
+		}
+	}
+	return all
 }
 
 // endFlowLog tells of the flows that end with the instance.

@@ -216,6 +216,9 @@ func (in *instance) change(d *plan.Difference, after *plan.Plan) {
 	if n.local != nil {
 		n.local.SetScope(after.Scope())
 	}
+	if in.flows != nil {
+		in.flows.SetGuest(given(&after.Worker))
+	}
 	if n.config != nil {
 		c := after.Worker
 		c.GuestMAC = n.config.GuestMAC

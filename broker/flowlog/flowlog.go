@@ -72,12 +72,20 @@ func New(o Options) *Log {
 	return &Log{log: o.Logger, guest: o.Guest, max: o.Max, open: map[uint64]open{}, lines: limiter.Bucket{Rate: o.Rate}, now: time.Now}
 }
 
+// SetGuest says which addresses the guest was given, of flows that begin from now on.
+func (l *Log) SetGuest(addrs [2]netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.guest = addrs
+}
+
 // Opened takes note of a flow whose socket is about to be passed on. Where there are
 // too many, it is told of at once.
 func (l *Log) Opened(token uint64, f Flow) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
+	f.Guest = l.ofGuest(&f)
 	if o, ok := l.open[token]; ok {
 		l.line(now, "flow ended", &o.Flow, "allowed", slog.String("end", untold))
 	} else if len(l.open) >= l.max {

@@ -151,3 +151,19 @@ func TestBounds(t *testing.T) {
 		t.Errorf("%d are said to be left out, want %d:\n%s", sum, 1021+1-60, out)
 	}
 }
+
+// TestSetGuest: a flow whose side of the guest's is not known has the address that the guest
+// had when it began.
+func TestSetGuest(t *testing.T) {
+	l, _, said := made(Options{})
+	f := example
+	f.Guest = netip.AddrPortFrom(netip.Addr{}, 22)
+	l.Opened(1, f)
+	l.SetGuest([2]netip.Addr{netip.MustParseAddr("10.0.0.2")})
+	l.Opened(2, f)
+	l.Ended(&ipc.Ended{Token: 1, How: ipc.EndGone})
+	l.Ended(&ipc.Ended{Token: 2, How: ipc.EndClosed})
+	if first, second, _ := strings.Cut(said.String(), "\n"); !strings.Contains(first, "guest=192.0.2.1:22 ") || !strings.Contains(second, "guest=10.0.0.2:22 ") {
+		t.Error(said)
+	}
+}

@@ -252,7 +252,7 @@ func TestUDPAgainInNamespace(t *testing.T) {
 // hears of the new socket; one whose interface is away waits, and is told once.
 func TestRebind(t *testing.T) {
 	h := &host{busy: map[uint16]error{}}
-	f := live(t, h, "passt -t %eth0/80 -t 81 -u %eth0/53 -4 -c x")
+	f := live(t, h, "passt -t %eth0/80 -t 81 -u %eth1/53 -4 -c x")
 	h.told = nil
 	f.Rebind()
 	if len(h.told) > 0 {
@@ -279,12 +279,13 @@ func TestRebind(t *testing.T) {
 // tells of all.
 func TestRebindMany(t *testing.T) {
 	h := &host{busy: map[uint16]error{}}
-	f := live(t, h, "passt -t %eth0/80-179 -u %eth0/80-179 -4 -c x")
+	f := live(t, h, "passt -t %eth0/80-179 -u %eth0/280-379 -4 -c x")
 	var lines bytes.Buffer
 	f.log = slog.New(slog.NewTextHandler(&lines, nil))
 	h.strayed = map[uint16]bool{}
 	for p := uint16(80); p < 180; p++ {
 		h.strayed[p], h.busy[p] = true, fmt.Errorf("cannot listen: %w", unix.ENODEV)
+		h.strayed[p+200], h.busy[p+200] = h.strayed[p], h.busy[p]
 	}
 	f.Rebind()
 	f.Rebind()

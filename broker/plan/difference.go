@@ -42,8 +42,12 @@ func (p *Plan) Difference(q *Plan) (d Difference) {
 
 // Lost are the addresses that the host had and has no more.
 func (p *Plan) Lost(q *Plan) (gone []netip.Addr) {
+	has := make(map[netip.Addr]bool, len(q.host.Network.Own)) // some hosts have thousands
+	for _, a := range q.host.Network.Own {
+		has[a] = true
+	}
 	for _, a := range p.host.Network.Own {
-		if !slices.Contains(q.host.Network.Own, a) {
+		if !has[a] {
 			gone = append(gone, a)
 		}
 	}

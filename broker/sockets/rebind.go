@@ -19,7 +19,7 @@ func (f *Factory) Strayed(l *Listener) (name string, strayed bool) {
 	if err != nil {
 		return "", true
 	}
-	return name, name != l.Interface && name != inet.InterfaceName(l.Interface)
+	return name, name != l.Interface && (name == "" || name != inet.InterfaceName(l.Interface))
 }
 
 // Rebind binds a listener anew, to the interface that has the name now, and closes the
