@@ -117,7 +117,9 @@ func TestReconfigureUsed(t *testing.T) {
 	g := &Guest{}
 	g.Addr4 = packet.AddrFrom4([4]byte{192, 0, 2, 2})
 	second, other := packet.AddrFrom4([4]byte{192, 0, 2, 77}), packet.AddrFrom4([4]byte{192, 0, 2, 78})
+	main := packet.Addr(g.Addr4)
 	g.Uses(&second)
+	g.Uses(&main) // it is not the last one that was seen
 	g.Reconfigure(&ipc.Config{Addr4: packet.AddrFrom4([4]byte{10, 0, 0, 2}), Our4: packet.AddrFrom4([4]byte{10, 0, 0, 1})})
 	if !g.IsOwn(&second) || g.IsOwn(&other) {
 		t.Errorf("own: %t, and what it never had: %t", g.IsOwn(&second), g.IsOwn(&other))
