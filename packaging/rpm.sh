@@ -20,6 +20,14 @@ SOURCE=only packaging/dist.sh "$out/source"
 set --
 rpm -q golang >/dev/null 2>&1 || set -- --nodeps
 test -e /usr/share/selinux/devel/Makefile || set -- "$@" --without selinux
+# What was compiled before need not be again: the compiler's cache knows what by.
+export GOCACHE="${GOCACHE:-$(go env GOCACHE)}"
 rpmbuild -ba "$@" --define "release_of $version" --define "_sourcedir $out/source" --define "_topdir $out" \
 	--define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' --define '_buildhost localhost' \
 	packaging/rpm/aldente.spec
+
+if command -v rpmlint >/dev/null; then
+	find "$out/RPMS" "$out/SRPMS" -name '*.rpm' -exec rpmlint -r packaging/rpm/aldente.rpmlintrc packaging/rpm/aldente.spec {} + >"$out/rpmlint" 2>&1 || true
+	cat "$out/rpmlint"
+	grep -q '; 0 errors, 0 warnings' "$out/rpmlint"
+fi
