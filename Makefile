@@ -30,7 +30,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install dist deb rpm test-packages reproducible clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install dist deb rpm test-packages test-systemd reproducible clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -194,13 +194,17 @@ dist:
 deb:
 	packaging/deb.sh build/deb
 
-## rpm: RPM packages of the commit below build/rpm; rpmbuild
+## rpm: RPM packages of the commit below build/rpm; rpmbuild; rpmlint, if installed, has nothing to say
 rpm:
 	packaging/rpm.sh build/rpm
 
 ## test-packages: the Debian packages in fresh Debian trees, SUITES="trixie sid", with Podman, libvirt and RootlessKit; root, debootstrap, 2 GB
 test-packages:
 	test/packages/run.sh $(SUITES)
+
+## test-systemd: the units of packaging/systemd in a Debian with systemd, under QEMU (BOOT=container: in namespaces); root, debootstrap, 3 GB
+test-systemd:
+	test/systemd/run.sh
 
 ## reproducible: builds everything of "dist" and the Debian packages twice, in other folders, by other users, with other clocks: all has to be the same; root
 reproducible:

@@ -11,10 +11,6 @@ set -eu
 cd "$(dirname "$0")/../.."
 repo=$PWD
 test "$(id -u)" = 0 || { echo "$0: needs root, to make the trees" >&2; exit 1; }
-command -v debootstrap >/dev/null || { echo "$0: debootstrap is not installed" >&2; exit 1; }
-mirror=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-	awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ { print $3; exit }')
-
 debs=${DEBS:-}
 if test -z "$debs"; then
 	debs=$repo/build/deb
@@ -27,16 +23,7 @@ CGO_ENABLED=0 go build -ldflags '-s -w' -o build/guest ./test/qemu/guest
 
 test $# -gt 0 || set -- trixie sid
 for suite in "$@"; do
-	base=$repo/build/packages/$suite
-	if ! test -e "$base.ready"; then
-		rm -rf "$base"
-		mkdir -p "$base"
-		# shellcheck disable=SC2086
-		debootstrap --variant=minbase "$suite" "$base" $mirror
-		printf '#!/bin/sh\nexit 101\n' >"$base/usr/sbin/policy-rc.d"
-		chmod 755 "$base/usr/sbin/policy-rc.d"
-		touch "$base.ready"
-	fi
+	base=$(test/packages/base.sh "$suite")
 	echo "== $suite"
 	tree=$repo/build/packages/$suite.tree
 	rm -rf "$tree"
