@@ -82,6 +82,7 @@ lint:
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod verify
 	$(GO) mod tidy -diff
+	@if command -v mandoc >/dev/null; then echo test/manlint.sh && test/manlint.sh; else echo 'mandoc is not installed: man pages are not checked'; fi
 
 ## bench: side by side with passt's pasta and slirp4netns; root; BENCH=short takes under three minutes
 bench: all

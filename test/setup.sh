@@ -22,6 +22,7 @@ unshare util-linux
 setpriv util-linux
 gcc gcc
 git git
+mandoc mandoc
 musl-gcc musl-tools
 python3 python3
 qemu-system-x86_64 qemu-system-x86
