@@ -109,21 +109,39 @@ libvirt_check() {
 	cd /
 }
 
+# older makes of the packages such as a release before would have had.
+older() {
+	mkdir -p /tmp/older
+	for deb in /debs/aldente*.deb; do
+		rm -rf /tmp/older/tree
+		dpkg-deb -R "$deb" /tmp/older/tree
+		sed -i -e 's/^Version: .*/Version: 0.0.1-1/' -e 's/aldente (>= [^)]*), aldente (<< [^)]*)/aldente (= 0.0.1-1)/' /tmp/older/tree/DEBIAN/control
+		dpkg-deb -b /tmp/older/tree "/tmp/older/$(basename "$deb")" >/dev/null
+	done
+	rm -rf /tmp/older/tree
+	dpkg -i /tmp/older/*.deb >/dev/null 2>&1
+	test "$(dpkg-query -f '${Version}' -W aldente)" = 0.0.1-1 || fail "there is no older release"
+}
+
 # changes_check: an instance goes on as it is, and gets new workers, when the package is
-# replaced and when it is removed.
+# replaced by a newer one and when it is removed.
 changes_check() {
 	say "upgrade and removal with a guest"
+	older
 	as_user aldente --config-net --control none -- sleep 1000 &
 	instance=$!
 	until_ok pgrep -x aldente-worker
-	broker=$(pgrep -f '^aldente --config-net')
+	broker=$(pgrep -o -f '^aldente --config-net')
 	worker() { pgrep -x -P "$broker" aldente-worker; }
 	guest=$(pgrep -x sleep)
 	reaches() { nsenter -t "$guest" -U -n --preserve-credentials curl -fs --max-time 5 http://192.0.2.1:8000/ | grep -q 'from outside'; }
 	until_ok reaches
 	for step in upgrade removal; do
 		case $step in
-		upgrade) dpkg -i /debs/aldente*.deb >/dev/null ;;
+		upgrade)
+			dpkg -i /debs/aldente*.deb >/dev/null
+			test "$(dpkg-query -f '${Version}' -W aldente aldente-passt aldente-slirp4netns | grep -c 0.0.1)" = 0 || fail "the upgrade is not one"
+			;;
 		removal) dpkg -P aldente-passt aldente-slirp4netns aldente >/dev/null 2>&1 || dpkg -P --force-depends aldente-passt aldente-slirp4netns aldente >/dev/null ;;
 		esac
 		until_ok reaches
