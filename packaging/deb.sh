@@ -13,25 +13,26 @@ out=$(cd "$1" && pwd)
 archive=$(readlink -f "${ARCHIVE:-/nowhere}")
 cd "$(dirname "$0")/.."
 command -v dpkg-buildpackage dh >/dev/null || { echo "$0: dpkg-dev or debhelper is not installed" >&2; exit 1; }
-release=$(packaging/version.sh)
-read -r version commit seconds <<EOF
-$release
-EOF
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 
 if ! test -e "$archive"; then
 	SOURCE=only packaging/dist.sh "$work/dist"
-	archive=$work/dist/aldente-$version.tar.xz
+	archive=$(echo "$work"/dist/aldente-*.tar.xz)
 fi
+# The archive says what it is: here there may be another commit by now.
+tar -C "$work" -xf "$archive"
+tree=$(echo "$work"/aldente-*)
+release=$("$tree/packaging/version.sh")
+read -r version commit seconds <<EOF
+$release
+EOF
 # What comes before a release sorts before it, and by its time.
 upstream=$version
 case $version in
 *-dev) upstream=${version%-dev}~dev$(date -u -d "@$seconds" +%Y%m%d%H%M%S) ;;
 esac
 cp "$archive" "$work/aldente_$upstream.orig.tar.xz"
-tar -C "$work" -xf "$archive"
-tree=$work/aldente-$version
 cp -r "$tree/packaging/debian" "$tree/debian"
 if test "$upstream" != "$version"; then
 	{
