@@ -30,7 +30,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install dist deb rpm test-packages test-systemd reproducible clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install dist deb rpm test-packages test-systemd test-kernels test-lsm reproducible clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -206,6 +206,14 @@ test-packages:
 ## test-systemd: the units of packaging/systemd in a Debian with systemd, under QEMU (BOOT=container: in namespaces); root, debootstrap, 3 GB
 test-systemd:
 	test/systemd/run.sh
+
+## test-kernels: the programs and the core of the tests on Debian's kernels under QEMU, which lack one thing or another: docs/kernels.md; Debian, qemu-system-x86, qemu-system-arm, 3 GB; RUN selects by name
+test-kernels:
+	nice -n 19 test/kernels/run.sh $(RUN)
+
+## test-lsm: the same under AppArmor and SELinux, which enforce our profiles and our module there; for SELinux as root
+test-lsm:
+	nice -n 19 test/kernels/run.sh apparmor selinux
 
 ## reproducible: builds everything of "dist" and the Debian packages twice, in other folders, by other users, with other clocks: all has to be the same; root
 reproducible:

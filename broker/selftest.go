@@ -22,8 +22,8 @@ import (
 
 // selfTest puts up the sandbox of all processes, with names, around a guest that never
 // runs. It says what is in force, one line for each layer and process, and tries
-// whether it holds. It returns the status to exit with: zero if nothing is
-// missing.
+// whether it holds; before that, what the kernel has that is done without where it has not.
+// It returns the status to exit with: zero if no layer is missing.
 func selfTest(given *cli.Config) int {
 	r := &selfReport{}
 	in := &instance{
@@ -52,9 +52,14 @@ func (in *instance) selfTest(r *selfReport) error {
 	if unprivileged(in.cfg).changes() {
 		policy.NonDumpable()
 	}
+	r.line("kernel: %s", kernelRelease())
+	for _, f := range hostFeatures() {
+		r.line("kernel: %v", f)
+	}
 	if err := in.setUp(-1); err != nil {
 		return err
 	}
+	r.line("kernel: %v", tapFeature(in.link.Offload))
 	r.probe("opening a file is refused", openRefused())
 	r.probe("a forbidden system call ends the process", forbiddenKills())
 	r.mu.Lock()
@@ -95,17 +100,21 @@ func forbiddenKills() error {
 	return nil
 }
 
+// replaceTime is how long a replacement may take: some milliseconds, and seconds on a
+// machine that is emulated and busy.
+const replaceTime = time.Minute
+
 // replace kills a process and waits for the next.
 func replace(s *supervise.Supervisor) (time.Duration, error) {
 	start, old := time.Now(), s.Pid()
 	s.Kill()
-	for time.Since(start) < 5*time.Second {
+	for time.Since(start) < replaceTime {
 		if pid := s.Pid(); pid > 0 && pid != old && s.Ready() {
 			return time.Since(start), nil
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return time.Since(start), fmt.Errorf("none came up again")
+	return time.Since(start), fmt.Errorf("none came up again in %v", replaceTime)
 }
 
 // selfReport prints what the parts of the program log: layers, each behind the

@@ -41,12 +41,26 @@ const completeABI = 6
 
 // LandlockABI returns the running kernel's Landlock ABI, 0 without Landlock.
 func LandlockABI() int {
+	v, _ := landlockVersion()
+	return v
+}
+
+func landlockVersion() (int, error) {
 	const createRulesetVersion = 1 // LANDLOCK_CREATE_RULESET_VERSION, include/uapi/linux/landlock.h
 	v, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, createRulesetVersion)
 	if errno != 0 {
-		return 0
+		return 0, errno
 	}
-	return int(v)
+	return int(v), nil
+}
+
+// noLandlock says why there is none. A kernel that has it and was started with a list of
+// security modules that lacks it answers EOPNOTSUPP.
+func noLandlock() string {
+	if _, err := landlockVersion(); err == unix.EOPNOTSUPP {
+		return "Landlock is switched off: add landlock to lsm= on the kernel's command line"
+	}
+	return "kernel without Landlock"
 }
 
 // rights adds up what a kernel with the given ABI can deny.
@@ -130,7 +144,7 @@ func grants(access landlock.AccessFSSet, paths []string) []landlock.Rule {
 func restrict(r rightsOf, what string, fs landlock.AccessFSSet, net landlock.AccessNetSet, scope landlock.ScopedSet, rules ...[]landlock.Rule) Layer {
 	l := Layer{Name: "landlock", State: InForce, Detail: fmt.Sprintf("ABI %d, %s", r.abi, what)}
 	if r.abi == 0 {
-		return Layer{l.Name, Missing, "kernel without Landlock"}
+		return Layer{l.Name, Missing, noLandlock()}
 	}
 	c, err := landlock.NewConfig(fs, net, scope)
 	if err != nil {

@@ -29,7 +29,8 @@ var lacking = map[string]struct {
 	nr, arg, value uint32
 	errno          syscall.Errno
 }{
-	"landlock": {unix.SYS_LANDLOCK_CREATE_RULESET, 2, 1, unix.ENOSYS}, // LANDLOCK_CREATE_RULESET_VERSION
+	"landlock": {unix.SYS_LANDLOCK_CREATE_RULESET, 2, 1, unix.ENOSYS},     // LANDLOCK_CREATE_RULESET_VERSION
+	"lsm":      {unix.SYS_LANDLOCK_CREATE_RULESET, 2, 1, unix.EOPNOTSUPP}, // not in lsm=
 	"seccomp":  {unix.SYS_SECCOMP, 0, unix.SECCOMP_SET_MODE_FILTER, unix.EINVAL},
 	"mdwe":     {unix.SYS_PRCTL, 0, unix.PR_SET_MDWE, unix.EINVAL},
 	"pidfd":    {unix.SYS_CLOSE_RANGE, 2, unix.CLOSE_RANGE_CLOEXEC, unix.EINVAL}, // before 5.11
@@ -139,6 +140,7 @@ func TestOlderKernels(t *testing.T) {
 		missing bool
 	}{
 		{"landlock", "landlock: missing (kernel without Landlock)", true},
+		{"lsm", "landlock: missing (Landlock is switched off: add landlock to lsm= on the kernel's command line)", true},
 		{"1", "landlock: partly in force (ABI 1, ", false},
 		{"3", "landlock: partly in force (ABI 3, ", false},
 		{"5", "landlock: partly in force (ABI 5, ", false},

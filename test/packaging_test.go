@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,6 +74,20 @@ func TestPackagingSyntax(t *testing.T) {
 		for _, u := range units {
 			if out, err := exec.Command("systemd-analyze", "verify", "--man=no", u).CombinedOutput(); err != nil || len(out) > 0 {
 				t.Errorf("%s: %v\n%s", u, err, out)
+			}
+		}
+	})
+	t.Run("SELinux's files", func(t *testing.T) {
+		// What has an expression in it counts less than the policy's own for all of /usr/bin.
+		paths := regexp.MustCompile(`(?m)^/\S+`).FindAllString(read(t, "../packaging/selinux/aldente.fc"), -1)
+		for _, p := range paths {
+			if regexp.MustCompile(`[^a-z/-]`).MatchString(p) {
+				t.Errorf("%s is an expression", p)
+			}
+		}
+		for _, p := range []string{"/usr/bin/aldente", "/usr/local/bin/aldente", "/usr/libexec/aldente/aldente-worker", "/usr/local/libexec/aldente/aldente-names"} {
+			if !slices.Contains(paths, p) {
+				t.Errorf("no label for %s", p)
 			}
 		}
 	})

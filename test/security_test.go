@@ -290,6 +290,11 @@ func TestSelfTest(t *testing.T) {
 			}
 		}
 	}
+	for _, f := range []string{"Linux ", "IPv6: ", "pings: ", "SO_PEEK_OFF, TCP and IPv4: ", "SO_PEEK_OFF, TCP and IPv6: ", "UDP_GRO: ", "SO_NETNS_COOKIE: ", "segmentation of UDP by the tap: "} {
+		if !strings.Contains(out, "kernel: "+f) {
+			t.Errorf("nothing said of the kernel's %s", f)
+		}
+	}
 	missing := strings.Contains(out, ": missing") || strings.Contains(out, "FAILED")
 	if (st == 0) == missing {
 		t.Errorf("status %d", st)

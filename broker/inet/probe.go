@@ -25,6 +25,17 @@ func PeekOffWorks(domain int) bool {
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) == nil
 }
 
+// JoinsDatagrams tells whether a socket can be read several datagrams of one sender at
+// a time (UDP_GRO): since Linux 5.0.
+func JoinsDatagrams() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
+}
+
 // OwnNamespace identifies the network namespace of the calling thread, as
 // SO_NETNS_COOKIE does; zero where the kernel does not tell, before Linux 5.14.
 func OwnNamespace() uint64 {

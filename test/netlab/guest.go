@@ -151,7 +151,8 @@ func withResolv(tb TB, s GuestSpec, argv []string) ([]string, *User) {
 }
 
 func (g *Guest) accept(ln *net.UnixListener) error {
-	deadline := time.Now().Add(15 * time.Second)
+	const usual = 15 * time.Second
+	deadline := time.Now().Add(Patient(usual))
 	for {
 		_ = ln.SetDeadline(time.Now().Add(50 * time.Millisecond))
 		c, err := ln.AcceptUnix()
@@ -163,13 +164,13 @@ func (g *Guest) accept(ln *net.UnixListener) error {
 			return fmt.Errorf("translator ended with status %d", g.Proc.Wait())
 		}
 		if time.Now().After(deadline) {
-			return errors.New("no sign of the command for 15 s")
+			return fmt.Errorf("no sign of the command for %v", Patient(usual))
 		}
 	}
 }
 
 func (g *Guest) peer(c *net.UnixConn) error {
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(Patient(5 * time.Second)))
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 		return err
 	}

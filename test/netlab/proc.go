@@ -67,7 +67,7 @@ func (s *safeBuffer) String() string {
 // start runs on the thread whose namespace the process is to inherit.
 func start(s Spec) (*Proc, error) {
 	if s.Timeout == 0 {
-		s.Timeout = 60 * time.Second
+		s.Timeout = Patient(60 * time.Second)
 	}
 	p := &Proc{Args: s.Args, done: make(chan struct{})}
 	c := exec.Command(s.Args[0], s.Args[1:]...)

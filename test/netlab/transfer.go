@@ -38,7 +38,7 @@ func Transfer(client, server *NS, listen, addr string, size int64, down bool, ti
 		sum, err := oneWay(c.(*net.TCPConn), size, down)
 		far <- result{sum, err}
 	}()
-	c, err := client.DialError("tcp", addr, 15*time.Second)
+	c, err := client.DialError("tcp", addr, Patient(15*time.Second))
 	if err != nil {
 		return err
 	}
