@@ -38,3 +38,16 @@ func checkVector(v [][2]uintptr) error {
 	}
 	return nil
 }
+
+// ExecHint says, for the error of executing a program by its descriptor, what to do about
+// it; nothing where that is not known.
+func ExecHint(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		// It resolves /dev/fd/N, which is not in an empty file system, whether it has a policy or none.
+		return " (TOMOYO does this in kernels of before October 2024: a newer kernel, or one whose command line has an lsm= without tomoyo, does not)"
+	case errors.Is(err, unix.EACCES):
+		return " (a security module forbids it: the kernel's log says which rule is missing)"
+	}
+	return ""
+}

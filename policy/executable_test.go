@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"fmt"
 	"go/build"
 	"io/fs"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestCheckVector(t *testing.T) {
@@ -77,5 +80,18 @@ func TestOtherArchitectures(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "there_are_no_seccomp_filters_for_this_architecture") {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestExecHint: a program that a kernel or a security module does not let us execute.
+func TestExecHint(t *testing.T) {
+	for err, want := range map[error]string{
+		unix.ENOENT:                         "tomoyo",
+		fmt.Errorf("exec: %w", unix.EACCES): "security module",
+		unix.ENOMEM:                         "",
+	} {
+		if got := ExecHint(err); want == "" && got != "" || !strings.Contains(got, want) {
+			t.Errorf("%v: %q", err, got)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/fork"
+	"aldente/policy"
 )
 
 // AgentName is the argv[0] by which our own executable knows that it is the
@@ -132,7 +133,7 @@ func (a *Agent) explain(f *fork.Failure) error {
 		}
 		return fmt.Errorf("cannot join network namespace %s: %w", a.name, f)
 	case phaseExec:
-		return fmt.Errorf("cannot execute the agent, %s: %w", selfPath, f)
+		return fmt.Errorf("cannot execute the agent, %s: %w%s", selfPath, f, policy.ExecHint(f))
 	}
 	return fmt.Errorf("cannot %s: %w", f.Phase, f)
 }

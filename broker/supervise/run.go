@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/policy"
 )
 
 // Times between the end of a worker and the start of the next.
@@ -175,6 +178,12 @@ func (s *Supervisor) explain(l *life, status waitStatus, served error) Exit {
 		}
 	case line != "" && status.Exited():
 		exit.Cause += ": " + line
+	case !exit.wasReady && status.err == nil && status.Exited():
+		// Before there was a program of ours that could say so (workerSteps).
+		errno := syscall.Errno(status.ExitStatus())
+		if hint := policy.ExecHint(errno); hint != "" {
+			exit.Cause += ": cannot execute its program: " + errno.Error() + hint
+		}
 	}
 	return exit
 }

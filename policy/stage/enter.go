@@ -52,5 +52,5 @@ func execSelf(argv, env []string) error {
 	_, _, errno := unix.RawSyscall6(unix.SYS_EXECVEAT, policy.ExecutableFD,
 		uintptr(unsafe.Pointer(&empty[0])), uintptr(unsafe.Pointer(&argp[0])),
 		uintptr(unsafe.Pointer(&envp[0])), unix.AT_EMPTY_PATH, 0)
-	return fmt.Errorf("exec of the second stage: %w", errno)
+	return fmt.Errorf("exec of the second stage: %w%s", errno, policy.ExecHint(errno))
 }

@@ -9,15 +9,17 @@ machine=libvirt-11111111-2222-3333-4444-555555555555
 printf '#include <tunables/global>\nprofile %s flags=(attach_disconnected) {\n  #include <abstractions/libvirt-qemu>\n}\n' $machine >$profiles/machine
 for p in aldente-worker aldente-names aldente machine slirp4netns crun podman unprivileged_userns; do
 	test -e $profiles/$p || continue
-	apparmor_parser -r $profiles/$p >/tmp/out 2>&1 || tell note "$p: $(tail -n 1 /tmp/out)"
+	# Complaining, by "job.complain" on the command line, is for finding what is missing.
+	apparmor_parser -r $(grep -q job.complain /proc/cmdline && echo -C) $profiles/$p >/tmp/out 2>&1 || tell note "$p: $(tail -n 1 /tmp/out)"
 done
 tell note "profiles: $(grep -E '^(aldente|libvirt)' /sys/kernel/security/apparmor/profiles | sort | tr '\n' ' ')"
 tell note "$(cd /proc/sys/kernel && for f in *apparmor*; do printf '%s=%s ' "$f" "$(cat $f)"; done)"
+sysctl -q -w kernel.printk_ratelimit=0
 dmesg -C
 
 # denied tells of what the kernel has refused to our programs.
 denied() {
-	dmesg | grep 'apparmor="DENIED"' | sed 's/^.*apparmor=/apparmor=/; s/ pid=[0-9]*//; s/ [fo]suid=[0-9]*//g; s/ ouid=[0-9]*//' | sort | uniq -c | sort -rn | head -n 60 |
+	dmesg | grep -E 'apparmor="(DENIED|ALLOWED)"' | sed 's/^.*apparmor=/apparmor=/; s/ pid=[0-9]*//; s/ [fo]suid=[0-9]*//g; s/ ouid=[0-9]*//' | sort | uniq -c | sort -rn | head -n 150 |
 		while read -r n line; do tell denied "$line"; done
 }
 
