@@ -24,13 +24,15 @@ func (in *instance) confine() policy.Report {
 	}
 	_, _, filter := policy.FiltersOf(in.mode())
 	c := policy.Confinement{Filter: unlessSkipped(filter), Capabilities: in.kept(), Files: files}
-	if !replaceable {
-		// A worker without a PID namespace has calls of its own to make, with
-		// a number that no filter can know. That it lacks namespaces is
-		// reported as well, and refused under --strict.
-		c.Filter = ""
+	if replaceable {
+		return c.Apply()
 	}
-	return c.Apply()
+	// A worker without a PID namespace has calls of its own to make, with
+	// a number that no filter can know; and the next one of a worker whose namespaces
+	// are not kept needs all that the first one did.
+	c.Filter = ""
+	return append(c.Apply(), policy.Layer{Name: "seccomp " + filter, State: policy.Missing,
+		Detail: "left out, since the next worker could not be started under it"})
 }
 
 // checkExecutable refuses a build that cannot work.

@@ -6,8 +6,10 @@ package kernels
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -90,8 +92,8 @@ func List(file string) (runs []*Run, err error) {
 	return runs, nil
 }
 
-// ReadAll reads the list of runs, and what each has said, from a folder. A file there that
-// no line is for is an error.
+// ReadAll reads the list of runs, and what each has said, from a folder; one that has no
+// file there says nothing (Run.Ran). A file that no line is for is an error.
 func ReadAll(list, dir string) (runs []*Run, err error) {
 	if runs, err = List(list); err != nil {
 		return nil, err
@@ -103,8 +105,11 @@ func ReadAll(list, dir string) (runs []*Run, err error) {
 	for _, run := range runs {
 		file := filepath.Join(dir, run.Name+".txt")
 		f, err := os.Open(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
-			return nil, fmt.Errorf("%s has not been run: %w", run.Name, err)
+			return nil, err
 		}
 		said, err := Read(run.Name, f)
 		f.Close()
@@ -120,6 +125,9 @@ func ReadAll(list, dir string) (runs []*Run, err error) {
 	}
 	return runs, nil
 }
+
+// Ran tells whether there are results.
+func (r *Run) Ran() bool { return r.One("release") != "" }
 
 // Tell adds what the list has of a run.
 func (r *Run) Tell(listed *Run) {

@@ -72,6 +72,9 @@ func Features(runs []*Run) string {
 	}
 	b.WriteString("\n|---|---|" + strings.Repeat("---|", len(columns)) + "\n")
 	for _, r := range runs {
+		if !r.Ran() {
+			continue
+		}
 		fmt.Fprintf(&b, "| %s | %s |", r.Name, r.One("release"))
 		for _, c := range columns {
 			b.WriteString(" " + r.found(regexp.MustCompile(c.line)) + " |")
@@ -101,6 +104,10 @@ func Outcomes(runs []*Run) string {
 		cmdline := r.One("cmdline")
 		if cmdline != "" {
 			cmdline = "`" + cmdline + "`"
+		}
+		if !r.Ran() {
+			fmt.Fprintf(&b, "| %s | %s | %s | not run so far | | |\n", r.Name, r.One("what"), cmdline)
+			continue
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s, %s | %s, %s | %s |\n", r.Name, r.One("what"), cmdline,
 			r.status("user"), r.status("root"), r.works("user"), r.works("root"), r.passed())
