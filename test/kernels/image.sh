@@ -154,7 +154,7 @@ boot() {
 	esac
 	rm -f "$3" "$3.console"
 	# shellcheck disable=SC2086
-	${BOOT_WITH:-} timeout "$4" $machine -accel tcg,thread=multi,tb-size=512 -nodefaults -no-user-config -no-reboot -display none -smp 2 -m "${MEMORY:-1024}" \
+	${BOOT_WITH:-} timeout "$4" $machine -accel tcg,thread=multi,tb-size=512 ${QEMU_ARGS:-} -nodefaults -no-user-config -no-reboot -display none -smp 2 -m "${MEMORY:-1024}" \
 		-kernel "$kernel/vmlinuz" -initrd "$initrd" -serial "file:$3.console" \
 		-drive "if=none,id=root,format=raw,readonly=on,file=$tree" -device virtio-blk-pci,drive=root \
 		-drive "if=none,id=modules,format=raw,readonly=on,file=$kernel/modules.ext4" -device virtio-blk-pci,drive=modules \

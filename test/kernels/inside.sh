@@ -106,7 +106,7 @@ look() {
 		smoke $who 'aldente, refused by rule' 'curl: (7)' sh -c "! aldente --config-net --dns 192.0.2.9 --allow tcp:example.test:443 --deny any -- $get"
 		smoke $who 'aldente, --no-hide-sockets' 'from outside' aldente --no-hide-sockets --config-net -- $get
 		smoke $who 'slirp4netns' 'from outside' sh -c 'unshare -r -n sleep 100 & p=$!; sleep 2; slirp4netns -c -r 3 $p tap0 3>/tmp/ready.$$ & s=$!
-			for i in $(seq 100); do test -s /tmp/ready.$$ && break; kill -0 $s 2>/dev/null || { kill $p; exit 1; }; sleep 0.1; done; nsenter -t $p -U -n --preserve-credentials '"$get"'; r=$?; kill $p $s; exit $r'
+			for i in $(seq 100); do test -s /tmp/ready.$$ && break; kill -0 $s 2>/dev/null || { kill $p 2>/dev/null; exit 1; }; sleep 0.1; done; nsenter -t $p -U -n --preserve-credentials '"$get"'; r=$?; kill $p $s; exit $r'
 		smoke $who 'aldentectl' 'command sleep' sh -c 'aldente --config-net -- sleep 100 & p=$!; for i in $(seq 50); do aldentectl list 2>/dev/null | grep "command sleep" && break; kill -0 $p 2>/dev/null || exit 1; sleep 0.2; done; kill $p'
 		smoke $who 'passt, a socket for virtual machines' 'bound at' sh -c 'passt -f -s /tmp/s.$$ >/tmp/passt.$$ 2>&1 & p=$!; for i in $(seq 100); do grep -q "bound at" /tmp/passt.$$ && break; kill -0 $p 2>/dev/null || break; sleep 0.1; done; kill $p 2>/dev/null; cat /tmp/passt.$$'
 		rm -rf /tmp/ready.* /tmp/passt.*
