@@ -12,13 +12,13 @@ import (
 	"aldente/test/netlab"
 )
 
-// TestFollowBurst: a routing daemon brings ten thousand routes by the template, and takes
+// TestFollowBurst: a routing daemon brings thousands of routes by the template, and takes
 // them away. The guest has them, and what changes then.
 func TestFollowBurst(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{})
 	g := lab.Guest()
-	const routes = 10000
+	const routes = 3000
 	batch := func(verb string) string {
 		var b strings.Builder
 		for n := range routes {
