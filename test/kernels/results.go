@@ -19,8 +19,8 @@ import (
 
 // Run is what one machine has said: for each word the lines of that kind, in order.
 type Run struct {
-	Name  string // the file's, without suffix
-	Lines map[string][]string
+	Name  string              // the file's, without suffix
+	Lines map[string][]string // by their word, see kinds
 }
 
 // kinds are the words that are kept, in the order of a file.
