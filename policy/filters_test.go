@@ -17,7 +17,8 @@ import (
 	"aldente/policy/calls"
 )
 
-var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
+var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64,
+	"ppc64le": unix.AUDIT_ARCH_PPC64LE, "riscv64": unix.AUDIT_ARCH_RISCV64}
 
 func readProgram(t *testing.T, name, arch string) []unix.SockFilter {
 	t.Helper()
@@ -57,7 +58,8 @@ func numbers(t *testing.T, arch string) map[uint32]string {
 func TestFiltersDoWhatTheListsSay(t *testing.T) {
 	for _, arch := range calls.Arches() {
 		names := numbers(t, arch)
-		for _, list := range calls.All() {
+		for _, all := range calls.All() {
+			list := all.For(arch)
 			for suffix, denied := range map[string]uint32{"": unix.SECCOMP_RET_KILL_PROCESS, "-trap": unix.SECCOMP_RET_TRAP} {
 				t.Run(list.Name+suffix+"_"+arch, func(t *testing.T) {
 					prog := readProgram(t, list.Name+suffix, arch)
@@ -118,15 +120,24 @@ func argumentsFor(list *calls.List, call string) [][6]uint64 {
 // architecture, and of x32.
 func TestForeignArchitectures(t *testing.T) {
 	for _, list := range calls.All() {
-		prog := readProgram(t, list.Name, "amd64")
-		for nr := range uint32(600) {
-			for _, d := range []seccompData{
-				{nr: nr, arch: unix.AUDIT_ARCH_I386},
-				{nr: nr, arch: unix.AUDIT_ARCH_AARCH64},
-				{nr: nr | 0x40000000, arch: unix.AUDIT_ARCH_X86_64}, // __X32_SYSCALL_BIT
-			} {
-				if got := evaluate(prog, &d); got != unix.SECCOMP_RET_KILL_PROCESS {
-					t.Fatalf("%s: %d of %#x: %#x", list.Name, d.nr, d.arch, got)
+		for _, arch := range calls.Arches() {
+			foreign := []seccompData{{arch: unix.AUDIT_ARCH_I386}, {arch: unix.AUDIT_ARCH_ARM},
+				{arch: unix.AUDIT_ARCH_PPC64}, {arch: unix.AUDIT_ARCH_S390}}
+			for other, value := range auditArch {
+				if other != arch {
+					foreign = append(foreign, seccompData{arch: value})
+				}
+			}
+			if arch == "amd64" {
+				foreign = append(foreign, seccompData{nr: 0x40000000, arch: auditArch[arch]}) // __X32_SYSCALL_BIT
+			}
+			prog := readProgram(t, list.Name, arch)
+			for nr := range uint32(600) {
+				for _, d := range foreign {
+					d.nr |= nr
+					if got := evaluate(prog, &d); got != unix.SECCOMP_RET_KILL_PROCESS {
+						t.Fatalf("%s for %s: %d of %#x: %#x", list.Name, arch, d.nr, d.arch, got)
+					}
 				}
 			}
 		}

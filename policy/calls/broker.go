@@ -123,7 +123,7 @@ func replacement() []Rule {
 			{Call: "socketpair", Args: []Arg{is(0, unix.AF_UNIX), except(1, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.SOCK_SEQPACKET), is(2, 0)},
 				Why: "channel", User: supervise},
 		},
-		options(supervise, "a worker that does not read", "setsockopt", unix.SOL_SOCKET, unix.SO_SNDTIMEO),
+		options(supervise, "a worker that does not read", "setsockopt", unix.SOL_SOCKET, soSndTimeO),
 		own(supervise, "setresuid", OwnUID),
 		own(supervise, "setresgid", OwnGID),
 		plain(supervise, "log, channel and session of a new worker", "pipe2", "dup3", "setsid"),
@@ -131,8 +131,11 @@ func replacement() []Rule {
 		each(supervise, "ending a worker, by its descriptor", "pidfd_send_signal", 1, uint64(unix.SIGKILL)),
 		[]Rule{
 			{Call: "arch_prctl", Why: "thread pointer of a new image", User: runtime, Arch: "amd64"},
+			{Call: "riscv_hwprobe", Why: "instructions that a new image may use", User: runtime, Arch: "riscv64"},
 			{Call: "openat", Args: []Arg{within(2, unix.O_CLOEXEC|unix.O_NONBLOCK)},
 				Why: "what the runtime asks of a new image: to read, and it gets nothing", User: runtime},
+			{Call: "open", Args: []Arg{within(1, unix.O_CLOEXEC|unix.O_NONBLOCK)},
+				Why: "what the runtime asks of a new image: to read, and it gets nothing", User: runtime, Arch: "ppc64le"},
 		},
 		plain(runtime, "start of a new image", "sched_getaffinity", "uname"),
 		each(runtime, "start of a new image: whether its standard streams are open", "fcntl", 1, unix.F_GETFD),
@@ -226,7 +229,7 @@ func brokerRunning() []Rule {
 		options(factory, "whether a connect has ended, and how", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
 		plain(factory, "connects under way, and which sockets still live", "epoll_create1"),
 		options(factory, "whether a listener's interface is still the one of its name", "getsockopt", unix.SOL_SOCKET, unix.SO_BINDTODEVICE),
-		options(broker, "who connects", "getsockopt", unix.SOL_SOCKET, unix.SO_PEERCRED),
+		options(broker, "who connects", "getsockopt", unix.SOL_SOCKET, soPeerCred),
 		options("broker/inet", "what was dropped at a listener", "getsockopt", unix.SOL_SOCKET, unix.SO_MEMINFO),
 		plain(broker, "path of the guest's namespace", "newfstatat"),
 		plain(broker, "log file within its size; half a record that a worker left in the pcap file", "ftruncate"),
@@ -254,16 +257,13 @@ func Remover() List {
 // It waits for a byte of a pipe, and writes what it has read to another.
 func Reader() List {
 	const reader = "broker/reader"
-	open := func(arch string, nofollow uint64) Rule {
-		return Rule{Call: "openat", Why: "files, to read them", User: reader, Arch: arch,
-			Args: []Arg{except(2, nofollow, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY)}}
-	}
 	return List{
 		Name: "reader",
 		Doc:  "reader of the rules files",
 		Rules: join(
 			plain(reader, "waiting for the broker, and reading files", "read"),
-			[]Rule{open("amd64", nofollowAMD64), open("arm64", nofollowARM64)},
+			[]Rule{{Call: "openat", Why: "files, to read them", User: reader,
+				Args: []Arg{except(2, oNoFollow, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY)}}},
 			plain(reader, "what was in them, to the broker", "write"),
 			plain(reader, "a file that was read", "close"),
 			plain(reader, "end of the process", "exit_group"),

@@ -8,9 +8,9 @@
 // against them, and by the tables in docs/security-calls.md. No program links them: the
 // programs embed what was compiled.
 //
-// Constants come from golang.org/x/sys/unix and must have the same value on
-// amd64 and arm64. Flags that differ (O_DIRECTORY, O_NOFOLLOW, O_DIRECT) must
-// not appear here.
+// Lists have the constants of amd64, List.For gives them those of another
+// architecture. What has the same value on all comes from golang.org/x/sys/unix,
+// the rest from arch.go.
 package calls
 
 // Self stands in an argument rule for the identifier of the process that loads
@@ -31,7 +31,7 @@ type Rule struct {
 	Args []Arg  // conditions that must all hold; none means any arguments
 	Why  string // what it is needed for
 	User string // the part of the program that makes it
-	Arch string // "amd64" or "arm64" where only that one has the call
+	Arch string // e.g. "amd64" where only that one has the call
 }
 
 // Arg is a condition on one argument: arg & Mask == Value. All 64 bits of the
@@ -62,7 +62,8 @@ type List struct {
 	Rules []Rule // any of which permits a call
 }
 
-// Permits says whether any rule of the list permits the call on arch.
+// Permits says whether any rule of the list permits the call on arch, for which For
+// has made it.
 func (l *List) Permits(arch, call string, args [6]uint64) bool {
 	for i := range l.Rules {
 		r := &l.Rules[i]
@@ -72,9 +73,6 @@ func (l *List) Permits(arch, call string, args [6]uint64) bool {
 	}
 	return false
 }
-
-// Arches are the architectures that filters are made for.
-func Arches() []string { return []string{"amd64", "arm64"} }
 
 // All returns every list.
 func All() []List {

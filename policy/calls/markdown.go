@@ -76,15 +76,8 @@ func (r *Rule) limit() (string, error) {
 	if r.Arch != "" {
 		parts = append(parts, r.Arch)
 	}
-	level := ^uint64(0)
 	for _, a := range r.Args {
-		arg, ok := arguments[r.Call][a.Index]
-		switch {
-		case strings.HasSuffix(r.Call, "sockopt") && a.Index == 1:
-			level, arg, ok = a.Value, argument{"level", levels, false}, true
-		case strings.HasSuffix(r.Call, "sockopt") && a.Index == 2:
-			arg, ok = argument{"option", optionNames[level], false}, true
-		}
+		arg, ok := r.argument(a.Index)
 		if !ok {
 			return "", fmt.Errorf("argument %d has no name", a.Index)
 		}

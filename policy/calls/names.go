@@ -4,12 +4,6 @@ package calls
 
 import "golang.org/x/sys/unix"
 
-// O_NOFOLLOW, include/uapi/asm-generic/fcntl.h and arch/arm64/include/uapi/asm/fcntl.h.
-const (
-	nofollowAMD64 = 0o400000
-	nofollowARM64 = 0o100000
-)
-
 // naming gives the values of one argument their names in the kernel's headers.
 type naming map[uint64]string
 
@@ -22,10 +16,10 @@ var (
 		unix.CLONE_NEWCGROUP: "CLONE_NEWCGROUP",
 	}
 	openFlags = naming{unix.O_CLOEXEC: "O_CLOEXEC", unix.O_NONBLOCK: "O_NONBLOCK", unix.O_NOCTTY: "O_NOCTTY",
-		nofollowAMD64: "O_NOFOLLOW", nofollowARM64: "O_NOFOLLOW"}
+		oNoFollow: "O_NOFOLLOW"}
 	protections = naming{unix.PROT_READ: "PROT_READ", unix.PROT_WRITE: "PROT_WRITE"}
 	mapFlags    = naming{unix.MAP_PRIVATE: "MAP_PRIVATE", unix.MAP_ANONYMOUS: "MAP_ANONYMOUS", unix.MAP_FIXED: "MAP_FIXED",
-		unix.MAP_NORESERVE: "MAP_NORESERVE", 8: "MAP_DROPPABLE", unix.MAP_SHARED: "MAP_SHARED"}
+		mapNoReserve: "MAP_NORESERVE", 8: "MAP_DROPPABLE", unix.MAP_SHARED: "MAP_SHARED"}
 	spliceFlags = naming{unix.SPLICE_F_MOVE: "SPLICE_F_MOVE", unix.SPLICE_F_NONBLOCK: "SPLICE_F_NONBLOCK"}
 	socketTypes = naming{unix.SOCK_STREAM: "SOCK_STREAM", unix.SOCK_DGRAM: "SOCK_DGRAM", unix.SOCK_SEQPACKET: "SOCK_SEQPACKET",
 		unix.SOCK_NONBLOCK: "SOCK_NONBLOCK", unix.SOCK_CLOEXEC: "SOCK_CLOEXEC"}
@@ -38,12 +32,12 @@ var (
 // optionNames are those of socket options by level.
 var optionNames = map[uint64]naming{
 	unix.SOL_SOCKET: {
-		unix.SO_ERROR: "SO_ERROR", unix.SO_PEEK_OFF: "SO_PEEK_OFF", unix.SO_LINGER: "SO_LINGER", unix.SO_RCVLOWAT: "SO_RCVLOWAT",
+		unix.SO_ERROR: "SO_ERROR", unix.SO_PEEK_OFF: "SO_PEEK_OFF", unix.SO_LINGER: "SO_LINGER", soRcvLowAt: "SO_RCVLOWAT",
 		unix.SO_KEEPALIVE: "SO_KEEPALIVE", unix.SO_SNDBUF: "SO_SNDBUF", unix.SO_RCVBUF: "SO_RCVBUF",
 		unix.SO_TYPE: "SO_TYPE", unix.SO_PROTOCOL: "SO_PROTOCOL", unix.SO_DOMAIN: "SO_DOMAIN", unix.SO_REUSEADDR: "SO_REUSEADDR", unix.SO_BROADCAST: "SO_BROADCAST",
 		unix.SO_OOBINLINE:    "SO_OOBINLINE",
 		unix.SO_BINDTODEVICE: "SO_BINDTODEVICE", unix.SO_ATTACH_FILTER: "SO_ATTACH_FILTER", unix.SO_DETACH_FILTER: "SO_DETACH_FILTER",
-		unix.SO_SNDTIMEO: "SO_SNDTIMEO", unix.SO_PEERCRED: "SO_PEERCRED", unix.SO_NETNS_COOKIE: "SO_NETNS_COOKIE",
+		soSndTimeO: "SO_SNDTIMEO", soPeerCred: "SO_PEERCRED", unix.SO_NETNS_COOKIE: "SO_NETNS_COOKIE",
 		unix.SO_REUSEPORT: "SO_REUSEPORT", unix.SO_COOKIE: "SO_COOKIE", unix.SO_MEMINFO: "SO_MEMINFO",
 	},
 	unix.IPPROTO_IP: {
@@ -80,6 +74,7 @@ var arguments = map[string]map[uint]argument{
 	"madvise":           {2: {"advice", naming{unix.MADV_DONTNEED: "MADV_DONTNEED", unix.MADV_FREE: "MADV_FREE", unix.MADV_HUGEPAGE: "MADV_HUGEPAGE", unix.MADV_NOHUGEPAGE: "MADV_NOHUGEPAGE"}, false}},
 	"memfd_create":      {1: {"flags", naming{unix.MFD_CLOEXEC: "MFD_CLOEXEC", unix.MFD_NOEXEC_SEAL: "MFD_NOEXEC_SEAL"}, true}},
 	"mmap":              {2: {"protection", protections, true}, 3: {"flags", mapFlags, true}},
+	"open":              {1: {"flags", openFlags, true}},
 	"openat":            {2: {"flags", openFlags, true}},
 	"pidfd_send_signal": {1: {"signal", naming{uint64(unix.SIGKILL): "SIGKILL"}, false}},
 	"pipe2":             {1: {"flags", openFlags, true}},

@@ -12,7 +12,7 @@ const (
 	futexWakePrivate = 1 | 128 // FUTEX_WAKE | FUTEX_PRIVATE_FLAG
 
 	// What the runtime passes to clone for a new thread (runtime/os_linux.go).
-	// On amd64 its assembly adds CLONE_SETTLS, on arm64 it does not.
+	// On amd64 its assembly adds CLONE_SETTLS, elsewhere it does not.
 	threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES |
 		unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
 
@@ -65,7 +65,7 @@ func goStarting() []Rule {
 // narrowing is what a worker does between its two lists.
 func narrowing() []Rule {
 	return []Rule{
-		{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_NORESERVE|anonymous)},
+		{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, mapNoReserve|anonymous)},
 			Why: "buffers and pools mapped once", User: kernel},
 		{Call: "seccomp", Args: []Arg{is(0, unix.SECCOMP_SET_MODE_FILTER), is(1, unix.SECCOMP_FILTER_FLAG_TSYNC)},
 			Why: "loading the narrower list", User: "policy"},

@@ -55,7 +55,7 @@ func WorkerVhost() List {
 // and to map them, never executable. munmap is the runtime's too.
 func sharing() []Rule {
 	return []Rule{
-		{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_SHARED|unix.MAP_NORESERVE)},
+		{Call: "mmap", Args: []Arg{is(2, readWrite), is(3, unix.MAP_SHARED|mapNoReserve)},
 			Why: "the guest's memory, of passed descriptors: shared, never executable", User: vhostuser},
 		{Call: "fcntl", Args: []Arg{is(1, unix.F_GET_SEALS)}, Why: "whether a passed descriptor is one of memory", User: vhostuser},
 		{Call: "fstat", Why: "the size of passed memory", User: vhostuser},
@@ -101,7 +101,7 @@ func workerOptions() []Rule {
 		options(kernel, "end of connect", "getsockopt", unix.SOL_SOCKET, unix.SO_ERROR),
 		options(kernel, "state of a connection, its round-trip time", "getsockopt", unix.IPPROTO_TCP, unix.TCP_INFO),
 		options(kernel, "peeking offset, reset at close, low-water mark, keep-alive, buffers", "setsockopt", unix.SOL_SOCKET,
-			unix.SO_PEEK_OFF, unix.SO_LINGER, unix.SO_RCVLOWAT, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF),
+			unix.SO_PEEK_OFF, unix.SO_LINGER, soRcvLowAt, unix.SO_KEEPALIVE, unix.SO_SNDBUF, unix.SO_RCVBUF),
 		options(kernel, "the guest's TTL and TOS", "setsockopt", unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS),
 		options(kernel, "the guest's hop limit and traffic class", "setsockopt", unix.IPPROTO_IPV6,
 			unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS),

@@ -47,7 +47,8 @@ func run(out string) error {
 		if err := writeNames(filepath.Join(out, "names_"+arch+".txt"), a); err != nil {
 			return err
 		}
-		for _, list := range calls.All() {
+		for _, all := range calls.All() {
+			list := all.For(arch)
 			for suffix, action := range map[string]seccomp.ScmpAction{
 				"":      seccomp.ActKillProcess,
 				"-trap": seccomp.ActTrap,
@@ -87,9 +88,12 @@ func writeFilter(base string, list *calls.List, arch string, a seccomp.ScmpArch,
 		return err
 	}
 	if action == seccomp.ActTrap {
-		return nil
+		return standIn(base, arch)
 	}
-	return export(base+".pfc", f.ExportPFC)
+	if err := export(base+".pfc", f.ExportPFC); err != nil {
+		return err
+	}
+	return standIn(base, arch)
 }
 
 func compile(list *calls.List, arch string, a seccomp.ScmpArch, action seccomp.ScmpAction) (*seccomp.ScmpFilter, error) {
@@ -132,7 +136,7 @@ func compile(list *calls.List, arch string, a seccomp.ScmpArch, action seccomp.S
 
 func addRule(f *seccomp.ScmpFilter, r *calls.Rule) error {
 	// libseccomp takes the native number and translates it by name.
-	nr, err := seccomp.GetSyscallFromName(r.Call)
+	nr, err := seccomp.GetSyscallFromName(known(r.Call))
 	if err != nil {
 		return err
 	}
@@ -171,7 +175,11 @@ func export(path string, write func(*os.File) error) error {
 func writeNames(path string, a seccomp.ScmpArch) error {
 	var b strings.Builder
 	for nr := range highestCall {
-		if name, err := seccomp.ScmpSyscall(nr).GetNameByArch(a); err == nil {
+		name, err := seccomp.ScmpSyscall(nr).GetNameByArch(a)
+		if err != nil && a == seccomp.ArchRISCV64 && nr == hwprobeNumber {
+			name, err = hwprobe, nil
+		}
+		if err == nil {
 			fmt.Fprintf(&b, "%d %s\n", nr, name)
 		}
 	}

@@ -39,6 +39,7 @@ type process struct {
 // rule is a permission and how often it was used, as far as that was reported.
 type rule struct {
 	calls.Rule
+	here calls.Rule // with the constants of this architecture
 	list string
 	seen int
 }
@@ -58,9 +59,9 @@ type usage struct {
 func newUsage() *usage {
 	u := &usage{procs: map[int]*process{}, by: map[string]map[string][]*rule{}, names: map[int]string{}}
 	for _, l := range calls.All() {
-		m := map[string][]*rule{}
-		for _, r := range l.Rules {
-			one := &rule{Rule: r, list: l.Name}
+		m, here := map[string][]*rule{}, l.For(runtime.GOARCH)
+		for i, r := range l.Rules {
+			one := &rule{Rule: r, here: here.Rules[i], list: l.Name}
 			if r.Arch != "" && r.Arch != runtime.GOARCH {
 				u.other = append(u.other, calls.Describe(&r))
 				continue
@@ -142,7 +143,7 @@ func (u *usage) called(comm string, tgid, nr int, args [6]uint64) {
 	}
 	for _, list := range p.lists {
 		for _, r := range u.by[list][u.name(nr)] {
-			if p.permitted(&r.Rule, tgid, args) {
+			if p.permitted(&r.here, tgid, args) {
 				r.seen++
 			}
 		}

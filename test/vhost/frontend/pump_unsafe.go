@@ -435,5 +435,5 @@ func offload(b []byte) packet.Offload {
 
 func wait(events int16, fd int) {
 	p := unix.PollFd{Fd: int32(fd), Events: events}
-	_, _, _ = unix.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, ^uintptr(0))
+	_, _, _ = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
 }
