@@ -16,7 +16,8 @@ type seccompData struct {
 	args [6]uint64
 }
 
-// word returns the 32 bits at a byte offset, little-endian.
+// word returns the 32 bits at a byte offset, in the byte order of the architecture: which
+// half of an argument comes first.
 func (d *seccompData) word(off uint32) uint32 {
 	switch {
 	case off == 0:
@@ -25,7 +26,7 @@ func (d *seccompData) word(off uint32) uint32 {
 		return d.arch
 	case off >= 16 && off < 64 && off%4 == 0:
 		v := d.args[(off-16)/8]
-		if off%8 == 4 {
+		if high := off%8 == 4; high != (d.arch == unix.AUDIT_ARCH_S390X) {
 			v >>= 32
 		}
 		return uint32(v)

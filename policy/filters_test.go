@@ -4,6 +4,7 @@ package policy
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -18,7 +19,15 @@ import (
 )
 
 var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64,
-	"ppc64le": unix.AUDIT_ARCH_PPC64LE, "riscv64": unix.AUDIT_ARCH_RISCV64}
+	"ppc64le": unix.AUDIT_ARCH_PPC64LE, "riscv64": unix.AUDIT_ARCH_RISCV64, "s390x": unix.AUDIT_ARCH_S390X}
+
+// orderOf is the byte order of an architecture.
+func orderOf(arch string) binary.ByteOrder {
+	if arch == "s390x" {
+		return binary.BigEndian
+	}
+	return binary.LittleEndian
+}
 
 func readProgram(t *testing.T, name, arch string) []unix.SockFilter {
 	t.Helper()
@@ -26,7 +35,7 @@ func readProgram(t *testing.T, name, arch string) []unix.SockFilter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	prog, err := decode(raw)
+	prog, err := decode(raw, orderOf(arch))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +104,9 @@ func argumentsFor(list *calls.List, call string) [][6]uint64 {
 		return a
 	}
 	all := [][6]uint64{{}, {^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}, random(), random()}
+	for kind := range uint64(21) { // which call of socketcall(2) or ipc(2)
+		all = append(all, [6]uint64{kind}, [6]uint64{kind, 1, 6}, [6]uint64{kind, 1, 6, unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC})
+	}
 	for i := range list.Rules {
 		r := &list.Rules[i]
 		if r.Call != call {
@@ -273,7 +285,7 @@ func TestBindSelf(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	for _, n := range []int{0, 7, 9, (unix.BPF_MAXINSNS + 1) * sizeofFilter} {
-		if _, err := decode(make([]byte, n)); err == nil {
+		if _, err := decode(make([]byte, n), binary.LittleEndian); err == nil {
 			t.Errorf("%d bytes accepted", n)
 		}
 	}

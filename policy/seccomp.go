@@ -103,12 +103,12 @@ func program(name string) ([]unix.SockFilter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp filter %s: none for %s", name, runtime.GOARCH)
 	}
-	return decode(raw)
+	return decode(raw, binary.NativeEndian)
 }
 
-// decode reads struct sock_filter in the byte order that all architectures
-// with filters share.
-func decode(raw []byte) ([]unix.SockFilter, error) {
+// decode reads struct sock_filter, which is in the byte order of the architecture that
+// a filter is for.
+func decode(raw []byte, order binary.ByteOrder) ([]unix.SockFilter, error) {
 	if len(raw) == 0 || len(raw)%sizeofFilter != 0 || len(raw)/sizeofFilter > unix.BPF_MAXINSNS {
 		return nil, fmt.Errorf("seccomp filter of %d bytes", len(raw))
 	}
@@ -116,10 +116,10 @@ func decode(raw []byte) ([]unix.SockFilter, error) {
 	for i := range prog {
 		b := raw[i*sizeofFilter:]
 		prog[i] = unix.SockFilter{
-			Code: binary.LittleEndian.Uint16(b),
+			Code: order.Uint16(b),
 			Jt:   b[2],
 			Jf:   b[3],
-			K:    binary.LittleEndian.Uint32(b[4:]),
+			K:    order.Uint32(b[4:]),
 		}
 	}
 	return prog, nil

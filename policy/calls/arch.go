@@ -4,11 +4,12 @@ package calls
 
 import (
 	"math/bits"
+	"slices"
 	"strings"
 )
 
 // Arches are the architectures that filters are made for.
-func Arches() []string { return []string{"amd64", "arm64", "ppc64le", "riscv64"} }
+func Arches() []string { return []string{"amd64", "arm64", "ppc64le", "riscv64", "s390x"} }
 
 // Constants of amd64 that have another value elsewhere. Lists are written with
 // these and not with those of x/sys, which are of the architecture that the
@@ -29,8 +30,8 @@ var elsewhere = map[string]map[string]uint64{
 		"SO_RCVLOWAT": 16, "SO_SNDTIMEO": 19, "SO_PEERCRED": 21},
 }
 
-// For returns the list with the constants of an architecture. Rules of another
-// one are in it as they were.
+// For returns the list with the constants of an architecture, and with its arguments'
+// places. Rules of another one are in it as they were.
 func (l *List) For(arch string) List {
 	here := List{Name: l.Name, Doc: l.Doc, Rules: make([]Rule, len(l.Rules))}
 	for i, r := range l.Rules {
@@ -44,6 +45,9 @@ func (l *List) For(arch string) List {
 
 // argsOn returns the rule's conditions with an architecture's constants.
 func (r *Rule) argsOn(arch string) []Arg {
+	if arch == "s390x" {
+		return r.argsOnS390x()
+	}
 	if elsewhere[arch] == nil || r.Args == nil {
 		return r.Args
 	}
@@ -58,6 +62,24 @@ func (r *Rule) argsOn(arch string) []Arg {
 		args[i] = a
 	}
 	return args
+}
+
+// argsOnS390x: mmap(2) has one argument there, the address of the six, which no filter
+// can follow. clone(2) has the stack before the flags (CONFIG_CLONE_BACKWARDS2).
+func (r *Rule) argsOnS390x() []Arg {
+	switch r.Call {
+	case "mmap":
+		return nil
+	case "clone":
+		args := slices.Clone(r.Args)
+		for i := range args {
+			if args[i].Index == 0 {
+				args[i].Index = 1
+			}
+		}
+		return args
+	}
+	return r.Args
 }
 
 // on returns the value of an argument on an architecture.

@@ -130,6 +130,10 @@ func TestFor(t *testing.T) {
 		{&broker, "ppc64le", "open", [6]uint64{1: cloexec}, true},
 		{&broker, "amd64", "open", [6]uint64{1: cloexec}, false},
 		{&broker, "riscv64", "riscv_hwprobe", [6]uint64{}, true},
+		{&broker, "s390x", "clone", [6]uint64{1: 0x400 | 17}, true}, // CLONE_FILES, SIGCHLD
+		{&broker, "s390x", "clone", [6]uint64{0: 0x400 | 17}, false},
+		{&broker, "amd64", "clone", [6]uint64{1: 0x400 | 17}, false},
+		{&worker, "s390x", "mmap", [6]uint64{1 << 40}, true},
 		{&broker, "arm64", "riscv_hwprobe", [6]uint64{}, false},
 	} {
 		l := tt.list.For(tt.arch)

@@ -136,6 +136,8 @@ func replacement() []Rule {
 				Why: "what the runtime asks of a new image: to read, and it gets nothing", User: runtime},
 			{Call: "open", Args: []Arg{within(1, unix.O_CLOEXEC|unix.O_NONBLOCK)},
 				Why: "what the runtime asks of a new image: to read, and it gets nothing", User: runtime, Arch: "ppc64le"},
+			{Call: "open", Args: []Arg{within(1, unix.O_CLOEXEC|unix.O_NONBLOCK)},
+				Why: "what the runtime asks of a new image: to read, and it gets nothing", User: runtime, Arch: "s390x"},
 		},
 		plain(runtime, "start of a new image", "sched_getaffinity", "uname"),
 		each(runtime, "start of a new image: whether its standard streams are open", "fcntl", 1, unix.F_GETFD),

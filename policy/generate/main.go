@@ -87,13 +87,12 @@ func writeFilter(base string, list *calls.List, arch string, a seccomp.ScmpArch,
 	if err := export(base+".bpf", f.ExportBPF); err != nil {
 		return err
 	}
-	if action == seccomp.ActTrap {
-		return standIn(base, arch)
+	if action != seccomp.ActTrap {
+		if err := export(base+".pfc", f.ExportPFC); err != nil {
+			return err
+		}
 	}
-	if err := export(base+".pfc", f.ExportPFC); err != nil {
-		return err
-	}
-	return standIn(base, arch)
+	return mend(base, arch)
 }
 
 func compile(list *calls.List, arch string, a seccomp.ScmpArch, action seccomp.ScmpAction) (*seccomp.ScmpFilter, error) {
@@ -106,10 +105,11 @@ func compile(list *calls.List, arch string, a seccomp.ScmpArch, action seccomp.S
 		return nil, err
 	}
 	if a != native {
-		if err := f.AddArch(a); err != nil {
+		// In this order: there is no filter of two byte orders.
+		if err := f.RemoveArch(native); err != nil {
 			return nil, err
 		}
-		if err := f.RemoveArch(native); err != nil {
+		if err := f.AddArch(a); err != nil {
 			return nil, err
 		}
 	}

@@ -28,7 +28,8 @@ func (p *Program) Tune() {
 	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGXFSZ), uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
 }
 
-// sigaction is the kernel's struct of that name on amd64 and arm64.
+// sigaction is the kernel's struct of that name. riscv64 has no restorer, and the mask in
+// its place: both are zero.
 type sigaction struct {
 	handler, flags, restorer uintptr
 	mask                     uint64
