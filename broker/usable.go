@@ -14,6 +14,7 @@ import (
 	"aldente/broker/cli"
 	"aldente/broker/guestsock"
 	"aldente/broker/netns"
+	"aldente/ipc/sock"
 )
 
 // usable looks at what options name outside of the command line, before anything
@@ -49,12 +50,12 @@ func notOurs(a netip.Addr) bool {
 	if a.Is4() {
 		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Addr: a.As4()}
 	}
-	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	fd, err := sock.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	return errors.Is(unix.Bind(fd, sa), unix.EADDRNOTAVAIL)
+	return errors.Is(sock.Bind(fd, sa), unix.EADDRNOTAVAIL)
 }
 
 // explain adds to an error what to do about it.

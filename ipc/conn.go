@@ -7,11 +7,13 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // Pair returns the two ends of a new channel, close-on-exec.
 func Pair() (a, b int, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	fds, err := sock.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, -1, fmt.Errorf("socketpair: %w", err)
 	}
@@ -32,7 +34,7 @@ func send(conn int, rec []byte, fd, flags int) error {
 		oob = unix.UnixRights(fd)
 	}
 	for {
-		err := unix.Sendmsg(conn, rec, oob, nil, unix.MSG_NOSIGNAL|flags)
+		err := sock.Sendmsg(conn, rec, oob, nil, unix.MSG_NOSIGNAL|flags)
 		if err != unix.EINTR {
 			return err
 		}
@@ -48,7 +50,7 @@ func Receive(conn int, buf []byte, flags int) (n, fd int, err error) {
 	var oob [64]byte
 	var oobn, rflags int
 	for {
-		n, oobn, rflags, _, err = unix.Recvmsg(conn, buf, oob[:], flags|unix.MSG_CMSG_CLOEXEC)
+		n, oobn, rflags, _, err = sock.Recvmsg(conn, buf, oob[:], flags|unix.MSG_CMSG_CLOEXEC)
 		if err != unix.EINTR {
 			break
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +20,7 @@ import (
 // floors are the storeys of the house, from the ground: a package imports
 // only from below its own.
 var floors = [][]string{
-	{"aldente/ipc/domain"}, // names, and what rules say of them
+	{"aldente/ipc/domain", "aldente/ipc/sock"}, // names, and what rules say of them; calls of sockets
 	{"aldente/worker/packet", "aldente/ipc", "aldente/policy"},
 	{"aldente/worker/vhost"},                        // rings
 	{"aldente/worker/vhostuser"},                    // who says where they are
@@ -143,11 +144,39 @@ func TestSocketRecipes(t *testing.T) {
 				if !ok {
 					return true
 				}
-				if x, ok := sel.X.(*ast.Ident); ok && (x.Name == "unix" || x.Name == "syscall") && slices.Contains(socketCalls, sel.Sel.Name) {
+				if x, ok := sel.X.(*ast.Ident); ok && (x.Name == "unix" || x.Name == "sock" || x.Name == "syscall") && slices.Contains(socketCalls, sel.Sel.Name) {
 					t.Errorf("%s calls %s.%s: sockets are made by broker/inet", path, x.Name, sel.Sel.Name)
 				}
 				return true
 			})
+		}
+	}
+}
+
+// TestSocketNumbers: the confined programs make no call of sockets by x/sys or package
+// syscall, which make it by socketcall(2) on s390x, nor by package net.
+func TestSocketNumbers(t *testing.T) {
+	socketcall := regexp.MustCompile(`\b(unix|syscall)\.(Socket(pair)?|Bind(ToDevice)?|Connect|Listen|Accept4?|Getsockname|Getpeername|Shutdown|[GS]etsockopt\w*|(Recv|Send)(msg|from|to)\w*)\(`)
+	for pkg, imports := range goList(t, "aldente/...") {
+		program, _, _ := strings.Cut(strings.TrimPrefix(pkg, "aldente/"), "/")
+		if !slices.Contains([]string{"broker", "worker", "names", "ipc", "policy"}, program) || strings.HasSuffix(pkg, "test") || pkg == "aldente/policy/captive" {
+			continue
+		}
+		if slices.Contains(imports, "net") {
+			t.Errorf("%s imports net", pkg)
+		}
+		files, err := filepath.Glob(filepath.Join("..", strings.TrimPrefix(pkg, "aldente/"), "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range files {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if call := socketcall.Find(b); call != nil && !strings.HasSuffix(path, "_test.go") {
+				t.Errorf("%s: %s…): such calls are in ipc/sock", path, call)
+			}
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"aldente/broker/inet"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // Numbers of unconnected sockets kept at hand, so that a connection into the
@@ -308,7 +309,7 @@ func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
 		typ = unix.SOCK_DGRAM
 	}
 	for _, o := range [...]struct{ name, want int }{{unix.SO_DOMAIN, domain}, {unix.SO_TYPE, typ}, {unix.SO_PROTOCOL, proto}} {
-		if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o.name); err != nil || got != o.want {
+		if got, err := sock.GetsockoptInt(fd, unix.SOL_SOCKET, o.name); err != nil || got != o.want {
 			return fmt.Errorf("%w: a socket of another kind", ipc.ErrMalformed)
 		}
 	}
@@ -318,7 +319,7 @@ func (s *Sockets) check(o *ipc.AgentOpen, fd int) error {
 		return fmt.Errorf("%w: a socket that blocks", ipc.ErrMalformed)
 	}
 	if s.cookie != 0 {
-		if c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || c == s.cookie {
+		if c, err := sock.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || c == s.cookie {
 			return fmt.Errorf("%w: a socket of another namespace", ipc.ErrMalformed)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/control/api"
+	"aldente/ipc/sock"
 )
 
 // Client is one client of the status socket, or of that of --control.
@@ -44,7 +45,7 @@ func (c *Client) ReplyWith(r *api.Reply, fd int) error {
 		}
 		if e := conn.Write(func(to uintptr) bool {
 			for {
-				n, err = unix.SendmsgN(int(to), line, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
+				n, err = sock.SendmsgN(int(to), line, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
 				if err != unix.EINTR {
 					return err != unix.EAGAIN
 				}

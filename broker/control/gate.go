@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // gate is a listening socket, and says whom of those who connect it lets in.
@@ -31,7 +33,7 @@ func newGate(fd int, name string, users []uint32, log *slog.Logger) *gate {
 // guarded keeps clients of other network namespaces out, which is where the guest's
 // processes are.
 func (g *gate) guarded(fd int) (err error) {
-	g.cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	g.cookie, err = sock.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err == nil && g.cookie == 0 {
 		err = unix.ENOTSUP
 	}
@@ -77,7 +79,7 @@ func (g *gate) accept() (fd int, err error) {
 	}
 	failed := conn.Read(func(l uintptr) bool {
 		for {
-			fd, _, err = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			fd, _, err = sock.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 			if err != unix.EINTR && err != unix.ECONNABORTED {
 				return err != unix.EAGAIN
 			}
@@ -97,7 +99,7 @@ func (g *gate) accept() (fd int, err error) {
 // what has become of the client since, nor which file it has found: a process of the
 // guest's is not where this one is.
 func (g *gate) stranger(fd int) (who, why string) {
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	cred, err := sock.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		return "", "no credentials"
 	}
@@ -108,7 +110,7 @@ func (g *gate) stranger(fd int) (who, why string) {
 	if g.cookie == 0 {
 		return who, ""
 	}
-	if cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || cookie != g.cookie {
+	if cookie, err := sock.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil || cookie != g.cookie {
 		return who, " is in another network namespace than this instance, as the guest is"
 	}
 	return who, ""

@@ -13,6 +13,7 @@ import (
 
 	"aldente/broker/control/api"
 	"aldente/broker/output"
+	"aldente/ipc/sock"
 )
 
 // Whoever starts an instance in place of one that ends may be faster than that: its
@@ -43,19 +44,19 @@ func bind(path, option string) (fd int, r *remover, err error) {
 	if err := vacate(folder, name, path, option); err != nil {
 		return -1, nil, err
 	}
-	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err = sock.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, nil, fmt.Errorf("socket: %w", err)
 	}
 	old := unix.Umask(0o177)
-	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	err = sock.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
 	if err != nil {
 		unix.Close(fd)
 		return -1, nil, fmt.Errorf("cannot bind control socket %s: %w%s", path, err, output.Hint(err))
 	}
 	if r, err = newRemover(folder, name); err == nil {
-		err = unix.Listen(fd, backlog)
+		err = sock.Listen(fd, backlog)
 	}
 	if err != nil {
 		_ = unix.Unlinkat(folder, name, 0)
@@ -97,12 +98,12 @@ func vacate(folder int, name, path, option string) error {
 // type that no stream socket can be connected from: whoever listens there does not
 // take it for a client.
 func inUse(path string) bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := sock.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return true
 	}
 	defer unix.Close(fd)
-	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	err = sock.Connect(fd, &unix.SockaddrUnix{Name: path})
 	return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED)
 }
 
@@ -113,7 +114,7 @@ const mostNames = 16
 // bindAbstract makes a status socket for a process number and returns its name,
 // without the NUL. What clients see as its owner is who this process is now.
 func bindAbstract(pid int) (fd int, name string, err error) {
-	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err = sock.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, "", err
 	}
@@ -122,12 +123,12 @@ func bindAbstract(pid int) (fd int, name string, err error) {
 		if n > 0 {
 			name += "-" + strconv.Itoa(n)
 		}
-		if err = unix.Bind(fd, &unix.SockaddrUnix{Name: "@" + name}); !errors.Is(err, unix.EADDRINUSE) {
+		if err = sock.Bind(fd, &unix.SockaddrUnix{Name: "@" + name}); !errors.Is(err, unix.EADDRINUSE) {
 			break
 		}
 	}
 	if err == nil {
-		err = unix.Listen(fd, backlog)
+		err = sock.Listen(fd, backlog)
 	}
 	if err != nil {
 		unix.Close(fd)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // Nobody connects to a datagram socket in a way that its owner is told of. The first
@@ -115,7 +117,7 @@ func (s *Server) sender() (*unix.SockaddrUnix, *unix.Ucred, error) {
 // look looks at the next datagram, as SO_PEEK_OFF has it, and returns its size.
 func (s *Server) look() (size int, from *unix.SockaddrUnix, cred *unix.Ucred, err error) {
 	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
-	size, oobn, _, sa, err := unix.Recvmsg(s.fd, nil, oob, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+	size, oobn, _, sa, err := sock.Recvmsg(s.fd, nil, oob, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT)
 	if err != nil {
 		return 0, nil, nil, err
 	}
@@ -131,7 +133,7 @@ func (s *Server) look() (size int, from *unix.SockaddrUnix, cred *unix.Ucred, er
 
 // drop takes the next datagram, unread.
 func (s *Server) drop() bool {
-	_, _, _, _, err := unix.Recvmsg(s.fd, nil, nil, unix.MSG_DONTWAIT)
+	_, _, _, _, err := sock.Recvmsg(s.fd, nil, nil, unix.MSG_DONTWAIT)
 	return err == nil
 }
 
@@ -141,7 +143,7 @@ func (s *Server) meet(from *unix.SockaddrUnix) error {
 	if from == nil || from.Name == "" || from.Name[0] == '@' {
 		return errNameless // an abstract one is out of a confined process's reach
 	}
-	if err := unix.Connect(s.fd, from); err != nil {
+	if err := sock.Connect(s.fd, from); err != nil {
 		return err
 	}
 	if s.others(from.Name) {
@@ -155,9 +157,9 @@ func (s *Server) meet(from *unix.SockaddrUnix) error {
 // others tells whether somebody else than this client has sent something that still waits.
 func (s *Server) others(name string) bool {
 	at := 0
-	defer unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1)
+	defer sock.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1)
 	for range maxQueued {
-		if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, at) != nil {
+		if sock.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, at) != nil {
 			return false
 		}
 		size, from, _, err := s.look()

@@ -11,6 +11,7 @@ import (
 
 	"aldente/broker/tun"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // types are the sockets that carry a kind of link, by ipc.Link*.
@@ -33,7 +34,7 @@ func Usable(fd int, kind uint8) (uint8, error) {
 		return kind, nil
 	}
 	what := fmt.Sprintf("descriptor %d", fd)
-	number, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	number, err := sock.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	switch {
 	case errors.Is(err, unix.EBADF):
 		return 0, fmt.Errorf("%s: no such descriptor is open: whoever starts the program has to pass it on, without close-on-exec", what)
@@ -42,7 +43,7 @@ func Usable(fd int, kind uint8) (uint8, error) {
 	case err != nil:
 		return 0, fmt.Errorf("%s: %w", what, err)
 	}
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	domain, err := sock.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", what, err)
 	}
@@ -56,7 +57,7 @@ func Usable(fd int, kind uint8) (uint8, error) {
 	if number != types[kind].number {
 		return 0, fmt.Errorf("%s is not a %[2]s socket: one end of a connected UNIX %[2]s socket has to be passed on", what, types[kind].name)
 	}
-	if _, err := unix.Getpeername(fd); err != nil {
+	if _, err := sock.Getpeername(fd); err != nil {
 		return 0, fmt.Errorf("%s is not connected: %w; a socket to listen on is named with -s", what, err)
 	}
 	return kind, nil

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // GET_INFLIGHT_FD of vhost-user, and the flags of its answer: version 1, a reply.
@@ -36,7 +37,7 @@ func (s *Server) Inflight(r *ipc.Inflight) {
 	}
 	if err := answerInflight(s.client, r); err != nil {
 		s.log.Warn("cannot give the client memory for what is in flight", "error", err)
-		unix.Shutdown(s.client, unix.SHUT_RDWR)
+		sock.Shutdown(s.client, unix.SHUT_RDWR)
 	}
 }
 
@@ -60,5 +61,5 @@ func answerInflight(client int, r *ipc.Inflight) error {
 	b = binary.NativeEndian.AppendUint16(b, r.Queues)
 	b = binary.NativeEndian.AppendUint16(b, r.Ring)
 	b = append(b, make([]byte, r.Payload-ipc.InflightPayload)...)
-	return unix.Sendmsg(client, b, unix.UnixRights(fd), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	return sock.Sendmsg(client, b, unix.UnixRights(fd), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 }

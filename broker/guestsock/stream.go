@@ -15,6 +15,7 @@ import (
 
 	"aldente/broker/output"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // Default socket paths, as many as the original tries.
@@ -59,7 +60,7 @@ type Server struct {
 const streamBuffer = 4 << 20
 
 // Enlarge asks for it. Without, everything works a little slower.
-func Enlarge(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, streamBuffer) }
+func Enlarge(fd int) { _ = sock.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, streamBuffer) }
 
 // handOver is how long the next client waits for the worker to notice that the
 // last one is gone, or for a worker to be there.
@@ -110,12 +111,12 @@ func (s *Server) bind(path string) error {
 	if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 		unix.Unlink(path)
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, types[s.kind].number|unix.SOCK_CLOEXEC, 0)
+	fd, err := sock.Socket(unix.AF_UNIX, types[s.kind].number|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
 	old := unix.Umask(0o177)
-	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	err = sock.Bind(fd, &unix.SockaddrUnix{Name: path})
 	unix.Umask(old)
 	if err == nil {
 		err = s.listen(fd)
@@ -131,9 +132,9 @@ func (s *Server) bind(path string) error {
 // listen has a socket that is bound hear of clients.
 func (s *Server) listen(fd int) error {
 	if types[s.kind].number != unix.SOCK_DGRAM {
-		return unix.Listen(fd, 128)
+		return sock.Listen(fd, 128)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+	if err := sock.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
 		return err
 	}
 	Enlarge(fd)
@@ -171,12 +172,12 @@ func socketHint(err error) string {
 // whoever listens there does not take it for a client, and is found even before
 // it listens.
 func inUse(path string) bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := sock.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); {
+	switch err := sock.Connect(fd, &unix.SockaddrUnix{Name: path}); {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EACCES):
 		return false
 	}
@@ -207,7 +208,7 @@ func (s *Server) Serve(worker Worker) {
 		if s.passed && s.spent() {
 			return // the next client is the next instance's
 		}
-		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		fd, _, err := sock.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		if err == unix.EINTR || err == unix.ECONNABORTED {
 			continue
 		}
@@ -243,7 +244,7 @@ func (s *Server) accepted(fd int, worker Worker) {
 // handedOver gives the client to the worker. It reports false if the client is
 // refused.
 func (s *Server) handedOver(fd int, worker Worker) bool {
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	cred, err := sock.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		s.log.Warn("client without credentials refused", "error", err)
 		return false
@@ -305,7 +306,7 @@ func (s *Server) give(fd int, cred *unix.Ucred, worker Worker) (bool, error) {
 	s.watchClient(fd, worker)
 	s.last = client{known: true, pid: cred.Pid, uid: cred.Uid}
 	if s.oneOff && fd != s.fd && !s.passed {
-		unix.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
+		sock.Shutdown(s.fd, unix.SHUT_RDWR) // no other is ever served
 	}
 	return true, nil
 }
@@ -359,7 +360,7 @@ func (s *Server) Closed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.client >= 0 {
-		unix.Shutdown(s.client, unix.SHUT_RDWR) // watch has it, too
+		sock.Shutdown(s.client, unix.SHUT_RDWR) // watch has it, too
 		unix.Close(s.client)
 		s.client = -1
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/rtnl"
+	"aldente/ipc/sock"
 )
 
 // DefaultTapName names the guest's interface where no template has a name.
@@ -252,7 +253,7 @@ func (t *tables) complete(c *rtnl.Conn, af uint8, named Link, source netip.Addr)
 // without IPv6, or booted with ipv6.disable=1. The socket is one that a confined
 // broker may make.
 func supported(af uint8) bool {
-	fd, err := unix.Socket(int(af), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	fd, err := sock.Socket(int(af), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
 		return !errors.Is(err, unix.EAFNOSUPPORT)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"aldente/broker/inet"
 	"aldente/broker/rtnl"
+	"aldente/ipc/sock"
 )
 
 // way is how the kernel would send to somewhere far away. Only where the main table has
@@ -78,7 +79,7 @@ func sourceTo(to netip.Addr, device string, source netip.Addr) (netip.Addr, bool
 		return netip.Addr{}, false
 	}
 	defer unix.Close(r.FD)
-	sa, err := unix.Getsockname(r.FD)
+	sa, err := sock.Getsockname(r.FD)
 	if err != nil {
 		return netip.Addr{}, false
 	}

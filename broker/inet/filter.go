@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // Filter is a program that tells what a UDP socket hears, by how many bytes of a packet
@@ -27,7 +29,7 @@ func (s *socket) filter(f Filter) {
 
 func attach(fd int, f Filter) error {
 	prog := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
-	err := os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
+	err := os.NewSyscallError("SO_ATTACH_FILTER", sock.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
 	if errors.Is(err, unix.ENOMEM) && len(f) > 1 {
 		err = fmt.Errorf("%d instructions of rules for connections to the guest do not fit (net.core.optmem_max): %w", len(f), err)
 	}
@@ -40,7 +42,7 @@ func Refilter(fd int, f Filter) error {
 	var err error
 	if len(f) > 0 {
 		err = attach(fd, f)
-	} else if err = os.NewSyscallError("SO_DETACH_FILTER", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)); errors.Is(err, unix.ENOENT) {
+	} else if err = os.NewSyscallError("SO_DETACH_FILTER", sock.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)); errors.Is(err, unix.ENOENT) {
 		err = nil
 	}
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // Group says what is to be sent to a group, or to everybody on a network, or what is to
@@ -60,7 +61,7 @@ func (g *Group) Join() Result {
 	} else {
 		s.try(unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0) // since Linux 4.20
 		if s.err == nil {
-			s.err = os.NewSyscallError("IPV6_JOIN_GROUP", unix.SetsockoptIPv6Mreq(s.fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP,
+			s.err = os.NewSyscallError("IPV6_JOIN_GROUP", sock.SetsockoptIPv6Mreq(s.fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP,
 				&unix.IPv6Mreq{Multiaddr: a.As16(), Interface: g.Scope}))
 		}
 	}
@@ -81,6 +82,6 @@ func (g *Group) shared() socket {
 
 func (s *socket) setMreqn(name int, m *unix.IPMreqn) {
 	if s.err == nil {
-		s.err = os.NewSyscallError("setsockopt", unix.SetsockoptIPMreqn(s.fd, unix.IPPROTO_IP, name, m))
+		s.err = os.NewSyscallError("setsockopt", sock.SetsockoptIPMreqn(s.fd, unix.IPPROTO_IP, name, m))
 	}
 }

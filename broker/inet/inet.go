@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // Path is how a socket reaches its peers. The zero value leaves it to the kernel.
@@ -52,7 +53,7 @@ func bare(proto uint8, v4 bool) socket {
 	if proto == ipc.ProtoTCP {
 		typ = unix.SOCK_STREAM
 	}
-	fd, err := unix.Socket(domain, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(proto))
+	fd, err := sock.Socket(domain, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(proto))
 	if err != nil {
 		return socket{fd: -1, err: os.NewSyscallError("socket", err)}
 	}
@@ -70,10 +71,10 @@ func InterfaceName(as string) string {
 		return ""
 	}
 	defer unix.Close(s.fd)
-	if unix.BindToDevice(s.fd, as) != nil {
+	if sock.BindToDevice(s.fd, as) != nil {
 		return ""
 	}
-	name, _ := unix.GetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+	name, _ := sock.GetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
 	return name
 }
 
@@ -87,20 +88,20 @@ func Bare(proto uint8, v4 bool) (int, error) {
 // must sets an option that the socket cannot do without, try one that it can.
 func (s *socket) must(level, name, value int) {
 	if s.err == nil {
-		s.err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(s.fd, level, name, value))
+		s.err = os.NewSyscallError("setsockopt", sock.SetsockoptInt(s.fd, level, name, value))
 	}
 }
 
 func (s *socket) try(level, name, value int) {
 	if s.err == nil {
-		_ = unix.SetsockoptInt(s.fd, level, name, value)
+		_ = sock.SetsockoptInt(s.fd, level, name, value)
 	}
 }
 
 // by applies a path.
 func (s *socket) by(p *Path) {
 	if s.err == nil && p.Device != "" {
-		if err := unix.BindToDevice(s.fd, p.Device); err != nil {
+		if err := sock.BindToDevice(s.fd, p.Device); err != nil {
 			s.err = fmt.Errorf("SO_BINDTODEVICE %s: %w", p.Device, err)
 		}
 	}
@@ -114,13 +115,13 @@ func (s *socket) freebind(p *Path) {
 
 func (s *socket) bind(to netip.AddrPort, scope uint32) {
 	if s.err == nil {
-		s.err = os.NewSyscallError("bind", unix.Bind(s.fd, sockaddr(to, scope)))
+		s.err = os.NewSyscallError("bind", sock.Bind(s.fd, sockaddr(to, scope)))
 	}
 }
 
 func (s *socket) connect(to netip.AddrPort, scope uint32) {
 	if s.err == nil {
-		s.err = os.NewSyscallError("connect", unix.Connect(s.fd, sockaddr(to, scope)))
+		s.err = os.NewSyscallError("connect", sock.Connect(s.fd, sockaddr(to, scope)))
 	}
 }
 
@@ -130,7 +131,7 @@ func (s *socket) begin(to netip.AddrPort, scope uint32) {
 	if s.err != nil {
 		return
 	}
-	err := unix.Connect(s.fd, sockaddr(to, scope))
+	err := sock.Connect(s.fd, sockaddr(to, scope))
 	if s.inProgress = err == unix.EINPROGRESS; !s.inProgress {
 		s.err = os.NewSyscallError("connect", err)
 	}
@@ -177,7 +178,7 @@ func Any(a netip.Addr) netip.Addr {
 // LocalPort is the port that a socket has, or a ping socket's identifier; zero if it
 // has none.
 func LocalPort(fd int) uint16 {
-	sa, err := unix.Getsockname(fd)
+	sa, err := sock.Getsockname(fd)
 	if err != nil {
 		return 0
 	}

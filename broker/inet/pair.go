@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // pairPatience bounds how long the two ends of a connection on loopback may take to find
@@ -93,7 +94,7 @@ func pairTCP() (int, int, error) {
 // others.
 func acceptFrom(listener int, port uint16) (int, error) {
 	for end := time.Now().Add(pairPatience); ; {
-		fd, from, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, from, err := sock.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
 		case err == nil && portOf(from) == port:
 			return fd, nil

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // backlog is how many connections may wait to be accepted; the kernel bounds
@@ -106,11 +107,11 @@ func TakeTCP(fd int) error {
 // ShareTCP lets another socket of the same user listen beside one that listens, or
 // ends that. What listens already goes on.
 func ShareTCP(fd int, share bool) error {
-	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, boolInt(share)))
+	return os.NewSyscallError("setsockopt", sock.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, boolInt(share)))
 }
 
 // ListenAgain has a TCP socket listen that is bound, whether it listens or not.
-func ListenAgain(fd int) error { return os.NewSyscallError("listen", unix.Listen(fd, backlog)) }
+func ListenAgain(fd int) error { return os.NewSyscallError("listen", sock.Listen(fd, backlog)) }
 
 // families says which families a listener hears.
 func (s *socket) families(l *Listener) {
@@ -121,4 +122,4 @@ func (s *socket) families(l *Listener) {
 
 // NoDelay has the connections that a listener accepts not wait for acknowledgments with
 // what is said in small pieces.
-func NoDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
+func NoDelay(fd int) { _ = sock.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/foreign"
+	"aldente/ipc/sock"
 )
 
 // Where the system listens for log lines. Variables for tests.
@@ -36,11 +37,11 @@ const (
 
 // dial connects a socket to one that takes datagrams.
 func dial(path string) (int, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := sock.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err := sock.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

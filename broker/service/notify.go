@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // notifySocket names the manager's socket, sd_notify(3).
@@ -36,12 +38,12 @@ func Find() (Manager, error) {
 	if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "@") {
 		return Manager{}, fmt.Errorf("--sd-notify: %s is %.200q: the path of a UNIX socket is needed, or @ and an abstract name", notifySocket, path)
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := sock.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return Manager{}, os.NewSyscallError("socket", err)
 	}
 	wait := unix.NsecToTimeval(int64(patience))
-	err = errors.Join(unix.Connect(fd, &unix.SockaddrUnix{Name: path}), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait))
+	err = errors.Join(sock.Connect(fd, &unix.SockaddrUnix{Name: path}), sock.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait))
 	if err != nil {
 		unix.Close(fd)
 		return Manager{}, fmt.Errorf("--sd-notify: %s=%.200s: %w (leave %s empty if nobody waits)", notifySocket, path, err, notifySocket)

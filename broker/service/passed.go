@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // firstPassed is the number of the first socket that is passed on.
@@ -96,18 +98,18 @@ func Passed(inherited []int) ([]Socket, error) {
 
 // look finds out what a socket is.
 func (s *Socket) look() error {
-	domain, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	domain, err := sock.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
 		return fmt.Errorf("SO_DOMAIN: %w; sockets are needed that listen", err)
 	}
-	if s.Type, err = unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+	if s.Type, err = sock.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
 		return os.NewSyscallError("SO_TYPE", err)
 	}
-	listens, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	listens, err := sock.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	if err != nil {
 		return os.NewSyscallError("SO_ACCEPTCONN", err)
 	}
-	name, err := unix.Getsockname(s.FD)
+	name, err := sock.Getsockname(s.FD)
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}
@@ -131,7 +133,7 @@ func (s *Socket) lookUNIX(name unix.Sockaddr, listens bool) error {
 }
 
 func (s *Socket) lookTCP(name unix.Sockaddr, listens bool) error {
-	protocol, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	protocol, err := sock.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err != nil || protocol != unix.IPPROTO_TCP || !listens {
 		return fmt.Errorf("neither a TCP socket that listens, for -t, nor a UNIX one, for -s")
 	}
@@ -140,7 +142,7 @@ func (s *Socket) lookTCP(name unix.Sockaddr, listens bool) error {
 		s.At = netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port))
 	case *unix.SockaddrInet6:
 		s.At = netip.AddrPortFrom(netip.AddrFrom16(at.Addr), uint16(at.Port))
-		only, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		only, err := sock.GetsockoptInt(s.FD, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
 		if err != nil {
 			return os.NewSyscallError("IPV6_V6ONLY", err)
 		}
@@ -148,7 +150,7 @@ func (s *Socket) lookTCP(name unix.Sockaddr, listens bool) error {
 	default:
 		return fmt.Errorf("a socket of IPv4 or IPv6 is needed")
 	}
-	if s.Device, err = unix.GetsockoptString(s.FD, unix.SOL_SOCKET, unix.SO_BINDTODEVICE); err != nil {
+	if s.Device, err = sock.GetsockoptString(s.FD, unix.SOL_SOCKET, unix.SO_BINDTODEVICE); err != nil {
 		return os.NewSyscallError("SO_BINDTODEVICE", err)
 	}
 	return nil

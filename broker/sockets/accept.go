@@ -15,6 +15,7 @@ import (
 	"aldente/broker/ingress"
 	"aldente/broker/limiter"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 const (
@@ -122,7 +123,7 @@ func (f *Factory) accept(id uint32) (l Listener, fd int, peer netip.AddrPort, sc
 	if !ok {
 		return l, -1, peer, 0, unix.EBADF
 	}
-	fd, sa, err := unix.Accept4(l.FD, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	fd, sa, err := sock.Accept4(l.FD, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 	if err == unix.EINVAL { // it does not listen any more: it would be reported for ever
 		_ = unix.EpollCtl(f.gate.ep, unix.EPOLL_CTL_DEL, l.FD, nil)
 		err = unix.EBADF

@@ -11,6 +11,7 @@ import (
 
 	"aldente/broker/inet"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // Namespace is the guest's namespace, as far as sockets are opened there.
@@ -57,7 +58,7 @@ func (s *served) answer(a *ipc.Opened, fd int, tell func()) {
 		if taken = ipc.Send(s.fd, rec[:], fd) == nil; !taken {
 			// It is gone, or it does not read what it asked for: the next
 			// answer is not to wait for it as long again.
-			unix.Shutdown(s.fd, unix.SHUT_RDWR)
+			sock.Shutdown(s.fd, unix.SHUT_RDWR)
 		}
 	}
 	if fd >= 0 {
@@ -77,7 +78,7 @@ func (s *served) send(record func(channel int) error) bool {
 		return false
 	}
 	if record(s.fd) != nil {
-		unix.Shutdown(s.fd, unix.SHUT_RDWR) // as in answer
+		sock.Shutdown(s.fd, unix.SHUT_RDWR) // as in answer
 		return false
 	}
 	return true

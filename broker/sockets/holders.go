@@ -11,6 +11,7 @@ import (
 
 	"aldente/broker/rtnl"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // holder is a socket that is bound to a port of ours, as sock_diag(7) tells.
@@ -111,7 +112,7 @@ func holderOf(k rtnl.Sock) holder {
 // cookie is the socket's number, which no other ever has; zero if the kernel
 // does not tell.
 func cookie(fd int) uint64 {
-	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	c, err := sock.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
 		return 0
 	}

@@ -12,6 +12,7 @@ import (
 
 	"aldente/broker/inet"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // Listener is one socket on the host that stands for a port of the guest, or one
@@ -160,7 +161,7 @@ func (f *Factory) Unlisten(id uint32) (Listener, bool) {
 	case l.Guarded:
 		return l, true
 	case l.Proto == ipc.ProtoTCP:
-		unix.Shutdown(l.FD, unix.SHUT_RDWR)
+		sock.Shutdown(l.FD, unix.SHUT_RDWR)
 	case !l.Namespace:
 		f.ports.unlistened(l.Port)
 	}
@@ -174,7 +175,7 @@ func (f *Factory) Unlisten(id uint32) (Listener, bool) {
 func (f *Factory) Shut() {
 	for _, l := range f.Listeners() {
 		if l.Proto == ipc.ProtoTCP && !l.Passed {
-			unix.Shutdown(l.FD, unix.SHUT_RDWR)
+			sock.Shutdown(l.FD, unix.SHUT_RDWR)
 		}
 	}
 }

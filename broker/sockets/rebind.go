@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/inet"
+	"aldente/ipc/sock"
 )
 
 // Strayed tells whether the interface that a listener is bound to has another name than it
@@ -15,7 +16,7 @@ func (f *Factory) Strayed(l *Listener) (name string, strayed bool) {
 	if l.Interface == "" || l.Namespace || l.Passed {
 		return "", false
 	}
-	name, err := unix.GetsockoptString(l.FD, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+	name, err := sock.GetsockoptString(l.FD, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
 	if err != nil {
 		return "", true
 	}
@@ -36,7 +37,7 @@ func (f *Factory) Rebind(l Listener) (Listener, error) {
 		return l, err
 	}
 	if l.Proto == unix.IPPROTO_TCP {
-		unix.Shutdown(l.FD, unix.SHUT_RDWR) // the worker has it too
+		sock.Shutdown(l.FD, unix.SHUT_RDWR) // the worker has it too
 	}
 	unix.Close(l.FD)
 	l.FD = fd

@@ -15,6 +15,7 @@ import (
 	"aldente/broker/limiter"
 	"aldente/ipc"
 	"aldente/ipc/domain"
+	"aldente/ipc/sock"
 )
 
 // A flow that a rule by name allows may be looked at before it goes on (--verify-sni):
@@ -190,7 +191,7 @@ func (g *stages) opened(t *staged) (over func()) {
 
 // connectError is why a connect has come to nothing, zero if it has not.
 func connectError(fd int) unix.Errno {
-	e, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	e, err := sock.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	switch {
 	case err != nil:
 		return errno(err)
@@ -210,7 +211,7 @@ func connectError(fd int) unix.Errno {
 // worker's and the other.
 func (f *Factory) begin(t *staged) outcome {
 	g := &f.stages
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	pair, err := sock.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		g.mu.Lock()
 		g.usage.Ended[StageNoRoom]++

@@ -17,6 +17,7 @@ import (
 	"aldente/broker/fork"
 	"aldente/broker/limiter"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 	"aldente/policy"
 )
 
@@ -53,7 +54,7 @@ func (l *life) kill() {
 
 // end asks the worker to end, and kills it if it does not.
 func (l *life) end() {
-	_ = unix.Shutdown(l.control, unix.SHUT_RDWR)
+	_ = sock.Shutdown(l.control, unix.SHUT_RDWR)
 	time.AfterFunc(stopGrace, l.kill)
 }
 
@@ -90,7 +91,7 @@ func (s *Supervisor) spawn() (*life, error) {
 	}
 	defer unix.Close(theirs)
 	// A worker that stops reading must not stop the broker.
-	if err := unix.SetsockoptTimeval(ours, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: sendTimeout}); err != nil {
+	if err := sock.SetsockoptTimeval(ours, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: sendTimeout}); err != nil {
 		unix.Close(ours)
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // maxMessages are taken by one call of Receive, and none that comes when it has taken
@@ -125,7 +127,7 @@ func (s *Session) receive(b []byte) (int, error) {
 	if s.config.Remains.full() {
 		return 0, malformed("%d descriptors that came cannot be closed yet", maxWaiting)
 	}
-	n, oobn, flags, _, err := unix.Recvmsg(int(s.fd), b, s.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	n, oobn, flags, _, err := sock.Recvmsg(int(s.fd), b, s.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 	switch {
 	case err == unix.EINTR || err == unix.EAGAIN:
 		return 0, nil // level-triggered: what is there is told again

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // Errors of Receive that are not the kernel's.
@@ -38,7 +40,7 @@ type Socket struct{ fd int }
 
 // Dial opens a socket of the protocol (NETLINK_*).
 func Dial(protocol int) (*Socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	fd, err := sock.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
@@ -52,11 +54,11 @@ func Dial(protocol int) (*Socket, error) {
 
 // connect makes a Socket of a descriptor that nothing was asked on yet.
 func connect(fd int) (*Socket, error) {
-	if err := unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := sock.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("netlink socket: connect: %w", err)
 	}
 	tv := unix.NsecToTimeval(answerTime.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+	if err := sock.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		return nil, fmt.Errorf("netlink socket: SO_RCVTIMEO: %w", err)
 	}
 	s := &Socket{fd: fd}
@@ -69,7 +71,7 @@ func (s *Socket) Close() error { return unix.Close(s.fd) }
 
 // Option sets a socket option of level SOL_NETLINK.
 func (s *Socket) Option(name, value int) error {
-	return unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, name, value)
+	return sock.SetsockoptInt(s.fd, unix.SOL_NETLINK, name, value)
 }
 
 // Send sends one datagram to the kernel. It is a write(2), so that no filter has
@@ -101,7 +103,7 @@ func (s *Socket) Drain() {
 // tells all.
 func receive(fd int, buf []byte, flags int, groups bool) ([]byte, error) {
 	for range maxForeign {
-		n, _, got, from, err := unix.Recvmsg(fd, buf, nil, flags)
+		n, _, got, from, err := sock.Recvmsg(fd, buf, nil, flags)
 		switch sender, _ := from.(*unix.SockaddrNetlink); {
 		case err == unix.EINTR:
 		case err != nil:
