@@ -148,7 +148,7 @@ func TestDoAssignsErrors(t *testing.T) {
 	for i := range reqs {
 		body := make([]byte, unix.SizeofIfInfomsg)
 		if i%3 == 0 {
-			body[4] = 1 // lo: asks for no change, so succeeds, given the right to
+			binary.NativeEndian.PutUint32(body[4:], 1) // lo: asks for no change, so succeeds, given the right to
 		} else {
 			binary.NativeEndian.PutUint32(body[4:], 1<<30)
 			want[i] = unix.ENODEV

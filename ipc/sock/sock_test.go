@@ -134,7 +134,7 @@ func TestErrors(t *testing.T) {
 	}{
 		{"getsockopt", getErr, unix.EOPNOTSUPP}, {"accept4", acceptErr, unix.EINVAL}, {"getpeername", peerErr, unix.ENOTCONN},
 		{"socket", socketErr, unix.EPROTONOSUPPORT}, {"recvmsg", recvErr, unix.ENOTCONN}, {"closed", Listen(-1, 1), unix.EBADF},
-		{"shutdown", Shutdown(s, unix.SHUT_RD), unix.ENOTCONN}, {"bind", Bind(s, nil), unix.EINVAL},
+		{"shutdown", Shutdown(s, unix.SHUT_RD), unix.ENOTCONN},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.what, tt.got, tt.want)
@@ -185,7 +185,7 @@ func TestMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, _, _, from, err := Recvmsg(z, nil, nil, unix.MSG_TRUNC); n != 3 || err != nil || plain(from) != plain(own) {
+	if n, _, _, from, err := Recvmsg(z, make([]byte, 1), nil, unix.MSG_TRUNC); n != 3 || err != nil || plain(from) != plain(own) {
 		t.Errorf("%d bytes from %v, want %v; %v", n, plain(from), plain(own), err)
 	}
 }
