@@ -112,7 +112,7 @@ func (c *Live) Start(to LiveTo) {
 	b := c.begins(blockSection)
 	b = u32(b, sectionMagic)
 	b = u16(u16(b, 1), 0)                            // version
-	b = binary.NativeEndian.AppendUint64(b, 1<<64-1) // of unknown length
+	b = binary.LittleEndian.AppendUint64(b, 1<<64-1) // of unknown length
 	b = textOption(b, sectionProgram, Note{"aldente"}, commentSize)
 	c.ends(u32(b, optionEnd))
 	b = c.begins(blockInterface)
@@ -190,7 +190,7 @@ func (c *Live) end() {
 	b = pad(b[:packetHead+captured])
 	b = u32(option(b, packetFlags, 4), uint32(c.way))
 	if c.left > 0 {
-		b = binary.NativeEndian.AppendUint64(option(b, packetLost, 8), c.left)
+		b = binary.LittleEndian.AppendUint64(option(b, packetLost, 8), c.left)
 		c.left = 0
 	}
 	if c.note[0] != "" {
@@ -205,15 +205,15 @@ func (c *Live) statistics() {
 	b := c.begins(blockStatistics)
 	b = c.stamp(u32(b, 0), now)
 	b = c.stamp(option(b, statisticsStart, 8), c.began)
-	b = binary.NativeEndian.AppendUint64(option(b, statisticsReceived, 8), c.received)
-	b = binary.NativeEndian.AppendUint64(option(b, statisticsDropped, 8), c.dropped)
+	b = binary.LittleEndian.AppendUint64(option(b, statisticsReceived, 8), c.received)
+	b = binary.LittleEndian.AppendUint64(option(b, statisticsDropped, 8), c.dropped)
 	if c.dropped > 0 {
 		var digits [20]byte
 		n := strconv.AppendUint(digits[:0], c.dropped, 10)
 		at := len(b)
 		b = append(option(b, optionComment, 0), n...)
 		b = append(b, " frames were left out, which nobody has read as fast as they came"...)
-		binary.NativeEndian.PutUint16(b[at+2:], uint16(len(b)-at-4))
+		binary.LittleEndian.PutUint16(b[at+2:], uint16(len(b)-at-4))
 		b = pad(b)
 	}
 	c.ends(u32(b, optionEnd))
@@ -254,7 +254,7 @@ func (c *Live) begins(typ uint32) []byte {
 func (c *Live) ends(b []byte) {
 	size := uint32(len(b) + 4)
 	b = u32(b, size)
-	binary.NativeEndian.PutUint32(b[4:], size)
+	binary.LittleEndian.PutUint32(b[4:], size)
 	c.n += len(b)
 }
 
@@ -263,8 +263,8 @@ func (c *Live) stamp(b []byte, ns int64) []byte {
 	return u32(u32(b, uint32(ns>>32)), uint32(ns))
 }
 
-func u16(b []byte, v uint16) []byte { return binary.NativeEndian.AppendUint16(b, v) }
-func u32(b []byte, v uint32) []byte { return binary.NativeEndian.AppendUint32(b, v) }
+func u16(b []byte, v uint16) []byte { return binary.LittleEndian.AppendUint16(b, v) }
+func u32(b []byte, v uint32) []byte { return binary.LittleEndian.AppendUint32(b, v) }
 
 // option begins an option of size bytes.
 func option(b []byte, code uint16, size int) []byte { return u16(u16(b, code), uint16(size)) }
@@ -277,7 +277,7 @@ func textOption(b []byte, code uint16, text Note, most int) []byte {
 		b = append(b, part[:min(len(part), most)]...)
 		most -= min(len(part), most)
 	}
-	binary.NativeEndian.PutUint16(b[at+2:], uint16(len(b)-at-4))
+	binary.LittleEndian.PutUint16(b[at+2:], uint16(len(b)-at-4))
 	return pad(b)
 }
 
