@@ -30,7 +30,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows mutate install dist deb rpm test-packages test-systemd test-kernels test-lsm reproducible clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows test-arches mutate install dist deb rpm test-packages test-systemd test-kernels test-lsm reproducible clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -161,6 +161,10 @@ chaos: all
 ## chaos-vhost: VHOSTCHAOS MiB each way and for each family, 1 GiB if not said, by vhost-user, whose front-end stalls, kicks late, has odd rings and rewrites headers
 chaos-vhost: all
 	ALDENTE_CHAOS=$$((2 * $(VHOSTCHAOS))) $(GOTEST) -count=1 -v -timeout 0 -run 'TestChaos$$' ./test/vhost
+
+## test-arches: vets and builds for each architecture with filters, and runs unit tests under qemu-user (Debian: qemu-user-static); many minutes; ARCHES selects
+test-arches:
+	GO='$(GO)' sh test/arches.sh $(ARCHES)
 
 ## mutate: breaks the code on purpose, line by line, and has the tests notice; minutes; RUN selects
 mutate:

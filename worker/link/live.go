@@ -12,8 +12,9 @@ import (
 	"aldente/worker/packet"
 )
 
-// The blocks of draft-ietf-opsawg-pcapng, in the writer's byte order: a type, the
-// length of all, the body, options, the length once more.
+// The blocks of draft-ietf-opsawg-pcapng: a type, the length of all, the body,
+// options, the length once more. All is little-endian: some readers take options for it
+// whatever the section's byte order is.
 const (
 	blockSection    = 0x0a0d0d0a
 	blockInterface  = 1
