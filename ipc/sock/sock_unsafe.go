@@ -7,6 +7,9 @@
 // no seccomp filter sees them: a list that permits it permits every kind of socket.
 // Linux has had numbers for each since 4.3 there. So that all architectures are
 // treated, and tested, alike, it is this package everywhere.
+//
+// Calls that cannot wait are made without a word to Go's scheduler, which would wake its
+// monitor where that sleeps: once for each connection that a guest makes.
 package sock
 
 import (
@@ -37,7 +40,7 @@ func Socket(domain, typ, proto int) (int, error) {
 
 // Listen is listen(2).
 func Listen(fd, backlog int) error {
-	_, _, e := unix.Syscall(unix.SYS_LISTEN, uintptr(fd), uintptr(backlog), 0)
+	_, _, e := unix.RawSyscall(unix.SYS_LISTEN, uintptr(fd), uintptr(backlog), 0)
 	return result(e)
 }
 
@@ -60,7 +63,7 @@ func Socketpair(domain, typ, proto int) (fds [2]int, err error) {
 // Bind is bind(2).
 func Bind(fd int, sa unix.Sockaddr) error { return named(unix.SYS_BIND, fd, sa) }
 
-// Connect is connect(2).
+// Connect is connect(2). A socket of the internet must not block.
 func Connect(fd int, sa unix.Sockaddr) error { return named(unix.SYS_CONNECT, fd, sa) }
 
 func named(nr uintptr, fd int, sa unix.Sockaddr) error {
@@ -68,7 +71,11 @@ func named(nr uintptr, fd int, sa unix.Sockaddr) error {
 	if err != nil {
 		return err
 	}
-	_, _, e := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if _, ok := sa.(*unix.SockaddrUnix); ok { // a file system, or a listener with many clients: it may wait
+		_, _, e := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		return result(e)
+	}
+	_, _, e := unix.RawSyscall(nr, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 	return result(e)
 }
 
@@ -103,13 +110,13 @@ func name(nr uintptr, fd int) (unix.Sockaddr, error) {
 }
 
 func set(fd, level, name int, value unsafe.Pointer, size uintptr) error {
-	_, _, e := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(value), size, 0)
+	_, _, e := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(value), size, 0)
 	return result(e)
 }
 
 // get returns how much the kernel has written.
 func get(fd, level, name int, value unsafe.Pointer, size uint32) (uint32, error) {
-	_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(value), uintptr(unsafe.Pointer(&size)), 0)
+	_, _, e := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(value), uintptr(unsafe.Pointer(&size)), 0)
 	if e != 0 {
 		return 0, e
 	}
