@@ -9,6 +9,7 @@ import (
 
 	"aldente/broker/inet"
 	"aldente/broker/tun"
+	"aldente/ipc/sock"
 )
 
 // feature is what a kernel, or a host, has or lacks, and programs do without.
@@ -46,7 +47,7 @@ func tapFeature(offload uint32) feature {
 
 // hasFamily tells whether sockets of a family can be made.
 func hasFamily(domain int) bool {
-	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	fd, err := sock.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err == nil {
 		unix.Close(fd)
 	}

@@ -32,12 +32,12 @@ func PeekOffWorks(domain int) bool {
 // JoinsDatagrams tells whether a socket can be read several datagrams of one sender at
 // a time (UDP_GRO): since Linux 5.0.
 func JoinsDatagrams() bool {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	fd, err := sock.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
+	return sock.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
 }
 
 // OwnNamespace identifies the network namespace of the calling thread, as
