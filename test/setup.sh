@@ -15,6 +15,7 @@ traceroute traceroute
 tracepath iputils-tracepath
 udhcpc udhcpc
 dhclient isc-dhcp-client
+dhcpcd dhcpcd-base
 tcpdump tcpdump
 nc netcat-openbsd
 ethtool ethtool

@@ -20,7 +20,7 @@ func WorkerStart() List {
 	return List{
 		Name:  "worker-start",
 		Doc:   "worker, reading start-up records",
-		Rules: workerStarting(),
+		Rules: join(workerStarting(), carrier()),
 	}
 }
 
@@ -68,8 +68,14 @@ func Worker() List {
 	return List{
 		Name:  "worker",
 		Doc:   "worker, translating",
-		Rules: workerRunning(),
+		Rules: join(workerRunning(), carrier()),
 	}
+}
+
+// carrier is how the guest of a tap is told that it is to ask for its network again. Of no
+// other descriptor that a worker has anybody knows this request.
+func carrier() []Rule {
+	return each(link, "carrier of the guest's tap", "ioctl", 1, unix.TUNSETCARRIER)
 }
 
 // workerRunning has no call that makes a socket, names a peer, opens a file or

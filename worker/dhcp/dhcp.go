@@ -53,6 +53,7 @@ func Handle(g *flow.Guest, p *packet.Packet, u *packet.UDP, out []byte) int {
 	if !q.parse(u.Payload) {
 		return 0
 	}
+	q.given = given(g, &q)
 	switch kind := decide(g, &q); kind {
 	case typeOffer, typeACK:
 		return send(g, p, &q, kind, out)
@@ -62,18 +63,31 @@ func Handle(g *flow.Guest, p *packet.Packet, u *packet.UDP, out []byte) int {
 	return 0
 }
 
-// Assigns tells whether a frame that Handle made gives the guest its address, which it
-// may be spoken to by from then on, whether or not it has said anything from there.
-func Assigns(frame []byte) bool {
+// Assigned returns the address that a frame gives the guest which Handle made: it may be
+// spoken to by that from then on, whether or not it has said anything from there. It is
+// zero if the frame gives none.
+func Assigned(frame []byte) packet.Addr {
 	if len(frame) < headers+fixedSize {
-		return false
+		return packet.Addr{}
 	}
 	b := frame[headers:]
-	if [4]byte(b[16:20]) == [4]byte{} {
-		return false
-	}
+	a := [4]byte(b[16:20])
 	o := b[fixedSize+cookieSize:] // the type is the first option
-	return len(o) > 2 && [cookieSize]byte(b[fixedSize:]) == magicCookie && o[0] == optionMessageType && o[2] == typeACK
+	if a == [4]byte{} || len(o) < 3 || [cookieSize]byte(b[fixedSize:]) != magicCookie || o[0] != optionMessageType || o[2] != typeACK {
+		return packet.Addr{}
+	}
+	return packet.AddrFrom4(a)
+}
+
+// given is the address that the client gets: its own, where it has one of those that it had
+// before and may keep, or the one assigned. So its connections go on.
+func given(g *flow.Guest, q *request) packet.Addr {
+	for _, a := range [...]packet.Addr{packet.AddrFrom4(q.requested), packet.AddrFrom4(q.ciaddr)} {
+		if g.Keeps(&a) {
+			return a
+		}
+	}
+	return g.Addr4
 }
 
 // isHost tells whether a is an IPv4 address that a host can have.
@@ -105,36 +119,28 @@ func decide(g *flow.Guest, q *request) uint8 {
 // INIT-REBOOT) is refused, so that it asks anew at once: no other server serves
 // this link. One that uses another address (RENEWING, REBINDING) got it on
 // another link before it was moved here. Its address keeps working. So it gets
-// no answer, and keeps its connections until that lease ends. But an address that we have
-// leased and that the host has lost is refused: the client asks for the new one at once.
+// no answer, and keeps its connections until that lease ends. Of addresses that we have
+// leased before, one that the host has still goes on to be the client's, whatever state it
+// is in; one that the host has lost is refused: the client asks for the new one at once.
 func decideRequest(g *flow.Guest, q *request) uint8 {
-	assigned, our := packet.Addr(g.Addr4), packet.Addr(g.Our4)
+	our := packet.Addr(g.Our4)
 	none := [4]byte{}
+	client := packet.AddrFrom4(q.ciaddr)
 	switch {
 	case q.hasServer && q.server != our.As4():
 		return typeNone // it took another server's offer
 	case q.hasServer && !q.hasRequested && q.ciaddr == none:
 		return typeACK // it left out what it was offered, but only we can have done so
-	case q.hasRequested && q.requested != assigned.As4():
+	case q.hasRequested && q.requested != q.given.As4():
 		return typeNAK
 	case q.hasRequested:
 		return typeACK
-	case q.ciaddr == assigned.As4():
+	case client == q.given:
 		return typeACK
-	case lost(g, q.ciaddr):
+	case g.HasLost(&client):
 		return typeNAK
 	}
 	return typeNone
-}
-
-// lost tells whether the guest had an address before that the host has no more.
-func lost(g *flow.Guest, a [4]byte) bool {
-	for i := range g.Former4 {
-		if former := packet.Addr(g.Former4[i]); !former.IsZero() && former.As4() == a {
-			return g.Kept4>>i&1 == 0
-		}
-	}
-	return false
 }
 
 // send writes an OFFER or ACK. It goes to the address that the client has, or
@@ -142,7 +148,7 @@ func lost(g *flow.Guest, a [4]byte) bool {
 func send(g *flow.Guest, p *packet.Packet, q *request, kind uint8, out []byte) int {
 	client := packet.AddrFrom4(q.ciaddr)
 	lease := q.kind != typeInform
-	dst := packet.Addr(g.Addr4)
+	dst := q.given
 	switch {
 	case isHost(&client):
 		dst = client
@@ -152,7 +158,7 @@ func send(g *flow.Guest, p *packet.Packet, q *request, kind uint8, out []byte) i
 		dst = broadcast
 	}
 	r := newReply(g, q, out)
-	r.setAddresses(g, q, kind)
+	r.setAddresses(q, kind)
 	r.fill(g, q, kind)
 	return r.frame(g, q, dst, out)
 }

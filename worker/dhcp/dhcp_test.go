@@ -64,8 +64,12 @@ func TestReplyType(t *testing.T) {
 				return
 			}
 			a := read(t, b)
-			if Assigns(b) != (tc.want == ack && tc.kind != dhcpv4.MessageTypeInform) {
-				t.Errorf("assigns: %t", Assigns(b))
+			want := packet.Addr{}
+			if tc.want == ack && tc.kind != dhcpv4.MessageTypeInform {
+				want = mapped(guestIP)
+			}
+			if got := Assigned(b); got != want {
+				t.Errorf("assigns %v", got)
 			}
 			if a.MessageType() != tc.want || a.TransactionID != q.TransactionID {
 				t.Fatalf("%v", a.Summary())
@@ -260,8 +264,8 @@ func TestAllocs(t *testing.T) {
 }
 
 // TestLease: where the address may change, the lease ends, and is to be renewed long
-// before. One that the host has lost is refused when it is renewed, one that the host has
-// still is left to the end of its lease.
+// before. One that the host has lost is refused, one that the host has still goes on to be
+// the guest's: when it is renewed, and after the link was away.
 func TestLease(t *testing.T) {
 	g := guest()
 	g.Lease, g.Renew = 3600, 60
@@ -271,14 +275,39 @@ func TestLease(t *testing.T) {
 	if a.IPAddressLeaseTime(0) != time.Hour || a.IPAddressRenewalTime(0) != time.Minute || a.IPAddressRebindingTime(0) != 3150*time.Second {
 		t.Errorf("%v", a.Summary())
 	}
-	for last, want := range map[byte]dhcpv4.MessageType{77: dhcpv4.MessageTypeNak, 78: dhcpv4.MessageTypeNone, 79: dhcpv4.MessageTypeNone} {
-		b := exchange(t, g, query(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IP{192, 0, 2, last})).ToBytes())
-		if got := dhcpv4.MessageTypeNone; len(b) > 0 {
-			if got = read(t, b).MessageType(); got != want {
-				t.Errorf("renewing %d: %v, want %v", last, got, want)
+	const none, offer, ack, nak = dhcpv4.MessageTypeNone, dhcpv4.MessageTypeOffer, dhcpv4.MessageTypeAck, dhcpv4.MessageTypeNak
+	other := net.IP{192, 0, 2, 78}
+	for _, tt := range []struct {
+		last             byte
+		renew, reboot    dhcpv4.MessageType
+		offered, renewed net.IP
+	}{
+		{77, nak, nak, guestIP, nil},
+		{78, ack, ack, other, other},
+		{79, none, nak, guestIP, nil},
+	} {
+		a := net.IP{192, 0, 2, tt.last}
+		for _, q := range []struct {
+			what  string
+			m     *dhcpv4.DHCPv4
+			want  dhcpv4.MessageType
+			given net.IP
+		}{
+			{"renewing", query(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(a)), tt.renew, tt.renewed},
+			{"coming back", query(t, dhcpv4.MessageTypeRequest, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(a))), tt.reboot, tt.renewed},
+			{"looking for", query(t, dhcpv4.MessageTypeDiscover, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(a))), offer, tt.offered},
+		} {
+			b := exchange(t, g, q.m.ToBytes())
+			got, given := none, net.IP(nil)
+			if len(b) > 0 {
+				m := read(t, b)
+				if got = m.MessageType(); got != nak {
+					given = m.YourIPAddr
+				}
 			}
-		} else if want != got {
-			t.Errorf("renewing %d: no answer, want %v", last, want)
+			if got != q.want || !given.Equal(q.given) {
+				t.Errorf("%s %v: %v of %v, want %v of %v", q.what, a, got, given, q.want, q.given)
+			}
 		}
 	}
 }

@@ -43,6 +43,9 @@ func takeGuest(s *fuzz.Source) *flow.Guest {
 	for i := range int(g.NSearch) {
 		setName(&g.Search[i], string(s.Block()))
 	}
+	if off&0x20 != 0 { // it had another address before
+		g.Former4[1], g.Kept4 = mapped(otherIP), off>>6&1<<1
+	}
 	return g
 }
 
@@ -114,6 +117,10 @@ func FuzzDHCP(f *testing.F) {
 	}
 	for off := range byte(4) {
 		fuzz.Add(f, slices.Concat([]byte{0}, []byte{1 << off}, plain[1:], query(f, 1).ToBytes()))
+	}
+	for _, m := range [][]byte{query(f, 3, requested).ToBytes(), query(f, 3, dhcpv4.WithClientIP(otherIP)).ToBytes(), query(f, 1, requested).ToBytes()} {
+		fuzz.Add(f, slices.Concat([]byte{fuzz.CountAllocations, 0x20}, plain[1:], m))
+		fuzz.Add(f, slices.Concat([]byte{fuzz.CountAllocations, 0x60}, plain[1:], m))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := &fuzz.Source{B: b}
@@ -199,6 +206,13 @@ func expected(g *flow.Guest, m *dhcpv4.DHCPv4) (kind dhcpv4.MessageType, sure bo
 		return noAnswer, true
 	}
 	ours := net.IP(g.Our4[12:])
+	// What it had before, and whether it may keep it.
+	former := g.Former4[1] != [16]byte{} && (m.ClientIPAddr.Equal(otherIP) || m.RequestedIPAddress().Equal(otherIP))
+	keeps := former && g.Kept4 != 0
+	own := guestIP
+	if keeps {
+		own = otherIP
+	}
 	given, server := m.RequestedIPAddress(), m.ServerIdentifier()
 	switch {
 	case !m.Options.Has(dhcpv4.OptionDHCPMessageType), m.MessageType() == dhcpv4.MessageTypeInform:
@@ -210,10 +224,14 @@ func expected(g *flow.Guest, m *dhcpv4.DHCPv4) (kind dhcpv4.MessageType, sure bo
 		return dhcpv4.MessageTypeOffer, true
 	case m.MessageType() != dhcpv4.MessageTypeRequest, server != nil && !server.Equal(ours):
 		return noAnswer, true
-	case given != nil && !given.Equal(guestIP):
-		return dhcpv4.MessageTypeNak, true
-	case given != nil, server != nil && m.ClientIPAddr.IsUnspecified(), m.ClientIPAddr.Equal(guestIP):
+	case given == nil && server != nil && m.ClientIPAddr.IsUnspecified():
 		return dhcpv4.MessageTypeAck, true
+	case given != nil && !given.Equal(own):
+		return dhcpv4.MessageTypeNak, true
+	case given != nil, m.ClientIPAddr.Equal(own):
+		return dhcpv4.MessageTypeAck, true
+	case former && !keeps:
+		return dhcpv4.MessageTypeNak, true
 	}
 	return noAnswer, true
 }

@@ -39,12 +39,12 @@ func newReply(g *flow.Guest, q *request, out []byte) reply {
 
 // setAddresses fills in the address that is leased, and the one that the
 // client said it has, as RFC 2131 table 3 wants it.
-func (r *reply) setAddresses(g *flow.Guest, q *request, kind uint8) {
+func (r *reply) setAddresses(q *request, kind uint8) {
 	if kind == typeACK {
 		copy(r.b[12:16], q.ciaddr[:])
 	}
 	if q.kind != typeInform {
-		copy(r.b[16:20], g.Addr4[12:])
+		copy(r.b[16:20], q.given[12:])
 	}
 }
 
@@ -165,7 +165,7 @@ func (r *reply) add(g *flow.Guest, q *request, code uint8) {
 	case optionSearch:
 		r.putSearch(g)
 	case optionClasslessPath:
-		r.putRoutes(g)
+		r.putRoutes(g, q)
 	}
 }
 
@@ -213,9 +213,9 @@ func (r *reply) putResolvers(g *flow.Guest) {
 // putRoutes adds a route to the gateway and the default route through it. It
 // does so where the gateway is not on the guest's subnet: the router option
 // alone would not reach it.
-func (r *reply) putRoutes(g *flow.Guest) {
-	addr, our := packet.Addr(g.Addr4), packet.Addr(g.Our4)
-	a, o, mask := addr.As4(), our.As4(), mask4(g)
+func (r *reply) putRoutes(g *flow.Guest, q *request) {
+	our := packet.Addr(g.Our4)
+	a, o, mask := q.given.As4(), our.As4(), mask4(g)
 	m := binary.BigEndian.Uint32(mask[:])
 	if (binary.BigEndian.Uint32(a[:])^binary.BigEndian.Uint32(o[:]))&m == 0 {
 		return

@@ -68,6 +68,8 @@ type request struct {
 	fqdnFlags               uint8
 	hasFQDN                 bool
 
+	given packet.Addr // what it gets, which is not the client's to say
+
 	clientID  [255]byte
 	nClientID int
 	wanted    [255]byte // parameter request list

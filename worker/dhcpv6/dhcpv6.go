@@ -99,7 +99,7 @@ func (r *reply) confirm(g *flow.Guest, q *request) bool {
 		for a := o.inner(); a.next(); {
 			switch {
 			case a.code != optionIAAddress:
-			case !onLink(g, packet.Addr(a.value[:16])):
+			case !stillRight(g, packet.Addr(a.value[:16])):
 				status = statusNotOnLink
 			case status == statusNone:
 				status = statusSuccess
@@ -117,6 +117,30 @@ func (r *reply) confirm(g *flow.Guest, q *request) bool {
 // advertisements say it is.
 func onLink(g *flow.Guest, a packet.Addr) bool {
 	return [8]byte(a[:8]) == [8]byte(g.Addr6[:8])
+}
+
+// stillRight tells whether a client that has moved, for all that it knows, may go on to use
+// an address. One that the host has lost is of the link's prefix or not: the client asks
+// for the new one at once if it is told that its own is wrong.
+func stillRight(g *flow.Guest, a packet.Addr) bool {
+	return !g.HasLost(&a) && (onLink(g, a) || g.Keeps(&a))
+}
+
+// Assigned returns the address that a frame gives the guest which Handle made. It is zero
+// if the frame gives none.
+func Assigned(frame []byte) packet.Addr {
+	if len(frame) < headers+headerSize || frame[headers] != kindReply {
+		return packet.Addr{}
+	}
+	for o := (options{rest: frame[headers+headerSize:]}); o.next(); {
+		if o.code != optionIANA {
+			continue
+		}
+		if a := o.inner(); a.next() && a.code == optionIAAddress {
+			return packet.Addr(a.value[:16]) // the lease is the first
+		}
+	}
+	return packet.Addr{}
 }
 
 // release acknowledges RELEASE and DECLINE, sections 18.3.7 and 18.3.8. The

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -318,5 +319,17 @@ func TestLease(t *testing.T) {
 	want := []string{"REPLY", "NA 1 60/3150 2001:db8:0:1::5 3600/3600 2001:db8:0:2::5 0/0 2001:db8:0:1::77 0/3600 2001:db8:7::7 0/0"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got:\n%s", d)
+	}
+
+	// After the link was away: what the host has lost is wrong, also of the link's own prefix; what it has is
+	// right, also of another one.
+	g.Kept6 = 1 << 0
+	for a, want := range map[packet.Addr]string{
+		otherIP: "REPLY Success", onLinkIP: "REPLY NotOnLink", guestIP: "REPLY Success", addr("2001:db8:7::7"): "REPLY NotOnLink",
+	} {
+		m := query(t, dhcp.MessageTypeConfirm, client(), na(1, a))
+		if got := summary(read(t, exchange(t, g, m.ToBytes()))); strings.Join(got, " ") != want {
+			t.Errorf("confirming %x: %v, want %s", a, got, want)
+		}
 	}
 }

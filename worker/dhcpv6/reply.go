@@ -138,10 +138,8 @@ func (r *reply) putLease(g *flow.Guest, o *options, extending bool) {
 // remaining is for how long an address may be used that the guest had before: as long as
 // the host has it, for what there is.
 func remaining(g *flow.Guest, addr packet.Addr, life uint32) uint32 {
-	for i := range g.Former6 {
-		if addr == packet.Addr(g.Former6[i]) && g.Kept6>>i&1 != 0 {
-			return life
-		}
+	if g.Keeps(&addr) {
+		return life
 	}
 	return 0
 }

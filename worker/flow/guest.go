@@ -26,6 +26,8 @@ type Guest struct {
 
 	Used Used // what it has given itself
 
+	Withdrawn Withdrawn // what router advertisements have told it of and is so no more
+
 	heard4, heard6 bool // it has sent packets of this family, or ARP
 }
 
@@ -39,6 +41,44 @@ type Used struct {
 // the one that was noted first gives way.
 const maxUsed = 16
 
+// Withdrawn are resolvers and search domains that the guest was told of for ever, and is to
+// be told to forget (RFC 8106 section 5.1: a lifetime of zero).
+type Withdrawn struct {
+	DNS6    [maxWithdrawn][16]byte
+	NDNS6   uint8
+	Search  [ipc.MaxSearch]ipc.Name
+	NSearch uint8
+}
+
+// maxWithdrawn is how many resolvers are: those of two changes in a row. Of more the first
+// are left out.
+const maxWithdrawn = 2 * ipc.MaxDNS
+
+// withdraw adds what the guest was told of and is not by c, and takes out what it is again.
+func (g *Guest) withdraw(c *ipc.Config) {
+	w := &g.Withdrawn
+	was := *w
+	*w = Withdrawn{}
+	is := c.DNS6[:min(c.NDNS6, ipc.MaxDNS)]
+	for _, some := range [...][][16]byte{g.DNS6[:min(g.NDNS6, ipc.MaxDNS)], was.DNS6[:was.NDNS6]} {
+		for _, a := range some {
+			if w.NDNS6 < maxWithdrawn && !slices.Contains(is, a) && !slices.Contains(w.DNS6[:w.NDNS6], a) {
+				w.DNS6[w.NDNS6] = a
+				w.NDNS6++
+			}
+		}
+	}
+	domains := c.Search[:min(c.NSearch, ipc.MaxSearch)]
+	for _, some := range [...][]ipc.Name{g.Search[:min(g.NSearch, ipc.MaxSearch)], was.Search[:was.NSearch]} {
+		for i := range some {
+			if w.NSearch < ipc.MaxSearch && !slices.Contains(domains, some[i]) && !slices.Contains(w.Search[:w.NSearch], some[i]) {
+				w.Search[w.NSearch] = some[i]
+				w.NSearch++
+			}
+		}
+	}
+}
+
 // Reconfigure takes over another configuration. What the guest was seen to use stays
 // until it is seen to use something else, unless it has been given what is new already.
 // What it has given itself it may have still: nobody tells that it has not, and to take it
@@ -51,7 +91,32 @@ func (g *Guest) Reconfigure(c *ipc.Config) {
 	}
 	follow(&g.Seen4, g.Addr4, c.Addr4, g.heard4)
 	follow(&g.Seen6, g.Addr6, c.Addr6, g.heard6)
+	g.withdraw(c)
 	g.Config = *c
+}
+
+// Keeps tells whether an address was the guest's before, is not what it is assigned now, and
+// may be used by it still: the host has it.
+func (g *Guest) Keeps(a *packet.Addr) bool {
+	former, kept := &g.Former6, g.Kept6
+	if a.Is4() {
+		former, kept = &g.Former4, g.Kept4
+	}
+	for i := range former {
+		if *a == packet.Addr(former[i]) && !a.IsZero() {
+			return kept>>i&1 != 0
+		}
+	}
+	return false
+}
+
+// HasLost tells whether an address was the guest's before, and the host has it no more.
+func (g *Guest) HasLost(a *packet.Addr) bool {
+	former := &g.Former6
+	if a.Is4() {
+		former = &g.Former4
+	}
+	return !a.IsZero() && slices.Contains(former[:], [16]byte(*a)) && !g.Keeps(a)
 }
 
 // Assigned4 notes that the guest has taken the IPv4 address assigned.

@@ -123,12 +123,12 @@ func (l *Lane) datagram(p *packet.Packet, o *packet.Offload) {
 		l.Stats.BadFrames++
 	case u.DstPort == portDHCP && p.IPVersion == 4 && l.guest.Has(ipc.FlagDHCP):
 		n := dhcp.Handle(&l.guest, p, u, l.out)
-		if n > 0 && dhcp.Assigns(l.out[:n]) {
-			l.guest.Assigned4()
-		}
+		l.leased4(dhcp.Assigned(l.out[:n]))
 		l.sendOwn(n)
 	case u.DstPort == portDHCPv6 && p.IPVersion == 6 && l.guest.Has(ipc.FlagDHCPv6) && l.forServer(&p.Dst):
-		l.sendOwn(dhcpv6.Handle(&l.guest, p, u, l.out))
+		n := dhcpv6.Handle(&l.guest, p, u, l.out)
+		l.leased6(dhcpv6.Assigned(l.out[:n]))
+		l.sendOwn(n)
 	case l.guest.Has(ipc.FlagUDP):
 		l.udp.Input(p, o, u)
 	default:

@@ -54,6 +54,7 @@ const (
 	timerPace
 	timerShort
 	timerGroups
+	timerCarrier
 	laneTimers
 )
 
@@ -146,6 +147,7 @@ type Lane struct {
 	next              ipc.Config // the same
 	gone              ipc.Gone   // the same
 	lost              func(fd int32) bool
+	leases            leases
 	advertised        int // advertisements since the last change, up to advertiseAgain
 	err               error
 

@@ -259,6 +259,8 @@ func (l *Lane) linkGone(err error) {
 	l.last, l.link, l.direct, l.watching = l.link, nil, nil, nil
 	l.wheel.Cancel(l.timer + timerProbe)
 	l.wheel.Cancel(l.timer + timerShort)
+	l.wheel.Cancel(l.timer + timerCarrier)
+	l.leases = leases{} // another guest may come
 	l.blocked, l.more = false, false
 	var rec [ipc.EventSize]byte
 	(&ipc.Event{Code: code}).Encode(rec[:])
@@ -302,6 +304,8 @@ func (l *Lane) expire(id uint32) {
 		l.short()
 	case timerGroups:
 		l.askGroups()
+	case timerCarrier:
+		l.carrierDue()
 	case timerAnswer: // the turn's end tries again
 	}
 }
@@ -348,6 +352,8 @@ func (l *Lane) advertise() {
 	if l.advertised < advertiseAgain {
 		l.advertised++
 		wait = advertiseSoon
+	} else {
+		g.Withdrawn = flow.Withdrawn{} // it was told often enough
 	}
 	l.wheel.Set(l.timer+timerRA, l.now+wait)
 }

@@ -15,7 +15,7 @@ const (
 
 // reconfigure takes over what the guest's network is like from now on. Flows stay. A
 // guest that was told by router advertisements is told at once; by DHCP, when it asks
-// again.
+// again, which it is asked for where its link can.
 func (l *Lane) reconfigure(rec []byte) error {
 	c := &l.next // on the stack it would not stay, by way of an interface
 	if err := c.Decode(rec); err != nil {
@@ -32,6 +32,7 @@ func (l *Lane) reconfigure(rec []byte) error {
 	if l.link != nil {
 		l.advertised = 0
 		l.advertise()
+		l.askAgain()
 	}
 	return nil
 }

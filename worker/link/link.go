@@ -170,3 +170,10 @@ type Link interface {
 	// Close closes the descriptor. The link is of no use afterwards.
 	Close()
 }
+
+// Plug is a link that can be taken from its guest and given back, as a cable is.
+type Plug interface {
+	// SetCarrier tells the guest's kernel whether there is a network at the other end.
+	// Frames go both ways all the same, as far as the kernel sends any.
+	SetCarrier(on bool)
+}

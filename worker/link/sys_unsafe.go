@@ -60,6 +60,16 @@ func recvmmsg(fd int32, m []message) (int, unix.Errno) {
 	}
 }
 
+// setCarrier takes the carrier of a tap away, or gives it back. It needs no privilege, and
+// fails for what is no tap.
+func setCarrier(fd int32, on bool) {
+	var v int32
+	if on {
+		v = 1
+	}
+	unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.TUNSETCARRIER, uintptr(unsafe.Pointer(&v)))
+}
+
 func closeFD(fd int32) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // iovec points v at b, which must not move until the call is over: it is on

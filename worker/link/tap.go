@@ -49,13 +49,18 @@ func NewTap(fd int32, offload uint32) Link {
 	// The translators cut for the MTU; there is nothing to add to that here.
 	t := &tap{fd: fd, header: packet.OffloadSize, mtu: MaxFrame, offload: offload}
 	iovec(&t.iov[0], t.vnet())
+	t.SetCarrier(true)
 	return t
 }
 
 // NewPlainTap returns the link of a tap device without IFF_VNET_HDR: frames alone, as a
 // network card without offloads has them. mtu is that of the guest's interface, in bytes
 // of IP packet; TCP super-frames are cut to it.
-func NewPlainTap(fd int32, mtu int) Link { return &tap{fd: fd, mtu: mtu} }
+func NewPlainTap(fd int32, mtu int) Link {
+	t := &tap{fd: fd, mtu: mtu}
+	t.SetCarrier(true)
+	return t
+}
 
 func (t *tap) vnet() []byte { return t.small[:packet.OffloadSize] }
 
@@ -69,6 +74,10 @@ func (t *tap) Close() {
 	t.closed = true
 	closeFD(t.fd)
 }
+
+// SetCarrier implements Plug. A worker before this one may have ended with the carrier off,
+// so each begins with it on.
+func (t *tap) SetCarrier(on bool) { setCarrier(t.fd, on) }
 
 // Flush has nothing to write, but tells of a device that is gone.
 func (t *tap) Flush() error {

@@ -50,6 +50,7 @@ func takeSearch(s *fuzz.Source, g *flow.Guest) {
 	for i := range int(g.NSearch) {
 		setName(&g.Search[i], string(s.Block()))
 	}
+	g.Withdrawn.NDNS6 = s.Byte() % uint8(len(g.Withdrawn.DNS6)+1)
 }
 
 // FuzzNDP feeds any frame, of which fuzz.Repair has put right what the first
@@ -194,6 +195,7 @@ func FuzzAdvertise(f *testing.F) {
 		fuzz.Add(f, append([]byte{0, 0}, b...))
 		fuzz.Add(f, append([]byte{8, 1}, b...))
 	}
+	fuzz.Add(f, append([]byte{0, 0}, append(names("abc.de"), 6)...))
 	for off := range byte(5) {
 		fuzz.Add(f, append([]byte{1 << off, 0}, names("abc.de")...))
 		fuzz.Add(f, append([]byte{0, 1 << off}, names("abc.de")...))
@@ -246,7 +248,7 @@ func checkAdvert(t *testing.T, g *flow.Guest, frame []byte) {
 	for _, o := range []struct {
 		typ uint8
 		on  bool
-	}{{3, global}, {1, true}, {5, g.MTU >= 1280}, {25, g.NDNS6 > 0}} {
+	}{{3, global}, {1, true}, {5, g.MTU >= 1280}, {25, g.NDNS6 > 0}, {25, g.Withdrawn.NDNS6 > 0}} {
 		if o.on {
 			want = append(want, o.typ)
 		}

@@ -101,9 +101,12 @@ func putRouter(g *flow.Guest, b []byte) int {
 		binary.BigEndian.PutUint32(b[n+4:], uint32(g.MTU))
 		n += 8
 	}
-	n += putResolvers(g, b[n:])
+	w := &g.Withdrawn
+	n += putResolvers(g.DNS6[:min(int(g.NDNS6), ipc.MaxDNS)], forever, b[n:])
+	n += putResolvers(w.DNS6[:w.NDNS6], 0, b[n:])
 	limit := min(max(g.LinkMTU(), minMTU)-40, MaxFrame-body)
-	return n + putSearch(g, b[n:limit])
+	n += putSearch(g.Search[:min(int(g.NSearch), ipc.MaxSearch)], forever, b[n:limit])
+	return n + putSearch(w.Search[:w.NSearch], 0, b[n:limit])
 }
 
 // putFormer deprecates the prefixes of addresses that the guest had before (RFC 4862
@@ -150,27 +153,28 @@ func putPrefix(b []byte, addr *packet.Addr, preferred, valid uint32) int {
 	return size
 }
 
-func putResolvers(g *flow.Guest, b []byte) int {
-	count := min(int(g.NDNS6), ipc.MaxDNS)
-	if count == 0 {
+// putResolvers adds resolvers with their lifetime in seconds: zero for those that are not to
+// be asked any more.
+func putResolvers(all [][16]byte, life uint32, b []byte) int {
+	if len(all) == 0 {
 		return 0
 	}
-	b[0], b[1], b[2], b[3] = optionRDNSS, uint8(1+2*count), 0, 0
-	binary.BigEndian.PutUint32(b[4:], forever)
-	for i := range count {
-		copy(b[8+16*i:], g.DNS6[i][:])
+	b[0], b[1], b[2], b[3] = optionRDNSS, uint8(1+2*len(all)), 0, 0
+	binary.BigEndian.PutUint32(b[4:], life)
+	for i := range all {
+		copy(b[8+16*i:], all[i][:])
 	}
-	return 8 + 16*count
+	return 8 + 16*len(all)
 }
 
-// putSearch writes the search list, padded with zeros to whole units of eight
-// bytes. A domain that does not fit what is left of b is left out, and so is
+// putSearch writes a search list with its lifetime in seconds, padded with zeros to whole units of
+// eight bytes. A domain that does not fit what is left of b is left out, and so is
 // an option that would hold none.
-func putSearch(g *flow.Guest, b []byte) int {
+func putSearch(all []ipc.Name, life uint32, b []byte) int {
 	b = b[:len(b)&^7]
 	n := 8
-	for i := range min(int(g.NSearch), ipc.MaxSearch) {
-		d := &g.Search[i]
+	for i := range all {
+		d := &all[i]
 		if n < len(b) {
 			n += packet.PutName(b[n:], d.Bytes[:min(int(d.Len), ipc.MaxDomain)])
 		}
@@ -182,6 +186,6 @@ func putSearch(g *flow.Guest, b []byte) int {
 		b[n] = 0
 	}
 	b[0], b[1], b[2], b[3] = optionDNSSL, uint8(n/8), 0, 0
-	binary.BigEndian.PutUint32(b[4:], forever)
+	binary.BigEndian.PutUint32(b[4:], life)
 	return n
 }

@@ -73,6 +73,12 @@ func TestAdvertisement(t *testing.T) {
 		}, advert{255, 0x80, 65535, slices.Concat(whole[:1], []string{
 			"3 40c0000000000000000000000000" + "20010db8000900000000000000000000",
 			"3 40c0ffffffff0000000000000000" + "20010db8000800000000000000000000"}, whole[1:])}},
+		{"resolvers and domains of before", func(g *flow.Guest) {
+			g.Withdrawn.DNS6[0], g.Withdrawn.DNS6[1], g.Withdrawn.NDNS6 = addr("2001:db8:9::2"), addr("2001:db8:8::2"), 2
+			setName(&g.Withdrawn.Search[0], "abc.de")
+			g.Withdrawn.NSearch = 1
+		}, advert{255, 0x80, 65535, slices.Concat(whole[:4:4], []string{
+			"25 000000000000" + "20010db8000900000000000000000002" + "20010db8000800000000000000000002"}, whole[4:], []string{"31 0000000000000361626302646500"})}},
 		{"search list of whole units", func(g *flow.Guest) { setName(&g.Search[0], "abc.de") },
 			advert{255, 0x80, 65535, append(whole[:4:4], "31 0000ffffffff0361626302646500")}},
 	} {
