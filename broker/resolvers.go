@@ -23,12 +23,20 @@ type resolvers struct {
 	asked    bool
 }
 
+// resolvConfs are what resolv.conf leads to where some program manages it. Another may take
+// its place.
+var resolvConfs = []string{
+	"/run/systemd/resolve/stub-resolv.conf", "/run/systemd/resolve/resolv.conf",
+	"/run/NetworkManager/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf",
+	"/run/resolvconf/resolv.conf", "/run/connman/resolv.conf", "/run/netconfig/resolv.conf",
+}
+
 // watchResolvers has changes of resolv.conf noticed, before it is read.
 func (in *instance) watchResolvers() {
 	if !in.follows() || in.net.watcher == nil {
 		return
 	}
-	if err := in.net.watcher.File(hostnet.ResolvConf); err != nil {
+	if err := in.net.watcher.File(hostnet.ResolvConf, resolvConfs...); err != nil {
 		in.log.Info("changes of the host's resolvers are noticed with those of its network only", "error", err)
 	}
 }

@@ -23,10 +23,10 @@ const (
 // File has the watcher told when a file may have changed: itself, what its path leads to,
 // and each folder in which a symbolic link stands on the way. So it is noticed when
 // another file takes its place, as a resolver's configuration is written. Where a link
-// comes to lead elsewhere, that is noticed, and what happens there later is not, since a
-// confined process can watch no other folders. It must be called before this process
-// confines itself.
-func (w *Watcher) File(path string) error {
+// comes to lead elsewhere, that is noticed, and what happens there later is if it is one of
+// also, whose folder is there already: a confined process can watch no other folders. It must
+// be called before this process confines itself.
+func (w *Watcher) File(path string, also ...string) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("inotify: %w", err)
@@ -52,7 +52,12 @@ func (w *Watcher) File(path string) error {
 			at = filepath.Join(dir, to)
 		}
 	}
-	if watched == 0 {
+	known := watched
+	for _, other := range also {
+		names[filepath.Base(other)] = true
+		add(filepath.Dir(other), inFolder)
+	}
+	if known == 0 {
 		f.Close()
 		return fmt.Errorf("%s cannot be watched", path)
 	}

@@ -277,7 +277,8 @@ func TestFile(t *testing.T) {
 	if err := os.Symlink(filepath.Join(run, "stub"), path); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.File(path); err != nil {
+	third := t.TempDir() // the folder of another program's file
+	if err := w.File(path, filepath.Join(third, "managed"), filepath.Join(third, "no", "such")); err != nil {
 		t.Fatal(err)
 	}
 	var calls atomic.Int64
@@ -301,6 +302,14 @@ func TestFile(t *testing.T) {
 			next := filepath.Join(dir, "next")
 			return errors.Join(os.Symlink(filepath.Join(run, "other"), next), os.Rename(next, path))
 		}, true},
+		{"a link into another folder", func() error {
+			next := filepath.Join(dir, "next")
+			return errors.Join(os.Symlink(filepath.Join(third, "managed"), next), os.Rename(next, path))
+		}, true},
+		{"made there", func() error { return os.WriteFile(filepath.Join(third, "managed"), []byte("five"), 0o600) }, true},
+		{"written there", func() error { return os.WriteFile(filepath.Join(third, "managed"), []byte("six"), 0o600) }, true},
+		{"beside it there", func() error { return os.WriteFile(filepath.Join(third, "beside"), []byte("x"), 0o600) }, false},
+		{"replaced there", func() error { return os.Rename(filepath.Join(third, "beside"), filepath.Join(third, "managed")) }, true},
 	} {
 		before := quiet(&calls)
 		if err := tt.do(); err != nil {

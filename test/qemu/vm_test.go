@@ -319,6 +319,12 @@ func program(t *testing.T) string {
 // startPasst starts passt in the foreground on the lab's host.
 func startPasst(t *testing.T, lab *netlab.Lab, args ...string) *passt {
 	t.Helper()
+	return startPasstAt(t, lab, filepath.Join(socketFolder(t), "s"), args...)
+}
+
+// socketFolder makes a folder in which anybody may make a socket.
+func socketFolder(t *testing.T) string {
+	t.Helper()
 	dir, err := os.MkdirTemp(netlab.Stage(), "socket")
 	if err == nil {
 		err = os.Chmod(dir, 0o777)
@@ -326,7 +332,7 @@ func startPasst(t *testing.T, lab *netlab.Lab, args ...string) *passt {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return startPasstAt(t, lab, filepath.Join(dir, "s"), args...)
+	return dir
 }
 
 // startPasstAt is startPasst with its socket at path.

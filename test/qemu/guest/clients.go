@@ -112,7 +112,7 @@ func ask(args []string) error {
 		return err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, args[1]); err != nil {
 		return err
 	}
@@ -222,6 +222,10 @@ func options(b []byte) error {
 		}
 		o := b[:int(b[1])*8]
 		b = b[len(o):]
+		ends := ""
+		if (o[0] == 25 || o[0] == 31) && binary.BigEndian.Uint32(o[4:]) == 0 {
+			ends = "no " // a lifetime of zero
+		}
 		addr := func(at int) netip.Addr { return netip.AddrFrom16([16]byte(o[at:])) }
 		switch o[0] {
 		case 1:
@@ -232,10 +236,10 @@ func options(b []byte) error {
 			fmt.Println("mtu", binary.BigEndian.Uint32(o[4:]))
 		case 25:
 			for at := 8; at+16 <= len(o); at += 16 {
-				fmt.Println("dns", addr(at))
+				fmt.Println(ends+"dns", addr(at))
 			}
 		case 31:
-			fmt.Println("search", strings.Join(domains(o[8:]), " "))
+			fmt.Println(ends+"search", strings.Join(domains(o[8:]), " "))
 		default:
 			fmt.Printf("option %d\n", o[0])
 		}
