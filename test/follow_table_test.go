@@ -19,8 +19,8 @@ const tableEnv = "ALDENTE_FOLLOW_TABLE"
 // tablePatience is how long a row of the table waits for what may never come.
 const tablePatience = 8 * time.Second
 
-// changing is a guest of whose network the host's changes.
-type changing struct {
+// rowsOf is a guest of whose network the host's changes.
+type rowsOf struct {
 	t    *testing.T
 	kind string
 	g    *netlab.Guest
@@ -28,7 +28,7 @@ type changing struct {
 
 // row makes a change, and says how long it takes until the guest has an address, and until
 // its new connections come from there; and what becomes of one that was there before.
-func (c *changing) row(what, addr string, ln net.Listener, old *held, do func()) {
+func (c *rowsOf) row(what, addr string, ln net.Listener, old *held, do func()) {
 	c.t.Helper()
 	do()
 	start := time.Now()
@@ -74,7 +74,7 @@ func followTable(t *testing.T, kind string) {
 	if kind == "--config-net" {
 		spec.Args = append(spec.Args, kind)
 	}
-	c := &changing{t, kind, lab.GuestWith(spec)}
+	c := &rowsOf{t, kind, lab.GuestWith(spec)}
 	resolvers := ""
 	if kind != "--config-net" {
 		c.g.IP("link set " + c.g.Interface() + " up")

@@ -60,7 +60,7 @@ func testDHCP(t *testing.T, v *vm, mtu int) {
 	v.lease(t, false)
 	wants(t, v.must(t, "cat", "/tmp/lease.bound"),
 		"ip='192.0.2.2'", "mask='24'", "subnet='255.255.255.0'", "router='192.0.2.1'", "dns='192.0.2.53'",
-		"search='example.net corp.example.org'", fmt.Sprintf("mtu='%d'", mtu), "hostname='vm'", "serverid='192.0.2.1'", "lease='120'")
+		"search='example.net corp.example.org'", fmt.Sprintf("mtu='%d'", mtu), "hostname='vm'", "serverid='192.0.2.1'", "lease='600'")
 	wants(t, v.must(t, "cat", "/etc/resolv.conf"), "search example.net corp.example.org", "nameserver 192.0.2.53")
 	wants(t, v.must(t, "hostname"), "vm")
 	if out := v.must(t, "ip", "addr", "show", "dev", "eth0"); !strings.Contains(out, fmt.Sprint("mtu ", mtu)) || !strings.Contains(out, "inet 192.0.2.2/24") {

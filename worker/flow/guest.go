@@ -44,10 +44,10 @@ const maxUsed = 16
 // Withdrawn are resolvers and search domains that the guest was told of for ever, and is to
 // be told to forget (RFC 8106 section 5.1: a lifetime of zero).
 type Withdrawn struct {
-	DNS6    [maxWithdrawn][16]byte
-	NDNS6   uint8
-	Search  [ipc.MaxSearch]ipc.Name
-	NSearch uint8
+	DNS6    [maxWithdrawn][16]byte  // resolvers
+	NDNS6   uint8                   // how many of DNS6 are set
+	Search  [ipc.MaxSearch]ipc.Name // search domains
+	NSearch uint8                   // how many of Search are set
 }
 
 // maxWithdrawn is how many resolvers are: those of two changes in a row. Of more the first

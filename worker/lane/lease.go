@@ -120,6 +120,9 @@ func (l *Lane) askAgain() {
 	if !s.again || s.away || !ok || s.misses == carrierMisses || l.wheel.Pending(l.timer+timerCarrier) {
 		return
 	}
+	if l.guest.Has(ipc.FlagDebug) {
+		logf(levelDebug, "what the guest has leased has changed: its link is away for a moment, so that it asks again")
+	}
 	plug.SetCarrier(false)
 	s.away = true
 	l.wheel.Set(l.timer+timerCarrier, l.now+carrierAway)
