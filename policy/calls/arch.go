@@ -20,6 +20,8 @@ const (
 	soPeerCred   = 17
 	soRcvLowAt   = 18
 	soSndTimeO   = 21
+
+	tunSetCarrier = 0x400454e2
 )
 
 // elsewhere says which of the named constants has another value than on amd64.
@@ -27,7 +29,7 @@ const (
 var elsewhere = map[string]map[string]uint64{
 	"arm64": {"O_NOFOLLOW": 0x8000},
 	"ppc64le": {"O_NOFOLLOW": 0x8000, "MAP_NORESERVE": 0x40,
-		"SO_RCVLOWAT": 16, "SO_SNDTIMEO": 19, "SO_PEERCRED": 21},
+		"SO_RCVLOWAT": 16, "SO_SNDTIMEO": 19, "SO_PEERCRED": 21, "TUNSETCARRIER": 0x800454e2},
 }
 
 // For returns the list with the constants of an architecture, and with its arguments'

@@ -69,7 +69,7 @@ var arguments = map[string]map[uint]argument{
 	"accept4":           {3: {"flags", socketTypes, true}},
 	"clone":             {0: {"flags", cloneFlags, true}},
 	"execveat":          {4: {"flags", naming{unix.AT_EMPTY_PATH: "AT_EMPTY_PATH"}, true}},
-	"ioctl":             {1: {"request", naming{unix.TUNSETCARRIER: "TUNSETCARRIER"}, false}},
+	"ioctl":             {1: {"request", naming{tunSetCarrier: "TUNSETCARRIER"}, false}},
 	"fcntl":             {1: {"command", naming{unix.F_GETFL: "F_GETFL", unix.F_SETFL: "F_SETFL", unix.F_GETFD: "F_GETFD", unix.F_SETFD: "F_SETFD", unix.F_DUPFD_CLOEXEC: "F_DUPFD_CLOEXEC", unix.F_SETPIPE_SZ: "F_SETPIPE_SZ", unix.F_GET_SEALS: "F_GET_SEALS"}, false}, 2: {"size", nil, false}},
 	"futex":             {1: {"operation", naming{futexWaitPrivate: "FUTEX_WAIT_PRIVATE", futexWakePrivate: "FUTEX_WAKE_PRIVATE"}, false}},
 	"madvise":           {2: {"advice", naming{unix.MADV_DONTNEED: "MADV_DONTNEED", unix.MADV_FREE: "MADV_FREE", unix.MADV_HUGEPAGE: "MADV_HUGEPAGE", unix.MADV_NOHUGEPAGE: "MADV_NOHUGEPAGE"}, false}},

@@ -75,7 +75,7 @@ func Worker() List {
 // carrier is how the guest of a tap is told that it is to ask for its network again. Of no
 // other descriptor that a worker has anybody knows this request.
 func carrier() []Rule {
-	return each(link, "carrier of the guest's tap", "ioctl", 1, unix.TUNSETCARRIER)
+	return each(link, "carrier of the guest's tap", "ioctl", 1, tunSetCarrier)
 }
 
 // workerRunning has no call that makes a socket, names a peer, opens a file or
