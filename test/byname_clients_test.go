@@ -40,7 +40,7 @@ func goHosts(names []string) int {
 // byNameScript has all three clients fetch what rules allow and what they do not, by one IP
 // version.
 func byNameScript(version string) string {
-	return fetcher.Script(version, "http://pypi.test:443/", "http://PyPI.test.:443/", "http://deep.files.pythonhosted.test:443/",
+	return fetcher.Script(filepath.Join(netlab.Stage(), "hold"), version, "http://pypi.test:443/", "http://PyPI.test.:443/", "http://deep.files.pythonhosted.test:443/",
 		"http://cdn.pythonhosted.test:443/", "http://pypi.test:80/", "http://pythonhosted.test:443/", "http://other.test:443/")
 }
 

@@ -4,10 +4,12 @@ package stage
 
 import (
 	"bytes"
+	"net/netip"
 	"syscall"
 	"testing"
 
 	"aldente/ipc"
+	"aldente/names/proxy"
 )
 
 var aProxy = ipc.Proxy{What: ipc.ProxySOCKS5, UserLen: 1, SecretLen: 2, User: [ipc.MaxProxySecret]byte{'u'}, Secret: [ipc.MaxProxySecret]byte{'p', 'w'}}
@@ -126,4 +128,89 @@ func TestRelayNoRoom(t *testing.T) {
 		t.Error(ipc.RelayText(r.Result))
 	}
 	e.allClosed()
+}
+
+// fuzzRelay has a proxy bring something in pieces: of HTTP (1), with a socket that takes
+// as much at a time as the pieces have (2), one that fails behind them (32) or cannot be
+// watched (64); the broker forgets the flow behind them (16). What it hears, what is written
+// and what is left unread are as a client has it that gets all at once.
+func fuzzRelay(t *testing.T, said []byte, how uint8, piece int) {
+	e := newEnv(t)
+	f := New(e)
+	p := aProxy
+	if how&1 != 0 {
+		p.What = ipc.ProxyHTTP
+	}
+	f.SetProxy(&p)
+	fd, socket := e.open()
+	if how&64 != 0 {
+		e.no = syscall.ENOMEM
+	}
+	room := func() {
+		if how&2 != 0 {
+			socket.room = piece
+		}
+	}
+	room()
+	f.Relay(&aRelay, fd)
+	left := said
+	for step := 0; len(e.told) == 0; step++ {
+		if step > 2*len(said)+1000 {
+			t.Fatal("no end")
+		}
+		if room(); len(socket.in) == 0 && len(left) > 0 {
+			socket.in = [][]byte{bytes.Clone(left[:min(piece, len(left))])}
+			left = left[len(socket.in[0]):]
+		} else if len(socket.in) == 0 {
+			if how&16 != 0 {
+				f.End(&ipc.StageEnd{ID: 7})
+				break
+			}
+			if socket.end = true; how&32 != 0 {
+				socket.err = syscall.ECONNRESET
+			}
+		}
+		if !socket.watched {
+			t.Fatal("nobody waits for it")
+		}
+		f.Ready(7)
+	}
+	if e.allClosed(); f.Len() != 0 {
+		t.Fatal("something is left")
+	}
+	written, unread := bytes.Join(socket.out, nil), append(bytes.Join(socket.in, nil), left...)
+	want, read, result, code := atOnce(f.proxy, said)
+	if !bytes.HasPrefix(want, written) {
+		t.Fatalf("%q is written, want %q", written, want)
+	}
+	if len(e.told) == 0 {
+		return
+	}
+	r := e.relayed()
+	if how&64 != 0 && r.Result == ipc.RelayClosed {
+		return
+	}
+	if r != (ipc.Relayed{ID: 7, Result: result, Code: code}) {
+		t.Fatalf("%s, code %d; want %s, %d", ipc.RelayText(r.Result), r.Code, ipc.RelayText(result), code)
+	}
+	if result == ipc.RelayDone && (!bytes.Equal(written, want) || !bytes.Equal(unread, said[read:])) {
+		t.Fatalf("%q is written, want %q; %q is left, want %q", written, want, unread, said[read:])
+	}
+}
+
+// atOnce has a client hear all that a proxy says, and returns what it has written and how
+// much it has read.
+func atOnce(c *proxy.Config, said []byte) (out []byte, read int, result uint8, code uint16) {
+	p := proxy.New(c, proxy.Target{Addr: netip.MustParseAddrPort("192.0.2.1:443")})
+	for result == 0 {
+		out = append(out, p.Out()...)
+		p.Wrote(len(p.Out()))
+		n := min(p.Want(), len(said)-read)
+		if p.Read(bytes.Clone(said[read : read+n])); n == 0 {
+			p.End()
+		}
+		read += n
+		result, code = p.Result()
+	}
+	return append(out, p.Out()...), read, result, code
 }

@@ -307,7 +307,8 @@ func TestFails(t *testing.T) {
 }
 
 // FuzzStage: whatever flows bring, in whichever pieces, the broker hears of each once;
-// what is written is what was read, and as much as is said; nothing is left open.
+// what is written is what was read, and as much as is said; nothing is left open. The same
+// for flows that go by a proxy, of what that brings.
 func FuzzStage(f *testing.F) {
 	b := tlsHello("www.example.org")
 	fuzz.Add(f, b, uint8(0), uint8(200))
@@ -318,7 +319,17 @@ func FuzzStage(f *testing.F) {
 	}
 	fuzz.Add(f, []byte("GET /"), uint8(0), uint8(0))
 	fuzz.Add(f, []byte{}, uint8(0), uint8(0))
+	for how, answer := range map[uint8]string{
+		8: "\x05\x02\x01\x00\x05\x00\x00\x01abcdefSSH", 8 + 2: "\x05\x00\x05\x00\x00\x03\x03abcdeSSH", 8 + 16: "\x05\x02\x01\x00\x05", 8 + 32: "\x05\x02\x01\x01",
+		8 + 1: "HTTP/1.1 200 OK\r\n\r\nSSH", 8 + 1 + 2: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 407 Who\r\n\r\n", 8 + 1 + 64: "HTTP/1.1 200 OK\r\n\r\n",
+	} {
+		fuzz.Add(f, []byte(answer), how, uint8(4))
+	}
 	f.Fuzz(func(t *testing.T, b []byte, how, size uint8) {
+		if how&8 != 0 {
+			fuzzRelay(t, b, how, int(size)+1)
+			return
+		}
 		e := newEnv(t)
 		s := New(e)
 		fd, pair := e.open()

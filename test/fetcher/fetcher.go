@@ -11,35 +11,37 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
-
-	"aldente/test/netlab"
 )
 
 // Clients are the names of those that Script uses, in its order.
 var Clients = []string{"curl", "python", "go"}
 
-// goArg makes the test binary the client in Go: NETWORK URL....
-const goArg = "go-fetch"
+// GoArg is the first argument that makes a program the client in Go: NETWORK URL....
+const GoArg = "go-fetch"
 
 // Main is that client, if the program was started as one. It is to be called first.
 func Main() {
-	if len(os.Args) > 3 && os.Args[1] == goArg {
-		byGo(os.Args[2], os.Args[3:])
+	if len(os.Args) > 3 && os.Args[1] == GoArg {
+		ByGo(os.Args[2], os.Args[3:])
 		os.Exit(0)
 	}
 }
 
 // Script is a shell script in which each client says its name, fetches URLs by an IP version
-// ("4", "6"), and prints what comes, or "none URL".
-func Script(version string, urls ...string) string {
-	return fmt.Sprintf("echo curl; for u in %[2]s; do curl -%[1]s -s -m 10 $u || echo none $u; done\n"+
+// ("4", "6"), and prints what comes, or "none URL". self is a program that calls Main, or
+// knows GoArg otherwise.
+func Script(self, version string, urls ...string) string {
+	return fmt.Sprintf("echo curl; for u in %[2]s; do curl -%[1]s -s -m %[6]d $u || echo none $u; done\n"+
 		"echo python; /usr/bin/python3 -c '%[3]s' tcp%[1]s %[2]s\n"+
 		"echo go; %[4]s %[5]s tcp%[1]s %[2]s\n",
-		version, strings.Join(urls, " "), python, filepath.Join(netlab.Stage(), "hold"), goArg)
+		version, strings.Join(urls, " "), python, self, GoArg, patience)
 }
+
+// patience is how many seconds a client waits: nothing that it fetches is silent, but a
+// machine may be slow.
+const patience = 30
 
 const python = `
 import socket, sys
@@ -48,7 +50,7 @@ for url in sys.argv[2:]:
     host, port = url.split("/")[2].rsplit(":", 1)
     try:
         s = socket.socket(family)
-        s.settimeout(10)
+        s.settimeout(30)
         s.connect(socket.getaddrinfo(host.strip("[]"), port, family, socket.SOCK_STREAM)[0][4])
         s.sendall(b"GET / HTTP/1.0\r\n\r\n")
         sys.stdout.write(s.makefile().read().split("\n\n")[1])
@@ -56,10 +58,11 @@ for url in sys.argv[2:]:
         print("none", url)
 `
 
-// byGo looks names up without the C library, whatever this was built with.
-func byGo(network string, urls []string) {
-	dial := &net.Dialer{Resolver: &net.Resolver{PreferGo: true}, Timeout: 10 * time.Second}
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+// ByGo fetches URLs by a network ("tcp4", "tcp6"). It looks names up without the C library,
+// whatever this was built with.
+func ByGo(network string, urls []string) {
+	dial := &net.Dialer{Resolver: &net.Resolver{PreferGo: true}, Timeout: patience * time.Second}
+	client := http.Client{Timeout: patience * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			return dial.DialContext(ctx, network, addr)
 		},

@@ -98,7 +98,12 @@ func netdev(text string) link { return link{args: []string{"-netdev", text}} }
 // guest. files are its descriptors from 3 on.
 func boot(t *testing.T, host *netlab.NS, l link, files ...*os.File) *vm {
 	t.Helper()
-	img := needImage(t)
+	return bootImage(t, host, needImage(t), l, files...)
+}
+
+// bootImage is boot of an image that not all machines have.
+func bootImage(t *testing.T, host *netlab.NS, img image, l link, files ...*os.File) *vm {
+	t.Helper()
 	v := launch(t, host, files, slices.Concat(l.args, []string{"-kernel", img.kernel, "-initrd", img.initrd,
 		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable",
 		"-device", "virtio-net-pci,netdev=n,romfile=,mac=" + guestMAC + l.card})...)

@@ -52,7 +52,7 @@ func TestByNameFetched(t *testing.T) {
 		for _, n := range names {
 			urls = append(urls, "http://"+n+":443/")
 		}
-		script += fetcher.Script(version, urls...)
+		script += fetcher.Script(filepath.Join(netlab.Stage(), "hold"), version, urls...)
 		for _, client := range fetcher.Clients {
 			want += client + "\n" + strings.Repeat(net.JoinHostPort(at, "443")+"\n", 2)
 			for _, url := range urls[2:] {

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/test/fetcher"
 )
 
 // Request is a command to run. The same types are in the test.
@@ -44,6 +46,7 @@ func main() {
 	commands := map[string]func([]string) error{
 		"transfer": transfer, "datagrams": datagrams, "ask": ask, "dhcpv6": lease, "advertisement": advertisement,
 		"offloads": offloads, "features": features, "queues": queues, "rings": rings, "channels": channels,
+		fetcher.GoArg: fetch, "names": names,
 	}
 	f := commands[os.Args[1]]
 	if f == nil {
