@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 repo=$PWD
 root=$repo/build/sid
 
-if ! test -e "$root/ready.2"; then
+if ! test -e "$root/ready.3"; then
 	command -v debootstrap >/dev/null || { echo "debootstrap is not installed" >&2; exit 1; }
 	mirror=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
 		awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ { print $3; exit }')
@@ -22,9 +22,9 @@ if ! test -e "$root/ready.2"; then
 	unshare -m sh -c 'mount --bind /proc "$1/proc" && DEBIAN_FRONTEND=noninteractive chroot "$1" \
 		apt-get install -qq -y --no-install-recommends qemu-system-x86 libvirt-daemon \
 		libvirt-daemon-driver-qemu libvirt-clients busybox-static iproute2 ethtool iputils-ping \
-		xz-utils passt dpdk-dev' sh "$root"
+		xz-utils curl python3 passt dpdk-dev' sh "$root"
 	rm -rf "$root/var/cache/apt/archives"
-	touch "$root/ready.2"
+	touch "$root/ready.3"
 fi
 
 # Compiled here: there is no Go in there.
