@@ -4,6 +4,7 @@ package sockets
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -472,15 +473,14 @@ func (f *Factory) refusedStaged(t *staged) (egress.Verdict, bool) {
 func (f *Factory) endStages(e unix.Errno, why StageReason, of func(t *staged) bool) int {
 	g := &f.stages
 	g.mu.Lock()
-	var ids []uint32
-	for id, t := range g.flows {
+	all := maps.Clone(g.flows) // asked about without the lock: rules may be many
+	g.mu.Unlock()
+	ended := 0
+	for id, t := range all {
 		if of(t) {
-			ids = append(ids, id)
+			f.endStaged(id, e, why)
+			ended++
 		}
 	}
-	g.mu.Unlock()
-	for _, id := range ids {
-		f.endStaged(id, e, why)
-	}
-	return len(ids)
+	return ended
 }

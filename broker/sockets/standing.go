@@ -75,23 +75,55 @@ func (f *Factory) RulesChanged(keep bool) {
 	if g == nil || g.standing == nil {
 		return
 	}
+	refused := map[egress.Flow]bool{}
+	for _, s := range g.remembered() { // judged without the lock: that takes a while
+		refused[s.Flow] = f.refuses(s.Flow)
+	}
+	mark := func(s *stood) {
+		if !s.To.IsValid() {
+			return
+		}
+		no, judged := refused[s.Flow]
+		if !judged { // opened meanwhile
+			no = f.refuses(s.Flow)
+		}
+		s.kept, s.condemned = keep && no, !keep && no && s.bypass
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.waiting.each(func(s *waitingSlot) { f.marked(&s.flow, keep) })
-	g.living()
+	g.waiting.each(func(s *waitingSlot) { mark(&s.flow) })
 	for id, s := range g.standing.flows {
-		f.marked(&s, keep)
+		mark(&s)
 		g.standing.flows[id] = s
 	}
 }
 
-// marked says what becomes of a flow under rules that are new.
-func (f *Factory) marked(s *stood, keep bool) {
-	if !s.To.IsValid() {
-		return
+// refuses tells whether the egress rules are against a flow.
+func (f *Factory) refuses(flow egress.Flow) bool {
+	return !f.cfg().Egress.Judge(flow).Allowed && !f.cfg().lifts(flow)
+}
+
+// remembered returns the flows that are under way, and those that stand.
+func (g *ledger) remembered() (all []stood) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all = g.underWay()
+	g.living()
+	for _, s := range g.standing.flows {
+		all = append(all, s)
 	}
-	refused := !f.cfg().Egress.Judge(s.Flow).Allowed && !f.cfg().lifts(s.Flow)
-	s.kept, s.condemned = keep && refused, !keep && refused && s.bypass
+	return all
+}
+
+// underWay returns the flows whose connect has not ended, as far as a change of the rules
+// concerns them. The caller holds g.mu.
+func (g *ledger) underWay() (all []stood) {
+	g.waiting.each(func(s *waitingSlot) {
+		if s.flow.To.IsValid() {
+			all = append(all, s.flow)
+		}
+	})
+	return all
 }
 
 // stays tells whether a flow may go on, and which rule says so if one was asked.
@@ -123,12 +155,8 @@ func (f *Factory) Recheck(to Revoker) (left int, defied bool) {
 	g.standing.recheck.Lock()
 	defer g.standing.recheck.Unlock()
 	left = f.recheckStages()
+	f.recheckUnderWay()
 	g.mu.Lock()
-	g.waiting.each(func(s *waitingSlot) {
-		if f.refusedNow(&s.flow) {
-			disconnect(s.fd) // which ends its wait
-		}
-	})
 	live, ok := g.living()
 	live = maps.Clone(live) // judged without the lock: that takes a while
 	g.mu.Unlock()
@@ -169,6 +197,30 @@ func (f *Factory) Recheck(to Revoker) (left int, defied bool) {
 		clear(since) // the next worker has its time
 	}
 	return left, defied
+}
+
+// recheckUnderWay ends the connections under way that the egress rules refuse now.
+func (f *Factory) recheckUnderWay() {
+	g := f.ledger
+	g.mu.Lock()
+	all := g.underWay()
+	g.mu.Unlock()
+	refused := map[stood]bool{}
+	for i := range all { // without the lock
+		if f.refusedNow(&all[i]) {
+			refused[all[i]] = true
+		}
+	}
+	if len(refused) == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting.each(func(s *waitingSlot) {
+		if refused[s.flow] {
+			disconnect(s.fd) // which ends its wait
+		}
+	})
 }
 
 // telling is what a worker is told in one Recheck.

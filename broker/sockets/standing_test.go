@@ -20,9 +20,16 @@ import (
 type turning struct {
 	mu      sync.Mutex
 	refused []uint16
+	asked   func(egress.Flow) // nil: nobody wants to know
 }
 
 func (p *turning) Judge(f egress.Flow) egress.Verdict {
+	p.mu.Lock()
+	asked := p.asked
+	p.mu.Unlock()
+	if asked != nil {
+		asked(f)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return egress.Verdict{Allowed: !slices.Contains(p.refused, f.To.Port()), Rule: "--deny host"}
@@ -337,5 +344,44 @@ func TestRecheckConnectionsForgets(t *testing.T) {
 		if n > fewStanding || name == "stay" && n != 0 {
 			t.Errorf("%s: %d connections remembered, none is open", name, n)
 		}
+	}
+}
+
+// TestJudgedUnlocked: rules may be thousands, and flows too. While those that are there are
+// judged anew, others are opened.
+func TestJudgedUnlocked(t *testing.T) {
+	port := servers(t, "127.0.0.1")
+	w, p := changeable(t)
+	defer closeAll(w.opensTCP(t, false, port, 3))
+	under := stood{Flow: egress.Flow{Proto: ipc.ProtoTCP, To: netip.MustParseAddrPort("192.0.2.1:1")}, token: 9}
+	var pipe [2]int // whose reading end is never writable
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[1])
+	w.ledger.mu.Lock()
+	added := w.ledger.waiting.add(pipe[0], under, nil)
+	w.ledger.mu.Unlock()
+	if !added {
+		t.Fatal("not added")
+	}
+	judged := map[egress.Flow]int{}
+	p.mu.Lock()
+	p.asked = func(f egress.Flow) {
+		judged[f]++
+		for end := time.Now().Add(5 * time.Second); !w.ledger.mu.TryLock(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("locked while it is judged")
+			}
+		}
+		w.ledger.mu.Unlock()
+	}
+	p.mu.Unlock()
+	p.refuse(1)
+	for _, keep := range []bool{true, false} {
+		w.RulesChanged(keep)
+	}
+	if _, left, _ := w.tokens(); left != 0 || judged[under.Flow] != 3 || len(judged) < 2 {
+		t.Errorf("%d left, judged %v", left, judged)
 	}
 }
