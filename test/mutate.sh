@@ -16,7 +16,7 @@ total=0 failed=0
 sound=' '
 notices() {
 	case $1 in
-	Fuzz*) flags="-timeout 60s -run ^$1\$ ./$(dirname "$file")" ;;
+	Fuzz* | Test*) flags="-timeout 60s -run ^$1\$ ./$(dirname "$file")" ;;
 	lane) flags='-timeout 40s ./worker/lane -worlds 150' ;;
 	*) flags="-timeout 40s ./worker/$1" ;;
 	esac

@@ -230,7 +230,10 @@ func (d *pacedDatagrams) Write(fd int32, b []byte) (int, syscall.Errno) {
 // Copy implements udp.Copier.
 func (l *Lane) Copy(fd int32, b []byte) (int, syscall.Errno) { return l.Write(fd, b) }
 
-// Wrote implements udp.Copier.
+// Copyv implements tcp.Env.
+func (l *Lane) Copyv(fd int32, bufs [][]byte) (int, syscall.Errno) { return l.Writev(fd, bufs) }
+
+// Wrote implements udp.Copier and tcp.Env.
 func (l *Lane) Wrote(n int) {
 	if l.pace != nil {
 		l.pace.up.left -= int64(n)

@@ -63,6 +63,9 @@ func TestCopiesNotPaced(t *testing.T) {
 	if n, e := d.Copy(int32(pair[0]), []byte("copy")); n != 4 || e != 0 {
 		t.Errorf("a copy: %d, %v", n, e)
 	}
+	if n, e := (&pacedStreams{d.Lane}).Copyv(int32(pair[0]), [][]byte{[]byte("co"), []byte("py")}); n != 4 || e != 0 {
+		t.Errorf("a copy of a stream: %d, %v", n, e)
+	}
 	d.Wrote(5)
 	if d.pace.up.left != -1<<40-5 {
 		t.Errorf("%d are left", d.pace.up.left)

@@ -78,6 +78,10 @@ func (s *sink) Write(_ int32, b []byte) (int, syscall.Errno) {
 	return len(b), 0
 }
 
+func (s *sink) Copyv(_ int32, bufs [][]byte) (int, syscall.Errno) { return s.Writev(0, bufs) }
+
+func (s *sink) Wrote(int) {}
+
 func (s *sink) Writev(_ int32, bufs [][]byte) (int, syscall.Errno) {
 	n := 0
 	for _, b := range bufs {

@@ -53,6 +53,7 @@ type env struct {
 	opens  []ipc.Open
 	noOpen bool // the queue of requests is full
 
+	limited int  // bytes to sockets that a limit counts
 	room    int  // frames the link takes; -1: any number
 	unaware bool // the link finds out that it is full when it is written to
 	lost    int  // frames refused by the link

@@ -249,8 +249,18 @@ func (e *env) Write(fd int32, b []byte) (int, syscall.Errno) {
 	return e.Writev(fd, [][]byte{b})
 }
 
+// Copyv is Writev of what a limit does not count.
+func (e *env) Copyv(fd int32, bufs [][]byte) (int, syscall.Errno) {
+	n, errno := e.Writev(fd, bufs)
+	e.limited -= n
+	return n, errno
+}
+
+func (e *env) Wrote(n int) { e.limited += n }
+
 // Writev checks that the bytes are those that come next.
-func (e *env) Writev(fd int32, bufs [][]byte) (int, syscall.Errno) {
+func (e *env) Writev(fd int32, bufs [][]byte) (wrote int, _ syscall.Errno) {
+	defer func() { e.limited += wrote }()
 	s := e.sock(fd)
 	s.writes++
 	switch {

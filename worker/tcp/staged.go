@@ -26,7 +26,7 @@ func (t *Translator) copyOut(i uint32, c *conn) {
 	most := min(c.queued(), ipc.MaxStaged)
 	for c.copied < most {
 		bufs, _ := t.gather(c, c.hostSeq+c.copied, int(most-c.copied))
-		n, e := t.env.Writev(c.fd, bufs)
+		n, e := t.env.Copyv(c.fd, bufs)
 		if e == syscall.EAGAIN && !t.awaitStaged(i, c) {
 			t.sendRST(i, c)
 			t.abort(i, c)
@@ -46,12 +46,8 @@ func (t *Translator) copyOut(i uint32, c *conn) {
 // awaitStaged has the lane report when there is room again. It does so under a token of
 // its own: what is reported late, when the connection has its socket, is not about that.
 func (t *Translator) awaitStaged(i uint32, c *conn) bool {
-	if c.has(flagAwaitRoom | flagHeld) {
+	if c.has(flagAwaitRoom) {
 		return true // edges are reported until the socket is closed
-	}
-	if t.Held != nil && t.Held(t.token(i)) {
-		c.set(flagHeld)
-		return true
 	}
 	c.set(flagAwaitRoom)
 	return t.env.Watch(c.fd, flow.Token(flow.OwnerTCPStaged, t.flows.Gen(i), i), flow.Writable) == 0
@@ -108,6 +104,7 @@ func (t *Translator) Switch(fd int32, s *ipc.Switch) (old int32) {
 	if c.has(flagKeepAlive) {
 		t.env.Option(fd, flow.OptionKeepAlive, 1)
 	}
+	t.env.Wrote(int(s.Count))
 	t.took(c, int(s.Count))
 	t.freeTaken(c)
 	t.drain(i, c)

@@ -66,6 +66,9 @@ func TestStaged(t *testing.T) {
 		if p.s.txTotal != 3517 || p.conn().qHead != ^uint32(0) {
 			t.Fatalf("%d bytes to the host", p.s.txTotal)
 		}
+		if e.limited != 3517 { // whoever wrote them, once
+			t.Fatalf("%d bytes are counted by a limit", e.limited)
+		}
 		p.s.fin()
 		e.settle()
 		p.want("FA 8 ack 3518")

@@ -217,7 +217,7 @@ func (h *Host) Write(fd int32, b []byte) (int, syscall.Errno) {
 // Copy implements udp.Copier.
 func (h *Host) Copy(fd int32, b []byte) (int, syscall.Errno) { return h.Write(fd, b) }
 
-// Wrote implements udp.Copier.
+// Wrote implements udp.Copier and tcp.Env.
 func (h *Host) Wrote(n int) { h.ByOthers += n }
 
 // Writev implements flow.GatherWriter. Like the kernel's, it does nothing if there
