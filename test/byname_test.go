@@ -190,7 +190,8 @@ func TestNamesReplaced(t *testing.T) {
 }
 
 // TestNamesNeedLoopback: where a host's loopback has not the address that questions are
-// answered at, a rule by name is an error that says what to do; others start.
+// answered at, a rule by name is an error that says what to do; others start. One that has
+// lost it since says so, too.
 func TestNamesNeedLoopback(t *testing.T) {
 	needOurs(t)
 	lab := netlab.New(t, netlab.Options{NoRemote: true})
@@ -198,6 +199,7 @@ func TestNamesNeedLoopback(t *testing.T) {
 		p := lab.StartPasta(netlab.GuestSpec{User: netlab.Nobody, Resolv: "nameserver 192.0.2.9\n"}, slices.Concat([]string{"--config-net"}, args, []string{"--", "true"})...)
 		return p.Wait(), p.Output()
 	}
+	lost := lab.GuestWith(netlab.GuestSpec{Args: append([]string{"--config-net"}, byName...), Resolv: "nameserver 192.0.2.9\n"})
 	for _, setUp := range [][]string{{"addr del 127.0.0.1/8 dev lo", "addr add 127.0.0.1/32 dev lo"}, {"link set lo down"}} {
 		lab.Host.IP(setUp...)
 		if st, out := start(byName...); st == 0 || !strings.Contains(out, "127.53.53.53") || !strings.Contains(out, "ip address add 127.0.0.1/8 dev lo") {
@@ -206,6 +208,17 @@ func TestNamesNeedLoopback(t *testing.T) {
 		if st, out := start("--allow", "192.0.2.9", "--deny", "any"); st != 0 {
 			t.Errorf("%q, without names: status %d\n%s", setUp, st, out)
 		}
+	}
+	// One that was there before says so once it is asked.
+	const line = "questions for names cannot be answered"
+	if !eventually(10*time.Second, func() bool {
+		if c, err := lost.DialError("udp", "192.0.2.9:53", time.Second); err == nil {
+			_, _ = c.Write([]byte("?"))
+			c.Close()
+		}
+		return strings.Contains(lost.Proc.Output(), line)
+	}) || !strings.Contains(lost.Proc.Output(), "127.53.53.53 on the host's loopback") {
+		t.Errorf("nobody says why there are no answers:\n%s", lost.Proc.Output())
 	}
 }
 

@@ -242,7 +242,10 @@ func parse(s string) (r rule, err error) {
 	if _, rest, ok := strings.Cut(s, "://"); ok {
 		return r, fmt.Errorf("a URL is no destination: write its name and port, as %s:443", hostOf(rest))
 	}
-	dest, ports := cutPorts(s)
+	dest, ports, err := cutPorts(s)
+	if err != nil {
+		return r, err
+	}
 	if ports != "" {
 		if r.proto == protoICMP {
 			return r, fmt.Errorf("icmp has no ports")
@@ -295,16 +298,27 @@ func parse(s string) (r rule, err error) {
 
 // cutPorts splits "DEST:PORTS". A colon belongs to ports if what precedes it
 // is bracketed or holds no other colon, so that IPv6 addresses with ports are
-// written in brackets.
-func cutPorts(s string) (dest, ports string) {
-	i := strings.LastIndexByte(s, ':')
-	if i < 0 {
-		return s, ""
+// written in brackets. A colon with nothing behind it is an error, as is half of the
+// brackets: a port was meant, and without it the rule would be for all.
+func cutPorts(s string) (dest, ports string, err error) {
+	dest = s
+	if i := strings.LastIndexByte(s, ':'); i >= 0 {
+		head := s[:i]
+		if !strings.Contains(head, ":") || strings.HasPrefix(head, "[") && strings.Contains(head, "]") {
+			if dest, ports = head, s[i+1:]; ports == "" {
+				return dest, "", fmt.Errorf("no port behind the colon: write one, as %s:443, or leave the colon out", dest)
+			}
+		}
 	}
-	if head := s[:i]; !strings.Contains(head, ":") || strings.HasPrefix(head, "[") && strings.Contains(head, "]") {
-		return head, s[i+1:]
+	return dest, ports, paired(dest)
+}
+
+// paired tells whether an address is in brackets or not.
+func paired(s string) error {
+	if strings.HasPrefix(s, "[") != strings.Contains(s, "]") {
+		return fmt.Errorf("%q has one bracket of two", s)
 	}
-	return s, ""
+	return nil
 }
 
 func parsePorts(s string) (first, last uint16, err error) {

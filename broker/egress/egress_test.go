@@ -324,7 +324,9 @@ func TestTranslators(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	for _, s := range []string{"", "tcp:", "example", "192.0.2.1/24", "192.0.2.1:0", "192.0.2.1:5-4", "any:x",
-		"icmp:any:7", "fe80::1%eth0", "::ffff:0:0/90", "192.0.2.0/33", "[2001:db8::1]:70000", "sctp:any"} {
+		"icmp:any:7", "fe80::1%eth0", "::ffff:0:0/90", "192.0.2.0/33", "[2001:db8::1]:70000", "sctp:any",
+		"any:", "tcp:any:", "host:", "192.0.2.1:", "[2001:db8::1]:", "[2001:db8::]/32:", ":", // a port was meant
+		"[2001:db8::1", "[2001:db8::1:443", "2001:db8::1]", "192.0.2.1]:80"} {
 		if _, err := New([]Rule{{Dest: s}}, nil); err == nil {
 			t.Errorf("%q is accepted", s)
 		}

@@ -275,6 +275,7 @@ func TestNameErrors(t *testing.T) {
 		"10.0.0": "no name ends in a number", "tcp:300.1.1.1:80": "no name ends in a number", "icmp:pypi.test:443": "icmp has no ports", "pypi.test:0": "not a port",
 		"pypi.test:https": "not a port", "privat": "neither an address", "metdata:80": "neither an address", "sctp": "with a dot behind it", "https://pypi.test/simple": "as pypi.test:443",
 		"https://": "a URL is no destination", "*": `"any" means all`, "pypi.test/24": "neither an address", "pypi.test:80:90": "neither an address", "[pypi.test]:80": "neither an address",
+		"pypi.test:": "as pypi.test:443, or leave the colon out", "tcp:*.pypi.test:": "no port behind the colon", "[pypi.test": "one bracket of two",
 		"a b.test": "is in no name", "pypi.test,x.test": "is in no name",
 	} {
 		_, err := New([]Rule{{Dest: dest}}, nil)

@@ -28,7 +28,10 @@ func ParsePeers(s string) (r Peers, err error) {
 	if strings.HasPrefix(s, "icmp:") {
 		return r, fmt.Errorf("icmp is not forwarded to the guest: tcp: or udp: can stand there")
 	}
-	where, ports := cutPorts(s)
+	where, ports, err := cutPorts(s)
+	if err != nil {
+		return r, err
+	}
 	if ports != "" {
 		if r.First, r.Last, err = parsePorts(ports); err != nil {
 			return r, err

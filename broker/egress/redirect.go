@@ -43,7 +43,10 @@ func ParseRedirect(s string) (r Redirect, err error) {
 	if strings.HasPrefix(from, "icmp:") {
 		return r, fmt.Errorf("echo is not redirected: tcp: or udp: can stand there")
 	}
-	dest, ports := cutPorts(from)
+	dest, ports, err := cutPorts(from)
+	if err != nil {
+		return r, err
+	}
 	if ports != "" {
 		if r.first, r.last, err = parsePorts(ports); err != nil {
 			return r, err
@@ -78,6 +81,9 @@ func parseFrom(s string) ([]netip.Prefix, error) {
 // parseTo reads where it is to go.
 func parseTo(s string) (netip.Addr, uint16, error) {
 	var port uint16
+	if err := paired(s); err != nil {
+		return netip.Addr{}, 0, err
+	}
 	a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
 	if err != nil {
 		ap, e := netip.ParseAddrPort(s)

@@ -70,6 +70,8 @@ func TestRedirectErrors(t *testing.T) {
 		"255.255.255.255=192.0.2.8": "no address of one host", "fe80::1%eth0=::1": "neither an address",
 		"192.0.2.7=example.org": "no ADDR[:PORT]", "192.0.2.7=192.0.2.8:0": "nothing has port 0", "192.0.2.7=192.0.2.8:1-2": "no ADDR[:PORT]",
 		"192.0.2.7=192.0.2.0/24": "no ADDR[:PORT]", "192.0.2.7=224.0.0.1": "no address of one host", "192.0.2.7=::": "no address of one host",
+		"tcp:192.0.2.7:=192.0.2.8:80": "no port behind", "any:=192.0.2.8": "no port behind", "192.0.2.7=[::1:443": "one bracket", "[::2=::1": "one bracket",
+		"192.0.2.7=192.0.2.8:":   "no ADDR[:PORT]",
 		"192.0.2.7=fe80::1%eth0": "a zone means nothing", "192.0.2.7=1=2": "no ADDR[:PORT]",
 	} {
 		if _, err := ParseRedirect(s); err == nil || !strings.Contains(err.Error(), want) {

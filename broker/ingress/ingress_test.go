@@ -194,6 +194,7 @@ func TestIngressErrors(t *testing.T) {
 		"": "no source", "tcp:": "no source", "icmp:any": "icmp is not forwarded", "metadata": "nor one of any, host, link-local, private",
 		"example.org": "nor one of", "192.0.2.1/24": "meant 192.0.2.0/24?", "any:0": "not a port", "any:2-1": "not a port",
 		"127.0.0.1": `the set "host"`, "::1": `the set "host"`, "fe80::1%eth0": "neither an address",
+		"any:": "no port behind", "udp:192.0.2.0/24:": "no port behind", "[2001:db8::1": "one bracket", "2001:db8::1]:80": "one bracket",
 	} {
 		_, err := New([]Rule{{Allow: true, Source: s}})
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "--allow-in "+s+": ") {

@@ -131,6 +131,8 @@ type Factory struct {
 	ports    *udpPorts
 	gate     *gate // nil: the worker accepts all
 	stages   stages
+
+	pairLines limiter.Bucket // of the log on questions that nobody answers
 }
 
 // New makes a factory.
@@ -139,6 +141,8 @@ func New(cfg Config) *Factory {
 		listeners: map[uint32]Listener{}, ports: newUDPPorts(cfg.MaxListeners),
 		refusals: refusals{lines: limiter.Bucket{Rate: refusalLines}},
 		stages:   stages{lines: limiter.Bucket{Rate: stageLines}, proxyLines: limiter.Bucket{Rate: proxyLines}},
+
+		pairLines: limiter.Bucket{Rate: pairLines},
 	}
 	f.now.Store(&cfg)
 	if cfg.Ingress != nil {

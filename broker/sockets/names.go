@@ -3,12 +3,15 @@
 package sockets
 
 import (
+	"errors"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/budget"
 	"aldente/broker/inet"
+	"aldente/broker/limiter"
 	"aldente/ipc"
 )
 
@@ -40,6 +43,7 @@ func (f *Factory) openNames(proto uint8) outcome {
 	}
 	ours, theirs, port, err := inet.Pair(proto)
 	if err != nil {
+		f.noPair(err)
 		return nothing(errno(err))
 	}
 	err = f.Names.Client(proto, theirs, port)
@@ -49,6 +53,22 @@ func (f *Factory) openNames(proto uint8) outcome {
 		return nothing(unix.EAGAIN)
 	}
 	return outcome{fd: ours, at: netip.AddrPortFrom(inet.PairAddr, port), names: proto == ipc.ProtoUDP}
+}
+
+// pairLines is how many lines of the log may say that questions are not answered.
+var pairLines = limiter.Rate{PerSecond: 1, Burst: 1}
+
+// noPair has the log say that a question is not answered, for want of sockets. At the start
+// there were some: the host has changed.
+func (f *Factory) noPair(err error) {
+	if !f.pairLines.Take(time.Now()) {
+		return
+	}
+	fields := []any{"error", err, "questions", f.pairLines.Missed() + 1}
+	if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+		fields = append(fields, "needs", inet.PairAddr.String()+" on the host's loopback interface (ip link set lo up; ip address add 127.0.0.1/8 dev lo)")
+	}
+	f.cfg().Logger.Warn("questions for names cannot be answered", fields...)
 }
 
 // Upstream makes a socket by which aldente-names asks a resolver. Its connect may not have
