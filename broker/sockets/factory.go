@@ -132,6 +132,7 @@ type Factory struct {
 	gate     *gate // nil: the worker accepts all
 	stages   stages
 
+	rechecks  atomic.Uint32  // how often flows were judged anew, or begun to be
 	pairLines limiter.Bucket // of the log on questions that nobody answers
 }
 
@@ -294,6 +295,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 			return nothing(unix.EINVAL), to, nil // gone since
 		}
 	}
+	before := f.rechecks.Load()
 	d := f.decideSettled(&q, f.cfg().decide(&q), s)
 	if !q.member {
 		f.hits.count(&q, &d)
@@ -308,6 +310,9 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 		o, err = f.carryOut(&q, &d, s)
 	default:
 		o, err = f.openWithin(&q, &d, s)
+	}
+	if o.fd >= 0 && f.rechecks.Load() != before {
+		o = f.decidedAgain(&q, &d, o)
 	}
 	if !q.member {
 		f.tellFlow(&q, &d, &o)

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"aldente/broker/budget"
 	"aldente/broker/egress"
 	"aldente/ipc"
@@ -75,6 +77,7 @@ func (f *Factory) RulesChanged(keep bool) {
 	if g == nil || g.standing == nil {
 		return
 	}
+	f.rechecks.Add(1)
 	refused := map[egress.Flow]bool{}
 	for _, s := range g.remembered() { // judged without the lock: that takes a while
 		refused[s.Flow] = f.refuses(s.Flow)
@@ -152,6 +155,7 @@ func (f *Factory) Recheck(to Revoker) (left int, defied bool) {
 	if g == nil || g.standing == nil {
 		return 0, false
 	}
+	f.rechecks.Add(1)
 	g.standing.recheck.Lock()
 	defer g.standing.recheck.Unlock()
 	left = f.recheckStages()
@@ -197,6 +201,25 @@ func (f *Factory) Recheck(to Revoker) (left int, defied bool) {
 		clear(since) // the next worker has its time
 	}
 	return left, defied
+}
+
+// decidedAgain decides once more about a flow whose socket was opened while others were
+// judged anew: whoever did that may have come between its decision and its being remembered.
+func (f *Factory) decidedAgain(q *request, d *decision, o outcome) outcome {
+	now := f.cfg().decide(q)
+	if now.refused == 0 {
+		return o
+	}
+	if o.kept {
+		disconnect(o.fd) // which ends its wait
+	} else {
+		unix.Close(o.fd)
+	}
+	if o.answers > 0 {
+		unix.Close(o.answers)
+	}
+	*d = now
+	return f.refused(q, d)
 }
 
 // recheckUnderWay ends the connections under way that the egress rules refuse now.

@@ -385,3 +385,55 @@ func TestJudgedUnlocked(t *testing.T) {
 		t.Errorf("%d left, judged %v", left, judged)
 	}
 }
+
+// overtaken is a set of rules that changes right behind the first answer that it gives.
+type overtaken struct {
+	*turning
+	change func()
+}
+
+func (p *overtaken) Judge(f egress.Flow) egress.Verdict {
+	v := p.turning.Judge(f)
+	if change := p.change; change != nil {
+		p.change = nil
+		change()
+	}
+	return v
+}
+
+// TestOvertaken: rules that change between the decision about a flow and its socket's being
+// remembered count for it: nobody else would find it.
+func TestOvertaken(t *testing.T) {
+	for _, c := range []struct {
+		proto   uint8
+		address string
+	}{{ipc.ProtoTCP, "127.0.0.1"}, {ipc.ProtoTCP, "::1"}, {ipc.ProtoUDP, "127.0.0.1"}, {ipc.ProtoUDP, "::1"}} {
+		port := servers(t, c.address)
+		p := &overtaken{turning: &turning{}}
+		w, _ := workUnder(t, p, func(*budget.Limits) {})
+		w.ledger.mu.Lock()
+		followed := w.FollowAll()
+		w.ledger.mu.Unlock()
+		if !followed {
+			t.Fatal("flows cannot be followed")
+		}
+		for _, refuse := range []uint16{port + 1, port} {
+			p.change = func() {
+				p.refuse(refuse)
+				w.RulesChanged(false)
+				if _, left, _ := w.tokens(); left != 0 {
+					t.Errorf("%d left", left)
+				}
+			}
+			o := toLoopback(c.proto, c.address == "::1", port)
+			fd, answer := w.request(t, o)
+			if refused := answer.Errno != 0; refused != (refuse == port) || refused != (fd < 0) {
+				t.Errorf("%v, refusing %d: descriptor %d, %+v", c, refuse, fd, answer)
+			}
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+			p.refuse()
+		}
+	}
+}

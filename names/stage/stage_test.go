@@ -247,7 +247,7 @@ func TestNotPassed(t *testing.T) {
 		to, socket := e.open()
 		switch socket.room = 0; state {
 		case 0, 1: // not asked for
-			if f.Socket(&ipc.StageSocket{ID: uint32(2 - state*0)}, to); !socket.closed {
+			if f.Socket(&ipc.StageSocket{ID: uint32(1 + state)}, to); !socket.closed {
 				t.Error("a socket for nobody is kept")
 			}
 		case 2, 3:
