@@ -250,6 +250,9 @@ func TestNotPassed(t *testing.T) {
 			if f.Socket(&ipc.StageSocket{ID: uint32(1 + state)}, to); !socket.closed {
 				t.Error("a socket for nobody is kept")
 			}
+			if state == 0 && len(e.told) > 0 {
+				t.Error("something is passed of which nothing was told")
+			}
 		case 2, 3:
 			f.Socket(&ipc.StageSocket{ID: 1}, to)
 			if other, twice := e.open(); state == 3 {

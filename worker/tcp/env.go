@@ -29,9 +29,10 @@ type Env interface {
 	RecvSkip(fd int32, skip int, b []byte) (int, syscall.Errno)
 	// RecvPieces is Recv into what lies in several places, at most 1,024.
 	RecvPieces(fd int32, bufs [][]byte, flags int) (int, syscall.Errno)
-	// Copyv is writev(2) to whoever looks at a flow, and Wrote tells of n bytes that this one
-	// has written to a flow's socket: a limit on bytes counts those, and no copy.
+	// Copyv is writev(2) to whoever looks at a flow: a limit on bytes counts no copy.
 	Copyv(fd int32, bufs [][]byte) (int, syscall.Errno)
+	// Wrote tells of n bytes that whoever has looked has written to a flow's socket: those
+	// are counted.
 	Wrote(n int)
 	// RTT is the least round-trip time that TCP has seen of a connection,
 	// TCP_INFO; zero: none yet.
