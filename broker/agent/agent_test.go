@@ -364,22 +364,29 @@ func TestAgentDies(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	fds := []unix.PollFd{{Fd: int32(g.FD()), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, 1000); n != 1 {
+	if n, err := unix.Poll(fds, 10_000); n != 1 {
 		t.Errorf("channel not readable: %d, %v", n, err)
 	}
 }
 
-// TestAgentSleeps expects no thread of an agent that has nothing to do to run.
+// TestAgentSleeps expects no thread of an agent that has nothing to do to run, once it has
+// come to rest.
 func TestAgentSleeps(t *testing.T) {
 	nettest.Host(t)
 	g := newGuest(t)
 	g.setup(t, Setup{Name: "tap0", Configure: true})
 	time.Sleep(300 * time.Millisecond)
 	before := switches(t, g.PID())
-	time.Sleep(1500 * time.Millisecond)
-	if after := switches(t, g.PID()); after != before {
-		t.Errorf("%d context switches while idle", after-before)
+	for range 5 {
+		time.Sleep(1500 * time.Millisecond)
+		after := switches(t, g.PID())
+		if after == before {
+			return
+		}
+		t.Logf("%d context switches while idle", after-before)
+		before = after
 	}
+	t.Error("it never sleeps")
 }
 
 // switches adds up the voluntary context switches of a process.

@@ -252,7 +252,7 @@ func (p *prison) outcome(t testing.TB) (said string, exit Exit) {
 		default:
 		}
 		return "", exit
-	case <-time.After(10 * time.Second):
+	case <-time.After(soonEnough):
 		t.Fatalf("no outcome\nlog:\n%s", p.log)
 		return
 	}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"aldente/policy"
 )
@@ -19,7 +18,7 @@ func TestSeenFromOutside(t *testing.T) {
 	p := newPrison(t, func(o *Options) { o.Extra = "attempt=threads" })
 	p.start(t)
 	for _, which := range []string{"first", "replacement"} {
-		p.await(t, 2*time.Second)
+		p.await(t)
 		p.outcome(t)
 		if strings.Contains(p.log.String(), "missing") {
 			t.Skipf("this system lacks a layer:\n%s", p.log)

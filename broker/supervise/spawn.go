@@ -23,7 +23,7 @@ import (
 
 // stopGrace is how long a worker may take to end once its channel is closed,
 // to write out what it has buffered.
-const stopGrace = 100 * time.Millisecond
+var stopGrace = 100 * time.Millisecond
 
 // sendTimeout is how long a record may wait for a worker that does not read, in
 // seconds. After that sending fails with EAGAIN.
