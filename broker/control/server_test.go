@@ -190,7 +190,7 @@ func TestTheirClient(t *testing.T) {
 // TestSlowClients: one that says nothing, or stops amid a rule, is over after its time,
 // and its turn has changed nothing. One that has closed is over at once.
 func TestSlowClients(t *testing.T) {
-	path, log, r := serve(t, func(s *Server) { s.patience = 300 * time.Millisecond })
+	path, log, r := serve(t, func(s *Server) { s.patience = time.Second })
 	request := wire.AppendTables(nil, port(80))
 	for _, n := range []int{0, 1, 20, len(request) - 1} {
 		c := dial(t, path)

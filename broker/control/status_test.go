@@ -164,7 +164,7 @@ func TestRequestsInPieces(t *testing.T) {
 // connect without end keep nobody else from being served, and are over after their
 // time.
 func TestHostileClients(t *testing.T) {
-	shows, _, _ := both(t, &fake{}, func(s *Status) { s.patience = 2 * time.Second })
+	shows, _, _ := both(t, &fake{}, func(s *Status) { s.patience = 4 * time.Second })
 	var slow []*net.UnixConn
 	for i := range 3 * maxClients {
 		c := dial(t, shows)
@@ -175,7 +175,7 @@ func TestHostileClients(t *testing.T) {
 		}
 	}
 	for i, c := range slow {
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatalf("slow client %d is still there", i)
 		}

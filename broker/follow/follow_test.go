@@ -130,14 +130,17 @@ func watch(t *testing.T, again func(call int64) bool) *atomic.Int64 {
 
 func never(int64) bool { return false }
 
-// quiet waits until nothing is told any more.
+// quiet waits until nothing is told any more. It does so in small steps: while the whole
+// machine stands still, one of them passes.
 func quiet(calls *atomic.Int64) int64 {
-	for {
-		n := calls.Load()
-		if time.Sleep(4 * quick.retry); calls.Load() == n {
-			return n
+	n := calls.Load()
+	for still := time.Duration(0); still < 4*quick.retry; still += quick.pause {
+		time.Sleep(quick.pause)
+		if now := calls.Load(); now != n {
+			n, still = now, 0
 		}
 	}
+	return n
 }
 
 // reaches waits until there were so many calls.

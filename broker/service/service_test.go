@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestPassed: what a manager says of sockets and the sockets themselves are looked at; what is
@@ -54,7 +56,7 @@ func TestPassed(t *testing.T) {
 	tcp, mptcp := listen(false), listen(true)
 	udp := file(net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}))
 	unixSocket := file(net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"}))
-	abstract := file(net.ListenUnix("unix", &net.UnixAddr{Name: "@aldente-service-test-" + filepath.Base(dir), Net: "unix"}))
+	abstract := file(net.ListenUnix("unix", &net.UnixAddr{Name: "@" + dir, Net: "unix"}))
 	datagram := file(net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "d"), Net: "unixgram"}))
 	l, err := net.FileListener(tcp)
 	if err != nil {
@@ -153,9 +155,16 @@ func TestManagerDoesNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer full.Close()
-	for err == nil {
-		_ = full.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
-		_, err = full.Write([]byte("x"))
+	raw, err := full.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = raw.Control(func(fd uintptr) {
+		for unix.Send(int(fd), []byte("x"), unix.MSG_DONTWAIT) == nil {
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Setenv(notifySocket, path)
 	m, err := Find()

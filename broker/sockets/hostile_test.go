@@ -300,7 +300,9 @@ func TestDeafWorker(t *testing.T) {
 	before := descriptorCount(t)
 	w := work(t)
 	msg := bytes.Repeat(encode(goodOpen), ipc.MaxBatch)
+	asked := make(chan bool)
 	go func() {
+		defer close(asked)
 		for {
 			if _, err := unix.Write(w.worker, msg); err != nil {
 				return
@@ -310,6 +312,7 @@ func TestDeafWorker(t *testing.T) {
 	if err := w.end(t); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("%v", err)
 	}
+	<-asked // or it writes to who has the descriptor next
 	unix.Close(w.worker)
 	w.worker = -1
 	if n := descriptorCount(t); n > before {
@@ -366,7 +369,7 @@ func TestRevive(t *testing.T) {
 				defer c.Close()
 				_, _ = c.Write([]byte("?"))
 				p := []unix.PollFd{{Fd: int32(again.FD), Events: unix.POLLIN | unix.POLLRDHUP}}
-				if n, err := unix.Poll(p, 2000); n != 1 || err != nil || p[0].Revents != unix.POLLIN {
+				if n, err := unix.Poll(p, 10_000); n != 1 || err != nil || p[0].Revents != unix.POLLIN {
 					t.Errorf("events %#x, %v", p[0].Revents, err)
 				}
 			})

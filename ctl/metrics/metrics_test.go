@@ -159,7 +159,7 @@ func TestWrite(t *testing.T) {
 // within the time of a scrape.
 func TestExporter(t *testing.T) {
 	e := NewExporter(lister(good(1), good(2), &fake{name: "3", hang: true}, &fake{name: "4", err: errors.New("no")}, &fake{name: "5"}))
-	e.instance, e.scrape = 200*time.Millisecond, time.Second
+	e.instance, e.scrape = 2*time.Second, 20*time.Second
 	f, text := scrape(t, e)
 	if n := len(f["aldente_traffic_bytes_total"].GetMetric()); n != 4 {
 		t.Errorf("%d metrics of two instances in\n%s", n, text)
@@ -323,7 +323,7 @@ func TestParseListen(t *testing.T) {
 // TestServe: it serves until it is told to end, and slow clients do not keep it.
 func TestServe(t *testing.T) {
 	e := NewExporter(lister(good(1)))
-	e.scrape = 300 * time.Millisecond
+	e.scrape = 2 * time.Second
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
