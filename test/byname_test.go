@@ -157,7 +157,7 @@ func TestNamesReplaced(t *testing.T) {
 		n, err := c.Read(b)
 		return err == nil && n > len(question)
 	}
-	if !answered(u) {
+	if !eventually(soonEnough, func() bool { return answered(u) }) {
 		t.Error("no answer before")
 	}
 	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
@@ -305,7 +305,7 @@ func allowedByName(t *testing.T, g *netlab.NS, asks string, only6 bool) {
 	}
 	for at, want := range map[string]bool{v4 + ":443": !only6, "[" + v6 + "]:443": true, v4 + ":80": false, "[" + v6 + "]:80": false,
 		other4 + ":443": false, "[" + other6 + "]:443": false, net.JoinHostPort(asks, "853"): false} {
-		c, err := g.DialError("tcp", at, 3*time.Second)
+		c, err := g.DialError("tcp", at, soonEnough)
 		if err == nil {
 			c.Close()
 		}

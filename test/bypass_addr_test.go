@@ -156,12 +156,11 @@ func askSoonFull(ns *netlab.NS, network, addr string) string {
 		return ""
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))
 	b := make([]byte, 256)
 	if _, err := c.Write([]byte("?")); err != nil {
 		return ""
 	}
-	n, _ := c.Read(b)
+	n, _ := readWithin(c, b, 500*time.Millisecond)
 	return string(b[:n])
 }
 

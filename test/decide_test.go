@@ -104,8 +104,7 @@ func askLoosely(ns *netlab.NS, addr string) string {
 		if _, err := c.WriteTo([]byte("?"), to); err != nil {
 			return ""
 		}
-		_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-		if n, _, err := c.ReadFrom(b); err == nil {
+		if n, err := readWithin(c, b, 300*time.Millisecond); err == nil {
 			return string(b[:n])
 		}
 	}

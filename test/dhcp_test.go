@@ -153,9 +153,10 @@ func TestProtocolsOff(t *testing.T) {
 			t.Parallel()
 			lab := lab.For(t)
 			g := lab.Guest(tt.option)
-			_, terr := g.DialError("tcp", "192.0.2.9:7", 1500*time.Millisecond)
+			wait := map[bool]time.Duration{true: soonEnough, false: 1500 * time.Millisecond}[tt.tcp]
+			_, terr := g.DialError("tcp", "192.0.2.9:7", wait)
 			s, uerr := netlab.Ask(g.NS, "udp", "192.0.2.9:7", "x")
-			st, _ := g.Run("ping", "-c", "1", "-W", "1", "192.0.2.9")
+			st, _ := g.Run("ping", "-c", "1", "-W", map[bool]string{true: "10", false: "1"}[tt.ping], "192.0.2.9")
 			got := fmt.Sprint(terr == nil, uerr == nil && s == "x", st == 0)
 			if want := fmt.Sprint(tt.tcp, tt.udp, tt.ping); got != want {
 				t.Errorf("TCP, UDP, ping work: %s, want %s", got, want)

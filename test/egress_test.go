@@ -33,7 +33,7 @@ var prohibition = map[bool]error{true: syscall.EHOSTUNREACH, false: syscall.EACC
 func reach(g *netlab.Guest, what string) string {
 	proto, to, _ := strings.Cut(what, " ")
 	if proto == "icmp" {
-		_, out := g.Run("ping", "-c", "1", "-W", "1", to)
+		_, out := g.Run("ping", "-c", "1", "-W", "2", to)
 		switch {
 		case strings.Contains(out, "Packet filtered"), strings.Contains(out, "Administratively prohibited"):
 			return prohibited
@@ -43,12 +43,11 @@ func reach(g *netlab.Guest, what string) string {
 		return silent
 	}
 	host, _, _ := net.SplitHostPort(to)
-	c, err := g.DialError(proto, to, 2*time.Second)
+	c, err := g.DialError(proto, to, 5*time.Second)
 	if err == nil {
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
 		if _, err = c.Write([]byte("?")); err == nil {
-			_, err = c.Read(make([]byte, 1))
+			_, err = readWithin(c, make([]byte, 1), time.Second)
 		}
 	}
 	var timeout net.Error

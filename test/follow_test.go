@@ -42,12 +42,12 @@ func ipSays(n *netlab.NS, say string, args ...string) bool {
 // sees connects from a guest and returns from which address the peer sees it.
 func sees(t *testing.T, guest *netlab.NS, ln net.Listener) string {
 	t.Helper()
-	c, err := guest.DialError("tcp", ln.Addr().String(), 2*time.Second)
+	c, err := guest.DialError("tcp", ln.Addr().String(), soonEnough/2)
 	if err != nil {
 		return err.Error()
 	}
 	defer c.Close()
-	_ = ln.(*net.TCPListener).SetDeadline(time.Now().Add(2 * time.Second))
+	_ = ln.(*net.TCPListener).SetDeadline(time.Now().Add(soonEnough))
 	peer, err := ln.Accept()
 	if err != nil {
 		return err.Error()

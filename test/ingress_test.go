@@ -20,6 +20,11 @@ import (
 // call asks from one address of a namespace, and tells what came back; "" for nothing
 // within half a second.
 func call(ns *netlab.NS, network, from, to string) string {
+	return callFor(ns, network, from, to, 500*time.Millisecond)
+}
+
+// callFor is call that waits for so long: where an answer has to come, until it does.
+func callFor(ns *netlab.NS, network, from, to string, wait time.Duration) string {
 	d := net.Dialer{Timeout: 500 * time.Millisecond}
 	d.SetMultipathTCP(false)
 	d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
@@ -31,12 +36,11 @@ func call(ns *netlab.NS, network, from, to string) string {
 		return ""
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))
 	b := make([]byte, 512)
 	if _, err := c.Write([]byte("?")); err != nil {
 		return ""
 	}
-	n, _ := c.Read(b)
+	n, _ := readWithin(c, b, wait)
 	return string(b[:n])
 }
 
@@ -87,7 +91,11 @@ func TestIngress(t *testing.T) {
 						continue // nothing of the host's own comes by that interface
 					}
 					for _, network := range []string{"tcp", "udp"} {
-						got := call(ns, network, ends[0], f.at(ends[1], "10001"))
+						wait := 500 * time.Millisecond
+						if want {
+							wait = soonEnough
+						}
+						got := callFor(ns, network, ends[0], f.at(ends[1], "10001"), wait)
 						if want && !strings.HasSuffix(got, " 10002") || !want && got != "" {
 							t.Errorf("%s from %s (%s): %q, want an answer: %v", network, ends[0], who, got, want)
 						}
@@ -106,7 +114,11 @@ func TestIngressProtocols(t *testing.T) {
 	tellPeer(g.NS, ":10001")
 	for network, want := range map[string][2]string{"tcp": {"192.0.2.9 10001", ""}, "udp": {"", ""}} {
 		for k, from := range []string{"192.0.2.9", "198.51.100.9"} {
-			if got := call(lab.Remote, network, from, netlab.Host4+":10001"); got != want[k] {
+			wait := 500 * time.Millisecond
+			if want[k] != "" {
+				wait = soonEnough
+			}
+			if got := callFor(lab.Remote, network, from, netlab.Host4+":10001", wait); got != want[k] {
 				t.Errorf("%s from %s: %q, want %q", network, from, got, want[k])
 			}
 		}
@@ -181,6 +193,7 @@ func TestIngressTold(t *testing.T) {
 	if got := call(lab.Remote, "tcp", "198.51.100.9", netlab.Host4+":10001"); got != "" {
 		t.Fatalf("%q", got)
 	}
+	eventually(soonEnough, func() bool { return dropped(t, lab, g) > 0 }) // the reset goes before the count
 	if n := dropped(t, lab, g); n != 1 {
 		t.Errorf("%d refused", n)
 	}
@@ -207,14 +220,14 @@ func TestIngressLive(t *testing.T) {
 				to := callers[k]["other"]
 				got := ""
 				// UDP flows that were there go on for a while.
-				eventually(3*time.Second, func() bool {
+				eventually(soonEnough, func() bool {
 					got = call(lab.Remote, network, to[0], f.at(to[1], "9001"))
 					return got == want
 				})
 				if got != want {
 					t.Errorf("%s from %s: %q, want %q", network, to[0], got, want)
 				}
-				if got := call(lab.Remote, network, callers[k]["allowed"][0], f.at(to[1], "9001")); got == "" {
+				if got := callFor(lab.Remote, network, callers[k]["allowed"][0], f.at(to[1], "9001"), soonEnough); got == "" {
 					t.Errorf("%s: nobody answers who may", network)
 				}
 			}

@@ -333,7 +333,7 @@ func TestLastWords(t *testing.T) {
 				t.Errorf("debug %v: no %s in\n%s", debug, want, g.Proc.Output())
 			}
 		}
-		if !eventually(2*time.Second, func() bool { return strings.Contains(g.Proc.Output(), "goroutine ") == debug }) {
+		if !eventually(soonEnough, func() bool { return strings.Contains(g.Proc.Output(), "goroutine ") == debug }) {
 			t.Errorf("debug %v: traceback or none:\n%s", debug, g.Proc.Output())
 		}
 		g.Close()

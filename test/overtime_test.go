@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"aldente/broker/control/api"
 	"aldente/test/netlab"
 )
 
@@ -110,7 +112,7 @@ func TestRulesOverTime(t *testing.T) {
 			g := lab.GuestWith(netlab.GuestSpec{Binary: filepath.Join(filepath.Dir(netlab.Pasta()), "aldente"), Args: []string{"--config-net", "--no-follow"}}) // which would give the guest such an address, too
 			c := g.Dial("udp", net.JoinHostPort(tt.addr, "7"))
 			ask := func() error {
-				_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(soonEnough))
 				if _, err := c.Write([]byte("?")); err != nil {
 					return err
 				}
@@ -134,7 +136,14 @@ func TestRulesOverTime(t *testing.T) {
 			if !eventually(10*time.Second, named) {
 				t.Error("the log does not name the flow")
 			}
-			time.Sleep(300 * time.Millisecond) // for the worker to hear of it
+			ended := func() bool { // the worker, too, has heard of it
+				return !slices.ContainsFunc(flowsOf(t, lab), func(f api.Flow) bool {
+					return f.Protocol == "udp" && f.Remote == net.JoinHostPort(tt.addr, "7")
+				})
+			}
+			if !eventually(soonEnough, ended) {
+				t.Errorf("the flow is there still: %+v", flowsOf(t, lab))
+			}
 			if err := ask(); !errors.Is(err, prohibition[!strings.Contains(tt.addr, ":")]) {
 				t.Errorf("the old flow: %v", err)
 			}

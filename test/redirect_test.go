@@ -159,7 +159,7 @@ func TestRedirectRevoked(t *testing.T) {
 			g := lab.Guest("--redirect", name+"="+to, "--deny", "host")
 			c := g.Dial("udp", f.at(name, "7"))
 			ask := func() error {
-				_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 				if _, err := c.Write([]byte("?")); err != nil {
 					return err
 				}

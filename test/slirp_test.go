@@ -158,7 +158,7 @@ func namesClient(ln net.Listener) {
 
 // whom asks such a server; "" if nobody is there.
 func whom(ns *netlab.NS, addr string) string {
-	c, err := ns.DialError("tcp", addr, time.Second)
+	c, err := ns.DialError("tcp", addr, 5*time.Second)
 	if err != nil {
 		return ""
 	}

@@ -185,7 +185,7 @@ func remoteClosesFirst(t *testing.T, lab *netlab.Lab, g *netlab.Guest, f family)
 		if s != "late<nil>" {
 			t.Errorf("remote got %q", s)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(soonEnough):
 		t.Error("remote got nothing")
 	}
 }
@@ -252,7 +252,7 @@ func TestReset(t *testing.T) {
 					closer, reader = reader, closer
 				}
 				fmt.Fprint(closer, "x") // both ends are established
-				_ = reader.SetDeadline(time.Now().Add(5 * time.Second))
+				_ = reader.SetDeadline(time.Now().Add(soonEnough))
 				if _, err := io.ReadFull(reader, make([]byte, 1)); err != nil {
 					t.Fatal(err)
 				}

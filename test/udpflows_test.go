@@ -173,7 +173,7 @@ func oneClient(t *testing.T, from *netlab.NS, hosts []string, ports ...string) {
 			}
 		}
 		for range len(sent) {
-			_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
+			_ = c.SetReadDeadline(time.Now().Add(soonEnough))
 			n, from, err := c.ReadFromUDPAddrPort(b)
 			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 			if err != nil || from != sent[string(b[:n])] {

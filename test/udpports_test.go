@@ -75,7 +75,7 @@ func exchange(c *net.UDPConn, to, text string) string {
 		if _, err := c.WriteToUDP([]byte(text), a); err != nil {
 			return err.Error()
 		}
-		_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 		if n, _, err := c.ReadFromUDPAddrPort(b); err == nil {
 			return string(b[:n])
 		}

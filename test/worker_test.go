@@ -3,7 +3,9 @@
 package test
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -178,6 +180,19 @@ func eventually(d time.Duration, f func() bool) bool {
 		}
 	}
 	return false
+}
+
+// readWithin reads, and waits as long as given for what need not come. While the whole
+// machine stands still, that counts as one step: what came meanwhile is found.
+func readWithin(c net.Conn, b []byte, d time.Duration) (n int, err error) {
+	const step = 50 * time.Millisecond
+	for ; d > 0; d -= step {
+		_ = c.SetReadDeadline(time.Now().Add(step))
+		if n, err = c.Read(b); !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+	}
+	return n, err
 }
 
 // TestIdle counts how often the processes of an instance that has nothing to

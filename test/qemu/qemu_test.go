@@ -66,7 +66,7 @@ func testSuccession(t *testing.T, lab *netlab.Lab, p *passt, v *vm, again func()
 			t.Fatal(err)
 		}
 		defer c.Close()
-		_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 		if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("not turned away: %d bytes, %v", n, err)
 		}
@@ -233,7 +233,7 @@ func TestDescriptor(t *testing.T) {
 					t.Errorf("passt: %v", err)
 				}
 			case <-time.After(time.Second):
-				t.Error("passt outlives QEMU by a second")
+				t.Error("passt outlives QEMU")
 			}
 		})
 	}

@@ -150,7 +150,7 @@ func TestUserModeLinux(t *testing.T) {
 				t.Error(s)
 			}
 			want = append(want, map[string]string{":5001": "told: down ", ":5002": "told: up "}[f[0]]+f[1])
-		case <-time.After(time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("nothing sent or received")
 		}
 	}

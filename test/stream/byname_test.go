@@ -37,7 +37,7 @@ func TestByName(t *testing.T) {
 		}
 	}
 	for at, want := range map[string]bool{"198.51.100.20:443": true, "[2001:db8:2::20]:443": true, "198.51.100.30:443": false, "198.51.100.20:80": false} {
-		c, err := g.DialError("tcp", at, 3*time.Second)
+		c, err := g.DialError("tcp", at, 15*time.Second)
 		if err == nil {
 			c.Close()
 		}

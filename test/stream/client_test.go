@@ -54,7 +54,7 @@ func prefixed(frame []byte) []byte {
 // put writes bytes to the stream as they are.
 func (c *client) put(b []byte) {
 	c.t.Helper()
-	_ = c.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetWriteDeadline(time.Now().Add(20 * time.Second))
 	if _, err := c.Write(b); err != nil {
 		c.t.Fatalf("writing %d bytes: %v", len(b), err)
 	}
@@ -84,10 +84,10 @@ func (c *client) next(wait time.Duration) ([]byte, error) {
 	}
 }
 
-// ended tells whether passt closes the connection within two seconds.
+// ended tells whether passt closes the connection.
 func (c *client) ended() bool {
 	for {
-		_, err := c.next(2 * time.Second)
+		_, err := c.next(20 * time.Second)
 		if err != nil {
 			return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 		}
@@ -113,7 +113,7 @@ func build(l ...gopacket.SerializableLayer) []byte {
 // answered reads up to the answer to arp.
 func (c *client) answered() bool {
 	c.t.Helper()
-	deadline := time.Now().Add(netlab.Patient(3 * time.Second))
+	deadline := time.Now().Add(20 * time.Second)
 	for time.Now().Before(deadline) {
 		frame, err := c.next(time.Until(deadline))
 		if err != nil {

@@ -189,7 +189,7 @@ func hostileRings(t *testing.T, attacks []ringAttack) {
 				stop := make(chan struct{})
 				go func() { defer close(stop); _ = g.Resolve(0, mac, host, gw, 100*time.Millisecond) }()
 				<-stop
-				g.Timeout = 2 * time.Second
+				g.Timeout = 10 * time.Second
 				if _, err := g.Ask(fe.GetFeatures, nil); err != nil {
 					v.said(t, since, "link closed: ")
 				}

@@ -108,7 +108,7 @@ func guestUDP(t *testing.T, v6 bool) int {
 // sends others on its own.
 func nextUDP(t *testing.T, link Link, b *Batch) *Frame {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		if _, err := link.Receive(b); err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +222,7 @@ func reach(t *testing.T, link Link, fd int, v6 bool) {
 func expectDatagrams(t *testing.T, fd int, data []byte, size int) {
 	t.Helper()
 	for len(data) > 0 {
-		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000)
+		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
 		buf := make([]byte, 65536)
 		n, err := unix.Read(fd, buf)
 		if err != nil {

@@ -339,7 +339,7 @@ func TestVhostUserKicks(t *testing.T) {
 					t.Fatalf("%d frames, %v", len(r.b.Frames), err)
 				}
 				r.v.Flush()
-				if err := r.g.Sent(0, time.Second); err != nil {
+				if err := r.g.Sent(0, 10*time.Second); err != nil {
 					t.Fatal(err)
 				}
 			}
