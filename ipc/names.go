@@ -15,7 +15,7 @@ const (
 	NamesKindConfig   Kind = 0x200 + iota // NamesConfig
 	NamesKindRule                         // NamesRule: one of a set that NamesRules ends
 	NamesKindRules                        // NamesRules: the set is complete, and in force
-	NamesKindStart                        // Empty: start-up is over
+	NamesKindStart                        // Empty: start-up is over; with the end of a channel for notes
 	NamesKindClient                       // Client, with its socket
 	NamesKindUpstream                     // Upstream, with the socket if Errno is zero
 	NamesKindGranted                      // Granted
@@ -149,7 +149,9 @@ type Counted struct {
 }
 
 // Named asks the broker which addresses of a name the guest may be told of. It
-// notes those, and that the guest may connect there for as long.
+// notes those, and that the guest may connect there for as long. What the guest is told at
+// once, since the broker's word is known, comes by the channel for notes, which has nothing
+// else: the broker is not woken by it, and looks there before it decides on a connection.
 type Named struct {
 	Seq     uint32             // returned in Granted; means nothing to the broker
 	TTL     uint32             // seconds that the guest may keep them
@@ -167,7 +169,7 @@ const NamedSize = HeaderSize + 4 + 4 + 2 + 2 + (1+MaxAliases)*nameSize + MaxName
 // nameSize is that of Name.
 const nameSize = 1 + MaxDomain
 
-// Granted answers Named.
+// Granted answers Named, whichever way that has come.
 type Granted struct {
 	Seq  uint32 // as in Named
 	Zero uint32 // zero
@@ -177,6 +179,9 @@ type Granted struct {
 	// Zero: not at all.
 	Around [MaxNamed]uint8
 }
+
+// GrantedSize is the encoded size of Granted, header included.
+const GrantedSize = HeaderSize + 16 + MaxNamed
 
 // Around tells whether what holds around an address, for so many bits of 16 bytes, holds for
 // another. An address of ISATAP (RFC 5214 section 6.1) is judged by what it holds.

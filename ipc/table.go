@@ -114,10 +114,10 @@ var table = [...]Row{
 	row(NamesKindConfig, "NamesConfig", ToNames, First, Without, 8+MaxSearch*nameSize),
 	row(NamesKindRule, "NamesRule", ToNames, Starting|Running, Without, 4+nameSize),
 	row(NamesKindRules, "NamesRules", ToNames, Starting|Running, Without, 4),
-	row(NamesKindStart, "NamesStart", ToNames, Starting, Without, 0),
+	row(NamesKindStart, "NamesStart", ToNames, Starting, With, 0),
 	row(NamesKindClient, "Client", ToNames, Running, With, 8),
 	row(NamesKindUpstream, "Upstream", ToNames, Running, Either, 8),
-	row(NamesKindGranted, "Granted", ToNames, Running, Without, 16+MaxNamed),
+	{NamesKindGranted, "Granted", ToNames, Running, Without, GrantedSize, GrantedSize, MaxBatch},
 	row(NamesKindForget, "Forget", ToNames, Running, Without, 0),
 
 	row(NamesKindReady, "NamesReady", FromNames, Starting, Without, 0),

@@ -34,6 +34,8 @@ import (
 //	hold=N,RESOLVER         N of them by UDP, none closed
 //	named=NAME,ADDR…        says which addresses of a name are granted
 //	flood=N,NAME,ADDR…      the same as fast as it goes, N times
+//	noted=N,NAME,ADDR…      notes it N times, as far as there is room, and waits for nobody
+//	note=HEX                notes any bytes
 //	refused=N               N names that are refused
 //	counted=N               N reports of what was counted, all of it
 //	stage=NAME              says that the next flow that is to be looked at has a hello for
@@ -46,6 +48,7 @@ import (
 //	report=log              say it in the log, not on the control channel
 type scripted struct {
 	control int
+	notes   int // the channel for notes
 	held    captive.Held
 	script  []string
 	log     bool
@@ -68,6 +71,7 @@ func prepare(control, _ int) (resolver, error) {
 			return nil, err
 		}
 		if kind == ipc.NamesKindStart {
+			s.notes = fd
 			return s, nil
 		}
 		s.hold(fd)
@@ -151,12 +155,16 @@ func (s *scripted) do(word string) string {
 		time.Sleep(d)
 		return ""
 	case "record":
-		b := make([]byte, len(value)/2)
-		for i := range b {
-			v, _ := strconv.ParseUint(value[2*i:2*i+2], 16, 8)
-			b[i] = byte(v)
+		return told(s.send(unhex(value)))
+	case "note":
+		_, err := unix.Write(s.notes, unhex(value))
+		return told(err)
+	case "noted":
+		rec, err := namedRecord(f[1:])
+		for range n {
+			_, _ = unix.Write(s.notes, rec)
 		}
-		return told(s.send(b))
+		return told(err)
 	case "dial":
 		proto := uint8(ipc.ProtoUDP)
 		if f[1] == "tcp" {
@@ -302,23 +310,42 @@ func (s *scripted) relay(result uint8) string {
 	return fmt.Sprintf("claimed for %v", netip.AddrPortFrom(netip.AddrFrom16(r.Addr).Unmap(), r.Port))
 }
 
-// named asks which addresses of a name are granted.
-func (s *scripted) named(f []string) (uint64, error) {
+// unhex is what hexadecimal digits stand for.
+func unhex(text string) []byte {
+	b := make([]byte, len(text)/2)
+	for i := range b {
+		v, _ := strconv.ParseUint(text[2*i:2*i+2], 16, 8)
+		b[i] = byte(v)
+	}
+	return b
+}
+
+// namedRecord is the record that says which addresses a name has.
+func namedRecord(f []string) ([]byte, error) {
 	n := ipc.Named{Seq: 1, TTL: 3600, Type: 1}
 	var err error
 	if n.Name, err = ipc.MakeName(f[0]); err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, text := range f[1:] {
 		a, err := netip.ParseAddr(text)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		n.Addr[n.Count] = a.As16()
 		n.Count++
 	}
 	rec := make([]byte, ipc.NamedSize)
 	n.Encode(rec)
+	return rec, nil
+}
+
+// named asks which addresses of a name are granted.
+func (s *scripted) named(f []string) (uint64, error) {
+	rec, err := namedRecord(f)
+	if err != nil {
+		return 0, err
+	}
 	if err := s.send(rec); err != nil {
 		return 0, err
 	}

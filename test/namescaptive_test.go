@@ -65,6 +65,9 @@ func TestCapturedNames(t *testing.T) {
 		{"named=pythonhosted.test," + other4, "granted 0x0"},
 		{"dial=0,udp", "opened, written: <nil>"},
 		{"dial=0,tcp", "opened, written: <nil>"},
+		// Nobody answers notes that say the same.
+		{"noted=1,pypi.test,10.1.2.3,169.254.169.254,127.0.0.1,192.0.2.2", "sent"},
+		{"noted=1,other.test," + other4, "sent"},
 	}
 	script := ""
 	for _, w := range words {
@@ -104,16 +107,17 @@ func TestCapturedNamesRecords(t *testing.T) {
 	needOurs(t)
 	lab, _ := namesLab(t)
 	go netlab.Echo(lab.Remote.Listen("tcp", "192.0.2.9:7"))
-	for name, hex := range map[string]string{
-		"no header":             "ff",
-		"unknown kind":          "7f02080000000000",
-		"a worker's kind":       "0d000c000000000001000000",
-		"ready again":           "8002080000000000",
-		"resolver of no number": "81021000000000000100000005110000",
-		"relayed to nothing":    "8a021000000000000100000000000000",
+	for name, say := range map[string]string{
+		"no header":             "record=ff",
+		"unknown kind":          "record=7f02080000000000",
+		"a worker's kind":       "record=0d000c000000000001000000",
+		"ready again":           "record=8002080000000000",
+		"resolver of no number": "record=81021000000000000100000005110000",
+		"relayed to nothing":    "record=8a021000000000000100000000000000",
+		"a note of no name":     "note=81021000000000000100000000110000 counted=1",
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := capturedNames(t, lab, "sleep=300ms record="+hex, "--allow", "pypi.test:443", "--allow", "192.0.2.9:7", "--deny", "any")
+			g := capturedNames(t, lab, "sleep=300ms "+say, "--allow", "pypi.test:443", "--allow", "192.0.2.9:7", "--deny", "any")
 			c := g.Dial("tcp", "192.0.2.9:7")
 			if cause := namesEnded(t, g); !strings.Contains(cause, "killed by the broker: malformed record") {
 				t.Errorf("cause %q", cause)
@@ -143,6 +147,7 @@ func TestCapturedNamesFloods(t *testing.T) {
 	for _, tt := range []struct{ word, want string }{
 		{"hold=2000,0", "384 held, then EMFILE"},
 		{"flood=15000,pypi.test," + named4, "done"},
+		{"noted=100000,pypi.test," + named4, "sent"},
 		{"refused=15000", "sent"},
 		{"counted=15000", "sent"},
 	} {

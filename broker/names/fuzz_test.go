@@ -38,7 +38,7 @@ func reachable(name string, a netip.Addr) bool {
 	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && !netip.MustParsePrefix("fc00::/7").Contains(a)
 }
 
-// FuzzNamesServe has a process send one message of anything. The broker answers what is a
+// FuzzNamesServe has a process send one message of anything, or note it. The broker answers what is a
 // request, in order, with sockets to the configured resolvers alone, and grants no address
 // that a rule denies nor any to a name that none allows; or it gives the process up as
 // malformed. It keeps no descriptor.
@@ -59,13 +59,16 @@ func FuzzNamesServe(f *testing.F) {
 		if len(b) == 0 || len(b) > ipc.MaxRecord {
 			return
 		}
-		for _, settle := range []bool{false, true} {
+		for _, note := range []bool{false, true} {
 			before := descriptors(t)
 			r := newRig(t, rules(t, "deny private", "deny metadata", "deny host", "deny link-local", "allow pypi.test:443", "allow *.hosted.test", "deny any"), "192.0.2.53", "2001:db8::53")
-			r.say(b, -1)
-			if settle { // what is settled is served all the same
-				r.Server.serve(r.broker)
-				r.Settle()
+			r.start()
+			if note {
+				if err := r.note(b); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				r.say(b, -1)
 			}
 			unix.Shutdown(r.control, unix.SHUT_WR)
 			err := r.Serve(r.broker)
@@ -74,7 +77,14 @@ func FuzzNamesServe(f *testing.F) {
 			}
 			unix.Shutdown(r.broker, unix.SHUT_WR)
 			n := r.answers(b)
-			if want := requests(b); errors.Is(err, io.EOF) && n != want || n > want {
+			want := requests(b)
+			if note && ipc.KindOf(b) != ipc.NamesKindNamed {
+				want = 0
+				if errors.Is(err, io.EOF) {
+					t.Fatal("a note that is none, and it goes on")
+				}
+			}
+			if errors.Is(err, io.EOF) && n != want || n > want {
 				t.Fatalf("%d answers to %d requests, %v", n, want, err)
 			}
 			for _, d := range r.dialled {
@@ -82,11 +92,11 @@ func FuzzNamesServe(f *testing.F) {
 					t.Fatalf("a socket to %s", to)
 				}
 			}
-			unix.Close(r.control)
-			unix.Close(r.broker)
-			r.control, r.broker = -1, -1
+			for _, fd := range []int{r.control, r.broker, r.notes} {
+				unix.Close(fd)
+			}
+			r.control, r.broker, r.notes = -1, -1, -1
 			r.Close()
-			r.wake = -1
 			if after := descriptors(t); after > before {
 				t.Fatalf("%d descriptors are left", after-before)
 			}

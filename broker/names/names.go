@@ -105,12 +105,14 @@ type Server struct {
 	toldAsk int   // of these the last that the running process was told of
 	toldOf  uint8 // how many resolvers it was told of
 
-	turn    sync.Mutex // who has it takes a record of the process, see Settle
-	control int        // where from, -1: there is none
-	looked  [ipc.MaxRecord]byte
-	kept    []kept        // records that were taken for Serve
-	owed    []ipc.Granted // answers for which there was no room
-	wake    int           // eventfd: there is one of either
+	next int // of a process that is about to be served: our end of its channel for notes; -1: none
+
+	turn   sync.Mutex // who has it takes notes of the process, see Settle
+	notes  int        // where from, -1: there is none
+	looked [ipc.MaxRecord]byte
+	owed   []ipc.Granted // answers to them, that Serve sends
+	bad    error         // what none of ours notes: the process's end
+	wake   int           // eventfd: Serve is to look at these
 
 	counted counted
 	lines   limiter.Bucket // of the log on refusals
@@ -122,14 +124,21 @@ func New(o Options) *Server {
 	o.Config.Resolvers = uint8(min(len(o.Resolvers), ipc.MaxResolvers))
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		wake = -1 // Settle does nothing then
+		wake = -1 // what Settle has handled is answered when something else comes
 	}
-	return &Server{Options: o, toldOf: o.Config.Resolvers, control: -1, wake: wake,
+	return &Server{Options: o, toldOf: o.Config.Resolvers, next: -1, notes: -1, wake: wake,
 		lines: limiter.Bucket{Rate: refusalLines}, named: map[string]struct{}{}}
 }
 
 // Close gives back what New has opened, when nobody serves or settles any more.
-func (s *Server) Close() { unix.Close(s.wake) }
+func (s *Server) Close() {
+	for _, fd := range []int{s.wake, s.next, s.notes} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	s.wake, s.next, s.notes = -1, -1, -1
+}
 
 // SetProcess says who is served.
 func (s *Server) SetProcess(p Process) { s.process = p }
@@ -153,7 +162,7 @@ func (s *Server) Setup(control int) error {
 	if err := s.sendRules(func(rec []byte) error { return ipc.Send(control, rec, -1) }); err != nil {
 		return err
 	}
-	return ipc.Send(control, ipc.Empty(ipc.NamesKindStart), -1)
+	return s.offer(control)
 }
 
 // Ready has a process that is up hear of rules that have changed since its set-up.
@@ -267,26 +276,32 @@ func (s *Server) Client(proto uint8, fd int, port uint16) error {
 func (s *Server) Serve(control int) error {
 	buf := make([]byte, ipc.MaxRecord)
 	p := limiter.Pace{Rate: pace}
-	s.serve(control)
-	defer s.serve(-1)
+	s.attend()
+	defer s.leave()
 	for {
-		if err := s.await(control); err != nil {
-			return err
-		}
-		kind, rec, answer, err := s.take(control, buf)
-		if err == unix.EAGAIN {
-			continue // Settle has taken it
-		}
+		noted, err := s.settled(control)
 		if err != nil {
 			return err
 		}
+		p.Take(noted, time.Now())
+		n, fd, err := ipc.Receive(control, buf, unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN {
+			if err := s.await(control); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return ended(err)
+		}
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 		p.Take(1, time.Now())
+		kind, err := ipc.FromNames.Check(buf[:n], fd >= 0, ipc.Running)
 		more := 0
-		if answer != nil {
-			more = len(answer.to) / 4
-			err = ipc.Send(control, answer.Encode(), -1)
-		} else {
-			more, err = s.record(control, kind, rec)
+		if err == nil {
+			more, err = s.record(control, kind, buf[:n])
 		}
 		if err != nil {
 			return ended(err)
@@ -297,44 +312,6 @@ func (s *Server) Serve(control int) error {
 	}
 }
 
-// serve says which channel Settle may look at.
-func (s *Server) serve(control int) {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	if s.control = control; control < 0 {
-		s.kept, s.owed = nil, nil
-	}
-}
-
-// granted is an answer, and what it is about.
-type granted struct {
-	ipc.Granted
-	to []netip.Addr
-}
-
-// take takes one message. A Named is handled at once, so that nobody who has the turn
-// after this one finds the rules without it; answer is what the process is to hear then.
-func (s *Server) take(control int, buf []byte) (kind ipc.Kind, rec []byte, answer *granted, err error) {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	rec, with, err := s.next(control, buf)
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	if kind, err = ipc.FromNames.Check(rec, with, ipc.Running); err != nil || kind != ipc.NamesKindNamed {
-		return kind, rec, nil, err
-	}
-	var r ipc.Named
-	if err = r.Decode(rec); err != nil {
-		return kind, rec, nil, err
-	}
-	t, err := toldBy(&r)
-	if err != nil {
-		return kind, rec, nil, err
-	}
-	return kind, rec, &granted{s.grant(&r, &t), t.addrs}, nil
-}
-
 // record handles a message, and returns what it counts for besides one.
 func (s *Server) record(control int, kind ipc.Kind, rec []byte) (more int, err error) {
 	switch kind {
@@ -342,6 +319,12 @@ func (s *Server) record(control int, kind ipc.Kind, rec []byte) (more int, err e
 		more = len(rec)/ipc.DialSize - 1
 		for ; len(rec) > 0 && err == nil; rec = rec[ipc.DialSize:] {
 			err = s.dial(control, rec[:ipc.DialSize])
+		}
+		return more, err
+	case ipc.NamesKindNamed:
+		answer, more, err := s.hear(rec)
+		if err == nil {
+			err = ipc.Send(control, answer.Encode(), -1)
 		}
 		return more, err
 	case ipc.NamesKindRefused:
@@ -388,6 +371,20 @@ func (s *Server) dial(control int, rec []byte) error {
 		unix.Close(fd)
 	}
 	return err
+}
+
+// hear handles a Named, and returns the answer, and what it counts for besides one.
+func (s *Server) hear(rec []byte) (answer *ipc.Granted, more int, err error) {
+	var r ipc.Named
+	if err := r.Decode(rec); err != nil {
+		return nil, 0, err
+	}
+	t, err := toldBy(&r)
+	if err != nil {
+		return nil, 0, err
+	}
+	g := s.grant(&r, &t)
+	return &g, len(t.addrs) / 4, nil
 }
 
 // told is what a process says of a name.

@@ -27,6 +27,7 @@ type rig struct {
 	t       *testing.T
 	control int // the process's end
 	broker  int
+	notes   int // the process's end, see start
 	ended   chan error
 	log     *bytes.Buffer
 	mu      sync.Mutex
@@ -82,7 +83,7 @@ func rules(t *testing.T, options ...string) *egress.RuleSet {
 
 func newRig(t *testing.T, e Rules, resolvers ...string) *rig {
 	t.Helper()
-	r := &rig{t: t, ended: make(chan error, 1), log: &bytes.Buffer{}}
+	r := &rig{t: t, notes: -1, ended: make(chan error, 1), log: &bytes.Buffer{}}
 	o := Options{Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Rules: e, Sockets: r, FlowLog: r}
 	for _, a := range resolvers {
 		o.Resolvers = append(o.Resolvers, netip.MustParseAddr(a))
@@ -99,6 +100,9 @@ func newRig(t *testing.T, e Rules, resolvers ...string) *rig {
 		r.serving.Wait()
 		unix.Close(r.control)
 		unix.Close(r.broker)
+		if r.notes >= 0 {
+			unix.Close(r.notes)
+		}
 		r.Close()
 	})
 	return r
@@ -203,7 +207,8 @@ func TestSetup(t *testing.T) {
 		}
 	}
 	check("2 resolvers; 0 3 pypi.test; 1 0 *.bad.test; 2 1 *.test; 3 rules, 0")
-	r.hear(ipc.NamesKindStart)
+	_, fd := r.hear(ipc.NamesKindStart)
+	unix.Close(fd)
 	r.Ready() // nothing has changed
 	if err := e.Replace([]egress.Rule{{Allow: true, Dest: "other.test"}}); err != nil {
 		t.Fatal(err)
@@ -220,7 +225,9 @@ func TestUpdateBeforeReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, k := range []ipc.Kind{ipc.NamesKindConfig, ipc.NamesKindRule, ipc.NamesKindRules, ipc.NamesKindStart} {
-		r.hear(k)
+		if _, fd := r.hear(k); fd >= 0 {
+			unix.Close(fd)
+		}
 	}
 	r.SetProcess(away{})
 	r.Update()

@@ -3,8 +3,8 @@
 package names
 
 import (
-	"bytes"
 	"errors"
+	"fmt"
 	"io"
 
 	"golang.org/x/sys/unix"
@@ -13,116 +13,94 @@ import (
 )
 
 // The process may answer a guest before it has heard of us, once it knows what we would say
-// (names/dns). It tells us first, so what it has told lies in its channel when the guest
-// connects. Before a connection is refused, Settle looks there: it takes what Serve has not
-// taken yet, and keeps for that what is Serve's to handle. It waits for nobody.
+// (names/dns). It notes that for us first, in a channel of its own that nobody waits at: to be
+// woken for it would cost the processor that the guest needs now, to connect. So what the
+// guest has been told lies there when it connects, and before a connection is decided on,
+// Settle takes it. Serve does whenever it is awake.
 
 const (
-	// settleMost is how many records Settle takes: more than what a process of ours has
-	// unanswered, with what comes between.
-	settleMost = 128
-	// mostKept is how many records are kept for Serve, and mostOwed how many answers that the
-	// channel has no room for wait until it sends them.
-	mostKept, mostOwed = 256, 256
+	// settleMost is how many notes Settle takes at a time: more than a process of ours has
+	// out that were not confirmed.
+	settleMost = 64
+	// mostOwed is how many answers to notes wait until Serve sends them, owedSoon how many
+	// it is woken for.
+	mostOwed, owedSoon = 256, 16
 )
 
-// kept is a record that Settle has taken and Serve handles.
-type kept struct {
-	rec  []byte
-	with bool // a descriptor came with it, which is closed
-	err  error
-}
-
-// Settle has the rules know of what the process has told before it was called. It returns
-// how many records it has taken, which whoever asks for it answers for.
-func (s *Server) Settle() (taken int) {
+// Settle has the rules know of what the process has told the guest before Settle was called.
+// It waits for nobody. It returns what it has handled counts for, which whoever asks for
+// it answers for.
+func (s *Server) Settle() (handled int) {
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	had := len(s.kept)
-	for taken < settleMost && len(s.kept) < mostKept && s.control >= 0 && s.wake >= 0 && s.settleOne() {
-		taken++
-	}
-	if len(s.kept) > had || len(s.owed) > 0 {
+	handled = s.settle()
+	if s.bad != nil || len(s.owed) >= owedSoon {
 		one := [8]byte{1}
 		_, _ = unix.Write(s.wake, one[:]) // full is as good
 	}
-	return taken
+	return handled
 }
 
-// settleOne takes a record, and reports false if there is none. The caller has the turn.
-func (s *Server) settleOne() bool {
-	n, fd, err := ipc.Receive(s.control, s.looked[:], unix.MSG_DONTWAIT)
-	if fd >= 0 {
-		unix.Close(fd)
-	}
-	if err != nil && !errors.Is(err, ipc.ErrMalformed) {
-		return false // nothing waits; or it is the channel's end, which Serve finds as well
-	}
-	if err == nil && fd < 0 {
-		if answer := s.settled(s.looked[:n]); answer != nil {
-			if len(s.owed) > 0 || ipc.SendNow(s.control, answer.Encode(), -1) == unix.EAGAIN {
-				s.owe(answer)
-			}
-			return true
+// settle takes notes, and tells what they count for. The caller has the turn.
+func (s *Server) settle() (handled int) {
+	for range settleMost {
+		if s.notes < 0 || s.bad != nil {
+			break
 		}
+		n, fd, err := ipc.Receive(s.notes, s.looked[:], unix.MSG_DONTWAIT)
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if err != nil && !errors.Is(err, ipc.ErrMalformed) {
+			break // nothing waits; or it is the end, which Serve finds in its own channel
+		}
+		handled++
+		if err == nil {
+			n, err = s.note(s.looked[:n], fd >= 0)
+			handled += n
+		}
+		s.bad = err
 	}
-	s.kept = append(s.kept, kept{bytes.Clone(s.looked[:n]), fd >= 0, err})
-	return true
+	return handled
 }
 
-// settled handles a record if it is a Named, and returns the answer.
-func (s *Server) settled(rec []byte) *ipc.Granted {
-	var r ipc.Named
-	if kind, err := ipc.FromNames.Check(rec, false, ipc.Running); err != nil || kind != ipc.NamesKindNamed || r.Decode(rec) != nil {
-		return nil
+// note handles one, and returns what it counts for besides one.
+func (s *Server) note(rec []byte, with bool) (more int, err error) {
+	if kind, err := ipc.FromNames.Check(rec, with, ipc.Running); err != nil || kind != ipc.NamesKindNamed {
+		return 0, errors.Join(err, fmt.Errorf("%w: a note of kind %#x", ipc.ErrMalformed, uint16(kind)))
 	}
-	t, err := toldBy(&r)
-	if err != nil {
-		return nil
-	}
-	answer := s.grant(&r, &t)
-	return &answer
-}
-
-// owe notes an answer for which there is no room. One too many is waited for in vain, as
-// any that is late.
-func (s *Server) owe(answer *ipc.Granted) {
-	if len(s.owed) < mostOwed {
+	answer, more, err := s.hear(rec)
+	if err == nil && len(s.owed) < mostOwed { // one too many is waited for in vain, as any that is late
 		s.owed = append(s.owed, *answer)
 	}
+	return more, err
 }
 
-// next is the next record of the process, which Settle has kept or which is received into
-// buf; unix.EAGAIN: there is none. The caller has the turn.
-func (s *Server) next(control int, buf []byte) (rec []byte, with bool, err error) {
-	if len(s.kept) > 0 {
-		k := s.kept[0]
-		s.kept[0] = kept{}
-		s.kept = s.kept[1:]
-		return k.rec, k.with, k.err
-	}
-	n, fd, err := ipc.Receive(control, buf, unix.MSG_DONTWAIT)
-	if fd >= 0 {
-		unix.Close(fd)
-	}
-	return buf[:n], fd >= 0, err
-}
-
-// await sends the answers for which there was no room, and returns when there is something
-// to be taken, or may be.
-func (s *Server) await(control int) error {
+// settled is Settle for the process's own goroutine: answers are sent, and what counts as
+// its end is returned.
+func (s *Server) settled(control int) (handled int, err error) {
 	s.turn.Lock()
-	owed, waits := s.owed, len(s.kept) > 0
+	handled = s.settle()
+	owed, bad := s.owed, s.bad
 	s.owed = nil
 	s.turn.Unlock()
-	for i := range owed {
-		if err := ended(ipc.Send(control, owed[i].Encode(), -1)); err != nil {
-			return err
+	if bad != nil {
+		return handled, bad
+	}
+	for len(owed) > 0 {
+		rec := make([]byte, 0, ipc.MaxBatch*ipc.GrantedSize)
+		for ; len(owed) > 0 && len(rec) < cap(rec); owed = owed[1:] {
+			rec = append(rec, owed[0].Encode()...)
+		}
+		if err := ipc.Send(control, rec, -1); err != nil {
+			return handled, ended(err)
 		}
 	}
-	if waits {
-		return nil
-	}
+	return handled, nil
+}
+
+// await returns when the process has said something, or Settle has.
+func (s *Server) await(control int) error {
 	p := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}, {Fd: int32(s.wake), Events: unix.POLLIN}}
 	for {
 		if _, err := unix.Poll(p, -1); err == nil {
@@ -138,10 +116,50 @@ func (s *Server) await(control int) error {
 	return nil
 }
 
+// attend says whose notes Settle looks at: those of the process that Setup has begun with.
+func (s *Server) attend() {
+	s.mu.Lock()
+	next := s.next
+	s.next = -1
+	s.mu.Unlock()
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	s.notes, s.bad = next, nil
+}
+
+// leave takes the last notes of a process that has ended: its guest has been told.
+func (s *Server) leave() {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	s.settle()
+	if s.notes >= 0 {
+		unix.Close(s.notes)
+	}
+	s.notes, s.owed = -1, nil
+}
+
 // ended makes the end of a channel io.EOF.
 func ended(err error) error {
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return io.EOF
 	}
 	return err
+}
+
+// offer makes the channel for the notes of a process that is about to start, and tells it
+// that all else was said.
+func (s *Server) offer(control int) error {
+	ours, theirs, err := ipc.Pair()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(theirs)
+	if s.next >= 0 { // of one that has not come so far
+		unix.Close(s.next)
+	}
+	s.next = ours
+	if err := unix.SetNonblock(theirs, true); err != nil { // it waits for nobody, and cannot say so itself any more
+		return err
+	}
+	return ipc.Send(control, ipc.Empty(ipc.NamesKindStart), theirs)
 }

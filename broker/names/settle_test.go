@@ -3,6 +3,7 @@
 package names
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -13,11 +14,42 @@ import (
 	"aldente/ipc"
 )
 
-// unserved is a rig whose channel may be looked at, and of which nobody takes records.
+// unserved is a rig of whose process only the notes are taken.
 func unserved(t *testing.T) *rig {
 	r := newRig(t, rules(t, "deny private", "allow tcp:*.test:443", "deny any"), "192.0.2.53")
-	r.Server.serve(r.broker)
+	r.start()
+	r.attend()
 	return r
+}
+
+// start has the rig's process begin, up to the point where it may note something.
+func (r *rig) start() {
+	r.t.Helper()
+	if err := r.Setup(r.broker); err != nil {
+		r.t.Fatal(err)
+	}
+	for {
+		p := []unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(p, 10_000); n != 1 {
+			r.t.Fatal("no end of the start-up records")
+		}
+		buf := make([]byte, ipc.MaxRecord)
+		n, fd, err := ipc.Receive(r.control, buf, 0)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if ipc.KindOf(buf[:n]) == ipc.NamesKindStart {
+			r.notes = fd
+			return
+		}
+	}
+}
+
+// note has the process note something, as it can: without waiting, and with nothing but
+// write(2).
+func (r *rig) note(rec []byte) error {
+	_, err := unix.Write(r.notes, rec)
+	return err
 }
 
 func (r *rig) allows(addr string) bool {
@@ -26,15 +58,17 @@ func (r *rig) allows(addr string) bool {
 	}).Allowed(ipc.ProtoTCP, netip.MustParseAddrPort(addr))
 }
 
-// TestSettle: what the process has told counts once Settle returns, though Serve has not come
-// to it; each is answered, and addresses are judged as ever.
+// TestSettle: what the process has noted counts once Settle returns, without anybody who
+// serves it; addresses are judged as ever. Serve answers, when it comes to that.
 func TestSettle(t *testing.T) {
 	r := unserved(t)
 	if n := r.Settle(); n != 0 {
 		t.Errorf("%d handled of none", n)
 	}
 	for i := range 3 {
-		r.say(named(fmt.Sprintf("n%d.test", i), fmt.Sprintf("198.51.100.%d", i), "10.0.0.1"), -1)
+		if err := r.note(named(fmt.Sprintf("n%d.test", i), fmt.Sprintf("198.51.100.%d", i), "10.0.0.1")); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if r.allows("198.51.100.1:443") {
 		t.Fatal("allowed before anybody has looked")
@@ -42,71 +76,128 @@ func TestSettle(t *testing.T) {
 	if n := r.Settle(); n != 3 || !r.allows("198.51.100.0:443") || !r.allows("198.51.100.2:443") || r.allows("10.0.0.1:443") || r.allows("198.51.100.0:80") {
 		t.Errorf("%d handled", n)
 	}
-	for range 3 {
-		rec, _ := r.hear(ipc.NamesKindGranted)
+	p := []unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}
+	if n, _ := unix.Poll(p, 0); n != 0 {
+		t.Error("whoever settles has answered")
+	}
+	if _, err := r.settled(r.broker); err != nil {
+		t.Fatal(err)
+	}
+	rec, _ := r.hear(ipc.NamesKindGranted)
+	if len(rec) != 3*ipc.GrantedSize {
+		t.Fatalf("%d bytes", len(rec))
+	}
+	for ; len(rec) > 0; rec = rec[ipc.GrantedSize:] {
 		var g ipc.Granted
-		if err := g.Decode(rec); err != nil || g.Mask != 1 || g.Around[0] <= 96 || g.Around[1] != 0 {
+		if err := g.Decode(rec[:ipc.GrantedSize]); err != nil || g.Mask != 1 || g.Around[0] <= 96 || g.Around[1] != 0 {
 			t.Errorf("%+v, %v", g, err)
 		}
 	}
-	r.Server.serve(-1)
-	r.say(named("late.test", "198.51.100.77"), -1)
-	if n := r.Settle(); n != 0 || r.allows("198.51.100.77:443") {
+	if err := r.note(named("last.test", "198.51.100.77")); err != nil {
+		t.Fatal(err)
+	}
+	r.leave()
+	if !r.allows("198.51.100.77:443") {
+		t.Error("what the guest was told last is lost with the process")
+	}
+	if n := r.Settle(); n != 0 || r.note(named("late.test", "198.51.100.78")) == nil {
 		t.Errorf("%d handled of a process that is not served any more", n)
 	}
 }
 
-// TestSettleBounded: of a process that says much, or takes no answers, so much is taken and
-// no more; and what none of ours says is the end of it all the same.
+// TestSettleUnasked: nobody waits for notes. Serve takes them with what comes by the channel,
+// or when there are so many.
+func TestSettleUnasked(t *testing.T) {
+	r := newRig(t, rules(t, "allow tcp:*.test:443", "deny any"), "192.0.2.53")
+	r.start()
+	r.serve()
+	r.eventually(func() bool { r.turn.Lock(); defer r.turn.Unlock(); return r.Server.notes >= 0 })
+	r.say((&ipc.Counted{}).Encode(), -1)
+	time.Sleep(20 * time.Millisecond)
+	if err := r.note(named("a.test", "198.51.100.1")); err != nil {
+		t.Fatal(err)
+	}
+	p := []unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}
+	if n, _ := unix.Poll(p, 100); n != 0 || r.allows("198.51.100.1:443") {
+		t.Error("somebody was woken by a note")
+	}
+	r.say((&ipc.Counted{}).Encode(), -1)
+	if rec, _ := r.hear(ipc.NamesKindGranted); len(rec) != ipc.GrantedSize || !r.allows("198.51.100.1:443") {
+		t.Errorf("%d bytes", len(rec))
+	}
+	for range owedSoon {
+		if err := r.note(named("a.test", "198.51.100.1")); err != nil {
+			t.Fatal(err)
+		}
+		r.Settle()
+	}
+	for n := 0; n < owedSoon*ipc.GrantedSize; {
+		rec, _ := r.hear(ipc.NamesKindGranted)
+		n += len(rec)
+	}
+}
+
+// TestSettleBounded: of a process that notes much, or takes no answers, so much is taken and
+// no more; what counts as the caller's doing grows with the addresses; and what none of ours
+// notes is its end.
 func TestSettleBounded(t *testing.T) {
-	if err := unix.SetNonblock(unserved(t).control, true); err != nil {
-		t.Fatal(err)
-	}
 	r := unserved(t)
-	for range 3 { // as much as the channel holds, and its answers are not taken
-		for ipc.SendNow(r.control, named("a.test", "198.51.100.1"), -1) == nil {
+	for range 8 { // as much as the channel holds, and its answers are not taken
+		for r.note(named("a.test", "198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4")) == nil {
 		}
-		if n := r.Settle(); n > settleMost {
-			t.Errorf("%d handled", n)
+		if n := r.Settle(); n > 2*settleMost || n < 2 {
+			t.Errorf("counts for %d", n)
 		}
 	}
-	dir := t.TempDir()
-	spare, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
+	if n := len(r.owed); n > mostOwed {
+		t.Errorf("%d answers wait", n)
 	}
-	defer unix.Close(spare)
 	none := named("a.test", "198.51.100.1")
 	none[ipc.HeaderSize+11] = 200
-	odd := named("A.test", "198.51.100.1") // no process of ours writes it so
-	for name, say := range map[string]func(r *rig){
-		"another record": func(r *rig) { r.say((&ipc.Dial{Proto: ipc.ProtoUDP}).Encode(), -1) },
-		"malformed":      func(r *rig) { r.say(none, -1) },
-		"no such name":   func(r *rig) { r.say(odd, -1) },
-		"a descriptor":   func(r *rig) { r.say(named("a.test", "198.51.100.1"), spare) },
+	for name, rec := range map[string][]byte{
+		"another record": (&ipc.Dial{Proto: ipc.ProtoUDP}).Encode(),
+		"malformed":      none,
+		"too long":       make([]byte, ipc.MaxRecord+1),
+		"nothing":        {0},
+		"no such name":   named("A.test", "198.51.100.1"), // no process of ours writes it so
 	} {
-		r := unserved(t)
-		say(r)
-		r.say(named("b.test", "198.51.100.2"), -1)
-		if n := r.Settle(); n != 2 || r.allows("198.51.100.1:443") || !r.allows("198.51.100.2:443") {
-			t.Errorf("%s: %d taken", name, n)
+		for _, settle := range []bool{false, true} {
+			r := newRig(t, rules(t, "allow tcp:*.test:443", "deny any"), "192.0.2.53")
+			r.start()
+			r.serve()
+			r.eventually(func() bool { r.turn.Lock(); defer r.turn.Unlock(); return r.Server.notes >= 0 })
+			for _, b := range [][]byte{rec, named("b.test", "198.51.100.2")} {
+				if err := r.note(b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if settle {
+				r.Settle()
+			} else {
+				r.say((&ipc.Counted{}).Encode(), -1)
+			}
+			if err := r.end(); !errors.Is(err, ipc.ErrMalformed) || r.allows("198.51.100.1:443") || len(r.dialled) > 0 {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
-		if rec, _ := r.hear(ipc.NamesKindGranted); len(rec) == 0 {
-			t.Errorf("%s: no answer", name)
+	}
+}
+
+// TestSettleDescriptors: what comes with a note is closed, and is the process's end.
+func TestSettleDescriptors(t *testing.T) {
+	r := unserved(t)
+	before := descriptors(t)
+	for range 3 {
+		if err := ipc.Send(r.notes, named("a.test", "198.51.100.1"), r.control); err != nil {
+			t.Fatal(err)
 		}
-		// Serve waits in the channel by now, or is about to.
-		r.Server.serve(-1)
-		r.serve()
-		r.eventually(func() bool { r.turn.Lock(); defer r.turn.Unlock(); return r.Server.control == r.broker })
-		say(r)
-		r.Settle()
-		if name == "another record" {
-			r.hear(ipc.NamesKindUpstream)
-			continue
-		}
-		if err := r.end(); err == nil {
-			t.Errorf("%s: Serve has not ended by it", name)
-		}
+	}
+	r.Settle()
+	if _, err := r.settled(r.broker); !errors.Is(err, ipc.ErrMalformed) || r.allows("198.51.100.1:443") {
+		t.Errorf("%v", err)
+	}
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors are left", after-before)
 	}
 }
 
@@ -120,48 +211,60 @@ func (r *rig) eventually(what func() bool) {
 	}
 }
 
-// TestSettleKeeps: what Settle takes for Serve is handled by that, in its order, though it
-// sleeps and nothing else comes.
-func TestSettleKeeps(t *testing.T) {
-	r := newRig(t, rules(t, "allow tcp:*.test:443", "deny any"), "192.0.2.53")
-	r.serve()
-	for i := range uint32(200) {
-		r.say((&ipc.Dial{Seq: i, Proto: ipc.ProtoTCP}).Encode(), -1) // of which there is none
-		if i%8 == 7 {
-			r.Settle()
-		}
-		if i%40 == 39 {
-			time.Sleep(2 * time.Millisecond)
-		}
-		if i >= 20 {
-			var u ipc.Upstream
-			if rec, _ := r.hear(ipc.NamesKindUpstream); u.Decode(rec) != nil || u.Seq != i-20 {
-				t.Fatalf("%d: %+v", i, u)
-			}
-		}
-	}
-}
-
-// TestSettleBeside: who settles and who serves take turns, and each record is handled once.
+// TestSettleBeside: who settles and who serves take turns, each note is handled once, and
+// each is answered.
 func TestSettleBeside(t *testing.T) {
 	r := newRig(t, rules(t, "allow tcp:*.test:443", "deny any"), "192.0.2.53")
+	r.start()
 	r.serve()
 	const n = 500
 	r.serving.Go(func() {
 		for i := range n {
-			_ = ipc.Send(r.control, named(fmt.Sprintf("n%d.test", i), fmt.Sprintf("198.18.%d.%d", i/250, i%250+1)), -1)
+			for rec := named(fmt.Sprintf("n%d.test", i), fmt.Sprintf("198.18.%d.%d", i/250, i%250+1)); r.note(rec) == unix.EAGAIN; {
+				time.Sleep(time.Millisecond)
+			}
 		}
-		// With what it says next it hears what there was no room for.
 		for ipc.Send(r.control, (&ipc.Counted{}).Encode(), -1) == nil {
 			time.Sleep(20 * time.Millisecond)
 		}
 	})
-	for range n {
+	for answers := 0; answers < n; {
+		p := []unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}
 		r.Settle()
-		r.hear(ipc.NamesKindGranted)
+		if k, _ := unix.Poll(p, 1); k == 1 {
+			rec, _ := r.hear(ipc.NamesKindGranted)
+			answers += len(rec) / ipc.GrantedSize
+		}
 	}
 	if !r.allows("198.18.1.250:443") || !r.allows("198.18.0.1:443") {
 		t.Error("lost")
+	}
+}
+
+// TestNotesOfOne: a process that is gone, or never came so far, leaves no channel behind, and
+// nobody finds its notes among those of the next.
+func TestNotesOfOne(t *testing.T) {
+	r := newRig(t, rules(t, "allow tcp:*.test:443", "deny any"), "192.0.2.53")
+	before := descriptors(t)
+	for range 3 {
+		r.start()
+		unix.Close(r.notes)
+	}
+	r.start()
+	r.attend()
+	if err := r.note(named("a.test", "198.51.100.1")); err != nil {
+		t.Fatal(err)
+	}
+	r.leave()
+	unix.Close(r.notes)
+	r.start()
+	r.attend()
+	if n := r.Settle(); n != 0 {
+		t.Errorf("%d notes of the one before", n)
+	}
+	r.leave()
+	if after := descriptors(t); after != before+1 { // the process's own
+		t.Errorf("%d descriptors, %d before", after, before)
 	}
 }
 

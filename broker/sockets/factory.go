@@ -296,7 +296,7 @@ func (f *Factory) open(r *ipc.Open, s *served) (o outcome, to netip.AddrPort, er
 		}
 	}
 	before := f.rechecks.Load()
-	d := f.decideSettled(&q, f.cfg().decide(&q), s)
+	d := f.decideSettled(&q, s)
 	if !q.member {
 		f.hits.count(&q, &d)
 		f.record(&q, &d)

@@ -21,17 +21,16 @@ type Names interface {
 	// has. It does not wait.
 	Client(proto uint8, fd int, port uint16) error
 	// Settle has the egress rules know of all names that the guest may have been told of. It
-	// returns how many records it has handled for that.
+	// returns what it has handled for that counts for.
 	Settle() (handled int)
 }
 
-// decideSettled is decide once more for what the egress rules have refused, when they
-// know of all names that the guest has been told of.
-func (f *Factory) decideSettled(q *request, d decision, s *served) decision {
-	if !d.byRules || f.Names == nil || q.listener.ID != 0 {
-		return d
+// decideSettled is decide, when the egress rules know of all names that the guest has been
+// told of.
+func (f *Factory) decideSettled(q *request, s *served) decision {
+	if f.Names != nil && q.listener.ID == 0 {
+		s.refusals += f.Names.Settle() // nobody gets them handled for nothing
 	}
-	s.refusals += f.Names.Settle() // nobody gets them handled for nothing
 	return f.cfg().decide(q)
 }
 

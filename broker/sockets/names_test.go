@@ -15,6 +15,7 @@ import (
 	"aldente/broker/egress"
 	"aldente/broker/inet"
 	"aldente/ipc"
+	"aldente/ipc/domain"
 )
 
 // answering is an aldente-names that takes sockets, or does not.
@@ -288,46 +289,51 @@ func TestWhyNames(t *testing.T) {
 	}
 }
 
-// TestRefusedOnceSettled: nothing is refused by the egress rules before they know of all that
-// the guest has been told of, and what that takes counts as the worker's doing.
-func TestRefusedOnceSettled(t *testing.T) {
+// TestDecidedOnceSettled: nothing is decided for the guest before the egress rules know of all
+// that it has been told of: neither refused, nor allowed by the name before, nor where a
+// rule by name denies it. What that takes counts as the worker's doing.
+func TestDecidedOnceSettled(t *testing.T) {
 	names := &answering{}
-	w := work(t, namedRules...)
+	w := work(t, append([]egress.Rule{{Dest: "tcp:b.cdn.test:443"}}, namedRules...)...)
 	w.Names = names
 	e := w.cfg().Egress.(*egress.RuleSet)
-	asked := 0
+	var told []string
 	names.settle = func() int {
-		if asked++; asked == 1 {
-			e.Grant("pypi.test", nil, []netip.Addr{netip.MustParseAddr("198.51.100.7")}, time.Now().Add(time.Hour))
+		for _, name := range told {
+			e.Grant(domain.Name(name), nil, []netip.Addr{netip.MustParseAddr("198.51.100.7")}, time.Now().Add(time.Hour))
 		}
-		return 1
+		n := len(told)
+		told = nil
+		return n
 	}
-	to := func(dst string, port uint16) (request, *served) {
-		return request{proto: ipc.ProtoTCP, src: netip.MustParseAddrPort("10.0.0.2:4000"), dst: netip.AddrPortFrom(netip.MustParseAddr(dst), port)}, &served{}
+	decide := func(dst string, listener uint32) (decision, int) {
+		s := &served{}
+		q := request{proto: ipc.ProtoTCP, src: netip.MustParseAddrPort("10.0.0.2:4000"), dst: netip.MustParseAddrPort(dst)}
+		q.listener.ID = listener
+		return w.decideSettled(&q, s), s.refusals
 	}
 	for i, tt := range []struct {
 		dst     string
-		port    uint16
+		told    []string
 		refused unix.Errno
-		asked   int
+		name    string
 	}{
-		{"198.51.100.7", 443, 0, 1},
-		{"198.51.100.7", 443, 0, 1}, // known by then
-		{"198.51.100.7", 80, unix.EACCES, 2},
-		{"127.0.0.1", 443, unix.EACCES, 2}, // whatever the rules say
+		{"198.51.100.7:443", nil, unix.EACCES, ""},
+		{"198.51.100.7:443", []string{"a.cdn.test"}, 0, "a.cdn.test"},
+		{"198.51.100.7:443", nil, 0, "a.cdn.test"},
+		{"198.51.100.7:80", []string{"a.cdn.test", "c.cdn.test"}, 0, "c.cdn.test"},
+		{"198.51.100.7:443", []string{"b.cdn.test"}, unix.EACCES, "b.cdn.test"},
+		{"198.51.100.7:80", nil, 0, "b.cdn.test"},
+		{"127.0.0.1:443", []string{"a.cdn.test"}, unix.EACCES, ""}, // whatever the rules say
 	} {
-		q, s := to(tt.dst, tt.port)
-		d := w.decideSettled(&q, w.cfg().decide(&q), s)
-		if d.refused != tt.refused || asked != tt.asked {
-			t.Errorf("%d: refused %v, asked %d times", i, d.refused, asked)
+		told = tt.told
+		d, counts := decide(tt.dst, 0)
+		if d.refused != tt.refused || string(d.verdict.Name) != tt.name || counts != len(tt.told) || told != nil {
+			t.Errorf("%d: refused %v, by name of %q, counts for %d refusals", i, d.refused, d.verdict.Name, counts)
 		}
 	}
-	q, s := to("198.51.100.9", 443)
-	if w.decideSettled(&q, w.cfg().decide(&q), s); s.refusals != 1 {
-		t.Errorf("counts for %d refusals", s.refusals)
-	}
-	q.listener.ID = 1
-	if w.decideSettled(&q, decision{byRules: true}, s); asked != 3 {
+	told = []string{"a.cdn.test"}
+	if decide("198.51.100.7:443", 1); told == nil {
 		t.Error("asked for what came by a listener")
 	}
 }

@@ -19,13 +19,13 @@ import (
 	"aldente/policy/calls"
 )
 
-// sendNames passes names what it holds: a client by each protocol.
+// sendNames passes names what it holds: a client by each protocol, and a channel.
 func (h *held) sendNames(control int) error {
 	return errors.Join(
 		ipc.Send(control, (&ipc.NamesConfig{Resolvers: 1}).Encode(), -1),
 		ipc.Send(control, (&ipc.Client{ID: 1, Proto: ipc.ProtoUDP, Port: 1}).Encode(), int(h.flow.Fd())),
 		ipc.Send(control, (&ipc.Client{ID: 2, Proto: ipc.ProtoTCP, Port: 2}).Encode(), int(h.stream.Fd())),
-		ipc.Send(control, ipc.Empty(ipc.NamesKindStart), -1))
+		ipc.Send(control, ipc.Empty(ipc.NamesKindStart), int(h.link.Fd())))
 }
 
 // newNamesPrison prepares captives that are aldente-names.

@@ -56,7 +56,7 @@ func TestAnsweredAhead(t *testing.T) {
 		}
 	}
 	w := learned(t, Config{}, 120, "*.test")
-	w.queued = true
+	w.full = true
 	if w.atOnce("second.test.", "192.0.2.2") {
 		t.Error("the broker cannot know of it yet")
 	}

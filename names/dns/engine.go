@@ -73,9 +73,12 @@ type Host interface {
 	// it.
 	Drop(socket uint32)
 	// Named tells the broker what a name is about to stand for. Granted answers. What
-	// it points to is valid for the call only. False: it may be on its way still, or
-	// lost, when something is sent to a client.
-	Named(*Named) bool
+	// it points to is valid for the call only.
+	Named(*Named)
+	// Note is Named of what a client is told at once. The broker looks for it before it
+	// decides on a connection, and need not know of it before: it is not woken. False:
+	// there is no room for it.
+	Note(*Named) bool
 	// Refused tells the broker of a name, some times a second at most.
 	Refused(name domain.Name, typ uint16, why Why)
 }

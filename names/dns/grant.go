@@ -75,14 +75,14 @@ func (e *Engine) grant(q *question, a *answer, now int64) {
 	q.seq, q.rules = e.seq, e.around.rules
 	q.until = now + grantWait
 	e.arm(q.until)
-	known := e.mayTell(e.rules.Fitting(q.name, a.aliases...), a.addrs)
-	written := e.host.Named(&Named{Seq: q.seq, TTL: a.left(now), Type: uint16(q.typ), Name: q.name, Aliases: a.aliases, Addrs: a.addrs})
-	if known && written {
+	n := Named{Seq: q.seq, TTL: a.left(now), Type: uint16(q.typ), Name: q.name, Aliases: a.aliases, Addrs: a.addrs}
+	if e.mayTell(e.rules.Fitting(q.name, a.aliases...), a.addrs) && e.host.Note(&n) {
 		e.around.told[q.seq] = told{q.until, 1<<len(a.addrs) - 1}
 		e.finish(q, a.addrs, now)
 		return
 	}
 	e.named[q.seq] = q
+	e.host.Named(&n)
 }
 
 // Granted tells which addresses of a Named may be told on: bit i is for the i-th; and of

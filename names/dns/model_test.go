@@ -206,7 +206,7 @@ func (m *model) step() {
 	case 16:
 		m.e.Forget()
 	case 17:
-		m.queued = !m.queued
+		m.full = !m.full
 	default:
 		m.run()
 	}

@@ -38,7 +38,8 @@ type world struct {
 	denied  func(netip.Addr) bool                                  // by the broker
 	granted []netip.Addr                                           // just now
 	silent  bool                                                   // the broker says nothing
-	queued  bool                                                   // what the broker is told is not in its channel at once
+	full    bool                                                   // there is no room for notes to the broker
+	noted   bool                                                   // it was told last by a note
 	around  [MaxAddresses]uint8                                    // what it says of others than it was asked of
 	said    []saidAround                                           // so far
 	zone    map[string][]dnsmessage.Resource
@@ -141,7 +142,7 @@ type saidAround struct {
 // holds tells whether an address is among those of which the broker has said enough, for the
 // name that it was told of last.
 func (w *world) holds(a netip.Addr) bool {
-	if len(w.told) == 0 || w.queued {
+	if len(w.told) == 0 || !w.noted {
 		return false
 	}
 	n := &w.told[len(w.told)-1]
@@ -249,15 +250,26 @@ func (w *world) Drop(seq uint32) {
 	delete(w.sockets, seq)
 }
 
-func (w *world) Named(n *Named) bool {
+func (w *world) Named(n *Named) { w.name(n, false) }
+
+func (w *world) Note(n *Named) bool {
+	if w.full {
+		return false
+	}
+	w.name(n, true)
+	return true
+}
+
+// name takes what the broker is told of a name.
+func (w *world) name(n *Named, noted bool) {
 	c := *n
 	c.Aliases, c.Addrs = slices.Clone(n.Aliases), slices.Clone(n.Addrs)
 	if len(c.Addrs) == 0 || len(c.Addrs) > MaxAddresses || len(c.Aliases) > MaxAliases || c.TTL == 0 {
 		w.t.Fatalf("named %v", c)
 	}
-	w.told = append(w.told, c)
+	w.told, w.noted = append(w.told, c), noted
 	if w.silent {
-		return !w.queued
+		return
 	}
 	rules := w.e.around.rules // what is said of those before does not count later
 	w.events = append(w.events, func() {
@@ -285,7 +297,6 @@ func (w *world) Named(n *Named) bool {
 		w.e.Granted(c.Seq, mask, around, w.now)
 		w.granted = nil
 	})
-	return !w.queued
 }
 
 func maskOf(n *Named, mask uint64) (granted []netip.Addr) {

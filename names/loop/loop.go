@@ -33,12 +33,18 @@ const maxQueued = 4096
 // maxLasting is how many clients may take their time to read what they were sent last.
 const maxLasting = 16
 
-// countEvery is how often the broker is told what was counted, if there is anything.
+// countEvery is how often the broker is told what was counted, if there is anything. It
+// looks at its notes then at the latest.
 const countEvery = time.Second
+
+// mostNotes is how many notes there are for the broker before something else is sent that
+// wakes it: fewer than the engine has answers out that it has not confirmed.
+const mostNotes = 16
 
 // Loop is the process's one loop.
 type Loop struct {
 	control int
+	notes   int // channel of what the broker need not be woken for; -1: none
 	files   int // that there may be; zero: any number
 	poll    kernel.Poller
 	began   time.Time
@@ -55,6 +61,7 @@ type Loop struct {
 
 	out     [][]byte // records that wait for room
 	full    bool     // too many
+	noted   int      // notes since something was sent
 	counted dns.Figures
 	toldAt  int64 // when the broker was told of these
 
@@ -82,7 +89,7 @@ const spare = 1024
 // New reads the start-up records. A process may hold files descriptors, or any number
 // if that is zero.
 func New(control, files int) (*Loop, error) {
-	l := &Loop{control: control, files: files, began: time.Now(), phase: ipc.First, clients: map[uint32]*conn{}, asked: map[uint32]*conn{}}
+	l := &Loop{control: control, notes: -1, files: files, began: time.Now(), phase: ipc.First, clients: map[uint32]*conn{}, asked: map[uint32]*conn{}}
 	l.staged = stage.New(stages{l})
 	if err := l.poll.Open(); err != nil {
 		return nil, err
@@ -167,10 +174,11 @@ func (l *Loop) event(e kernel.Event) error {
 	return nil
 }
 
-// count tells the broker what the engine has counted since it was told last.
+// count tells the broker what the engine has counted since it was told last: in a while,
+// unless there are many notes.
 func (l *Loop) count(now int64) {
 	f, was := l.engine.Figures(), &l.counted
-	if f == *was || now < l.toldAt+int64(countEvery) {
+	if f == *was || now < l.toldAt+int64(countEvery) && l.noted < mostNotes {
 		return
 	}
 	l.send((&ipc.Counted{

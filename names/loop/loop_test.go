@@ -21,6 +21,8 @@ import (
 type scene struct {
 	t       *testing.T
 	broker  int // the broker's end
+	notes   int // the same of the channel for notes
+	noting  int // and the loop's end of that
 	ended   chan error
 	granted uint64   // what the broker grants
 	around  uint8    // and how far that holds
@@ -28,6 +30,7 @@ type scene struct {
 	named   []string // what it was told of
 	refused []string
 	closed  []uint16
+	counted int
 }
 
 // newScene starts a loop with rules: *.good.test, and not bad.good.test.
@@ -41,8 +44,13 @@ func newSceneWith(t *testing.T, files int) *scene {
 		t.Fatal(err)
 	}
 	s := &scene{t: t, broker: ours, ended: make(chan error, 1), granted: ^uint64(0)}
-	if err := unix.SetNonblock(theirs, true); err != nil {
+	if s.notes, s.noting, err = ipc.Pair(); err != nil {
 		t.Fatal(err)
+	}
+	for _, fd := range []int{theirs, s.noting} {
+		if err := unix.SetNonblock(fd, true); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() {
 		if s.broker >= 0 {
@@ -50,6 +58,8 @@ func newSceneWith(t *testing.T, files int) *scene {
 		}
 		<-s.ended
 		unix.Close(theirs)
+		unix.Close(s.notes)
+		unix.Close(s.noting)
 	})
 	pattern := func(s string) ipc.Name { n, _ := ipc.MakeName(s); return n }
 	for _, rec := range [][]byte{
@@ -57,15 +67,16 @@ func newSceneWith(t *testing.T, files int) *scene {
 		(&ipc.NamesRule{Index: 0, Pattern: pattern("bad.good.test")}).Encode(),
 		(&ipc.NamesRule{Index: 1, Flags: ipc.NameRuleAllow, Pattern: pattern("*.good.test")}).Encode(),
 		(&ipc.NamesRules{Count: 2}).Encode(),
-		ipc.Empty(ipc.NamesKindStart),
 	} {
 		s.say(rec, -1)
 	}
+	s.say(ipc.Empty(ipc.NamesKindStart), s.noting)
 	go func() {
 		l, err := New(theirs, files)
 		if err == nil {
 			err = l.Run()
 			unix.Close(l.poll.FD())
+			unix.Close(l.notes)
 		}
 		s.ended <- err
 		close(s.ended)
@@ -143,6 +154,8 @@ func (s *scene) record(kind ipc.Kind, rec []byte) {
 			}
 		}
 		s.say(g.Encode(), -1)
+	case ipc.NamesKindCounted:
+		s.counted++
 	case ipc.NamesKindRefused:
 		var r ipc.Refused
 		if err := r.Decode(rec); err != nil {
@@ -287,7 +300,8 @@ func TestQuestions(t *testing.T) {
 }
 
 // TestToldBeforeTheAnswer: an answer of which the broker has said enough does not wait for it,
-// and what it is told lies in the channel by then; unless it is to forget that.
+// and what it is told lies among its notes by then, by which it is not woken; unless it
+// is to forget that.
 func TestToldBeforeTheAnswer(t *testing.T) {
 	s := newScene(t)
 	fd := s.client(1, ipc.ProtoUDP)
@@ -298,35 +312,99 @@ func TestToldBeforeTheAnswer(t *testing.T) {
 	s.mute = true
 	for i, name := range []string{"b.good.test", "c.good.test"} {
 		unix.Write(fd, question(name, uint16(i)))
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		s.serve(func() bool {
-			n, _ := unix.Poll(p, 0)
-			return n == 1 || len(s.named) > i+1
-		})
-		if n, err := unix.Poll(p, 10_000); n != 1 {
-			t.Fatalf("no answer: %v", err)
+		if rcode, k := addresses(t, s.read(fd)); rcode != dnsmessage.RCodeSuccess || k != 2 {
+			t.Errorf("%v, %d addresses", rcode, k)
 		}
-		told := false
-		for k := []unix.PollFd{{Fd: int32(s.broker), Events: unix.POLLIN}}; len(s.named) <= i+1; {
-			if n, _ := unix.Poll(k, 0); n != 1 {
-				break // nothing is in the channel when the answer has come
-			}
-			s.record(s.hear())
+		var n ipc.Named
+		if b := s.note(); b == nil || n.Decode(b) != nil || n.Name.String() != name || n.Count != 2 {
+			t.Fatalf("noted %v of %s", n.Count, n.Name.String())
 		}
-		if told = len(s.named) == i+2; !told || s.named[i+1] != name+" 2 192.0.2.1" {
-			t.Fatalf("told of %q", s.named)
-		}
-		b := make([]byte, 2000)
-		n, err := unix.Read(fd, b)
-		if rcode, k := addresses(t, b[:max(n, 0)]); err != nil || rcode != dnsmessage.RCodeSuccess || k != 2 {
-			t.Errorf("%v, %d addresses, %v", rcode, k, err)
-		}
+	}
+	if len(s.named) != 1 {
+		t.Errorf("woken for %q", s.named[1:])
 	}
 	s.say(ipc.Empty(ipc.NamesKindForget), -1)
 	unix.Write(fd, question("d.good.test", 4))
-	s.serve(func() bool { return len(s.named) == 4 })
+	s.serve(func() bool { return len(s.named) == 2 })
 	if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200); n != 0 {
 		t.Error("an answer without the broker's word")
+	}
+}
+
+// note is what the broker finds among its notes; nil: nothing.
+func (s *scene) note() []byte {
+	b := make([]byte, ipc.MaxRecord)
+	n, _, err := ipc.Receive(s.notes, b, unix.MSG_DONTWAIT)
+	if err != nil {
+		return nil
+	}
+	return b[:n]
+}
+
+// confirm gives the broker's word on its notes, all in one message, and tells how many.
+func (s *scene) confirm() (n int) {
+	var all []byte
+	for b := s.note(); b != nil; b = s.note() {
+		var r ipc.Named
+		if err := r.Decode(b); err != nil {
+			s.t.Fatal(err)
+		}
+		all = append(all, (&ipc.Granted{Seq: r.Seq, Mask: 3}).Encode()...)
+		n++
+	}
+	s.say(all, -1)
+	return n
+}
+
+// TestNotesBounded: of what is noted the broker hears within a second, and at once where
+// there is much; so much is out that it has not confirmed, and no more; and where there is no
+// room for notes, an answer waits for its word.
+func TestNotesBounded(t *testing.T) {
+	s := newScene(t)
+	fd := s.client(1, ipc.ProtoUDP)
+	defer unix.Close(fd)
+	s.around = 128
+	ask := func(i int) {
+		t.Helper()
+		unix.Write(fd, question(fmt.Sprintf("n%d.good.test", i), uint16(i)))
+		if rcode, k := addresses(t, s.read(fd)); rcode != dnsmessage.RCodeSuccess || k != 2 {
+			t.Errorf("%v, %d addresses", rcode, k)
+		}
+		for p := []unix.PollFd{{Fd: int32(s.broker), Events: unix.POLLIN}}; ; s.record(s.hear()) {
+			if n, _ := unix.Poll(p, 0); n != 1 {
+				break
+			}
+		}
+	}
+	ask(0)
+	ask(1)
+	s.counted = 0
+	s.serve(func() bool { return s.counted > 0 })
+	// What is in the cache needs no sockets, and the broker nothing but its notes.
+	s.confirm()
+	ask(1)
+	for s.counted = 0; s.counted == 0; {
+		ask(1)
+	}
+	if n := s.confirm(); n < mostNotes || n > mostNotes+2 {
+		t.Errorf("told with %d notes", n)
+	}
+	for range 31 {
+		ask(1)
+	}
+	before := len(s.named)
+	ask(1)
+	ask(1)
+	if n := s.confirm(); n != 32 || len(s.named) != before+1 {
+		t.Errorf("%d notes, %q", n, s.named[before:])
+	}
+	for err := error(nil); err == nil; {
+		_, err = unix.Write(s.noting, make([]byte, ipc.NamedSize))
+	}
+	before = len(s.named)
+	ask(1)
+	if len(s.named) != before+1 {
+		t.Errorf("told of %q", s.named[before:])
 	}
 }
 

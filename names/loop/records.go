@@ -49,7 +49,7 @@ func (l *Loop) record(kind ipc.Kind, rec []byte, fd int) error {
 	case ipc.NamesKindRules:
 		return l.rules(rec)
 	case ipc.NamesKindStart:
-		l.phase = ipc.Running
+		l.notes, l.phase = fd, ipc.Running
 	case ipc.NamesKindClient:
 		var c ipc.Client
 		if err := c.Decode(rec); err != nil {
@@ -63,11 +63,7 @@ func (l *Loop) record(kind ipc.Kind, rec []byte, fd int) error {
 		}
 		l.upstream(&u, fd)
 	case ipc.NamesKindGranted:
-		var g ipc.Granted
-		if err := g.Decode(rec); err != nil {
-			return err
-		}
-		l.engine.Granted(g.Seq, g.Mask, g.Around, l.now())
+		return l.granted(rec)
 	case ipc.NamesKindForget:
 		l.engine.Forget()
 	case ipc.NamesKindProxy:
@@ -76,6 +72,18 @@ func (l *Loop) record(kind ipc.Kind, rec []byte, fd int) error {
 		return l.stage(kind, rec, fd)
 	default:
 		return fmt.Errorf("%w: nobody takes kind %#x", ipc.ErrMalformed, uint16(kind))
+	}
+	return nil
+}
+
+// granted takes the broker's words on names.
+func (l *Loop) granted(rec []byte) error {
+	for ; len(rec) > 0; rec = rec[ipc.GrantedSize:] {
+		var g ipc.Granted
+		if err := g.Decode(rec[:ipc.GrantedSize]); err != nil {
+			return err
+		}
+		l.engine.Granted(g.Seq, g.Mask, g.Around, l.now())
 	}
 	return nil
 }
@@ -131,22 +139,21 @@ func (l *Loop) rules(rec []byte) error {
 	return nil
 }
 
-// send sends a record to the broker, or has it wait for room. It tells whether the broker
-// finds it in the channel already.
-func (l *Loop) send(rec []byte) bool {
+// send sends a record to the broker, or has it wait for room.
+func (l *Loop) send(rec []byte) {
+	l.noted = 0
 	if len(l.out) == 0 {
 		_, err := kernel.Write(l.control, rec)
 		if !kernel.Busy(err) {
-			return err == nil // an end is read
+			return // an end is read
 		}
 		_ = l.poll.Change(l.control, token(ofControl, 0), true, true)
 	}
 	if len(l.out) == maxQueued {
 		l.full = true
-		return false
+		return
 	}
 	l.out = append(l.out, rec)
-	return false
 }
 
 // flush sends what waits.

@@ -260,9 +260,22 @@ func (l *Loop) closeDropped() {
 }
 
 // Named implements dns.Host. What no record can hold is granted to nobody.
-func (h host) Named(n *dns.Named) bool {
+func (h host) Named(n *dns.Named) {
+	if rec, err := named(n); err == nil {
+		h.send(rec)
+	}
+}
+
+// Note implements dns.Host.
+func (h host) Note(n *dns.Named) bool {
 	rec, err := named(n)
-	return err == nil && h.send(rec)
+	if err == nil {
+		_, err = kernel.Write(h.notes, rec)
+	}
+	if err == nil {
+		h.noted++
+	}
+	return err == nil
 }
 
 // Refused implements dns.Host.
