@@ -70,6 +70,8 @@ type Loop struct {
 
 	buf [64 << 10]byte
 	rec [ipc.MaxRecord]byte // of the broker, being handled
+	// note is the one that is being written: garbage of that size would be another collection.
+	note [ipc.NamedSize]byte
 }
 
 // Tokens of the poller: what a socket is for, and its number.

@@ -169,25 +169,24 @@ func (l *Loop) flush() {
 	_ = l.poll.Change(l.control, token(ofControl, 0), true, false)
 }
 
-// named is what the engine tells the broker of a name.
-func named(n *dns.Named) (rec []byte, err error) {
+// named writes what the engine tells the broker of a name to rec, all of it.
+func named(n *dns.Named, rec []byte) (err error) {
 	r := ipc.Named{Seq: n.Seq, TTL: min(n.TTL, ipc.MaxTTL), Type: n.Type}
 	if len(n.Aliases) > ipc.MaxAliases || len(n.Addrs) > ipc.MaxNamed {
-		return nil, errors.New("more of a name than there may be")
+		return errors.New("more of a name than there may be")
 	}
 	if r.Name, err = ipc.MakeName(string(n.Name)); err != nil {
-		return nil, err
+		return err
 	}
 	for i, a := range n.Aliases {
 		if r.Alias[i], err = ipc.MakeName(string(a)); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for i, a := range n.Addrs {
 		r.Addr[i] = a.As16()
 	}
 	r.Aliases, r.Count = uint8(len(n.Aliases)), uint8(len(n.Addrs))
-	rec = make([]byte, ipc.NamedSize)
 	r.Encode(rec)
-	return rec, nil
+	return nil
 }

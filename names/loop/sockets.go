@@ -261,16 +261,16 @@ func (l *Loop) closeDropped() {
 
 // Named implements dns.Host. What no record can hold is granted to nobody.
 func (h host) Named(n *dns.Named) {
-	if rec, err := named(n); err == nil {
-		h.send(rec)
+	if rec := make([]byte, ipc.NamedSize); named(n, rec) == nil {
+		h.send(rec) // it may wait for room
 	}
 }
 
 // Note implements dns.Host.
 func (h host) Note(n *dns.Named) bool {
-	rec, err := named(n)
+	err := named(n, h.note[:])
 	if err == nil {
-		_, err = kernel.Write(h.notes, rec)
+		_, err = kernel.Write(h.notes, h.note[:])
 	}
 	if err == nil {
 		h.noted++
