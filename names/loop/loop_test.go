@@ -377,34 +377,31 @@ func TestNotesBounded(t *testing.T) {
 		}
 	}
 	ask(0)
+	before := s.counted
 	ask(1)
-	s.counted = 0
-	s.serve(func() bool { return s.counted > 0 })
+	s.serve(func() bool { return s.counted > before })
 	// What is in the cache needs no sockets, and the broker nothing but its notes.
 	s.confirm()
-	ask(1)
-	for s.counted = 0; s.counted == 0; {
+	for before = s.counted; s.counted == before; {
 		ask(1)
 	}
-	if n := s.confirm(); n < mostNotes || n > mostNotes+2 {
-		t.Errorf("told with %d notes", n)
+	if n := s.confirm(); n > mostNotes+2 {
+		t.Errorf("told when there are %d notes", n)
 	}
-	for range 31 {
+	began, named := time.Now(), len(s.named)
+	for range 33 {
 		ask(1)
 	}
-	before := len(s.named)
-	ask(1)
-	ask(1)
-	if n := s.confirm(); n != 32 || len(s.named) != before+1 {
-		t.Errorf("%d notes, %q", n, s.named[before:])
+	if n := s.confirm(); (n != 32 || len(s.named) != named+1) && time.Since(began) < 2*time.Second { // later they count as lost
+		t.Errorf("%d notes, %q", n, s.named[named:])
 	}
 	for err := error(nil); err == nil; {
 		_, err = unix.Write(s.noting, make([]byte, ipc.NamedSize))
 	}
-	before = len(s.named)
+	named = len(s.named)
 	ask(1)
-	if len(s.named) != before+1 {
-		t.Errorf("told of %q", s.named[before:])
+	if len(s.named) != named+1 {
+		t.Errorf("told of %q", s.named[named:])
 	}
 }
 
