@@ -113,7 +113,7 @@ func build(l ...gopacket.SerializableLayer) []byte {
 // answered reads up to the answer to arp.
 func (c *client) answered() bool {
 	c.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(netlab.Patient(20 * time.Second))
 	for time.Now().Before(deadline) {
 		frame, err := c.next(time.Until(deadline))
 		if err != nil {
