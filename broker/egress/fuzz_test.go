@@ -38,7 +38,7 @@ func FuzzEgress(f *testing.F) {
 		ask(0, "169.254.170.23", 80, 0, "-metadata"), ask(0, "fd20:ce::254", 80, 0, "-metadata"), ask(0, "::1", 80, 0, "+[::1];-host"),
 		ask(0, "192.0.2.5", 80, 0, "-host:1-65535"), ask(0, "::1", 80, 0, "-[::1];-[::1]:80;-::1/128"), ask(1, "10.1.2.3", 853, 1, "-udp:any"),
 		ask(0, "192.0.2.1", 1, 0, "-;-tcp:;-any:x;-icmp:any:7;-fe80::1%eth0;-::ffff:0:0/90;-192.0.2.0/33;-sctp:any"),
-		ask(0, "192.0.2.1", 1, 0, "+pypi.test:443;+*.pypi.test;-ADS.test.;-tcp:registry.:5000;-registry;-a..b;-*foo;-a.*.b;-10.0.0;-*.0;-xn--a.test;-https://a.test"),
+		ask(0, "192.0.2.1", 1, 0, "+pypi.test:443;+*.pypi.test;-ADS.test.;-tcp:registry.:5000;-registry;-a..b;-*foo;-a.*.b;-any:;-pypi.test:;-[192.0.2.1]:;-[::1;-::1];-10.0.0;-*.0;-xn--a.test;-https://a.test"),
 		ask(1, "127.0.0.1", 53, 1, "+pypi.test:443;-any"),
 		ask(0, "192.0.2.1", 1, 0, "-[192.0.2.1];-::ffff:192.0.2.0/120;+192.0.2.1:5-4;+192.0.2.1:0"),
 	} {
@@ -141,22 +141,20 @@ func read(s string) (r reading, ok bool) {
 	dest := s
 	if i := strings.LastIndex(s, ":"); i >= 0 && (strings.Count(s, ":") == 1 || s[0] == '[' && strings.Contains(s[:i], "]")) {
 		dest = s[:i]
-		if ports := s[i+1:]; ports != "" {
-			a, b, ranged := strings.Cut(ports, "-")
-			if !ranged {
-				b = a
-			}
-			if !digits(a) || !digits(b) || r.proto == "icmp" {
-				return r, false
-			}
-			r.first, _ = strconv.Atoi(a)
-			r.last, _ = strconv.Atoi(b)
-			if r.first < 1 || r.last > 65535 || r.last < r.first {
-				return r, false
-			}
+		a, b, ranged := strings.Cut(s[i+1:], "-")
+		if !ranged {
+			b = a
+		}
+		if !digits(a) || !digits(b) || r.proto == "icmp" {
+			return r, false
+		}
+		r.first, _ = strconv.Atoi(a)
+		r.last, _ = strconv.Atoi(b)
+		if r.first < 1 || r.last > 65535 || r.last < r.first {
+			return r, false
 		}
 	}
-	if s == "" {
+	if s == "" || strings.HasPrefix(dest, "[") != strings.Contains(dest, "]") {
 		return r, false
 	}
 	named := map[string]string{
