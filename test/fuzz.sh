@@ -16,14 +16,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CGO_ENABLED=0
 
-fuzz() {
-	(cd "$package" && "$work/fuzz.test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "$time" \
+fuzz() { # TIME
+	(cd "$package" && "$work/fuzz.test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "$1" \
 		-test.fuzzminimizetime 20x -test.parallel "${PARALLEL:-$(nproc)}" \
 		-test.fuzzcachedir "$cache/aldente/$package") </dev/null >"$work/out" 2>&1
 }
 
 # late tells whether the coordinator took the end of the time for a failure of
-# the target: that names no input, and counts only if it comes again.
+# the target, as it does where the seeds alone take as long: that names no input,
+# and counts only if it comes again in a time that is enough for them.
 late() { grep -q 'context deadline exceeded' "$work/out" && ! grep -q 'Failing input' "$work/out"; }
 
 count=0
@@ -39,7 +40,7 @@ while read -r package target _; do
 	echo "== $package $target"
 	# A count of runs, because the time that it takes to make one input small
 	# may exceed the time for all.
-	if fuzz || { late && fuzz; }; then
+	if fuzz "$time" || { late && fuzz 30s; }; then
 		tail -n 2 "$work/out" | head -n 1
 	else
 		cat "$work/out"
