@@ -53,7 +53,7 @@ test: all
 	$(GO) vet ./...
 	$(GO) build -o build/permissions ./test/permissions
 	{ $(GOTEST) -json $(TESTFLAGS) $$($(GO) list ./... | grep -v '^aldente/test'); \
-	  $(if $(SHORT),,build/permissions -json) env $(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 30m ./test/...; } | $(GO) run ./test/summary
+	  $(if $(SHORT),,build/permissions -json) env $(GOTEST) -json $(TESTFLAGS) -p 1 -timeout 30m ./test/...; } | $(GO) run ./test/summary env $(GOTEST) -json $(TESTFLAGS) -timeout 10m
 
 ## unit: without the end-to-end tests
 unit:

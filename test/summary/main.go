@@ -3,12 +3,19 @@
 // Command summary reads what "go test -json" prints and shows a line for each
 // package, the output of what failed, and a last line with the totals. It
 // fails when a test, a package or the build failed, and when no test ran.
+//
+// With a command behind its options, "go test -json" for one, it runs tests
+// that failed once more, alone, if they are few: real kernels on shared
+// machines stall now and then. What passes then is named in the end. It is a
+// fault all the same, of the test or of what it tests.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 )
@@ -24,13 +31,60 @@ type event struct {
 
 type summary struct {
 	passed, failed, skipped int
-	broken                  bool // a package failed, for whatever reason
+	broken                  bool // a package failed, and not for its tests alone
+	mark                    string
 	output                  map[string]*strings.Builder
+	failures                failures
+	passes                  map[test]bool // of tests that are no part of another
+}
+
+// test is one that is no part of another.
+type test struct{ pkg, name string }
+
+// failures are the tests that have failed, in their order, and for each how many
+// failures it and its parts have made.
+type failures struct {
+	tests []test
+	count map[test]int
+}
+
+func newSummary(mark string) *summary {
+	return &summary{
+		mark: mark, output: map[string]*strings.Builder{},
+		failures: failures{count: map[test]int{}}, passes: map[test]bool{},
+	}
 }
 
 func main() {
-	s := summary{output: map[string]*strings.Builder{}}
-	in := bufio.NewScanner(os.Stdin)
+	most := flag.Int("again", 3, "run failed tests again if there are at most `N` of them, by the command behind")
+	flag.Parse()
+	mark := ""
+	if flag.NArg() > 0 {
+		mark = "| " // it may not be the last word
+	}
+	s := newSummary(mark)
+	err := s.read(os.Stdin)
+	var unsteady []test
+	if flag.NArg() > 0 && err == nil && !s.broken {
+		unsteady = s.again(*most, flag.Args())
+	}
+	if mark != "" {
+		for _, t := range s.failures.tests {
+			fmt.Printf("--- FAIL: %s %s\n", t.pkg, t.name)
+		}
+	}
+	for _, t := range unsteady {
+		fmt.Printf("failed, and passed when run again, a fault to mend: %s %s\n", t.pkg, t.name)
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
+	if err != nil || s.broken || s.failed > 0 || s.passed == 0 {
+		os.Exit(1)
+	}
+}
+
+// read adds all events of a stream.
+func (s *summary) read(r io.Reader) error {
+	in := bufio.NewScanner(r)
 	in.Buffer(nil, 16<<20)
 	for in.Scan() {
 		var e event
@@ -40,10 +94,7 @@ func main() {
 		}
 		s.add(e)
 	}
-	fmt.Printf("%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
-	if in.Err() != nil || s.broken || s.failed > 0 || s.passed == 0 {
-		os.Exit(1)
-	}
+	return in.Err()
 }
 
 func (s *summary) add(e event) {
@@ -73,9 +124,8 @@ func (s *summary) end(e event, key string) {
 	}
 	if e.Test == "" {
 		if e.Action == "fail" {
-			s.broken = true
-			s.unfinished(e.Package)
-			fmt.Print(text)
+			s.packageFailed(e.Package)
+			s.tell(text)
 			return
 		}
 		for line := range strings.Lines(text) {
@@ -85,27 +135,51 @@ func (s *summary) end(e event, key string) {
 		}
 		return
 	}
+	name, _, part := strings.Cut(e.Test, "/")
+	t := test{e.Package, name}
 	switch e.Action {
 	case "pass":
 		s.passed++
+		s.passes[t] = s.passes[t] || !part
 	case "skip":
 		s.skipped++
 		fmt.Printf("skipped %s %s%s", e.Package, e.Test, reason(text))
 	case "fail":
 		s.failed++
-		fmt.Print(text)
+		s.failures.add(t)
+		s.tell(text)
 	}
 }
 
-// unfinished shows what the tests of a package printed that have no end:
-// those that ran when the test binary died.
-func (s *summary) unfinished(pkg string) {
+func (f *failures) add(t test) {
+	if f.count[t]++; f.count[t] == 1 {
+		f.tests = append(f.tests, t)
+	}
+}
+
+// packageFailed shows what the tests of a package printed that have no end: those
+// that ran when the test binary died. A package without any failed test has failed
+// for another reason.
+func (s *summary) packageFailed(pkg string) {
+	known := false
+	for _, t := range s.failures.tests {
+		known = known || t.pkg == pkg
+	}
 	for key, b := range s.output {
 		if strings.HasPrefix(key, pkg+" ") {
 			s.failed++
-			fmt.Print(b.String())
+			known = false
+			s.tell(b.String())
 			delete(s.output, key)
 		}
+	}
+	s.broken = s.broken || !known
+}
+
+// tell prints the output of what failed.
+func (s *summary) tell(text string) {
+	for line := range strings.Lines(text) {
+		fmt.Print(s.mark, line)
 	}
 }
 
