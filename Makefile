@@ -30,7 +30,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows test-arches mutate install dist deb rpm test-packages test-systemd test-kernels test-lsm reproducible clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-compare bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows test-arches mutate install dist deb rpm test-packages test-systemd test-kernels test-lsm reproducible clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -87,7 +87,13 @@ lint:
 ## bench: side by side with passt's pasta and slirp4netns; root; BENCH=short takes under three minutes
 bench: all
 	$(GO) build -o build/bench ./bench
-	build/bench $(if $(filter short,$(BENCH)),-short) $(BENCHFLAGS)
+	build/bench $(if $(filter short,$(BENCH)),-short) -csv build/bench.csv $(BENCHFLAGS)
+
+## bench-compare: the last run of bench beside one that was saved, BENCH_SAVED
+BENCH_SAVED = docs/performance/short.csv
+bench-compare:
+	$(GO) build -o build/bench ./bench
+	build/bench -csv build/bench.csv -compare $(BENCH_SAVED)
 
 ## bench-slirp: slirp4netns beside aldente by that name: bulk, round trips, start to ready
 bench-slirp: all

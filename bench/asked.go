@@ -17,7 +17,7 @@ import (
 // times a second: what is left of that without, measured directly before.
 func askedRow() row {
 	const name = "request/response tcp while flows and figures are asked for"
-	return row{name, 0, false, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+	return row{name: name, measure: func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
 		socket := statusSocket(e, lab)
 		if socket == "" {
 			return nil, nil // the others have nobody to ask

@@ -36,7 +36,7 @@ func hellosGroup() group {
 // that was looked at, one that was not, and again the other way round.
 func hellosRow(down bool) row {
 	name := fmt.Sprintf("TCP %s behind a hello", report.Direction(down))
-	return row{name, 0, false, func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+	return row{name: name, measure: func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
 		c, err := e.guest.DialError("udp4", net.JoinHostPort(e.resolver, "53"), 5*time.Second)
 		if err != nil {
 			return nil, err

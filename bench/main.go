@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -36,6 +37,7 @@ type options struct {
 	cache  string
 	csv    string
 	svg    string
+	saved  string
 }
 
 func main() {
@@ -62,22 +64,26 @@ func run() int {
 	who := flag.String("who", "", "measure only contestants whose names match this regular expression")
 	flag.BoolVar(&o.calls, "calls", false, "count the system calls of requests too, which slows them down")
 	flag.BoolVar(&o.mode, "as-slirp4netns", false, "measure slirp4netns, and aldente by that name, each with a tap of its network and ports by the API")
-	flag.IntVar(&o.repeat, "repeat", 1, "how often in a row each row is measured in a round, for all contestants in turn")
-	flag.BoolVar(&o.short, "short", false, "one short round: under three minutes")
-	flag.IntVar(&o.rounds, "rounds", 0, "rounds (default 5, short: 1)")
-	flag.DurationVar(&o.span, "span", 0, "length of one measurement (default 3s, short: 800ms)")
+	flag.IntVar(&o.repeat, "repeat", 0, "how often in a row each row is measured in a round, for all contestants in turn (default 1, short: 3)")
+	flag.BoolVar(&o.short, "short", false, "the rows that matter most, in short spans: under three minutes")
+	flag.IntVar(&o.rounds, "rounds", 0, "rounds (default 6, short: 2)")
+	flag.DurationVar(&o.span, "span", 0, "length of one measurement (default 2.5s, short: 120ms)")
 	flag.StringVar(&o.pasta, "pasta", "", "use this pasta as peer (default: fetch Debian's newest)")
 	flag.StringVar(&o.slirp, "slirp4netns", "", "use this slirp4netns as peer (default: fetch Debian's newest)")
 	flag.StringVar(&o.cache, "cache", "build/peers", "folder for what is fetched")
 	flag.StringVar(&o.csv, "csv", "", "also write every single measurement to this file")
+	flag.StringVar(&o.saved, "compare", "", "measure nothing: compare the run of -csv with the one in this file")
 	flag.StringVar(&o.svg, "svg", "", "also draw throughput into this folder")
 	flag.Parse()
-	if o.rounds == 0 {
-		o.rounds = map[bool]int{false: 5, true: 1}[o.short]
+	if o.saved != "" {
+		return compare(o)
 	}
-	if o.span == 0 {
-		o.span = map[bool]time.Duration{false: 3 * time.Second, true: 800 * time.Millisecond}[o.short]
+	// Six pairs of each row are the fewest of which an interval is known.
+	rounds, repeat, span := 6, 1, 2500*time.Millisecond
+	if o.short {
+		rounds, repeat, span = 2, 3, 120*time.Millisecond
 	}
+	o.rounds, o.repeat, o.span = cmp.Or(o.rounds, rounds), cmp.Or(o.repeat, repeat), cmp.Or(o.span, span)
 	o.only, o.who = regexp.MustCompile(*only), regexp.MustCompile(*who)
 	countsCalls = o.calls
 	// Both ends of 50,000 connections, and as many sockets of a translator.
@@ -101,7 +107,7 @@ func bench(o options) error {
 	start := time.Now()
 	for round := range o.rounds {
 		for _, group := range groups(o.short) {
-			if err := group.measure(o, t, round%2 == 1); err != nil {
+			if err := group.measure(o, t, round); err != nil {
 				return err
 			}
 		}
@@ -110,6 +116,18 @@ func bench(o options) error {
 	t.Notes = notes(o)
 	fmt.Print("\n", t.Markdown(nil))
 	return errors.Join(t.WriteFile(o.csv), t.Draw(o.svg, report.TapPlots()))
+}
+
+// compare prints how a run differs from one that was saved.
+func compare(o options) int {
+	saved, err := report.ReadFile(o.saved)
+	now, nowErr := report.ReadFile(o.csv)
+	if err := errors.Join(err, nowErr); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: there have to be two runs to compare, the new one by make bench:", err)
+		return 1
+	}
+	fmt.Print(report.Compare(saved, now))
+	return 0
 }
 
 // notes say what the figures were measured on and with.
@@ -121,8 +139,8 @@ func notes(o options) []string {
 		}
 	}
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	all := []string{fmt.Sprintf("%s, %d cores, Linux %s; congestion control cubic everywhere; %d rounds of %v, medians",
-		cpu, cores(), strings.TrimSpace(string(kernel)), o.rounds, o.span)}
+	all := []string{fmt.Sprintf("%s, %d cores, Linux %s; congestion control cubic everywhere; %d rounds of %d × %v, medians",
+		cpu, cores(), strings.TrimSpace(string(kernel)), o.rounds, o.repeat, o.span)}
 	for _, c := range contestants(o) {
 		all = append(all, c.name+": "+c.version)
 	}

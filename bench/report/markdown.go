@@ -17,7 +17,8 @@ var units = []string{"Gbit/s", "CPU s/GiB", "1/s", "p50 µs", "p99 µs", "CPU µ
 const nothing = "–"
 
 // Markdown returns the notes and a table for each unit: medians of all
-// contestants, the ratio of ours to the better of the peers, and to the kernel.
+// contestants, the ratio of ours to the better of the peers, with an interval where there
+// are enough pairs, and to the kernel.
 // Rows are those that match only; nil: all.
 func (t *Table) Markdown(only *regexp.Regexp) string {
 	var b strings.Builder
@@ -62,8 +63,13 @@ func (t *Table) section(unit string, rows []key) string {
 		note = "lower is better"
 	}
 	lines := [][]string{append([]string{unit + " (" + note + ")"}, who...)}
-	if compared && len(peers) > 0 {
+	beside := compared && len(peers) > 0
+	sure := beside && slices.ContainsFunc(rows, func(k key) bool { v, _ := t.against(k, peers...); return v.sure })
+	if beside {
 		lines[0] = append(lines[0], "× peer")
+	}
+	if sure {
+		lines[0] = append(lines[0], "95 %", "")
 	}
 	kernel := compared && slices.Contains(who, Kernel)
 	if kernel {
@@ -74,8 +80,12 @@ func (t *Table) section(unit string, rows []key) string {
 		for _, w := range who {
 			line = append(line, cell(t.values[k][w]))
 		}
-		if compared && len(peers) > 0 {
+		if beside {
 			line = append(line, t.ratio(k, peers...))
+		}
+		if sure {
+			v, _ := t.against(k, peers...)
+			line = append(line, v.cell(), v.verdict(unit))
 		}
 		if kernel {
 			line = append(line, t.ratio(k, Kernel))
@@ -136,21 +146,11 @@ func cell(v []float64) string {
 // apart tells whether there are two values of which one is more than twice the other.
 func apart(v []float64) bool { return len(v) == 2 && max(v[0], v[1]) > 2*min(v[0], v[1]) }
 
-// ratio divides our median by the best of the others'.
+// ratio is ours to the best of the others'.
 func (t *Table) ratio(k key, others ...string) string {
-	row := t.values[k]
-	ours, ok := Median(row[Ours])
-	best, found := 0.0, false
-	for _, o := range others {
-		if apart(row[o]) {
-			return nothing
-		}
-		if m, ok := Median(row[o]); ok && (!found || (m < best) == lowerIsBetter(k.unit)) {
-			best, found = m, true
-		}
-	}
-	if !ok || !found || best == 0 {
+	v, ok := t.against(k, others...)
+	if !ok {
 		return nothing
 	}
-	return fmt.Sprintf("%.2f", ours/best)
+	return fmt.Sprintf("%.2f", v.ratio)
 }
