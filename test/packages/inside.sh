@@ -19,6 +19,10 @@ install() {
 	cp -a /var/lib/dpkg/statoverride /debs/statoverride 2>/dev/null || true
 	getent passwd >/debs/users
 	(cd /debs && apt-get install -qq -y ./aldente*.deb)
+	# What comes later, and wants passt or slirp4netns, is content.
+	apt-get -s install podman rootlesskit libvirt-daemon-system virt-manager >/debs/later
+	grep -q '^Inst podman ' /debs/later || fail "podman cannot be installed beside ours"
+	grep -E '^(Inst (passt|slirp4netns)|Remv aldente[^ ]*) ' /debs/later && fail "podman and the like do not take ours"
 	dpkg -P aldente-passt aldente-slirp4netns aldente
 	listed >/debs/after
 	getent passwd | diff /debs/users - || fail "users stay behind"
@@ -67,24 +71,28 @@ ours() {
 	done
 }
 
+# What there is to say to podman where there is no service manager.
+rootless() { as_user podman --cgroup-manager cgroupfs --events-backend file --storage-driver vfs "$@"; }
+# web is a container that answers at a port.
+web() { rootless run -d --name "$1" --cgroups disabled --log-driver k8s-file -p "$2:80" localhost/web httpd -f -h /www -p 80 >/dev/null; }
+
 podman_check() {
 	say "$(podman --version), rootless, by what it finds"
-	set -- podman --cgroup-manager cgroupfs --events-backend file --storage-driver vfs
 	mkdir -p /tmp/image/bin /tmp/image/etc /tmp/image/www
 	cp /usr/bin/busybox /tmp/image/bin/busybox
 	for a in sh httpd wget ip; do ln -sf busybox /tmp/image/bin/$a; done
 	echo from the container >/tmp/image/www/index.html
 	tar -C /tmp/image -cf /tmp/image.tar .
-	as_user "$@" info -f '{{.Host.Pasta.Executable}} {{.Host.Pasta.Version}}' | tr '\n' ' ' | grep -q '^/usr/bin/pasta pasta .*(aldente)' || fail "podman does not find ours"
-	as_user "$@" import -c 'ENV PATH=/bin' /tmp/image.tar localhost/web >/dev/null
-	as_user "$@" run -d --name web --cgroups disabled --log-driver k8s-file -p 8080:80 localhost/web httpd -f -h /www -p 80 >/dev/null
+	rootless info -f '{{.Host.Pasta.Executable}} {{.Host.Pasta.Version}}' | tr '\n' ' ' | grep -q '^/usr/bin/pasta pasta .*(aldente)' || fail "podman does not find ours"
+	rootless import -c 'ENV PATH=/bin' /tmp/image.tar localhost/web >/dev/null
+	web web 8080
 	ours /usr/bin/pasta
 	until_ok curl -fs http://192.0.2.2:8080/
 	for at in 127.0.0.1 192.0.2.2 '[::1]' '[2001:db8:1::2]'; do
 		test "$(curl -fsg --max-time 10 "http://$at:8080/")" = 'from the container' || fail "no answer at $at"
 	done
-	as_user "$@" exec web wget -q -O - http://192.0.2.1:8000/ | grep -q 'from outside' || fail "nothing outside is reached"
-	as_user "$@" rm -f -t 0 web >/dev/null
+	rootless exec web wget -q -O - http://192.0.2.1:8000/ | grep -q 'from outside' || fail "nothing outside is reached"
+	rootless rm -f -t 0 web >/dev/null
 	until_ok sh -c '! pgrep -f ^/usr/bin/pasta'
 	case $(as_user podman run --help) in *slirp4netns*) ;; esac
 }
@@ -136,6 +144,9 @@ changes_check() {
 	guest=$(pgrep -x sleep)
 	reaches() { nsenter -t "$guest" -U -n --preserve-credentials curl -fs --max-time 5 http://192.0.2.1:8000/ | grep -q 'from outside'; }
 	until_ok reaches
+	web other 8081
+	answers() { curl -fs --max-time 5 http://192.0.2.2:8081/ | grep -q 'from the container'; }
+	until_ok answers
 	for step in upgrade removal; do
 		case $step in
 		upgrade)
@@ -149,10 +160,13 @@ changes_check() {
 		kill -9 "$old"
 		until_ok reaches
 		test "$(worker)" != "$old" || fail "the worker was not replaced after the $step"
+		until_ok answers
 	done
 	test ! -e /usr/bin/aldente && test ! -e /usr/bin/pasta || fail "the removal leaves programs"
 	kill "$instance"
 	wait "$instance" || true
+	rootless rm -f -t 0 other >/dev/null
+	until_ok sh -c '! pgrep -x "aldente.*"'
 }
 
 check() {
