@@ -26,7 +26,7 @@ TOLD        = -X aldente/broker/cli.Version=$(word 1,$(RELEASE)) $(if $(filter-o
 TESTFLAGS   = -count=1 $(if $(SHORT),-short)
 
 # Of another architecture the client does not run here.
-CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= $(GO) run ./ctl,bin/aldentectl)
+CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= CGO_ENABLED=0 $(GO) run -trimpath ./ctl,bin/aldentectl)
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
