@@ -141,12 +141,11 @@ func New(o Options) (*slog.Logger, *Output, error) {
 func (o *Output) Flows(of Options) (*slog.Logger, error) {
 	out := &Output{}
 	if of.File == "" {
-		syslog, ok := newSyslog(of.Tag)
-		j := openJournal(of.Tag)
-		if j == nil && !ok {
+		s := openSystem(of.Tag)
+		if s == nil {
 			return nil, errors.New("flow log: there is no system log (--flow-log FILE: name a file)")
 		}
-		out.write = orElse(j, syslog)
+		out.write = s.write
 	} else {
 		f, err := openFile("flow log", of.File, 0, of.Size, of.Guarded)
 		if err != nil {
@@ -193,8 +192,7 @@ func Complain(err error) {
 // Prepare opens what Detach will need: sockets, to which a confined process could
 // not connect. The system log is the journal, where that is there.
 func (o *Output) Prepare() {
-	syslog, _ := newSyslog(o.tag)
-	o.later = orElse(openJournal(o.tag), syslog)
+	o.later = openSystem(o.tag).write
 }
 
 // Detach is called when standard error is about to be closed: the system log takes

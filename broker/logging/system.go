@@ -61,17 +61,53 @@ func orElse(j *journal, other func(*event)) func(*event) {
 	}
 }
 
-// newSyslog connects to the system log, RFC 3164 as syslogd reads it from
-// /dev/log. Without one, lines are dropped, and it reports false.
-func newSyslog(tag string) (func(*event), bool) {
+// system is the system log: the journal, and what listens at /dev/log for what that
+// does not take. Either may be missing. Lines that neither takes, of a daemon that is
+// slow or gone, are counted, and told of once there is room.
+type system struct {
+	journal *journal
+	syslog  int // -1: none
+	tag     string
+	lost    uint64
+}
+
+// openSystem connects to the system log; nil: there is none.
+func openSystem(tag string) *system {
 	fd, err := dial(syslogSocket)
 	if err != nil {
-		return func(*event) {}, false
+		fd = -1
 	}
-	return func(e *event) {
-		b := fmt.Appendf(nil, "<%d>%s %s[%d]: ", daemon<<3|severity(e.level), time.Now().Format(time.Stamp), tag, os.Getpid())
-		unix.Write(fd, append(b, e.line[:len(e.line)-1]...))
-	}, true
+	j := openJournal(tag)
+	if j == nil && fd < 0 {
+		return nil
+	}
+	return &system{journal: j, syslog: fd, tag: tag}
+}
+
+// write sends an event. Without a system log it is dropped.
+func (s *system) write(e *event) {
+	switch {
+	case s == nil:
+		return
+	case s.lost > 0 && s.send(newEvent(slog.LevelWarn, "the system log did not take lines", slog.Uint64("count", s.lost))):
+		s.lost = 0
+	}
+	if !s.send(e) {
+		s.lost++
+	}
+}
+
+// send sends an event: to syslogd as it reads from /dev/log, RFC 3164.
+func (s *system) send(e *event) bool {
+	if s.journal != nil && s.journal.send(e) == nil {
+		return true
+	}
+	if s.syslog < 0 {
+		return false
+	}
+	b := fmt.Appendf(nil, "<%d>%s %s[%d]: ", daemon<<3|severity(e.level), time.Now().Format(time.Stamp), s.tag, os.Getpid())
+	_, err := unix.Write(s.syslog, append(b, e.line[:len(e.line)-1]...))
+	return err == nil
 }
 
 // journal is a connection to systemd's journal, by its own protocol: fields, one

@@ -202,6 +202,47 @@ func TestSystemLog(t *testing.T) {
 	}
 }
 
+// TestSystemLogFull: lines that the system log does not take are counted, and told of in
+// front of the next one that it takes.
+func TestSystemLogFull(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		here, none *string
+	}{{"journal", &journalSocket, &syslogSocket}, {"syslog", &syslogSocket, &journalSocket}} {
+		t.Run(c.name, func(t *testing.T) {
+			next := listener(t, c.here)
+			absent(t, c.none)
+			_, out, err := New(Options{Tag: "pasta"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			flows, err := out.Flows(Options{Tag: "pasta"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const lines = 10000 // more than a socket's queue has room for
+			for k := range lines {
+				flows.Info("flow", "k", k)
+			}
+			taken := 0
+			for next() != "" {
+				taken++
+			}
+			if taken == lines {
+				t.Fatal("nothing was lost")
+			}
+			flows.Info("again")
+			told := fmt.Sprintf("the system log did not take lines count=%d", lines-taken)
+			if first, second := next(), next(); !strings.Contains(first, told) || !strings.Contains(second, "again") {
+				t.Errorf("%q, %q: %q expected in front", first, second, told)
+			}
+			if flows.Info("last"); !strings.Contains(next(), "last") {
+				t.Error("told of twice")
+			}
+		})
+	}
+}
+
 // TestFlows: a log of its own goes on behind what its file has, and the program's log
 // tells that the file takes no more. Without a file it goes to the system log.
 func TestFlows(t *testing.T) {
