@@ -3,8 +3,10 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -204,6 +206,48 @@ func TestSocketOfNobody(t *testing.T) {
 		}
 		if time.Since(begin) > 10*time.Second {
 			t.Fatalf("the process is %v", ids)
+		}
+	}
+}
+
+// TestControlRunAs: an instance that root has started as another user has its sockets made
+// as that user, who changes it as root does; nobody else may.
+func TestControlRunAs(t *testing.T) {
+	needOurs(t)
+	needRoot(t)
+	lab := netlab.New(t, netlab.Options{})
+	as, dir := &netlab.User{UID: 61235, GID: 61235}, socketDir(t)
+	if err := errors.Join(os.Chown(dir, int(as.UID), int(as.GID)), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	conf, control := filepath.Join(dir, "conf"), filepath.Join(dir, "control")
+	g := lab.GuestWith(netlab.GuestSpec{User: netlab.Root, Args: []string{"--config-net", "--runas", "61235:61235", "-c", conf, "--control", control}})
+	for _, path := range []string{conf, control} {
+		st, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := st.Sys().(*syscall.Stat_t).Uid; st.Mode() != os.ModeSocket|0o600 || owner != as.UID {
+			t.Errorf("%s: %v, of user %d", path, st.Mode(), owner)
+		}
+	}
+	for _, c := range []struct {
+		user   *netlab.User
+		status int
+	}{{as, 0}, {netlab.Root, 0}, {netlab.Nobody, 1}} {
+		s := &steered{t: t, lab: lab, g: g, path: conf, user: c.user}
+		if st, out := s.pesto("-A", "-t", "9002:80"); st != c.status {
+			t.Errorf("pesto as %+v: status %d: %s", c.user, st, out)
+		}
+		if st, out := aldentectl(t, lab, c.user, "log-level", "info", "--socket", control); st != c.status {
+			t.Errorf("aldentectl as %+v: status %d: %s", c.user, st, out)
+		}
+	}
+	_ = g.Proc.Signal(syscall.SIGTERM)
+	g.Proc.WaitFor(5 * time.Second)
+	for _, path := range []string{conf, control} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
 		}
 	}
 }
