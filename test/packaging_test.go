@@ -27,7 +27,10 @@ func TestPackagingSyntax(t *testing.T) {
 		if _, err := os.Stat(parser); err != nil {
 			t.Skip("needs apparmor_parser")
 		}
-		for _, name := range []string{"aldente", "aldente-worker", "aldente-names"} {
+		for _, name := range []string{"aldente", "aldente-worker", "aldente-names", "aldente-libvirt", "aldente-userns"} {
+			if _, err := os.Stat("/etc/apparmor.d/abi/4.0"); err != nil && name == "aldente-userns" {
+				continue
+			}
 			if out, err := exec.Command(parser, "-Q", "-K", filepath.Join("..", "packaging", "apparmor", name)).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", name, err, out)
 			}

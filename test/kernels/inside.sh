@@ -84,7 +84,7 @@ smoke() {
 	shift 3
 	as_$who timeout 60 "$@" >/tmp/out 2>&1
 	status=$?
-	if test $status = 0 && grep -q "$want" /tmp/out; then tell "smoke" "$who: $name: yes"; else tell "smoke" "$who: $name: no: status $status: $(grep -v '^ *%\|: partly in force\|: missing\|^ *$' /tmp/out | tail -n 1 | tr '\t' ' ')"; fi
+	if test $status = 0 && grep -q "$want" /tmp/out; then tell "smoke" "$who: $name: yes"; else tell "smoke" "$who: $name: no: status $status: $({ grep -v '^ *%\|: partly in force\|: missing\|^ *$' /tmp/out || cat /tmp/out; } | tail -n 1 | tr '\t' ' ')"; fi
 }
 get='curl -fsS --max-time 20 http://192.0.2.9:8000/'
 

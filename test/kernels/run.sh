@@ -58,7 +58,7 @@ for name in $names; do
 	# shellcheck disable=SC2086
 	case $cmdline in
 	*module=selinux*) selinux_tree trixie "$arch" $clients ;;
-	*) tree trixie "$arch" clients $clients -- libvirt-daemon-driver-qemu ;;
+	*) tree trixie "$arch" clients $clients -- libvirt-daemon-driver-qemu libvirt-daemon ;;
 	esac
 	case " $built " in
 	*" $arch "*) ;;
