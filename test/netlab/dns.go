@@ -17,7 +17,14 @@ import (
 // two kilobytes, which by UDP are truncated to nothing.
 func ServeDNS(n *NS, addr string, v4, v6 netip.Addr) {
 	n.tb.Helper()
-	z := zone{v4.As4(), v6.As16()}
+	z := same{v4.As4(), v6.As16()}
+	serveDNS(n, addr, z.answer)
+}
+
+// serveDNS has what answers queries do so on an address and port of the namespace, by UDP
+// and TCP, until the test ends.
+func serveDNS(n *NS, addr string, answer func(query []byte, udp bool) []byte) {
+	n.tb.Helper()
 	udp, tcp := n.ListenUDP("udp", addr), n.Listen("tcp", addr)
 	go func() {
 		buf := make([]byte, 4096)
@@ -26,7 +33,7 @@ func ServeDNS(n *NS, addr string, v4, v6 netip.Addr) {
 			if err != nil {
 				return
 			}
-			_, _ = udp.WriteToUDPAddrPort(z.answer(buf[:k], true), from)
+			_, _ = udp.WriteToUDPAddrPort(answer(buf[:k], true), from)
 		}
 	}()
 	go func() {
@@ -35,18 +42,13 @@ func ServeDNS(n *NS, addr string, v4, v6 netip.Addr) {
 			if err != nil {
 				return
 			}
-			go z.serve(c)
+			go answerStream(c, answer)
 		}
 	}()
 }
 
-// zone is what all names have.
-type zone struct {
-	v4 [4]byte
-	v6 [16]byte
-}
-
-func (z *zone) serve(c net.Conn) {
+// answerStream answers the queries of a connection, RFC 1035 section 4.2.2.
+func answerStream(c net.Conn, answer func(query []byte, udp bool) []byte) {
 	defer c.Close()
 	var size [2]byte
 	for {
@@ -57,12 +59,18 @@ func (z *zone) serve(c net.Conn) {
 		if _, err := io.ReadFull(c, q); err != nil {
 			return
 		}
-		a := z.answer(q, false)
+		a := answer(q, false)
 		_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(a))), a...))
 	}
 }
 
-func (z *zone) answer(query []byte, udp bool) []byte {
+// same is what all names have.
+type same struct {
+	v4 [4]byte
+	v6 [16]byte
+}
+
+func (z *same) answer(query []byte, udp bool) []byte {
 	var m dnsmessage.Message
 	if m.Unpack(query) != nil || len(m.Questions) != 1 {
 		return nil

@@ -3,10 +3,7 @@
 package netlab
 
 import (
-	"encoding/binary"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -73,42 +70,7 @@ func (z *Zone) Asked() []string {
 // Serve answers on an address and port of a namespace, by UDP and TCP, until the test ends.
 func (z *Zone) Serve(n *NS, addr string) {
 	n.tb.Helper()
-	udp, tcp := n.ListenUDP("udp", addr), n.Listen("tcp", addr)
-	go func() {
-		buf := make([]byte, 4096)
-		for {
-			k, from, err := udp.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = udp.WriteToUDPAddrPort(z.answer(buf[:k], true), from)
-		}
-	}()
-	go func() {
-		for {
-			c, err := tcp.Accept()
-			if err != nil {
-				return
-			}
-			go z.stream(c)
-		}
-	}()
-}
-
-func (z *Zone) stream(c net.Conn) {
-	defer c.Close()
-	var size [2]byte
-	for {
-		if _, err := io.ReadFull(c, size[:]); err != nil {
-			return
-		}
-		q := make([]byte, binary.BigEndian.Uint16(size[:]))
-		if _, err := io.ReadFull(c, q); err != nil {
-			return
-		}
-		a := z.answer(q, false)
-		_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(a))), a...))
-	}
+	serveDNS(n, addr, z.answer)
 }
 
 // udpSize is what fits into an answer by UDP.
