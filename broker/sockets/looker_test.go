@@ -36,16 +36,25 @@ func (p *byName) Judge(f egress.Flow) egress.Verdict {
 	}
 	return v
 }
+
+// forbid has flows by a name allowed no more.
+func (p *byName) forbid(name domain.Name) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.may = slices.DeleteFunc(p.may, func(n domain.Name) bool { return n == name })
+}
+
 func (p *byName) Explain(f egress.Flow) (egress.Verdict, []egress.Asked) { return p.Judge(f), nil }
 func (p *byName) List() []egress.Listed                                  { return nil }
 
 // looker is the process for names, as a test plays it.
 type looker struct {
-	t    *testing.T
-	f    *Factory
-	dead bool
-	full bool
-	recs chan heard
+	t     *testing.T
+	f     *Factory
+	rules *byName
+	dead  bool
+	full  bool
+	recs  chan heard
 }
 
 // heard is a record that it was sent.
@@ -133,7 +142,7 @@ func (l *looker) found(id uint32, name string) {
 func workLooked(t *testing.T, to ...uint16) (*atWork, *looker, *byName, *lockedBuffer) {
 	t.Helper()
 	rules := &byName{may: []domain.Name{"good.test", "other-good.test"}}
-	l := &looker{t: t, recs: make(chan heard, 4*ipc.MaxStages)}
+	l := &looker{t: t, rules: rules, recs: make(chan heard, 4*ipc.MaxStages)}
 	w, log := workUnder(t, rules, func(*budget.Limits) {})
 	for _, p := range to {
 		w.cfg().VerifySNI = append(w.cfg().VerifySNI, PortRange{p, p})

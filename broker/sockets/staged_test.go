@@ -187,6 +187,12 @@ func TestAnotherName(t *testing.T) {
 			l.next(ipc.NamesKindStageSocket).close()
 			l.says((&ipc.Passed{ID: id, Errno: uint16(unix.ECONNRESET)}).Encode())
 		}, unix.ECONNRESET, "", StageLost},
+		"refused meanwhile": {func(l *looker, id uint32) {
+			l.found(id, "good.test")
+			l.next(ipc.NamesKindStageSocket).close()
+			l.rules.forbid("good.test")
+			l.says((&ipc.Passed{ID: id, Count: 1}).Encode())
+		}, unix.EACCES, "hello=good.test", StageOtherName},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "nothing comes" {
@@ -229,6 +235,35 @@ func TestAnotherName(t *testing.T) {
 			l.says((&ipc.Passed{ID: id, Count: 1}).Encode())
 			l.silent()
 		})
+	}
+}
+
+// TestEndedWhilePassedOn: a flow that ends while its socket is passed on to the process for
+// names does not close that meanwhile: its number might be another's by then.
+func TestEndedWhilePassedOn(t *testing.T) {
+	_, port := listenAt(t, "tcp", "127.0.0.1:0")
+	w, l, _, _ := workLooked(t, port)
+	o := toLoopback(ipc.ProtoTCP, false, port)
+	o.Token = 9
+	w.asks(t, o)
+	id, _, _ := l.begins()
+	passed := -1
+	w.SetNames(func(rec []byte, fd int) error {
+		if ipc.KindOf(rec) == ipc.NamesKindStageSocket {
+			w.endStaged(id, unix.ECONNRESET, StageLost)
+			passed = fd
+			if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+				t.Errorf("descriptor %d while it is passed on: %v", fd, err)
+			}
+		}
+		return nil
+	})
+	l.found(id, "good.test")
+	if _, err := unix.FcntlInt(uintptr(passed), unix.F_GETFD, 0); err != unix.EBADF {
+		t.Errorf("descriptor %d afterwards: %v", passed, err)
+	}
+	if _, s := w.switched(t, 9); s.Errno != uint16(unix.ECONNRESET) {
+		t.Errorf("%+v", s)
 	}
 }
 
