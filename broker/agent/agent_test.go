@@ -276,6 +276,27 @@ func TestSetupNameTaken(t *testing.T) {
 	unix.Close(tap.FD)
 }
 
+// TestSetupHeld: a tap that an instance is about to leave is waited for.
+func TestSetupHeld(t *testing.T) {
+	nettest.Host(t)
+	g := newGuest(t)
+	g.ip(t, "tuntap add mode tap name kept vnet_hdr")
+	var held int
+	g.do(t, func() {
+		var err error
+		if held, err = unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			t.Fatal(err)
+		}
+		req, _ := unix.NewIfreq("kept")
+		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		if err := unix.IoctlIfreq(held, unix.TUNSETIFF, req); err != nil {
+			t.Fatal(err)
+		}
+	})
+	time.AfterFunc(attachPause*5, func() { unix.Close(held) })
+	g.setup(t, Setup{Name: "kept"})
+}
+
 // TestSetupWarnings expects what cannot be set to be named, and the rest to be
 // set.
 func TestSetupWarnings(t *testing.T) {

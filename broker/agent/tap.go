@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,7 +40,7 @@ func setTap(fd int, name string) (offload uint32, err error) {
 		return 0, &failure{fmt.Sprintf("interface name %q is not valid", name), err}
 	}
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+	if err := attach(fd, req); err != nil {
 		return 0, &failure{fmt.Sprintf("cannot create tap %q in the namespace%s", name, tapHint(err)), err}
 	}
 	offload, err = tun.SetUp(fd)
@@ -47,6 +48,24 @@ func setTap(fd int, name string) (offload uint32, err error) {
 		return 0, &failure{failed.What, failed.Unwrap()}
 	}
 	return offload, err
+}
+
+// How often to try for a tap that somebody else has, and how long to wait in between: an
+// instance that was just ended may still be about to close it.
+const (
+	attachTries = 100
+	attachPause = 10 * time.Millisecond
+)
+
+// attach makes fd the tap of req's name.
+func attach(fd int, req *unix.Ifreq) (err error) {
+	for range attachTries {
+		if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != unix.EBUSY {
+			break
+		}
+		time.Sleep(attachPause)
+	}
+	return err
 }
 
 func openHint(err error) string {
