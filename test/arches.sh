@@ -3,9 +3,10 @@
 
 # Vets and builds for every architecture that there are filters for, and runs the unit
 # tests of packages that can run under qemu-user: no seccomp, no Landlock, no
-# namespaces there. Prints a table, which docs/architectures.md keeps.
+# namespaces there. What came of it is kept in docs/architectures, of which the table in
+# docs/architectures.md is made (TestArchitecturesTable).
 #
-#	test/arches.sh [ARCH…]      ARCHES_RUN=no: vet and build alone
+#	test/arches.sh [ARCH…]      ARCHES_RUN=no: vet and build alone, and nothing is kept
 set -u
 cd "$(dirname "$0")/.." || exit 1
 GO=${GO:-go}
@@ -16,11 +17,17 @@ run=${ARCHES_RUN:-yes}
 packages="ipc ipc/sock worker/packet worker/vhost worker/arp worker/ndp worker/dhcp worker/dhcpv6 worker/store worker/flow
 worker/datagram worker/udp worker/icmp names/dns names/frame names/hello broker/rtnl broker/control/wire broker/egress policy/calls"
 
+# Under qemu-user on some architectures these fail, where its answers are others than a kernel's:
+# to an access beyond a file's end, and to a group that is joined by an interface's number.
+left_out='^(TestFault|TestGroups)$'
+
 [ $# -gt 0 ] || set -- $(ls policy/filters/names_*.txt | sed 's/.*names_\(.*\)\.txt/\1/')
 native=$($GO env GOHOSTARCH)
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 failed=0
+results=${RESULTS:-docs/architectures}
+mkdir -p "$results"
 
 emulator() {
 	case $1 in
@@ -44,29 +51,39 @@ step() {
 	return 1
 }
 
-echo "| Architecture | Vet | Build | Unit tests |"
-echo "|---|---|---|---|"
 for arch; do
 	GOARCH=$arch
 	export GOARCH
-	vet=fails build=fails tests="not run"
+	vet=fails build=fails
 	step "vet for $arch" "$GO" vet ./... && vet=passes
 	step "build for $arch" sh -c "for p in broker worker names ctl; do '$GO' build -trimpath -o '$work/'\$p ./\$p || exit 1; done" && build=passes
+	echo "$arch: vet $vet, build $build"
 	qemu=$(emulator "$arch")
-	if [ "$run" = yes ] && { [ -z "$qemu" ] || command -v "$qemu" >/dev/null; }; then
-		passed=0 all=0
-		for p in $packages; do
-			all=$((all + 1))
-			# The test is compiled for the architecture and run in its package's folder. Without
-			# a tool chain of its own under qemu, what asks for one is left out by the test.
-			if step "compiling $p for $arch" "$GO" test -c -vet=off -o "$work/unit.test" "./$p" &&
-				(cd "$p" && step "$p on $arch" $qemu "$work/unit.test" -test.short -test.timeout 300s); then
-				passed=$((passed + 1))
-			fi
-		done
-		[ $passed -eq $all ] || failed=1
-		tests="$passed of $all packages pass${qemu:+, $qemu}"
+	test "$run" = yes || continue
+	if [ -n "$qemu" ] && ! command -v "$qemu" >/dev/null; then
+		echo "$arch: no $qemu: install the package qemu-user-static" >&2
+		failed=1
+		continue
 	fi
-	echo "| $arch | $vet | $build | $tests |"
+	{
+		echo "# SPDX-License-Identifier: Apache-2.0"
+		echo "vet $vet"
+		echo "build $build"
+		echo "by ${qemu:-itself}$(test -z "$qemu" || "$qemu" --version | sed -n 's/.*version \([0-9.]*\).*/ \1/p')"
+	} >"$work/said"
+	for p in $packages; do
+		# The test is compiled for the architecture and run in its package's folder. Without
+		# a tool chain of its own under qemu, what asks for one is left out by the test.
+		came=fails
+		if step "compiling $p for $arch" "$GO" test -c -vet=off -o "$work/unit.test" "./$p" &&
+			(cd "$p" && step "$p on $arch" $qemu "$work/unit.test" -test.short -test.timeout 300s ${qemu:+-test.skip "$left_out"}); then
+			came=pass
+		else
+			failed=1
+		fi
+		echo "unit $p $came" >>"$work/said"
+	done
+	grep -c '^unit .* pass$' "$work/said" | sed "s/^/$arch: packages that pass: /"
+	cp "$work/said" "$results/$arch.unit.txt"
 done
 exit $failed
