@@ -53,12 +53,15 @@ func bulk(e *entrant, p path, flows int, down bool, span time.Duration) (gbit, c
 	return float64(bytes) * 8 / 1e9 / seconds, cpu.Seconds() / (float64(bytes) / (1 << 30)), nil
 }
 
-// beside is what a client that asks and waits finds beside bulk.
-func beside(e *entrant, lab *netlab.Lab, flows int, down bool, span time.Duration) (rate, error) {
+// beside is what a client that asks and waits finds beside bulk, and the Gbit/s that are
+// moved meanwhile.
+func beside(e *entrant, lab *netlab.Lab, flows int, down bool, span time.Duration) (r rate, gbit float64, err error) {
 	var b bed.Bulk
 	defer b.Stop()
 	if err := begin(&b, outbound(e, lab), flows, down); err != nil {
-		return rate{}, err
+		return r, 0, err
 	}
-	return roundTrips(outbound(e, lab), "tcp4", 1, span)
+	bytes, start := b.Received.Load(), time.Now()
+	r, err = roundTrips(outbound(e, lab), "tcp4", 1, span)
+	return r, float64(b.Received.Load()-bytes) * 8 / 1e9 / time.Since(start).Seconds(), err
 }

@@ -102,12 +102,7 @@ func requestRows(clients []int) []row {
 		}
 	}
 	for _, down := range []bool{false, true} {
-		r := rateRow(fmt.Sprintf("request/response tcp beside 4 flows %s, tuned", report.Direction(down)),
-			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
-				return beside(e, lab, 4, down, span)
-			})
-		r.sysctl = 1 // with the default the bulk of some hardly moves
-		rows = append(rows, r)
+		rows = append(rows, besideRow(4, down))
 	}
 	rows = append(rows, askedRow())
 	for _, n := range clients {
@@ -117,6 +112,26 @@ func requestRows(clients []int) []row {
 			}))
 	}
 	return rows
+}
+
+// besideRow is of one client beside flows of bulk, which counts too.
+func besideRow(flows int, down bool) row {
+	name := fmt.Sprintf("request/response tcp beside %d flows %s, tuned", flows, report.Direction(down))
+	var gbit float64
+	r := rateRow(name, func(e *entrant, lab *netlab.Lab, span time.Duration) (r rate, err error) {
+		r, gbit, err = beside(e, lab, flows, down, span)
+		return r, err
+	})
+	r.sysctl = 1 // with the default the bulk of some hardly moves
+	rates := r.measure
+	r.measure = func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+		v, err := rates(e, lab, span)
+		if err == nil {
+			v[name+", the flows|Gbit/s"] = gbit
+		}
+		return v, err
+	}
+	return r
 }
 
 // quietRows are what a guest costs that does little: memory, wake-ups, and what

@@ -33,6 +33,9 @@ func (l *Lane) turn() {
 	for k := range n {
 		events, token := l.poll.At(k)
 		owner, _, _ := flow.SplitToken(token)
+		if owner != flow.OwnerTCP && owner != flow.OwnerLane {
+			l.tcp.Beside()
+		}
 		l.table.ready[owner](token, events)
 		if l.live != nil {
 			l.live.verdict = link.Note{} // it was that event's

@@ -37,6 +37,46 @@ func TestMoreFramesThanATurn(t *testing.T) {
 // TestMoreBytesThanATurn has a host send more at once than one flow may pass on
 // in one turn: the lane goes on by itself.
 func TestMoreBytesThanATurn(t *testing.T) {
+	w, _ := newBulkWorld(t)
+	w.turn()
+	if got := w.bytesDown(); got != 1<<20 {
+		t.Errorf("%d bytes to the guest of %d", got, 1<<20)
+	}
+}
+
+// TestTurnBesideDatagrams: of bulk, a turn passes on less when something comes by a socket
+// of another kind, to which what comes next may be an answer.
+func TestTurnBesideDatagrams(t *testing.T) {
+	var alone, beside int
+	t.Run("alone", func(t *testing.T) {
+		w, _ := newBulkWorld(t)
+		w.l.turn()
+		w.receive()
+		alone = w.bytesDown()
+	})
+	t.Run("beside", func(t *testing.T) {
+		w, to := newBulkWorld(t)
+		s := w.newDatagramSocket()
+		port := uint16(s.addr.(*unix.SockaddrInet4).Port)
+		d := w.newDatagrams(dgrams{guest: guest4, remote: our4, guestPort: serverPort, remotePort: port, fd: s.fd, to: to, fromListener: true})
+		if err := unix.Sendto(s.fd, d.payload(toGuest, 20), 0, to); err != nil {
+			t.Fatal(err)
+		}
+		w.l.turn()
+		w.receive()
+		beside = w.bytesDown()
+		w.hear()
+		w.answer()
+		w.turn()
+	})
+	if alone > 0 && (beside == 0 || beside > alone*2/3) {
+		t.Errorf("%d bytes in a turn beside a datagram, %d alone", beside, alone)
+	}
+}
+
+// newBulkWorld returns a world in which a host has sent 1 MiB that the lane has not seen, and
+// the address of a listener for datagrams.
+func newBulkWorld(t *testing.T) (*world, unix.Sockaddr) {
 	r := rand.New(rand.NewPCG(1, 1))
 	w := newWorld(t, r, ipc.LinkTap, 65520, true)
 	w.calm = true
@@ -45,8 +85,8 @@ func TestMoreBytesThanATurn(t *testing.T) {
 	c.toHost, c.abortAt = 0, never
 	c.g.Buf, c.g.Scale = 4<<20, 8
 	c.g.Connect()
-	for c.host == nil || c.g.State != tcptest.Open {
-		if c.refused {
+	for tries := 0; c.host == nil || c.g.State != tcptest.Open; tries++ {
+		if c.refused || tries > 10_000 {
 			t.Fatal("refused: another seed is needed")
 		}
 		w.answer()
@@ -55,11 +95,12 @@ func TestMoreBytesThanATurn(t *testing.T) {
 		w.deliver()
 		w.sleep(ms)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		c.host.abort()
 		w.turn()
-	}()
+	})
 	w.transmit()
+	to, _ := w.offer(0, ipc.ProtoUDP, serverPort)
 	w.turn()
 	// All of it arrives while the lane does nothing.
 	fd := int32(-1)
@@ -84,14 +125,15 @@ func TestMoreBytesThanATurn(t *testing.T) {
 			break
 		}
 	}
-	w.turn()
-	got := 0
+	return w, to
+}
+
+// bytesDown is how many bytes of TCP are on their way to the guest.
+func (w *world) bytesDown() (n int) {
 	for _, f := range w.down.queue {
-		got += len(f.seg.Payload)
+		n += len(f.seg.Payload)
 	}
-	if got != 1<<20 {
-		t.Errorf("%d bytes to the guest of %d", got, 1<<20)
-	}
+	return n
 }
 
 // peerOf tells whether two sockets are ends of one connection.

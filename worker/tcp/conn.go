@@ -124,6 +124,8 @@ type conn struct {
 	rttvar       uint32
 	rttSeq       uint32
 	retransmits  uint32 // segments sent to the guest once more
+	load         uint32 // bytes sent to the guest of late, as of loadAt
+	loadAt       uint32 // in units of loadUnit
 	rttStart     int64
 	rtoAt        int64
 	ackAt        int64 // a delayed ACK is due

@@ -15,11 +15,9 @@ import (
 // once more.
 
 const (
-	pushTurn      = 8         // super-frames for one flow before others have a turn
-	turnBytes     = 256 << 10 // from which on a flow has but one super-frame in the same turn
-	bulk          = 16 << 10  // bytes from the host that make a flow one of bulk
-	directLeast   = 8 << 10   // bytes from which on it pays to have them written where they are to go
-	dequeueLazily = 16 << 10  // bytes acknowledged before a call to dequeue pays
+	bulk          = 16 << 10 // bytes from the host that make a flow one of bulk
+	directLeast   = 8 << 10  // bytes from which on it pays to have them written where they are to go
+	dequeueLazily = 16 << 10 // bytes acknowledged before a call to dequeue pays
 
 	// dequeuePieces is how many acknowledgments make up for bytes: a peek walks past
 	// all that is queued before it, piece by piece as it came.
@@ -194,8 +192,12 @@ func (t *Translator) bound(c *conn) {
 	}
 }
 
-// push sends the guest what the socket holds, as far as windows allow.
+// push sends the guest what the socket holds, as far as windows allow, unless others go first.
 func (t *Translator) push(i uint32, c *conn) {
+	if t.yields(c) {
+		t.makeReady(i, c)
+		return
+	}
 	t.pushAll(i, c)
 	t.into = nil
 }
@@ -212,7 +214,7 @@ func (t *Translator) pushAll(i uint32, c *conn) {
 		if !c.has(flagReadable) && !before(c.sndNxt, c.sndMax) || c.has(flagHostEOF) && after(c.sndNxt, c.finSeq) {
 			return
 		}
-		if turn == pushTurn || turn > 0 && t.pushed >= turnBytes || !t.env.CanSend() {
+		if turn == pushTurn || turn > 0 && (t.pushed >= t.most || t.yields(c)) || !t.env.CanSend() {
 			t.makeReady(i, c)
 			return
 		}
@@ -410,7 +412,7 @@ func (t *Translator) sendData(i uint32, c *conn, seq uint32, b []byte, fin bool)
 	}
 	c.noteReply(t.env.Now())
 	c.ReceivedPackets++
-	t.pushed += len(b)
+	t.noteSent(c, len(b))
 	end := seq + uint32(len(b))
 	if after(end, c.sndMax) {
 		c.Received += uint64(end - c.sndMax)

@@ -95,7 +95,11 @@ type Translator struct {
 	ready  []uint32 // flows with data for the guest and room for it
 	marked []uint32 // flows of which Sweep has something to free
 	batch  batch
-	pushed int // bytes of data sent to the guest since Poll
+
+	pushed   int   // bytes of data sent to the guest since Poll, or in it
+	most     int   // of them in Poll
+	polling  bool  // those go on that have waited for their turn
+	besideAt int64 // when somebody has last had little to say
 
 	reserved     int    // chunks set aside for windows
 	mostReserve  uint16 // of them for one flow
@@ -129,6 +133,7 @@ func New(env Env, g *flow.Guest, w *store.Wheel, timerBase uint32, pool *store.P
 		batch:        newBatch(),
 		quickReplies: maxQuickReplies,
 		mostReserve:  mostReserve(g),
+		most:         bulkTurn,
 		buf:          make([]byte, bufferSize(g)),
 		freeSets:     make([]uint32, 0, min(maxFlows, 2048)),
 	}
@@ -211,29 +216,6 @@ func (t *Translator) finishBatch(i uint32, c *conn) {
 		c.ackAt = t.env.Now() + ackDelay
 	}
 	t.arm(i, c)
-}
-
-// Pending tells whether Poll has work that no event will announce.
-func (t *Translator) Pending() bool {
-	return len(t.ready) > 0 && t.env.CanSend() || t.paused
-}
-
-// Poll goes on with flows that were ready before, in their order. What it sends
-// is bounded, as is what events of the same turn have: other traffic need not
-// wait for long, however many flows are ready.
-func (t *Translator) Poll() {
-	if t.paused {
-		t.acceptAll()
-	}
-	n, k := len(t.ready), 0
-	for t.pushed = 0; k < n && t.pushed < turnBytes && t.env.CanSend(); k++ {
-		i := t.ready[k]
-		c := t.flows.At(i)
-		c.clear(flagReady)
-		t.finishBatch(i, c)
-	}
-	t.ready = t.ready[:copy(t.ready, t.ready[k:])]
-	t.pushed = 0
 }
 
 // Resume is called when the link takes frames again.
