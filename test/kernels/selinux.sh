@@ -3,8 +3,9 @@
 # Debian's are, and have what they start in our domain.
 
 contexts=/etc/selinux/default/contexts/files/file_contexts
-setfiles -F $contexts /usr/bin/aldente /usr/bin/aldentectl /usr/libexec/aldente /tmp /run /dev /home 2>/dev/null
 load_policy -i || tell note "the policy is not loaded: $?"
+# Labels of what is in memory count from then on.
+setfiles -F $contexts /usr/bin/aldente /usr/bin/aldentectl /usr/libexec/aldente /tmp /run /dev /home 2>/tmp/out || tell note "labels: $(tail -n 1 /tmp/out)"
 setsebool aldente_users on || tell note "no boolean aldente_users"
 tell note "$(getenforce), policy $(cat /sys/fs/selinux/policyvers), $(ls -Z /usr/bin/aldente)"
 dmesg -C
