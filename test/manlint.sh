@@ -13,6 +13,8 @@ remarks=$(
 			continue
 		fi
 		mandoc -T lint -W style "$page" 2>&1 | grep -vE 'referenced manual not found|outdated mandoc.db' || true
+		# troff of groff, which mandoc is not, has it end what is measured.
+		grep -nE "^\.Bl .*'" "$page" | sed "s/^/$page: an apostrophe in a list's width: /" || true
 		sed -n 's/^\.Xr \([^ ]*\) \([0-9]\).*/\1.\2/p' "$page" | sort -u | grep -E '^(aldente|pasta\.|passt\.|pesto\.|slirp4netns\.)' | while read -r other; do
 			test -e "$other" || echo "$page: there is no $other"
 		done
