@@ -64,7 +64,15 @@ if test "${SOURCE:-}" = only; then
 	exit
 fi
 
-# 2. The programs, built of nothing but that.
+# 2. The programs, built of nothing but that, and what writes their bills of materials: fetched and
+# compiled once, for whoever runs it by its version asks the network each time.
+if test "${SBOM:-}" != none; then
+	for again in again again ''; do
+		GOBIN="$work/tools" GOFLAGS=-trimpath GOWORK=off $GO install "$sbom" && break
+		test -n "$again" || { echo "$0: $sbom cannot be had: SBOM=none makes the archives without" >&2; exit 1; }
+		sleep 5
+	done
+fi
 for arch in $arches; do
 	static=$name-linux-$arch
 	doc=$work/$static/share/doc/aldente
@@ -79,7 +87,7 @@ for arch in $arches; do
 		-exec cp --parents -t "$(mkdir -p "$doc/licenses" && echo "$doc/licenses")" {} +)
 	if test "${SBOM:-}" != none; then
 		for program in bin/aldente bin/aldentectl libexec/aldente/aldente-worker libexec/aldente/aldente-names; do
-			GOFLAGS=-trimpath GOWORK=off $GO run "$sbom" bin -json -noserial -notimestamp -std -version "$version" \
+			"$work/tools/cyclonedx-gomod" bin -json -noserial -notimestamp -std -version "$version" \
 				-output "$doc/$(basename "$program").cdx.json" "$work/$static/$program"
 		done
 	fi
