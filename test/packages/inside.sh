@@ -169,8 +169,8 @@ changes_check() {
 	until_ok sh -c '! pgrep -x "aldente.*"'
 }
 
-check() {
-	# A host, and something outside: loopback answers for it in a namespace of its own.
+# outside makes a host of this namespace, and has something answer in another.
+outside() {
 	ip link set lo up
 	ip netns add outside 2>/dev/null || { mkdir -p /run/netns; ip netns add outside; }
 	ip link add h0 type veth peer name o0 netns outside
@@ -190,11 +190,18 @@ check() {
 	until_ok curl -fs http://192.0.2.1:8000/
 	echo 127.0.0.1 localhost >/etc/hosts
 	chmod 666 /dev/net/tun
+}
 
+autopkgtest_check() {
 	say "what autopkgtest runs"
 	for t in names connect; do
 		sh "/repo/packaging/debian/tests/$t" || fail "the package's test $t"
 	done
+}
+
+check() {
+	outside
+	autopkgtest_check
 	podman_check
 	rootlesskit_check
 	libvirt_check
