@@ -124,7 +124,7 @@ older() {
 		rm -rf /tmp/older/tree
 		dpkg-deb -R "$deb" /tmp/older/tree
 		sed -i -e 's/^Version: .*/Version: 0.0.1-1/' -e 's/aldente (>= [^)]*), aldente (<< [^)]*)/aldente (= 0.0.1-1)/' /tmp/older/tree/DEBIAN/control
-		dpkg-deb -b /tmp/older/tree "/tmp/older/$(basename "$deb")" >/dev/null
+		dpkg-deb -Znone -b /tmp/older/tree "/tmp/older/$(basename "$deb")" >/dev/null
 	done
 	rm -rf /tmp/older/tree
 	dpkg -i /tmp/older/*.deb >/dev/null 2>&1
@@ -163,7 +163,7 @@ changes_check() {
 		until_ok answers
 	done
 	test ! -e /usr/bin/aldente && test ! -e /usr/bin/pasta || fail "the removal leaves programs"
-	kill "$instance"
+	kill "$broker"
 	wait "$instance" || true
 	rootless rm -f -t 0 other >/dev/null
 	until_ok sh -c '! pgrep -x "aldente.*"'
