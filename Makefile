@@ -30,7 +30,7 @@ CTL = $(if $(GOARCH)$(GOOS),GOOS= GOARCH= CGO_ENABLED=0 $(GO) run -trimpath ./ct
 
 export CMD ?= ip address; ip route; ip -6 route; getent hosts example.org || echo 'example.org: no answer'
 
-.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-compare bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows test-arches mutate install dist deb rpm test-packages test-deb test-systemd test-kernels test-lsm reproducible clean
+.PHONY: all run test unit e2e permissions test-podman test-libvirt lint bench bench-compare bench-slirp bench-stream bench-vhost bench-sandbox performance pictures fuzz fuzz-coverage generate debug-filter soak chaos chaos-vhost changes krun windows test-arches mutate install dist deb rpm test-packages test-deb test-rpm test-systemd test-kernels test-lsm reproducible clean
 
 ## all: the programs, static, and the names by which pasta, passt and pesto are called
 all:
@@ -216,6 +216,10 @@ test-packages:
 ## test-deb: the Debian packages, built in a fresh Debian unstable by what is there; its lintian, and autopkgtest; root, debootstrap, 2 GB
 test-deb:
 	test/packages/build.sh
+
+## test-rpm: the RPM packages in an empty root; rpm, root
+test-rpm: rpm
+	test/packages/rpm.sh build/rpm
 
 ## test-systemd: the units of packaging/systemd in a Debian with systemd, under QEMU (BOOT=container: in namespaces); root, debootstrap, 3 GB
 test-systemd:
