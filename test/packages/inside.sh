@@ -138,10 +138,12 @@ changes_check() {
 	older
 	as_user aldente --config-net --control none -- sleep 1000 &
 	instance=$!
-	until_ok pgrep -x aldente-worker
+	until_ok pgrep -o -f '^aldente --config-net'
 	broker=$(pgrep -o -f '^aldente --config-net')
 	worker() { pgrep -x -P "$broker" aldente-worker; }
-	guest=$(pgrep -x sleep)
+	until_ok worker
+	until_ok pgrep -x -P "$broker" sleep
+	guest=$(pgrep -x -P "$broker" sleep)
 	reaches() { nsenter -t "$guest" -U -n --preserve-credentials curl -fs --max-time 5 http://192.0.2.1:8000/ | grep -q 'from outside'; }
 	until_ok reaches
 	web other 8081
@@ -166,7 +168,8 @@ changes_check() {
 	kill "$broker"
 	wait "$instance" || true
 	rootless rm -f -t 0 other >/dev/null
-	until_ok sh -c '! pgrep -x "aldente.*"'
+	until_ok sh -c "! test -e /proc/$broker"
+	until_ok sh -c '! pgrep -f ^/usr/bin/pasta'
 }
 
 # outside makes a host of this namespace, and has something answer in another.
