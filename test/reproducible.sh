@@ -7,6 +7,7 @@
 #
 #	test/reproducible.sh
 #	DEB=none test/reproducible.sh        without the packages
+#	ARCHES=amd64 test/reproducible.sh    of not all architectures
 set -eu
 cd "$(dirname "$0")/.."
 test "$(id -u)" = 0 || { echo "$0: needs root, to build as another user" >&2; exit 1; }
@@ -33,7 +34,7 @@ if command -v faketime >/dev/null; then clock='faketime -f +900d'; fi
 again() {
 	# shellcheck disable=SC2086
 	unshare -n setpriv --reuid=65534 --regid=65534 --clear-groups env -i PATH="$PATH" HOME="$other/home" TZ=Pacific/Auckland LANG=C.UTF-8 \
-		GO="$GO" GOFLAGS=-mod=mod GOPROXY="file://$other/proxy" GONOSUMDB='*' GONOSUMCHECK=1 GOSUMDB=off SBOM="${SBOM:-}" \
+		GO="$GO" GOFLAGS=-mod=mod GOPROXY="file://$other/proxy" GONOSUMDB='*' GONOSUMCHECK=1 GOSUMDB=off SBOM="${SBOM:-}" ARCHES="${ARCHES:-}" \
 		ARCHIVE="${ARCHIVE:-}" sh -c 'umask 077; exec "$@"' sh $clock "$@"
 }
 cp -r "$modules/cache/download" "$other/proxy"

@@ -62,9 +62,10 @@ echo "== $suite: autopkgtest"
 status=0
 inside alone '
 	ip link set lo up
-	ip link add h0 type dummy
+	ip link add h0 type veth peer name o0
 	ip addr add 192.0.2.2/24 dev h0
 	ip link set h0 up
+	ip link set o0 up
 	ip route add default via 192.0.2.1
 	autopkgtest -q --no-built-binaries --ignore-restrictions=isolation-container -o /var/tmp/results /built/*.deb /built/*.dsc -- null' >"$tree/log" 2>&1 || status=$?
 cat "$tree/var/tmp/results/summary" || true
