@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // Replies gathers Opened records with their descriptors, so that all answers
@@ -67,8 +69,12 @@ func (r *Replies) Send(conn int) error {
 	sent := 0
 	var err error
 	for sent < r.n {
-		n, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(conn), uintptr(unsafe.Pointer(&r.msgs[sent])),
-			uintptr(r.n-sent), unix.MSG_NOSIGNAL, 0, 0)
+		n, _, e := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(conn), uintptr(unsafe.Pointer(&r.msgs[sent])),
+			uintptr(r.n-sent), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, 0, 0)
+		if e == unix.EAGAIN { // it has to be waited for
+			n, _, e = unix.Syscall6(unix.SYS_SENDMMSG, uintptr(conn), uintptr(unsafe.Pointer(&r.msgs[sent])),
+				uintptr(r.n-sent), unix.MSG_NOSIGNAL, 0, 0)
+		}
 		if e == unix.EINTR {
 			continue
 		}
@@ -80,7 +86,7 @@ func (r *Replies) Send(conn int) error {
 	}
 	for i := range r.n {
 		if r.fds[i] >= 0 {
-			unix.Close(r.fds[i])
+			sock.Close(r.fds[i])
 		}
 	}
 	r.n = 0

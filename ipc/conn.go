@@ -23,7 +23,12 @@ func Pair() (a, b int, err error) {
 // Send writes one message, with a descriptor if fd is not negative. It is for
 // the broker and the agent: the others may not call sendmsg and write their
 // records with write(2).
-func Send(conn int, rec []byte, fd int) error { return send(conn, rec, fd, 0) }
+func Send(conn int, rec []byte, fd int) error {
+	if err := SendNow(conn, rec, fd); err != unix.EAGAIN { // hardly ever: the scheduler need not hear of it
+		return err
+	}
+	return send(conn, rec, fd, 0)
+}
 
 // SendNow is Send without waiting for room: then it fails.
 func SendNow(conn int, rec []byte, fd int) error { return send(conn, rec, fd, unix.MSG_DONTWAIT) }
@@ -69,6 +74,11 @@ func Receive(conn int, buf []byte, flags int) (n, fd int, err error) {
 		return n, fds[0], nil
 	}
 	return n, -1, nil
+}
+
+// ReceiveNow is Receive without waiting for a message: where there is none, it is unix.EAGAIN.
+func ReceiveNow(conn int, buf []byte) (n, fd int, err error) {
+	return Receive(conn, buf, unix.MSG_DONTWAIT)
 }
 
 // rights returns every descriptor in oob; malformed control data cannot come

@@ -190,6 +190,46 @@ func TestMessages(t *testing.T) {
 	}
 }
 
+// TestWithoutWaiting: with MSG_DONTWAIT nothing waits for a message, or for room. Where the
+// scheduler is not told, a call that waits would hold up all of the process.
+func TestWithoutWaiting(t *testing.T) {
+	p, err := Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[1])
+	b, oob := make([]byte, 4), make([]byte, 64)
+	if n, _, _, _, err := Recvmsg(p[1], b, oob, unix.MSG_DONTWAIT); n != -1 || err != unix.EAGAIN {
+		t.Fatalf("%d, %v", n, err)
+	}
+	sent := 0
+	for ; err == nil; sent++ {
+		_, err = SendmsgN(p[0], []byte("abc"), unix.UnixRights(p[1]), nil, unix.MSG_DONTWAIT)
+	}
+	if sent--; err != unix.EAGAIN || sent == 0 {
+		t.Fatalf("%d sent, then %v", sent, err)
+	}
+	for range sent {
+		n, oobn, _, _, err := Recvmsg(p[1], b, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		if err != nil || string(b[:n]) != "abc" {
+			t.Fatalf("%d, %v", n, err)
+		}
+		m, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil || len(m) != 1 {
+			t.Fatal(m, err)
+		}
+		fds, err := unix.ParseUnixRights(&m[0])
+		if err != nil || len(fds) != 1 {
+			t.Fatal(fds, err)
+		}
+		Close(fds[0])
+	}
+	Close(p[0])
+	if n, _, _, _, err := Recvmsg(p[1], b, oob, unix.MSG_DONTWAIT); n != 0 || err != nil {
+		t.Errorf("closed: %d, %v", n, err)
+	}
+}
+
 // TestOptions compares with x/sys.
 func TestOptions(t *testing.T) {
 	s := socket(t, unix.AF_INET, unix.SOCK_STREAM)

@@ -204,6 +204,19 @@ func message(v *unix.Iovec, p, oob []byte) unix.Msghdr {
 	return m
 }
 
+// transfer is recvmsg(2) or sendmsg(2): with MSG_DONTWAIT it cannot wait.
+func transfer(nr uintptr, fd int, m *unix.Msghdr, flags int) (int, unix.Errno) {
+	if flags&unix.MSG_DONTWAIT != 0 {
+		r, _, e := unix.RawSyscall(nr, uintptr(fd), uintptr(unsafe.Pointer(m)), uintptr(flags))
+		return int(r), e
+	}
+	r, _, e := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(m)), uintptr(flags))
+	return int(r), e
+}
+
+// Close is close(2) of what is not lingered for (SO_LINGER).
+func Close(fd int) { _, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
+
 // Recvmsg is recvmsg(2). Of a stream at least one byte has to be asked for, else nothing
 // is received, no descriptor either.
 func Recvmsg(fd int, p, oob []byte, flags int) (n, oobn, got int, from unix.Sockaddr, err error) {
@@ -211,11 +224,11 @@ func Recvmsg(fd int, p, oob []byte, flags int) (n, oobn, got int, from unix.Sock
 	var v unix.Iovec
 	m := message(&v, p, oob)
 	m.Name, m.Namelen = &b[0], uint32(len(b))
-	r, _, e := unix.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&m)), uintptr(flags))
+	r, e := transfer(unix.SYS_RECVMSG, fd, &m, flags)
 	if e != 0 {
 		return -1, 0, 0, nil, e
 	}
-	return int(r), int(m.Controllen), int(m.Flags), parse(b[:min(int(m.Namelen), len(b))]), nil
+	return r, int(m.Controllen), int(m.Flags), parse(b[:min(int(m.Namelen), len(b))]), nil
 }
 
 // Sendmsg is sendmsg(2) of the whole of p. Control data need a byte to go with on a
@@ -234,9 +247,9 @@ func SendmsgN(fd int, p, oob []byte, to unix.Sockaddr, flags int) (int, error) {
 	var v unix.Iovec
 	m := message(&v, p, oob)
 	m.Name, m.Namelen = unsafe.SliceData(b), uint32(len(b))
-	r, _, e := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&m)), uintptr(flags))
+	r, e := transfer(unix.SYS_SENDMSG, fd, &m, flags)
 	if e != 0 {
 		return 0, e
 	}
-	return int(r), nil
+	return r, nil
 }

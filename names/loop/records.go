@@ -18,7 +18,7 @@ import (
 func (l *Loop) receive() error {
 	buf := l.rec[:] // not of its own: garbage of that size would be a collection for each hundred questions
 	for range recordsATurn {
-		n, fd, err := ipc.Receive(l.control, buf, 0)
+		n, fd, err := ipc.ReceiveNow(l.control, buf)
 		if kernel.Busy(err) {
 			return nil
 		}
