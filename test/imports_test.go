@@ -42,7 +42,7 @@ var floors = [][]string{
 // other. The plan stands high, since it says in their own terms what the others are
 // told, and enters none of them: TestPlanOnlyDecides.
 var brokerFloors = [][]string{
-	{"limiter", "control/api", "rulesfile", "service"},
+	{"limiter", "control/api", "rulesfile", "service", "wait"},
 	{"egress", "budget", "flowlog", "foreign", "fork", "inet", "output", "hostnet/netlink", "netns/nofile", "tun"},
 	{"ingress"},
 	{"cli", "rtnl", "startup", "netns", "guestsock", "logging", "audit", "reader"},

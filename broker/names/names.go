@@ -20,8 +20,10 @@ import (
 
 	"aldente/broker/audit"
 	"aldente/broker/limiter"
+	"aldente/broker/wait"
 	"aldente/ipc"
 	"aldente/ipc/domain"
+	"aldente/ipc/sock"
 )
 
 // How many records may be handled. An address to be judged counts for a quarter of one.
@@ -113,6 +115,8 @@ type Server struct {
 	owed   []ipc.Granted // answers to them, that Serve sends
 	bad    error         // what none of ours notes: the process's end
 	wake   int           // eventfd: Serve is to look at these
+	set    wait.Set      // what Serve waits for: that, and a process's channel
+	setErr error         // it could not be made
 
 	counted counted
 	lines   limiter.Bucket // of the log on refusals
@@ -126,8 +130,12 @@ func New(o Options) *Server {
 	if err != nil {
 		wake = -1 // what Settle has handled is answered when something else comes
 	}
-	return &Server{Options: o, toldOf: o.Config.Resolvers, next: -1, notes: -1, wake: wake,
+	s := &Server{Options: o, toldOf: o.Config.Resolvers, next: -1, notes: -1, wake: wake,
 		lines: limiter.Bucket{Rate: refusalLines}, named: map[string]struct{}{}}
+	if s.setErr = s.set.Open(); s.setErr == nil && wake >= 0 {
+		s.setErr = s.set.Add(wake)
+	}
+	return s
 }
 
 // Close gives back what New has opened, when nobody serves or settles any more.
@@ -138,6 +146,7 @@ func (s *Server) Close() {
 		}
 	}
 	s.wake, s.next, s.notes = -1, -1, -1
+	s.set.Close()
 }
 
 // SetProcess says who is served.
@@ -276,6 +285,13 @@ func (s *Server) Client(proto uint8, fd int, port uint16) error {
 func (s *Server) Serve(control int) error {
 	buf := make([]byte, ipc.MaxRecord)
 	p := limiter.Pace{Rate: pace}
+	if s.setErr != nil {
+		return s.setErr
+	}
+	if err := s.set.Add(control); err != nil {
+		return err
+	}
+	defer s.set.Remove(control)
 	s.attend()
 	defer s.leave()
 	for {
@@ -284,9 +300,9 @@ func (s *Server) Serve(control int) error {
 			return err
 		}
 		p.Take(noted, time.Now())
-		n, fd, err := ipc.Receive(control, buf, unix.MSG_DONTWAIT)
+		n, fd, err := ipc.ReceiveNow(control, buf)
 		if err == unix.EAGAIN {
-			if err := s.await(control); err != nil {
+			if err := s.await(); err != nil {
 				return err
 			}
 			continue
@@ -368,7 +384,7 @@ func (s *Server) dial(control int, rec []byte) error {
 	u.Errno = uint16(e)
 	err := ipc.Send(control, u.Encode(), fd)
 	if fd >= 0 {
-		unix.Close(fd)
+		sock.Close(fd)
 	}
 	return err
 }

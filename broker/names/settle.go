@@ -47,7 +47,7 @@ func (s *Server) settle() (handled int) {
 		if s.notes < 0 || s.bad != nil {
 			break
 		}
-		n, fd, err := ipc.Receive(s.notes, s.looked[:], unix.MSG_DONTWAIT)
+		n, fd, err := ipc.ReceiveNow(s.notes, s.looked[:])
 		if fd >= 0 {
 			unix.Close(fd)
 		}
@@ -100,16 +100,11 @@ func (s *Server) settled(control int) (handled int, err error) {
 }
 
 // await returns when the process has said something, or Settle has.
-func (s *Server) await(control int) error {
-	p := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}, {Fd: int32(s.wake), Events: unix.POLLIN}}
-	for {
-		if _, err := unix.Poll(p, -1); err == nil {
-			break
-		} else if err != unix.EINTR {
-			return err
-		}
+func (s *Server) await() error {
+	if err := s.set.Wait(); err != nil {
+		return err
 	}
-	if p[1].Revents != 0 {
+	if s.set.Ready(s.wake) {
 		var n [8]byte
 		_, _ = unix.Read(s.wake, n[:])
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -277,12 +278,13 @@ func TestNotesOfOne(t *testing.T) {
 // of an address is not told on where nobody would say so.
 func TestForget(t *testing.T) {
 	r := newRig(t, rules(t, "allow *.test", "deny any"), "192.0.2.53")
-	lasting := false
-	r.Lasting = func() bool { return lasting }
+	var lasts atomic.Bool
+	r.Lasting = lasts.Load
 	r.serve()
 	r.Forget()
 	r.hear(ipc.NamesKindForget)
-	for _, lasting = range []bool{false, true} {
+	for _, lasting := range []bool{false, true} {
+		lasts.Store(lasting)
 		r.say(named("a.test", "198.51.100.1"), -1)
 		rec, _ := r.hear(ipc.NamesKindGranted)
 		var g ipc.Granted

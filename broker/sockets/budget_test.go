@@ -77,6 +77,7 @@ func workUnder(t *testing.T, p Egress, change func(*budget.Limits)) (*atWork, *l
 		unix.Close(theirs)
 		w.end(t)
 		f.ledger.close()
+		f.Close()
 	})
 	return w, log
 }

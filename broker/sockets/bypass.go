@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aldente/broker/inet"
+	"aldente/broker/wait"
 	"aldente/ipc"
 	"aldente/ipc/sock"
 )
@@ -33,6 +34,9 @@ type served struct {
 	waiting int
 
 	refusals int // requests of the last message that got nothing
+
+	set *wait.Set // the factory's: what is waited for
+	ep  int       // underWay.ep, if it is among them; -1: it is not
 }
 
 // begin counts a request that is answered later. It reports false if there

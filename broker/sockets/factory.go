@@ -25,6 +25,7 @@ import (
 	"aldente/broker/ingress"
 	"aldente/broker/limiter"
 	"aldente/broker/service"
+	"aldente/broker/wait"
 	"aldente/ipc"
 )
 
@@ -132,6 +133,9 @@ type Factory struct {
 	gate     *gate // nil: the worker accepts all
 	stages   stages
 
+	set    wait.Set // what Serve waits for: a worker's channel, and underWay.ep
+	setErr error    // it could not be made
+
 	rechecks  atomic.Uint32  // how often flows were judged anew, or begun to be
 	pairLines limiter.Bucket // of the log on questions that nobody answers
 }
@@ -146,11 +150,15 @@ func New(cfg Config) *Factory {
 		pairLines: limiter.Bucket{Rate: pairLines},
 	}
 	f.now.Store(&cfg)
+	f.setErr = f.set.Open() // now: the runtime's poller begins before the process is confined, and later there may be no descriptor left
 	if cfg.Ingress != nil {
 		f.gate = newGate()
 	}
 	return f
 }
+
+// Close gives back what New has opened, when nobody serves any more.
+func (f *Factory) Close() { f.set.Close() }
 
 // KnowPorts lets the factory find out whose ports are, for those that flows of the
 // guest share, and for errors. It must be called before lock-down.
@@ -184,15 +192,25 @@ func (f *Factory) SetNamespace(n Namespace, scope uint32) {
 func (f *Factory) Serve(control int) error {
 	buf := make([]byte, ipc.MaxRecord) // all that may come in one message
 	var replies ipc.Replies
-	s := &served{fd: control}
+	s := &served{fd: control, set: &f.set, ep: -1}
 	defer f.workerGone()
 	defer s.end() // first: what is answered later is no flow of a worker's
 	pace := paced()
-	for soon := false; ; soon = true {
-		if err := f.await(control, soon); err != nil {
+	if f.setErr != nil {
+		return f.setErr
+	}
+	if err := f.set.Add(control); err != nil {
+		return err
+	}
+	defer f.set.Remove(control)
+	for {
+		if err := f.await(s); err != nil {
 			return err
 		}
-		n, fd, err := ipc.Receive(control, buf, 0)
+		n, fd, err := ipc.ReceiveNow(control, buf)
+		if err == unix.EAGAIN {
+			continue
+		}
 		if err != nil {
 			return err
 		}

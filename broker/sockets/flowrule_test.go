@@ -20,10 +20,12 @@ func ruled(t *testing.T, rules ...egress.Rule) (*Factory, *egress.RuleSet) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return New(Config{
+	f := New(Config{
 		Logger: slog.New(slog.DiscardHandler), Egress: set,
 		V4: Family{Enabled: true, MapHostLoopback: netip.MustParseAddr("192.0.2.77")}, V6: Family{Enabled: true},
-	}), set
+	})
+	t.Cleanup(f.Close)
+	return f, set
 }
 
 // outTo is a flow of the guest's as a worker has it.

@@ -55,6 +55,7 @@ func work(t testing.TB, rules ...egress.Rule) *atWork {
 	go func() {
 		defer close(gone)
 		err := f.Serve(ours)
+		f.Close()
 		unix.Close(ours) // as package supervise does
 		w.done <- err
 	}()

@@ -89,6 +89,7 @@ func isHeard(t *testing.T, fd, within int) bool {
 // from its beginning on, when it leads to another, and when the rules change.
 func TestRefilter(t *testing.T) {
 	f := New(Config{V4: Family{Enabled: true}, Logger: slog.New(slog.DiscardHandler), Ingress: inbound(t, ingress.Rule{Source: "any:81"})})
+	t.Cleanup(f.Close)
 	l, err := f.Listen(Listener{Proto: ipc.ProtoUDP, Addr: netip.MustParseAddr("127.0.0.1"), GuestPort: 80})
 	if err != nil {
 		t.Fatal(err)
@@ -128,6 +129,7 @@ func TestRefilter(t *testing.T) {
 func TestGate(t *testing.T) {
 	set := inbound(t, ingress.Rule{Source: "any:81"})
 	f := New(Config{V4: Family{Enabled: true}, Logger: slog.New(slog.DiscardHandler), Ingress: set})
+	t.Cleanup(f.Close)
 	want := Listener{Proto: ipc.ProtoTCP, Addr: netip.MustParseAddr("127.0.0.1"), GuestPort: 80, Splice: true}
 	l, err := f.Listen(want)
 	if err != nil || !l.Guarded {
@@ -218,6 +220,7 @@ func TestAcceptScope(t *testing.T) {
 		Ingress: inbound(t, ingress.Rule{Allow: true, Source: "host"}, ingress.Rule{Source: "::/0"}),
 		Local:   func(f egress.Flow) bool { asked = f; return true },
 	})
+	t.Cleanup(f.Close)
 	l, err := f.Listen(Listener{Proto: ipc.ProtoTCP})
 	if err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 func TestListeners(t *testing.T) {
 	for _, proto := range []uint8{ipc.ProtoTCP, ipc.ProtoUDP} {
 		f := New(Config{V4: Family{Enabled: true}, V6: Family{Enabled: true}, MaxListeners: 2})
+		t.Cleanup(f.Close)
 		own := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		var l Listener
 		err := error(unix.EADDRINUSE)
@@ -84,6 +85,7 @@ func TestListeners(t *testing.T) {
 // TestListenAlone: without IPv6 any address is one of IPv4.
 func TestListenAlone(t *testing.T) {
 	f := New(Config{V4: Family{Enabled: true}})
+	t.Cleanup(f.Close)
 	l, err := f.Bind(Listener{Proto: ipc.ProtoTCP})
 	if err != nil {
 		t.Fatal(err)

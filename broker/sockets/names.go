@@ -13,6 +13,7 @@ import (
 	"aldente/broker/inet"
 	"aldente/broker/limiter"
 	"aldente/ipc"
+	"aldente/ipc/sock"
 )
 
 // Names is aldente-names, which answers the guest's questions.
@@ -46,7 +47,7 @@ func (f *Factory) openNames(proto uint8) outcome {
 		return nothing(errno(err))
 	}
 	err = f.Names.Client(proto, theirs, port)
-	unix.Close(theirs)
+	sock.Close(theirs)
 	if err != nil {
 		unix.Close(ours)
 		return nothing(unix.EAGAIN)

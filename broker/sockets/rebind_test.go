@@ -21,6 +21,7 @@ func TestStrayed(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	f := New(Config{})
+	t.Cleanup(f.Close)
 	for _, tt := range []struct {
 		l    Listener
 		want bool
@@ -43,6 +44,7 @@ func TestStrayedName(t *testing.T) {
 	nettest.Veth(t, "d0")
 	nettest.IP(t, "link property add dev d0 altname enx0123456789ab")
 	f := New(Config{Logger: slog.New(slog.DiscardHandler), V4: Family{Enabled: true}})
+	t.Cleanup(f.Close)
 	var all []Listener
 	for _, name := range []string{"d0", "enx0123456789ab"} {
 		for _, proto := range []uint8{ipc.ProtoTCP, ipc.ProtoUDP} {

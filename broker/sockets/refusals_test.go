@@ -20,6 +20,7 @@ func TestRefusals(t *testing.T) {
 		var b bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: level}))
 		f := New(Config{Logger: log})
+		t.Cleanup(f.Close)
 		for range 3 {
 			for port := range 2000 {
 				to := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.9"), uint16(port))

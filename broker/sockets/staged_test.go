@@ -471,6 +471,7 @@ func TestStageEndsBeforeTold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := &looker{t: t, recs: make(chan heard, 8)}
 			f := New(Config{Logger: slog.New(slog.DiscardHandler), Egress: &byName{}, VerifySNI: []PortRange{{443, 443}}})
+			t.Cleanup(f.Close)
 			f.SetNames(l.send)
 			ours, theirs, err := ipc.Pair()
 			if err != nil {

@@ -32,6 +32,7 @@ func flowFrom(t *testing.T, f *Factory, v6 bool, port, to uint16) (fd int, got u
 func knowing(t *testing.T) *Factory {
 	t.Helper()
 	f := New(Config{V4: Family{Enabled: true}, V6: Family{Enabled: true}})
+	t.Cleanup(f.Close)
 	if err := f.KnowPorts(); err != nil {
 		t.Skip(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aldente/ipc/sock"
 )
 
 // underWay are our copies of TCP sockets that are being connected, in the order
@@ -88,7 +90,7 @@ func (u *underWay) drop(i int) {
 // not be another socket's until then.
 func (u *underWay) closeDone() {
 	for _, fd := range u.done {
-		unix.Close(fd)
+		sock.Close(fd)
 	}
 	u.done = u.done[:0]
 }

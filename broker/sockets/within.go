@@ -3,7 +3,6 @@
 package sockets
 
 import (
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -111,40 +110,31 @@ func (f *Factory) overBudget(k budget.Kind, r budget.Reason) {
 	log.Warn(text, "refusals", l.Missed()+1)
 }
 
-// await returns when the worker's next message may be read, which can block. While
-// connections are under way it waits for them too and lets go of those that have
-// come to an end: only then a worker's close is the last. Soon says that a message
-// may come soon. All answers were sent.
-func (f *Factory) await(control int, soon bool) error {
+// await returns when the worker's next message may be read. While connections are under way
+// it waits for them too and lets go of those that have come to an end: only then a worker's
+// close is the last. All answers were sent.
+func (f *Factory) await(s *served) error {
 	g := f.ledger
-	if g == nil {
-		if soon {
-			awaitSoon(control, -1)
-		}
-		return nil
+	if g != nil {
+		g.waiting.closeDone()
+		g.settle()
 	}
-	g.waiting.closeDone()
-	g.settle()
 	for {
-		ep, message, ended := -1, false, false
-		if g.waiting.n > 0 {
-			ep = g.waiting.ep
-		}
-		if soon {
-			message, ended = awaitSoon(control, ep)
-		}
-		if !message && !ended && ep >= 0 {
-			fds := [2]unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}, {Fd: int32(ep), Events: unix.POLLIN}}
-			if _, err := unix.Poll(fds[:], -1); err != nil && err != unix.EINTR {
-				return os.NewSyscallError("poll", err)
+		if g != nil && g.waiting.ep != s.ep {
+			if s.ep = g.waiting.ep; s.ep >= 0 {
+				if err := s.set.Add(s.ep); err != nil {
+					return err
+				}
 			}
-			message, ended = fds[0].Revents != 0, fds[1].Revents != 0
 		}
-		if ended {
+		if err := s.set.Wait(); err != nil {
+			return err
+		}
+		if s.ep >= 0 && s.set.Ready(s.ep) {
 			g.swept()
 			g.settle()
 		}
-		if message || ep < 0 {
+		if s.set.Ready(s.fd) {
 			return nil
 		}
 	}
