@@ -47,6 +47,25 @@ func TestDelayedACK(t *testing.T) {
 	t.Error("a new connection is not trusted")
 }
 
+// An acknowledgment that has left with an answer leaves no timer behind: it would be set for
+// each sleep of the lane, and wake it.
+func TestDelayedACKTimer(t *testing.T) {
+	e, p := quickly(t)
+	for range 3 {
+		p.send(0, 100)
+		if at := e.wheel.Next(); at > e.now+2*ackDelay {
+			t.Fatalf("an acknowledgment waits, and the next timer is due in %d ns", at-e.now)
+		}
+		p.s.say(1)
+		e.settle()
+		if at := e.wheel.Next(); at <= e.now+2*ackDelay {
+			t.Errorf("all is acknowledged, and a timer is due in %d ns", at-e.now)
+		}
+		e.take()
+		p.acks(p.ack-p.irs+1, p.win)
+	}
+}
+
 // quickly makes a connection whose guest has asked and was answered at once.
 func quickly(t *testing.T) (*env, *peer) {
 	e := newEnv(t)

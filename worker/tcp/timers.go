@@ -46,7 +46,9 @@ func (t *Translator) startRTO(c *conn) {
 }
 
 // arm sets the wheel for the flow's next deadline. A timer that would only
-// fire too early is left alone: expire looks again.
+// fire too early is left alone: expire looks again. One that is due soon is not: while
+// it is set, each sleep of the lane has the kernel program the processor's timer, which
+// costs more than all that the wheel does, and it would end one of them for nothing.
 func (t *Translator) arm(i uint32, c *conn) {
 	at := neverExpires
 	switch c.state {
@@ -66,7 +68,7 @@ func (t *Translator) arm(i uint32, c *conn) {
 	if c.rtoAt != 0 {
 		at = min(at, c.rtoAt)
 	}
-	if at != neverExpires && (c.timerAt == 0 || at < c.timerAt) {
+	if at != neverExpires && (c.timerAt == 0 || at < c.timerAt || at > c.timerAt && c.timerAt <= t.env.Now()+ackDelay) {
 		c.timerAt = at
 		t.wheel.Set(t.timer+i, at)
 	}
