@@ -3,6 +3,7 @@
 package inet
 
 import (
+	"cmp"
 	"net/netip"
 	"os"
 	"time"
@@ -125,7 +126,6 @@ type Question struct {
 func (q *Question) Dial() Result {
 	v4 := q.To.Addr().Is4()
 	s := bare(ipc.ProtoUDP, v4)
-	s.dropInput()
 	if v4 {
 		s.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
 	} else {
@@ -137,6 +137,27 @@ func (q *Question) Dial() Result {
 		s.bind(netip.AddrPortFrom(q.Source, 0), q.Scope)
 	}
 	s.connect(q.To, q.Scope)
-	s.acceptInput()
+	s.drain()
 	return s.result()
+}
+
+// drainMost is how many datagrams drain throws away: more than can come in the time that
+// connect takes.
+const drainMost = 64
+
+// drain throws away what strangers have sent before a socket was connected. A filter
+// would keep it out, but to attach one, a program that the kernel compiles, costs more than all
+// else of a socket: too much for what lives for one question.
+func (s *socket) drain() {
+	var b [1]byte
+	for n := 0; s.err == nil; n++ {
+		_, _, _, _, err := sock.Recvmsg(s.fd, b[:], nil, unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EAGAIN:
+			return
+		case err == unix.EINTR:
+		case err != nil || n == drainMost:
+			s.err = os.NewSyscallError("recvmsg", cmp.Or(err, error(unix.EBUSY)))
+		}
+	}
 }

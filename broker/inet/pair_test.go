@@ -200,3 +200,42 @@ func TestQuestion(t *testing.T) {
 		}
 	})
 }
+
+// TestDrain: what strangers have sent before a socket is connected is gone, what its peer sends
+// is not; a flood is not waited for.
+func TestDrain(t *testing.T) {
+	families(t, func(t *testing.T, lo netip.Addr) {
+		server := Listener{At: netip.AddrPortFrom(lo, 0)}
+		peer, err := server.ListenUDP()
+		keep(t, peer, err)
+		for _, tt := range []struct {
+			strangers int
+			fails     bool
+		}{{0, false}, {1, false}, {drainMost, false}, {drainMost + 1, true}} {
+			s := bare(ipc.ProtoUDP, lo.Is4())
+			keep(t, s.fd, s.err)
+			s.bind(netip.AddrPortFrom(lo, 0), 0)
+			for range tt.strangers {
+				sendTo(t, netip.AddrPortFrom(lo, LocalPort(s.fd)))
+			}
+			s.connect(netip.AddrPortFrom(lo, LocalPort(peer)), 0)
+			s.drain()
+			if (s.err != nil) != tt.fails {
+				t.Errorf("%d datagrams: %v", tt.strangers, s.err)
+			}
+			if tt.fails {
+				continue
+			}
+			if readable(t, s.fd, 0) {
+				t.Errorf("%d datagrams: something is left", tt.strangers)
+			}
+			sa := sockaddr(netip.AddrPortFrom(lo, LocalPort(s.fd)), 0)
+			if err := unix.Sendto(peer, []byte("!"), 0, sa); err != nil {
+				t.Fatal(err)
+			}
+			if got := receive(t, s.fd); string(got) != "!" {
+				t.Errorf("%d datagrams: %q", tt.strangers, got)
+			}
+		}
+	})
+}
