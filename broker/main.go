@@ -44,6 +44,7 @@ import (
 	"aldente/broker/supervise"
 	"aldente/ipc"
 	"aldente/policy"
+	"aldente/policy/quiet"
 )
 
 // errLimits is why this process cannot do what it is for, with the limits that
@@ -231,6 +232,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 		in.log.Warn("the service manager is not told that all is ready", "error", err)
 	}
 	in.captive()
+	quiet.Collector()
 
 	// Until the guest is gone, or we are told to go. The tap ends with its
 	// last descriptor, which takes the kernel tens of milliseconds: that is

@@ -23,6 +23,7 @@ import (
 
 	"aldente/names/kernel"
 	"aldente/policy"
+	"aldente/policy/quiet"
 	"aldente/policy/stage"
 )
 
@@ -69,6 +70,7 @@ func main() {
 
 	// 4. Say that we are ready, and answer.
 	runtime.UnlockOSThread()
+	quiet.Collector()
 	if err := r.Run(); err != nil {
 		stage.Fail(err)
 	}
