@@ -10,10 +10,19 @@ import (
 // AgentScan asks which ports are bound in the namespace: of TCP sockets that
 // listen, and of UDP sockets that are bound and not connected. AgentPorts are the
 // answer, one in nearly all cases. It is asked only after a set-up with
-// AgentSetupScan, and not before the last scan has ended.
+// AgentSetupScan. One that comes before the answer to another takes its place: the
+// other is not answered, if it was not on its way already.
 type AgentScan struct {
-	ID uint32 // of the scan; the answers have it too
+	ID   uint32 // of the scan, more than that of the last; the answers have it too
+	Wait uint32 // ScanNow, ScanChange
 }
+
+// When a scan is answered.
+const (
+	ScanNow    = iota // at once
+	ScanChange        // when something is not as the last answer said: looked at now, and then each second
+	scanWaits         // how many there are
+)
 
 // All ports are 2,048 words of 64, the lowest port in the lowest bit: first those
 // of TCP, then those of UDP.
@@ -50,8 +59,16 @@ const agentPortsSize = HeaderSize + 8 + MaxPortWords*(2+8)
 // Encode returns the record.
 func (s *AgentScan) Encode() []byte { return encodeFixed(AgentKindScan, s) }
 
-// Decode reads exactly one record.
-func (s *AgentScan) Decode(b []byte) error { return decodeFixed(b, AgentKindScan, s) }
+// Decode reads exactly one record and checks its range.
+func (s *AgentScan) Decode(b []byte) error {
+	if err := decodeFixed(b, AgentKindScan, s); err != nil {
+		return err
+	}
+	if s.Wait >= scanWaits {
+		return fmt.Errorf("%w: scan that waits for %d", ErrMalformed, s.Wait)
+	}
+	return nil
+}
 
 // Encode returns the record.
 func (p *AgentPorts) Encode() []byte {

@@ -135,6 +135,7 @@ func TestAgentRanges(t *testing.T) {
 		"unknown open flag":      (&AgentOpen{Proto: ProtoTCP, Flags: 1 << 7}).Encode(),
 		"open of no protocol":    (&AgentOpen{Proto: ProtoICMP}).Encode(),
 		"socket of netlink":      (&AgentOpen{Proto: 255}).Encode(),
+		"scan for ever":          (&AgentScan{Wait: 2}).Encode(),
 		"ports without end":      (&AgentPorts{}).Encode(),
 		"failure without end":    (&AgentPorts{Errno: 1, N: 1, Bits: [MaxPortWords]uint64{1}}).Encode(),
 		"two ends":               (&AgentPorts{Last: 2}).Encode(),

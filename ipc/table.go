@@ -92,7 +92,7 @@ var table = [...]Row{
 	{AgentKindChange, "AgentChange", ToAgent, Starting | Running, Without, changeHead, changeHead + MaxChange, 1},
 	row(AgentKindCommit, "AgentCommit", ToAgent, Starting|Running, Without, 8),
 	{AgentKindOpen, "AgentOpen", ToAgent, Starting | Running, Without, AgentOpenSize, AgentOpenSize, MaxBatch},
-	row(AgentKindScan, "AgentScan", ToAgent, Starting|Running, Without, 4),
+	row(AgentKindScan, "AgentScan", ToAgent, Starting|Running, Without, 8),
 	row(AgentKindUpdate, "AgentUpdate", ToAgent, Running, Without, 4),
 
 	row(NamesKindStage, "Stage", ToNames, Running, With, 8),

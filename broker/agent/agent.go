@@ -5,7 +5,7 @@
 //
 // The agent is our own executable, started by netns.SpawnAgent with
 // CAP_NET_ADMIN and CAP_NET_BIND_SERVICE over the namespace and nothing else. It
-// makes the tap, configures the network, and then blocks on its channel until
+// makes the tap, configures the network, and then waits at its channel until
 // the broker wants something or is gone.
 package agent
 
@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 
@@ -21,8 +22,10 @@ import (
 
 	"aldente/broker/netns"
 	"aldente/broker/ports"
+	"aldente/broker/wait"
 	"aldente/ipc"
 	"aldente/policy"
+	"aldente/policy/quiet"
 )
 
 // failure is an error that says what was tried, apart from the error number, so
@@ -66,6 +69,8 @@ type server struct {
 	scanner  *ports.Scanner // nil: not asked for
 	follower *follower      // nil: not asked for
 	scan     scan
+
+	set wait.Set // what is waited for: the channel, and the scans' timer
 }
 
 // answer is a record with its descriptor, or -1.
@@ -92,6 +97,10 @@ func Main() {
 	// A request leaves nothing behind. With the collector's own ideas, four
 	// megabytes of that would gather before it looks.
 	debug.SetGCPercent(25)
+	quiet.Collector()
+	// A goroutine that is bound to a thread has another thread wait for it, and is
+	// woken by that one.
+	runtime.UnlockOSThread()
 	s := &server{channel: netns.AgentChannel, taps: make(map[string]tap), tun: -1}
 	unix.CloseOnExec(s.channel)
 	if len(os.Args) > 2 && os.Args[1] == netns.AgentHasTun {
@@ -110,13 +119,16 @@ func Main() {
 
 // serve answers requests until the channel ends.
 func (s *server) serve() error {
+	if err := s.set.Open(); err != nil {
+		return err
+	}
+	defer s.set.Close()
+	if err := s.set.Add(s.channel); err != nil {
+		return err
+	}
 	buf := make([]byte, ipc.MaxRecord)
 	for {
-		flags := 0
-		if len(s.held) > 0 || s.scan.on {
-			flags = unix.MSG_DONTWAIT
-		}
-		n, fd, err := ipc.Receive(s.channel, buf, flags)
+		n, fd, err := ipc.Receive(s.channel, buf, unix.MSG_DONTWAIT)
 		if s.scan.on {
 			if err := s.goOn(); err != nil {
 				return err
@@ -124,6 +136,9 @@ func (s *server) serve() error {
 		}
 		if errors.Is(err, unix.EAGAIN) {
 			if err := s.answer(); err != nil {
+				return err
+			}
+			if err := s.await(); err != nil {
 				return err
 			}
 			continue
@@ -147,6 +162,18 @@ func (s *server) serve() error {
 			return err
 		}
 	}
+}
+
+// await returns when there is something to do.
+func (s *server) await() error {
+	if s.scan.on {
+		return nil
+	}
+	if err := s.set.Wait(); err != nil {
+		return err
+	}
+	s.tick()
+	return nil
 }
 
 func (s *server) phase() ipc.Phase {

@@ -58,6 +58,7 @@ func TestRecordsTakenByAgent(t *testing.T) {
 			}
 			if s.scanner != nil {
 				s.scanner.Close()
+				s.scan.timer.Close()
 			}
 			unix.Close(ours)
 			unix.Close(its)
@@ -129,7 +130,7 @@ func takeOf(t *testing.T, m *ipctest.Message) error {
 			}
 		},
 	}}}
-	s.scanning = scanning{id: 1, open: true, ended: make(chan error, 1)}
+	s.scanning = scanning{id: 1, sent: 1, open: true, ended: make(chan error, 1)}
 	fd := -1
 	if m.FD {
 		var err error

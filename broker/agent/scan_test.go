@@ -17,8 +17,15 @@ import (
 	"aldente/ipc"
 )
 
-// bound is Sockets.Bound into new sets.
+// bound is what Sockets.Bound returns of a scan of now.
 func (s *Sockets) bound(t *testing.T) (tcp, udp *ports.Set) {
+	t.Helper()
+	s.StartScan()
+	return s.last(t)
+}
+
+// last is Sockets.Bound into new sets.
+func (s *Sockets) last(t *testing.T) (tcp, udp *ports.Set) {
 	t.Helper()
 	tcp, udp = new(ports.Set), new(ports.Set)
 	if err := s.Bound(tcp, udp); err != nil {
@@ -136,15 +143,22 @@ func TestSlowScan(t *testing.T) {
 	}
 	go func() {
 		b := make([]byte, ipc.MaxRecord)
-		n, _, _ := ipc.Receive(its, b, 0)
-		_ = scan.Decode(b[:n])
+		for scan.ID, scan.Wait = 0, ipc.ScanChange; scan.Wait != ipc.ScanNow; { // one that waits may have been asked for before
+			n, _, err := ipc.Receive(its, b, 0)
+			if err != nil || scan.Decode(b[:n]) != nil {
+				t.Errorf("asked for % x, %v", b[:max(n, 0)], err)
+				return
+			}
+		}
 		_ = ipc.Send(its, (&ipc.AgentPorts{ID: scan.ID, Last: 1, Errno: uint16(unix.ENOBUFS)}).Encode(), -1)
 		_, _, _ = ipc.Receive(its, b, 0) // the next, and no answer
 		_ = unix.Shutdown(its, unix.SHUT_RDWR)
 	}()
+	s.StartScan()
 	if err := s.Bound(&tcp, &udp); !errors.Is(err, unix.ENOBUFS) {
 		t.Errorf("a scan that failed: %v", err)
 	}
+	s.StartScan()
 	for range 2 {
 		if err := s.Bound(&tcp, &udp); !errors.Is(err, unix.EPIPE) {
 			t.Errorf("after the agent's end: %v", err)
@@ -155,20 +169,135 @@ func TestSlowScan(t *testing.T) {
 	unix.Close(its)
 }
 
+// TestScanChanges: what is bound or closed after a scan is told of once, without being asked
+// for again, and what stays is not told of.
+func TestScanChanges(t *testing.T) {
+	runtime.LockOSThread() // see TestOpenSockets
+	defer runtime.UnlockOSThread()
+	g := newGuest(t)
+	g.Scans()
+	s := g.sockets(t)
+	news := make(chan struct{}, 100)
+	s.Changed(func() { news <- struct{}{} })
+	s.bound(t)
+	told := func(what string) {
+		t.Helper()
+		select {
+		case <-news:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("nothing is told of %s", what)
+		}
+	}
+	for range 2 {
+		s.last(t) // has changes told
+		fd, err := s.open(ipc.AgentOpen{Proto: ipc.ProtoTCP, Flags: ipc.AgentOpenBind | ipc.AgentOpenListen, LocalPort: 7000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		told("a new listener")
+		if tcp, udp := s.last(t); count(tcp) != 1 || !tcp.Has(7000) || count(udp) != 0 {
+			t.Fatalf("%d of TCP, %d of UDP", count(tcp), count(udp))
+		}
+		time.Sleep(2500 * time.Millisecond) // two looks, that find what there was
+		unix.Close(fd)
+		told("one that is closed")
+		if tcp, udp := s.last(t); count(tcp) != 0 || count(udp) != 0 {
+			t.Fatalf("%d of TCP, %d of UDP", count(tcp), count(udp))
+		}
+	}
+	if len(news) != 0 {
+		t.Errorf("%d times told of nothing", len(news))
+	}
+}
+
+// TestScanInPlace: a scan of now takes the place of one that waits for a change, whose answer
+// may be on its way all the same; after that, nothing is told of changes until Bound asks.
+func TestScanInPlace(t *testing.T) {
+	ours, its, err := ipc.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(its)
+	g := newGuest(t) // for a process; its channel is not used
+	c := &Client{process: g.process, channel: ours}
+	ended := make(chan error, 1)
+	s := c.Sockets(func(err error) { ended <- err })
+	patience := unix.NsecToTimeval(20e9)
+	if err := unix.SetsockoptTimeval(its, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, ipc.MaxRecord)
+	asked := func(waits uint32) (id uint32) {
+		t.Helper()
+		n, _, err := ipc.Receive(its, b, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var scan ipc.AgentScan
+		if err := scan.Decode(b[:n]); err != nil || scan.Wait != waits {
+			t.Fatalf("%+v, %v", scan, err)
+		}
+		return scan.ID
+	}
+	answer := func(id uint32, word uint16) {
+		r := ipc.AgentPorts{ID: id, Last: 1, N: 1, Words: [ipc.MaxPortWords]uint16{word}, Bits: [ipc.MaxPortWords]uint64{1}}
+		if err := ipc.Send(its, r.Encode(), -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.StartScan()
+	answer(asked(ipc.ScanNow), 1)
+	if tcp, _ := s.last(t); !tcp.Has(64) {
+		t.Error("the first answer is not there")
+	}
+	s.last(t)
+	waits := asked(ipc.ScanChange)
+	for range 3 { // nothing is asked for again
+		s.last(t)
+	}
+	s.StartScan()
+	now := asked(ipc.ScanNow)
+	answer(waits, 2)
+	answer(now, 3)
+	if tcp, _ := s.last(t); count(tcp) != 1 || !tcp.Has(192) {
+		t.Error("the answer is another's")
+	}
+	s.last(t) // the call before has asked if the answer was there already
+	answer(asked(ipc.ScanChange), 4)
+	if !eventually(func() bool { tcp, _ := s.last(t); return tcp.Has(256) }) {
+		t.Error("a change is not there")
+	}
+	_ = unix.Shutdown(its, unix.SHUT_RDWR)
+	<-ended
+	unix.Close(ours)
+}
+
+// eventually is whether f holds within some seconds.
+func eventually(f func() bool) bool {
+	for range 2000 {
+		if f() {
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
+}
+
 // TestHostileScan answers a scan as no agent of ours does: that ends it.
 func TestHostileScan(t *testing.T) {
 	end := func(id uint32) []byte { return (&ipc.AgentPorts{ID: id, Last: 1}).Encode() }
 	for name, answer := range map[string]func(id uint32) [][]byte{
-		"a word twice":          func(id uint32) [][]byte { return [][]byte{words(id, 2), words(id, 2)} },
-		"words out of order":    func(id uint32) [][]byte { return [][]byte{words(id, 2), words(id, 1)} },
-		"ports of another scan": func(id uint32) [][]byte { return [][]byte{words(id+1, 2)} },
-		"end of another scan":   func(id uint32) [][]byte { return [][]byte{end(id - 1)} },
-		"two ends":              func(id uint32) [][]byte { return [][]byte{end(id), end(id)} },
-		"ports after the end":   func(id uint32) [][]byte { return [][]byte{end(id), words(id, 2)} },
-		"no ports and no end":   func(id uint32) [][]byte { return [][]byte{(&ipc.AgentPorts{ID: id}).Encode()} },
-		"a socket for a scan":   func(id uint32) [][]byte { return [][]byte{(&ipc.AgentOpened{ID: id, Errno: 1}).Encode()} },
-		"ports cut short":       func(id uint32) [][]byte { return [][]byte{words(id, 2)[:100]} },
-		"ports with a socket":   nil,
+		"a word twice":            func(id uint32) [][]byte { return [][]byte{words(id, 2), words(id, 2)} },
+		"words out of order":      func(id uint32) [][]byte { return [][]byte{words(id, 2), words(id, 1)} },
+		"ports of another scan":   func(id uint32) [][]byte { return [][]byte{words(id+1, 2)} },
+		"another's answer within": func(id uint32) [][]byte { return [][]byte{words(id, 2), words(id-1, 3)} },
+		"end of another scan":     func(id uint32) [][]byte { return [][]byte{end(id - 1)} },
+		"two ends":                func(id uint32) [][]byte { return [][]byte{end(id), end(id)} },
+		"ports after the end":     func(id uint32) [][]byte { return [][]byte{end(id), words(id, 2)} },
+		"no ports and no end":     func(id uint32) [][]byte { return [][]byte{(&ipc.AgentPorts{ID: id}).Encode()} },
+		"a socket for a scan":     func(id uint32) [][]byte { return [][]byte{(&ipc.AgentOpened{ID: id, Errno: 1}).Encode()} },
+		"ports cut short":         func(id uint32) [][]byte { return [][]byte{words(id, 2)[:100]} },
+		"ports with a socket":     nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			ours, its, err := ipc.Pair()

@@ -70,7 +70,7 @@ type spare struct {
 // Close.
 func (c *Client) Sockets(ended func(error)) *Sockets {
 	s := &Sockets{client: c, id: c.id, waiting: make(map[uint32]request)}
-	s.scanning.fetched, s.scanning.ended, s.patience, s.updateTime = true, make(chan error, 1), scanTime, updateTime
+	s.patience, s.updateTime = scanTime, updateTime
 	for k := range s.spare {
 		s.spare[k].keep = keepTCP
 		if k&spareUDP != 0 {
@@ -252,7 +252,7 @@ func (s *Sockets) take(b []byte, fd int) error {
 	case ipc.AgentKindOpened:
 		return s.answered(b, fd)
 	case ipc.AgentKindPorts:
-		return s.found(b)
+		return s.takePorts(b)
 	case ipc.AgentKindDone, ipc.AgentKindReport:
 		return s.updated(kind, b)
 	default:
@@ -335,7 +335,7 @@ func (s *Sockets) fail(err error) {
 		rest = append(rest, r)
 	}
 	s.queue, s.waiting = nil, nil
-	s.endScan(s.err)
+	s.scanning.fail(s.err)
 	s.endUpdate(s.err)
 	s.mu.Unlock()
 	for _, r := range rest {

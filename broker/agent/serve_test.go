@@ -54,6 +54,7 @@ func newLoop(t *testing.T) *loop {
 		}
 		if s.scanner != nil {
 			s.scanner.Close()
+			s.scan.timer.Close()
 		}
 		unix.Close(its)
 		l.ended <- err

@@ -3,23 +3,31 @@
 package forward
 
 import (
-	"time"
+	"slices"
 
+	"aldente/broker/agent"
 	"aldente/broker/ports"
 	"aldente/broker/sockets"
+	"aldente/broker/wait"
 	"aldente/ipc"
 )
 
-// scanPeriod is how often bound ports are listed for rules with "auto". The
-// kernel tells nobody of a socket that is bound.
-const scanPeriod = time.Second
+// scanPeriod is how often bound ports are listed for rules with "auto", and what could
+// not be bound is tried again. The kernel tells nobody of a socket that is bound.
+const scanPeriod = agent.ScanPeriod
 
 // autoForward keeps listeners for what is bound on the other side.
 type autoForward struct {
 	*Forwarder
 	bound   [2]func(tcp, udp *ports.Set) error // by direction: lists its targets; nil if no rule can want to know
 	warn    [2]bool                            // the last such list has failed
-	running bool                               // a goroutine scans
+	targets [2]targets                         // of the last scan, by direction
+
+	timer   wait.Timer
+	set     wait.Set      // of the timer
+	news    chan struct{} // the namespace's ports have changed
+	running bool          // the timer is on
+	started bool          // a goroutine waits for it
 }
 
 // autoRules are the rules in force that have "auto".
@@ -53,10 +61,39 @@ func (f *Forwarder) prepareAuto() error {
 		}
 		a.bound[outbound] = s.Scan
 	}
-	if wanted[inbound] || wanted[outbound] {
-		f.auto = a
+	if !wanted[inbound] && !wanted[outbound] {
+		return nil
 	}
+	if err := a.timer.Open(); err != nil {
+		return err
+	}
+	if err := a.set.Open(); err != nil {
+		return err
+	}
+	if err := a.set.Add(a.timer.FD()); err != nil {
+		return err
+	}
+	if wanted[inbound] {
+		a.hear()
+	}
+	f.auto = a
 	return nil
+}
+
+// hear has listeners brought in line as soon as something has changed in the namespace.
+func (a *autoForward) hear() {
+	a.news = make(chan struct{}, 1)
+	go func() {
+		for range a.news {
+			a.again()
+		}
+	}()
+	a.ns.Changed(func() {
+		select {
+		case a.news <- struct{}{}:
+		default:
+		}
+	})
 }
 
 // follow forwards what is bound now, and goes on in the background for as long as
@@ -66,33 +103,54 @@ func (f *Forwarder) follow() {
 	if a == nil || len(f.autoRules()) == 0 {
 		return
 	}
+	a.lookAnew() // the agent works while we do
 	a.sync()
-	if a.running {
+	if err := a.timer.Start(f.period); err != nil {
+		f.log.Error("ports that are bound from now on are not forwarded", "error", err)
 		return
 	}
 	a.running = true
-	go func() {
-		t := time.NewTicker(f.period)
-		defer t.Stop()
-		for range t.C {
-			if !a.again() {
-				return
-			}
-		}
-	}()
+	if !a.started {
+		a.started = true
+		go a.goOn()
+	}
 }
 
-// again is one scan in the background. It reports false if no rule asks for one
-// any more.
-func (a *autoForward) again() bool {
+// lookAnew has the agent list what is bound now, if it can. Of changes it tells only once
+// that was asked for, and so not where no rule wants to know.
+func (a *autoForward) lookAnew() {
+	if a.bound[inbound] != nil {
+		a.ns.StartScan()
+	}
+}
+
+// goOn scans in the background, by a timer that the runtime's poller waits for: no
+// thread waits besides, and none is woken to wake another.
+func (a *autoForward) goOn() {
+	for a.set.Wait() == nil {
+		a.timer.Take()
+		a.again()
+	}
+}
+
+// again is one scan in the background, and the last if no rule asks for one any more.
+func (a *autoForward) again() {
 	a.change.Lock()
 	defer a.change.Unlock()
-	if len(a.autoRules()) == 0 {
+	switch {
+	case !a.running:
+	case len(a.autoRules()) == 0:
 		a.running = false
-		return false
+		_ = a.timer.Stop()
+		a.lookAnew()
+	default:
+		a.sync()
 	}
-	a.sync()
-	return true
+}
+
+// asked tells whether a rule in force has "auto" in a direction.
+func (a *autoForward) asked(d direction) bool {
+	return slices.ContainsFunc(a.rules[d], func(r *rule) bool { return r.Auto })
 }
 
 // targets holds what may be forwarded in one direction, by protocol.
@@ -108,17 +166,12 @@ func (t *targets) of(proto uint8) *ports.Set {
 // sync brings the listeners in line with what is bound. Whoever calls it holds
 // change.
 func (a *autoForward) sync() {
-	var t [2]targets
-	var asked, known [2]bool
+	a.targets = [2]targets{}
+	t := &a.targets
+	var known [2]bool
 	rules := a.autoRules()
-	for _, r := range rules {
-		asked[r.dir] = true
-	}
-	if asked[inbound] {
-		a.ns.StartScan() // the agent works while we do
-	}
 	for _, d := range []direction{outbound, inbound} {
-		known[d] = asked[d] && !a.failed(d, a.bound[d](&t[d].tcp, &t[d].udp))
+		known[d] = a.asked(d) && !a.failed(d, a.bound[d](&t[d].tcp, &t[d].udp))
 	}
 	// What we listen on ourselves leads to the other side: it is no target.
 	for _, l := range a.factory.Listeners() {

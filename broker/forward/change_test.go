@@ -215,7 +215,7 @@ func TestChangeAuto(t *testing.T) {
 	if err := f.Change(parsed(t, "-t 8080:80")); err != nil || h.open() != "tcp:8080" || h.listeners[0].ID != id || h.listeners[0].GuestPort != 80 {
 		t.Errorf("%v, listens on %q, %+v", err, h.open(), h.listeners)
 	}
-	if f.auto.again() || f.auto.running {
+	if f.auto.again(); f.auto.running {
 		t.Error("scans on without a rule")
 	}
 	if err := f.Change(parsed(t, "-t 8000-8100,auto -T 8080")); err != nil || h.open() != "ns:tcp:8080" {

@@ -55,8 +55,9 @@ type Factory interface {
 // see agent.Sockets.
 type Namespace interface {
 	Open(want ipc.AgentOpen, done func(fd int, err error)) // calls done, now or later, with a socket or why there is none
-	StartScan()                                            // begins to list what is bound
-	Bound(tcp, udp *ports.Set) error                       // what the last scan has found, once it has ended
+	StartScan()                                            // begins to list what is bound now
+	Bound(tcp, udp *ports.Set) error                       // what was found last, once that has ended, and has changes told
+	Changed(func())                                        // says whom they are told
 }
 
 // Worker hears of listeners that come and go, see supervise.Supervisor.

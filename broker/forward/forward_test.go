@@ -37,7 +37,8 @@ type host struct {
 	shut    bool
 	stopped bool
 
-	beside []uint16 // ports of listeners that Beside has made
+	changed func()   // the agent has news
+	beside  []uint16 // ports of listeners that Beside has made
 }
 
 func (h *host) Listen(l sockets.Listener) (sockets.Listener, error) {
@@ -106,6 +107,8 @@ func (h *host) Shut() { h.shut = true }
 func (h *host) Open(o ipc.AgentOpen, done func(int, error)) { done(h.opens(o)) }
 
 func (h *host) StartScan() {}
+
+func (h *host) Changed(f func()) { h.changed = f }
 
 func (h *host) Bound(tcp, udp *ports.Set) error {
 	for _, p := range h.bound[ipc.ProtoTCP] {
@@ -320,6 +323,50 @@ func TestAutoFollows(t *testing.T) {
 	h.busy = nil
 	f.auto.sync()
 	step("free again", "tcp:7000 udp:7000", "")
+}
+
+// TestAutoNews: what the agent tells of is forwarded at once, without waiting for the next
+// look; and that goes on after a time without such rules.
+func TestAutoNews(t *testing.T) {
+	h := &host{bound: map[uint8][]uint16{ipc.ProtoTCP: {8080}}}
+	f := live(t, h, "pasta -t auto -u none -T none -U none -c x")
+	open := func(want string) {
+		t.Helper()
+		got := ""
+		for range 1000 {
+			f.change.Lock()
+			got = h.open()
+			f.change.Unlock()
+			if got == want {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		t.Errorf("listens on %q, want %q", got, want)
+	}
+	bind := func(p uint16) {
+		f.change.Lock()
+		h.bound = map[uint8][]uint16{ipc.ProtoTCP: {p}}
+		f.change.Unlock()
+	}
+	open("tcp:8080")
+	bind(9000)
+	h.changed()
+	open("tcp:9000")
+	if err := f.Change(plan.Rules{}); err != nil {
+		t.Fatal(err)
+	}
+	f.auto.again()
+	bind(9001)
+	h.changed()
+	open("")
+	f.period = 20 * time.Millisecond // and nobody tells of anything
+	if err := f.Change(parsed(t, "-t auto")); err != nil {
+		t.Fatal(err)
+	}
+	open("tcp:9001")
+	bind(9002)
+	open("tcp:9002")
 }
 
 // TestAutoLeavesOwn: what we listen on in the namespace is no target.

@@ -73,7 +73,7 @@ func Records() map[ipc.Kind][]byte {
 		ipc.AgentKindOpened: (&ipc.AgentOpened{ID: 1, Errno: 98}).Encode(),
 		ipc.AgentKindDone:   (&ipc.AgentDone{ID: 1}).Encode(),
 		ipc.AgentKindLayer:  (&ipc.AgentLayer{ID: 1, State: 2, Name: name}).Encode(),
-		ipc.AgentKindScan:   (&ipc.AgentScan{ID: 1}).Encode(),
+		ipc.AgentKindScan:   (&ipc.AgentScan{ID: 1, Wait: ipc.ScanChange}).Encode(),
 		ipc.AgentKindUpdate: (&ipc.AgentUpdate{ID: 1}).Encode(),
 		ipc.AgentKindPorts: (&ipc.AgentPorts{ID: 1, Last: 1, N: 2, Words: [ipc.MaxPortWords]uint16{0, ipc.PortWords - 1},
 			Bits: [ipc.MaxPortWords]uint64{1, 1 << 63}}).Encode(),

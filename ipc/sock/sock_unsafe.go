@@ -217,6 +217,13 @@ func transfer(nr uintptr, fd int, m *unix.Msghdr, flags int) (int, unix.Errno) {
 // Close is close(2) of what is not lingered for (SO_LINGER).
 func Close(fd int) { _, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
+// Write is write(2) to a socket whose other end does what is asked at once: the kernel's
+// sock_diag(7).
+func Write(fd int, p []byte) error {
+	_, _, e := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return result(e)
+}
+
 // Recvmsg is recvmsg(2). Of a stream at least one byte has to be asked for, else nothing
 // is received, no descriptor either.
 func Recvmsg(fd int, p, oob []byte, flags int) (n, oobn, got int, from unix.Sockaddr, err error) {

@@ -84,9 +84,16 @@ func Agent() List {
 			goStarting(),
 			descriptors(),
 			plain("ipc", "records and descriptors", "sendmsg", "recvmsg"),
+			scans(),
 			inet(),
 		),
 	}
+}
+
+// scans is what looking again and again at what is bound takes.
+func scans() []Rule {
+	return []Rule{{Call: "timerfd_settime", Args: []Arg{is(1, 0)},
+		Why: "when to look again at what is bound, on a timer that is there", User: "broker/wait"}}
 }
 
 // own permits to become who the process really is, and nobody else.
@@ -191,7 +198,7 @@ func inherited(have []Rule, those ...List) []Rule {
 // workers, writes its log. It can open no file by name: Landlock leaves it the
 // worker's program and nothing else.
 func Broker() List {
-	own := brokerRunning()
+	own := join(brokerRunning(), scans())
 	return List{Name: "broker", Doc: "broker, after set-up", Rules: join(own, inherited(own, WorkerStart(), NamesStart()))}
 }
 

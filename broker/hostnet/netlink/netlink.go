@@ -36,7 +36,13 @@ const answerTime = 5 * time.Second
 
 // Socket is a netlink socket in the network namespace of the thread that made
 // it, in no multicast group. It is not for concurrent use.
-type Socket struct{ fd int }
+type Socket struct {
+	fd int
+	// It is of sock_diag, where the answer is there when the request has been sent, and
+	// nothing is waited for: Go's scheduler need not hear of such calls. Others wait for
+	// whoever changes the network at that moment.
+	prompt bool
+}
 
 // Dial opens a socket of the protocol (NETLINK_*).
 func Dial(protocol int) (*Socket, error) {
@@ -49,6 +55,7 @@ func Dial(protocol int) (*Socket, error) {
 		unix.Close(fd)
 		return nil, err
 	}
+	s.prompt = protocol == unix.NETLINK_SOCK_DIAG
 	return s, nil
 }
 
@@ -78,16 +85,31 @@ func (s *Socket) Option(name, value int) error {
 // to permit sending to other addresses.
 func (s *Socket) Send(b []byte) error {
 	for {
-		_, err := unix.Write(s.fd, b)
+		err := s.write(b)
 		if err != unix.EINTR {
 			return err
 		}
 	}
 }
 
+func (s *Socket) write(b []byte) error {
+	if s.prompt {
+		return sock.Write(s.fd, b)
+	}
+	_, err := unix.Write(s.fd, b)
+	return err
+}
+
 // Receive reads one datagram of the kernel's into buf and returns what it filled.
 // ENOBUFS says that some were lost: ask again, after Drain.
-func (s *Socket) Receive(buf []byte) ([]byte, error) { return receive(s.fd, buf, 0, false) }
+func (s *Socket) Receive(buf []byte) ([]byte, error) {
+	if s.prompt {
+		if b, err := receive(s.fd, buf, unix.MSG_DONTWAIT, false); err != unix.EAGAIN {
+			return b, err
+		}
+	}
+	return receive(s.fd, buf, 0, false)
+}
 
 // Drain throws away all that can be read now, what is left of a dump included.
 func (s *Socket) Drain() {
