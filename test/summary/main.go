@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -124,7 +125,7 @@ func (s *summary) end(e event, key string) {
 	}
 	if e.Test == "" {
 		if e.Action == "fail" {
-			s.packageFailed(e.Package)
+			s.packageFailed(e.Package, text)
 			s.tell(text)
 			return
 		}
@@ -158,13 +159,15 @@ func (f *failures) add(t test) {
 }
 
 // packageFailed shows what the tests of a package printed that have no end: those
-// that ran when the test binary died. A package without any failed test has failed
-// for another reason.
-func (s *summary) packageFailed(pkg string) {
+// that ran when the test binary died. One that came to its end says FAIL, in a line of
+// its own: without, or without any failed test, it has failed for another reason, and
+// there may be tests that never ran.
+func (s *summary) packageFailed(pkg, text string) {
 	known := false
 	for _, t := range s.failures.tests {
 		known = known || t.pkg == pkg
 	}
+	known = known && slices.Contains(strings.Split(text, "\n"), "FAIL")
 	for key, b := range s.output {
 		if strings.HasPrefix(key, pkg+" ") {
 			s.failed++

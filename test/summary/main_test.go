@@ -8,11 +8,18 @@ import (
 	"testing"
 )
 
-// events makes what test2json prints of "pass p A/x", "fail p A" and "fail p".
+// events makes what test2json prints of "pass p A/x", "fail p A", "fail p", of a binary
+// that came to its end, and "die p", of one that did not.
 func events(lines ...string) string {
 	var b strings.Builder
 	for _, l := range lines {
 		f := append(strings.Fields(l), "")
+		switch {
+		case f[0] == "die":
+			f[0] = "fail"
+		case f[0] == "fail" && f[2] == "":
+			b.WriteString(`{"Action":"output","Package":"` + f[1] + `","Output":"FAIL\u000a"}` + "\n")
+		}
 		fmt.Fprintf(&b, `{"Action":%q,"Package":%q,"Test":%q}`+"\n", f[0], f[1], f[2])
 	}
 	return b.String()
@@ -36,8 +43,9 @@ func TestAgain(t *testing.T) {
 		{name: "fails again", first: []string{"fail p A", "fail p"}, second: events("fail p A", "fail p"), most: 3, failed: 1, unsteady: "[]"},
 		{name: "a part fails", first: []string{"fail p A", "fail p"}, second: events("fail p A/x", "pass p A", "pass p"), most: 3, failed: 1, unsteady: "[]"},
 		{name: "never ran", first: []string{"fail p C"}, second: pass, most: 3, failed: 1, unsteady: "[]"},
-		{name: "its binary dies", first: []string{"fail p A", "fail p"}, second: events("pass p A", "fail p"), most: 3, failed: 1, unsteady: "[]"},
+		{name: "its binary dies", first: []string{"fail p A", "fail p"}, second: events("pass p A", "die p"), most: 3, failed: 1, unsteady: "[]"},
 		{name: "too many", first: []string{"fail p A", "fail p B", "fail p"}, second: pass, most: 1, failed: 2, unsteady: "[]"},
+		{name: "panics", first: []string{"fail p A", "die p"}, second: pass, most: 3, failed: 1, unsteady: "[]", broken: true},
 		{name: "no test's failure", first: []string{"pass p A", "fail p"}, broken: true, unsteady: "[]"},
 		{name: "does not build", first: []string{"build-fail p"}, broken: true, unsteady: "[]"},
 	} {
