@@ -81,7 +81,10 @@ func (e *Engine) mayTell(fitting string, addrs []netip.Addr) bool {
 }
 
 // Forget has the broker be asked of each address anew: the host's own may be others.
-func (e *Engine) Forget() { e.around.forget() }
+func (e *Engine) Forget() {
+	e.around.forget()
+	e.spoil()
+}
 
 // confirmed takes the broker's word on an answer that is out. If it is another than was
 // known, nothing that was said before counts any more.

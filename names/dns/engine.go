@@ -104,6 +104,7 @@ type Figures struct {
 	Asked      uint64 // messages to resolvers
 	TimedOut   uint64 // messages to resolvers without an answer in time
 	Lies       uint64 // messages of resolvers that were no answer to what was asked
+	Repeated   uint64 // answers of resolvers that had come before
 	Failed     uint64 // questions that no resolver has answered
 	Cut        uint64 // addresses that were not granted
 	Evicted    uint64 // clients that made room for others
@@ -162,7 +163,7 @@ func (e *Engine) SetRules(r Rules) {
 }
 
 // Start asks for the first sockets, so that the first question need not wait for one.
-func (e *Engine) Start(now int64) { e.keepReady(0, now) }
+func (e *Engine) Start(now int64) { e.keepReady(0, 0, now) }
 
 // Figures returns what has been counted.
 func (e *Engine) Figures() Figures { return e.figures }

@@ -157,9 +157,6 @@ func (e *Engine) end(q *question, now int64, reply func(*waiter) []byte) {
 			e.arm(now + tcpIdle)
 		}
 	}
-	if q.count > 0 {
-		e.keepReady(q.resolver, now)
-	}
 	for i := range q.waiters {
 		if c := q.waiters[i].c; c.paused && !c.reading {
 			e.read(c, now)

@@ -73,12 +73,14 @@ const (
 	udpIdle    = 130 * second // longer than the worker keeps a flow that has had answers
 	tcpIdle    = 10 * second  // RFC 7766 section 6.2.3: of the order of seconds
 	readyLife  = 60 * second  // of a socket that was opened ahead: routes change
+	reuseLife  = udpWait      // of a socket from its first question on: as long as one may wait
 	plainLife  = 15 * minute  // how long a resolver is asked without EDNS, or without regard to case
 	maxPenalty = 64 * second  // how long a resolver that hangs is asked last
 )
 
 const (
 	ahead       = 8 // sockets at most that are kept ready for the resolver that was asked last
+	maxAsked    = 8 // questions by one socket, one after the other
 	maxAttempts = 8 // messages sent upstream for one question
 	maxLies     = 8 // answers to something else on one socket, before another way is taken
 )

@@ -37,6 +37,12 @@ type socket struct {
 	since    int64
 	q        *question     // nil: kept ready
 	reader   *frame.Reader // of TCP
+
+	// See reuse.go.
+	asked  int   // how many questions, the one under way too
+	first  int64 // when the first was
+	last   asked // the one that was answered last, until its answer has come once more
+	spoilt bool  // it asks no more
 }
 
 // attempt is how far asking has come.
@@ -46,8 +52,7 @@ type attempt struct {
 	tries    [MaxResolvers]uint8
 	resolver uint8
 	socket   *socket
-	id       uint16
-	sent     dnsmessage.Name // in the case in which it was sent
+	sent     asked
 	edns     bool
 	lies     int
 	folded   bool // an answer came in another case
@@ -92,7 +97,7 @@ func (e *Engine) choose(q *question, now int64) uint8 {
 	return uint8(best)
 }
 
-// try asks one resolver, by a socket of which nobody knows the port yet.
+// try asks one resolver, by a socket of which nobody knows the port.
 func (e *Engine) try(q *question, r uint8, tcp bool, now int64) {
 	e.release(q)
 	q.count++
@@ -144,12 +149,14 @@ func (e *Engine) dial(r uint8, tcp bool, now int64) *socket {
 }
 
 // keepReady has sockets made ahead, several at a time, if there are few. That is when a
-// question has its answer, so that none waits for it.
-func (e *Engine) keepReady(r uint8, now int64) {
-	if len(e.resolvers[r].ready) >= ahead/2 {
+// question has been sent, so that none waits for it: the broker makes them while the answer
+// is on its way, and not when the guest is about to connect. Of those that ask, some may be
+// ready again.
+func (e *Engine) keepReady(r uint8, ask int, now int64) {
+	if len(e.resolvers[r].ready)+ask >= ahead/2 {
 		return
 	}
-	for len(e.resolvers[r].ready) < ahead {
+	for len(e.resolvers[r].ready)+ask < ahead {
 		e.resolvers[r].ready = append(e.resolvers[r].ready, e.dial(r, false, now))
 		e.arm(now + readyLife)
 	}
@@ -162,11 +169,11 @@ func (e *Engine) dropOld(now int64) {
 		ready := e.resolvers[i].ready
 		e.resolvers[i].ready = ready[:0]
 		for _, s := range ready {
-			if s.since+readyLife <= now {
+			if s.ends() <= now {
 				e.drop(s)
 				continue
 			}
-			e.arm(s.since + readyLife)
+			e.arm(s.ends())
 			e.resolvers[i].ready = append(e.resolvers[i].ready, s)
 		}
 		clear(ready[len(e.resolvers[i].ready):])
@@ -237,7 +244,7 @@ func (e *Engine) broken(s *socket, now int64) {
 }
 
 // put sends the question: with a number and in upper and lower case that are chance, by
-// a port that is. Rules may have changed since it was asked for.
+// a port that was when its socket was made. Rules may have changed since it was asked for.
 func (e *Engine) put(q *question, now int64) {
 	if allowed, why := e.allows(q.name); !allowed {
 		e.release(q)
@@ -246,13 +253,12 @@ func (e *Engine) put(q *question, now int64) {
 	}
 	var chance [34]byte
 	e.cfg.Random(chance[:])
-	q.id = binary.BigEndian.Uint16(chance[32:])
-	q.sent = mixed(q.key, chance[:32])
+	q.sent = asked{binary.BigEndian.Uint16(chance[32:]), q.typ, mixed(q.key, chance[:32])}
 	q.edns = e.resolvers[q.resolver].plain <= now
-	b := dnsmessage.NewBuilder(make([]byte, 0, 320), dnsmessage.Header{ID: q.id, RecursionDesired: true})
+	b := dnsmessage.NewBuilder(make([]byte, 0, 320), dnsmessage.Header{ID: q.sent.id, RecursionDesired: true})
 	err := b.StartQuestions()
 	if err == nil {
-		err = b.Question(dnsmessage.Question{Name: q.sent, Type: q.typ, Class: dnsmessage.ClassINET})
+		err = b.Question(dnsmessage.Question{Name: q.sent.name, Type: q.typ, Class: dnsmessage.ClassINET})
 	}
 	if err == nil && q.edns {
 		err = option(&b, ednsSize, 0, false, nil)
@@ -266,9 +272,15 @@ func (e *Engine) put(q *question, now int64) {
 		msg = frame.Append(make([]byte, 0, frame.Prefix+len(msg)), msg)
 	}
 	e.figures.Asked++
-	if !e.host.Ask(q.socket.seq, msg) {
-		e.broken(q.socket, now)
+	s := q.socket
+	if s.asked++; s.asked == 1 {
+		s.first = now
 	}
+	if !e.host.Ask(s.seq, msg) {
+		e.broken(s, now)
+		return
+	}
+	e.keepReady(q.resolver, 1, now)
 }
 
 // mixed is a name with each letter in the case that chance says
@@ -289,9 +301,8 @@ func (e *Engine) Answered(seq uint32, p []byte, now int64) {
 	s := e.sockets[seq]
 	switch {
 	case s == nil:
-	case s.q == nil: // nothing has been asked: somebody guesses
-		e.figures.Lies++
-		e.lose(s)
+	case s.q == nil:
+		e.unasked(s, p)
 	case !s.tcp:
 		e.response(s.q, p, now)
 	case !s.reader.Add(p):
@@ -316,7 +327,8 @@ func (e *Engine) stream(s *socket, now int64) {
 func (e *Engine) response(q *question, msg []byte, now int64) {
 	r := &e.resolvers[q.resolver]
 	tcp := q.socket.tcp
-	p, header, kind := readResponse(q, msg)
+	p, header, kind := readResponse(&q.sent, msg)
+	exact := kind == fits
 	if kind == folds && (r.folded > now || tcp || q.folded) {
 		// That it writes names its own way has been said on a connection, which
 		// nobody forges from afar, or twice on ports that nobody knew.
@@ -324,6 +336,9 @@ func (e *Engine) response(q *question, msg []byte, now int64) {
 		kind = fits
 	}
 	switch {
+	case kind == lie && q.socket.repeated(msg):
+		e.figures.Repeated++
+		q.socket.spoilt = true
 	case kind == lie || tcp && header.Truncated:
 		e.lied(q, now)
 	case kind == folds:
@@ -344,7 +359,7 @@ func (e *Engine) response(q *question, msg []byte, now int64) {
 			return
 		}
 		r.answers()
-		e.release(q)
+		e.rest(q, exact, now)
 		e.cache.add(q.key, a, now)
 		e.grant(q, a, now)
 	}
@@ -374,7 +389,7 @@ const (
 
 // readResponse looks at all of a message that a forger would have to guess. The parser
 // stands before the answers.
-func readResponse(q *question, msg []byte) (p dnsmessage.Parser, h dnsmessage.Header, kind int) {
+func readResponse(q *asked, msg []byte) (p dnsmessage.Parser, h dnsmessage.Header, kind int) {
 	h, err := p.Start(msg)
 	if err != nil || !h.Response || h.ID != q.id || h.OpCode != opQuery {
 		return p, h, lie
@@ -388,9 +403,9 @@ func readResponse(q *question, msg []byte) (p dnsmessage.Parser, h dnsmessage.He
 	}
 	question, err := p.Question()
 	switch {
-	case err != nil || p.SkipAllQuestions() != nil || question.Type != q.typ || question.Class != dnsmessage.ClassINET || !sameName(&question.Name, &q.sent):
+	case err != nil || p.SkipAllQuestions() != nil || question.Type != q.typ || question.Class != dnsmessage.ClassINET || !sameName(&question.Name, &q.name):
 		return p, h, lie
-	case question.Name != q.sent:
+	case question.Name != q.name:
 		return p, h, folds
 	}
 	return p, h, fits
