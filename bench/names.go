@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -31,7 +32,7 @@ func startNamed(lab *netlab.Lab, c contestant, mtu int) *entrant {
 		return e
 	}
 	var rules []string
-	if c.name == report.Ours {
+	if c.name == report.Ours || strings.Contains(c.version, report.Ours) { // an older one of ours is compared with it
 		rules = ruleByName
 	}
 	return startForwarding(lab, c, mtu, rules...)
