@@ -196,8 +196,8 @@ func readWithin(c net.Conn, b []byte, d time.Duration) (n int, err error) {
 }
 
 // TestIdle counts how often the processes of instances that have nothing to do wake up: of
-// one that follows the host and forwards nothing by itself, and of one that looks each
-// second at what is bound on either side.
+// one that follows the host and forwards nothing by itself, and of one that looks at
+// what is bound on either side.
 func TestIdle(t *testing.T) {
 	heavy(t)
 	needOurs(t)
@@ -235,7 +235,7 @@ func TestIdle(t *testing.T) {
 	if n := woken(quiet, seconds/10); n > 8 {
 		t.Errorf("all processes together wake up %d times", n)
 	}
-	// Each side looks once a second. Twice that is for a machine that does not keep up.
+	// Each side looks four times in five seconds. Twice that is for a machine that does not keep up.
 	if n := woken(looks, 2*seconds); n > 3*seconds {
 		t.Errorf("with auto rules all processes together wake up %d times in %d s", n, seconds)
 	} else if n < seconds {

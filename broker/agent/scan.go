@@ -38,8 +38,9 @@ type bound struct {
 }
 
 // ScanPeriod is how often is looked at what is bound: the kernel tells nobody of a socket
-// that is.
-const ScanPeriod = time.Second
+// that is. Each look wakes a thread, of the broker or of the agent. In a second there are
+// no more of these together than where one process looks at both sides once.
+const ScanPeriod = 1250 * time.Millisecond
 
 // openScanner opens what scans take, as the broker has asked for with the set-up:
 // nothing of the kind can be opened later.
