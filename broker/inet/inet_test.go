@@ -416,6 +416,40 @@ func TestFlowHears(t *testing.T) {
 	})
 }
 
+// TestFlowStrangers: what strangers have sent to a flow's socket before it is connected is
+// gone, however much that is; what its peer sends from then on is not.
+func TestFlowStrangers(t *testing.T) {
+	families(t, func(t *testing.T, lo netip.Addr) {
+		peer := Listener{At: netip.AddrPortFrom(lo, 0)}
+		fd, err := peer.ListenUDP()
+		keep(t, fd, err)
+		for _, how := range []Sharing{Alone, AloneUntilBound, SharedUntilConnected} {
+			for _, strangers := range []int{0, 1, drainMost, drainMost + 1, 2*drainMost + 2} {
+				f := Flow{From: netip.AddrPortFrom(lo, 0), To: netip.AddrPortFrom(lo, LocalPort(fd)), Sharing: how}
+				s := bare(ipc.ProtoUDP, lo.Is4())
+				s.bindFlow(&f)
+				for range strangers {
+					sendTo(t, netip.AddrPortFrom(lo, LocalPort(s.fd)))
+				}
+				if waits := readable(t, s.fd, 0); waits != (strangers > 0 && how != SharedUntilConnected) {
+					t.Errorf("sharing %d, %d datagrams: %t before it is connected", how, strangers, waits)
+				}
+				s.connectFlow(&f)
+				keep(t, s.fd, s.err)
+				if readable(t, s.fd, 0) {
+					t.Errorf("sharing %d, %d datagrams: something is left", how, strangers)
+				}
+				if err := unix.Sendto(fd, []byte("!"), 0, sockaddr(netip.AddrPortFrom(lo, LocalPort(s.fd)), 0)); err != nil {
+					t.Fatal(err)
+				}
+				if got := receive(t, s.fd); string(got) != "!" {
+					t.Errorf("sharing %d, %d datagrams: then %q", how, strangers, got)
+				}
+			}
+		}
+	})
+}
+
 // TestListenUDP: a port is had exclusively, then shared with ours.
 func TestListenUDP(t *testing.T) {
 	families(t, func(t *testing.T, lo netip.Addr) {

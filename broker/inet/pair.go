@@ -40,20 +40,18 @@ func Pair(proto uint8) (flow, other int, port uint16, err error) {
 
 func pairAt(port uint16) netip.AddrPort { return netip.AddrPortFrom(PairAddr, port) }
 
-// pairUDP binds both ends before either is connected. A filter keeps them closed until
-// both are.
+// pairUDP binds both ends before either is connected, and drains them when both are.
 func pairUDP() (int, int, error) {
 	a, b := bare(ipc.ProtoUDP, true), bare(ipc.ProtoUDP, true)
 	a.bindFlow(&Flow{From: pairAt(0)})
-	b.dropInput()
 	b.bind(pairAt(0), 0)
 	if a.err == nil && b.err == nil {
 		a.connect(pairAt(LocalPort(b.fd)), 0)
 		b.connect(pairAt(LocalPort(a.fd)), 0)
 	}
 	if a.err == nil && b.err == nil {
-		a.acceptInput()
-		b.acceptInput()
+		a.drainFlow()
+		b.drainFlow()
 	}
 	// Both, or none.
 	if a.err == nil {

@@ -3,6 +3,7 @@
 package inet
 
 import (
+	"errors"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -64,13 +65,16 @@ func (s *socket) flow(f *Flow) Result {
 	return s.result()
 }
 
-// bindFlow binds. Between bind and connect a socket would take datagrams from
-// anybody; a filter keeps it closed until then, unless they are for somebody.
+// bindFlow binds. Between bind and connect a socket takes datagrams from anybody.
+// Where the port is its own, they are thrown away once it is connected; beside
+// others of ours a filter keeps them out, unless they are for somebody. To attach one
+// costs more than all else of a socket: the kernel compiles a program.
 func (s *socket) bindFlow(f *Flow) {
 	v4 := f.From.Addr().Is4()
-	if f.Sharing != SharedAndOpen {
+	switch f.Sharing {
+	case SharedUntilConnected:
 		s.dropInput()
-	} else {
+	case SharedAndOpen:
 		s.filter(f.Filter)
 	}
 	if f.Sharing == SharedUntilConnected || f.Sharing == SharedAndOpen {
@@ -99,9 +103,27 @@ func (s *socket) bindFlow(f *Flow) {
 
 func (s *socket) connectFlow(f *Flow) {
 	s.connect(f.To, f.Scope)
-	if f.Sharing != SharedAndOpen || f.Filter != nil {
+	switch {
+	case f.Sharing == Alone || f.Sharing == AloneUntilBound:
+		s.drainFlow()
+	case f.Sharing == SharedUntilConnected || f.Filter != nil:
 		s.acceptInput()
 	}
+}
+
+// drainFlow is drain for a socket that may be in the middle of a flood: a filter keeps
+// that out, its peer's datagrams too, while the socket is drained.
+func (s *socket) drainFlow() {
+	s.drain()
+	if !errors.Is(s.err, unix.EBUSY) {
+		return
+	}
+	s.err = nil
+	s.dropInput()
+	for s.drain(); errors.Is(s.err, unix.EBUSY); s.drain() {
+		s.err = nil
+	}
+	s.acceptInput()
 }
 
 // ListenUDP makes a socket that hears everybody. A port is taken exclusively, or not
