@@ -66,6 +66,27 @@ func TestDelayedACKTimer(t *testing.T) {
 	}
 }
 
+// A connection that waits for what may come late has no timer but the one that ends it: those
+// of a thousand connections a second would be due at every sleep of the lane.
+func TestTimeWaitTimer(t *testing.T) {
+	e, p := quickly(t)
+	p.send(0, 10)
+	p.s.say(5)
+	p.s.fin()
+	e.settle()
+	e.take()
+	p.acks(p.ack-p.irs+6, p.win)
+	p.send(packet.FIN, 0)
+	if c := p.conn(); c == nil || c.state != stateTimeWait {
+		t.Fatal("it does not wait")
+	}
+	if at := e.wheel.Next(); at < e.now+timeWait {
+		t.Errorf("a timer is due in %d ns", at-e.now)
+	}
+	e.advance(2 * timeWait)
+	p.gone()
+}
+
 // quickly makes a connection whose guest has asked and was answered at once.
 func quickly(t *testing.T) (*env, *peer) {
 	e := newEnv(t)

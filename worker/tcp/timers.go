@@ -207,6 +207,7 @@ func (t *Translator) finish(i uint32, c *conn) {
 	c.state = stateTimeWait
 	c.rtoAt = t.env.Now() + timeWait
 	c.deqAt, c.ackAt = 0, 0
+	c.timerAt = 0 // what was set for data is not to wake the lane, which has other connections by then
 	t.mark(i, c)
 	t.arm(i, c)
 }
