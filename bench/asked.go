@@ -22,13 +22,13 @@ func askedRow() row {
 		if socket == "" {
 			return nil, nil // the others have nobody to ask
 		}
-		quiet, err := roundTrips(outbound(e, lab), "tcp4", 1, span)
+		quiet, err := roundTrips(outbound(e, lab), "tcp4", 1, 0, span)
 		if err != nil {
 			return nil, err
 		}
 		stop, stopped := make(chan struct{}), make(chan error, 1)
 		go func() { stopped <- askOften(lab, socket, stop) }()
-		asked, err := roundTrips(outbound(e, lab), "tcp4", 1, span)
+		asked, err := roundTrips(outbound(e, lab), "tcp4", 1, 0, span)
 		close(stop)
 		if e := <-stopped; err == nil {
 			err = e

@@ -62,6 +62,6 @@ func beside(e *entrant, lab *netlab.Lab, flows int, down bool, span time.Duratio
 		return r, 0, err
 	}
 	bytes, start := b.Received.Load(), time.Now()
-	r, err = roundTrips(outbound(e, lab), "tcp4", 1, span)
+	r, err = roundTrips(outbound(e, lab), "tcp4", 1, 0, span)
 	return r, float64(b.Received.Load()-bytes) * 8 / 1e9 / time.Since(start).Seconds(), err
 }

@@ -94,7 +94,7 @@ func startPasta(lab *netlab.Lab, c contestant, mtu int) *entrant {
 	forward := fmt.Sprintf("%d-%d", port, port+forwarded-1)
 	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour,
 		Args: []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu), "-t", forward, "-u", forward}})
-	ports(g.NS)
+	ports(g.NS, guestPorts)
 	return &entrant{name: c.name, guest: g.NS, pids: g.Processes, port: port}
 }
 
@@ -126,7 +126,7 @@ func startSlirp(lab *netlab.Lab, c contestant, mtu int) *entrant {
 		return err == nil && st == 0 && strings.Contains(out, "default")
 	})
 	guest.SetCongestionControl()
-	ports(guest)
+	ports(guest, guestPorts)
 	e := &entrant{name: c.name, guest: guest, pids: func() []int { return netlab.Children(p.PID) }, port: nextPorts()}
 	for port := e.port; port < e.port+forwarded; port++ {
 		if err := slirpForward(lab.Host, api, port); err != nil {
@@ -175,10 +175,18 @@ func socketDir(tb netlab.TB) string {
 	return dir
 }
 
-// ports opens the whole range for clients: thousands of connections a second
-// leave as many behind in TIME-WAIT.
-func ports(n *netlab.NS) {
-	n.Sysctl("net/ipv4/ip_local_port_range", "1024 65535")
+// Ports that clients get. Some translators have a guest's datagrams leave by the port that
+// they came from: where somebody else has that on the host, they are lost. So guests and
+// everybody else have ranges of their own.
+const (
+	guestPorts = "8192 32767"
+	otherPorts = "32768 65535"
+)
+
+// ports opens a wide range for clients: thousands of connections a second leave as many
+// behind in TIME-WAIT.
+func ports(n *netlab.NS, most string) {
+	n.Sysctl("net/ipv4/ip_local_port_range", most)
 	n.Sysctl("net/ipv4/tcp_tw_reuse", "1")
 }
 

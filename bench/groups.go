@@ -57,7 +57,7 @@ func most() int {
 var shortRows = regexp.MustCompile(`^(TCP (up|down), MTU (1500, default, 1|65520, default, [14]|65520, tuned, 1) flows` +
 	`|(inbound|host's loopback) (TCP down, 1 flows|request/response (tcp|udp), 1 clients)` +
 	`|inbound request/response tcp, 16 clients` +
-	`|UDP .*, 1400 bytes.*|request/response (tcp|udp), .*|request/response tcp beside 4 flows.*|connect/request/close, (1|16) clients` +
+	`|UDP .*, 1400 bytes.*|request/response (tcp, .*|udp, (1|16) clients)|request/response tcp beside 4 flows.*|connect/request/close, (1|16) clients` +
 	`|memory|wake-ups|1000 idle flows)$`)
 
 // wanted leaves the rows that are to be measured.
@@ -108,8 +108,8 @@ func (g group) measure(o options, t *report.Table, round int) error {
 	var lab *netlab.Lab
 	if err := bed.Try(func() {
 		lab = netlab.New(b, netlab.Options{MTU: g.mtu})
-		ports(lab.Host)
-		ports(lab.Remote)
+		ports(lab.Host, otherPorts)
+		ports(lab.Remote, otherPorts)
 		g.serve(lab)
 	}); err != nil {
 		return err

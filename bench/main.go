@@ -41,8 +41,8 @@ type options struct {
 }
 
 func main() {
-	if len(os.Args) == 5 && os.Args[1] == clientArg {
-		if err := client(os.Args[2], os.Args[3], os.Args[4]); err != nil {
+	if len(os.Args) == 6 && os.Args[1] == clientArg {
+		if err := client(os.Args[2], os.Args[3], os.Args[4], os.Args[5]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

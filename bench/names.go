@@ -45,7 +45,7 @@ var ruleByName = []string{"--allow", "*.bench.test", "--deny", "any"}
 func startForwarding(lab *netlab.Lab, c contestant, mtu int, rules ...string) *entrant {
 	args := []string{"--config-net", "--no-map-gw", "-m", fmt.Sprint(mtu), "-t", "none", "-u", "none", "--dns-forward", forwardedDNS, "--dns-host", lab.Remote4}
 	g := lab.GuestWith(netlab.GuestSpec{Binary: c.binary, Timeout: time.Hour, Args: append(args, rules...)})
-	ports(g.NS)
+	ports(g.NS, guestPorts)
 	return &entrant{name: c.name, guest: g.NS, pids: g.Processes, resolver: forwardedDNS}
 }
 

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -57,4 +59,33 @@ func (p path) connect(ln net.Listener) (near, far net.Conn, err error) {
 		return nil, nil, err
 	}
 	return near, far, nil
+}
+
+// greet returns a socket for datagrams, by which the server was asked once: what stands for a
+// connection at a translator is there then, too. Some refuse a client's port that somebody
+// else has on the host; then it is another.
+func (p path) greet(server *net.UDPConn) (c net.Conn, err error) {
+	b := []byte{'?'}
+	for range 5 {
+		if c, err = p.client.DialError("udp4", p.dial, time.Second); err != nil {
+			return nil, err
+		}
+		soon := time.Now().Add(100 * time.Millisecond)
+		_, _ = server.SetReadDeadline(soon), c.SetReadDeadline(soon)
+		var from netip.AddrPort
+		if _, err = c.Write(b); err == nil {
+			_, from, err = server.ReadFromUDPAddrPort(b)
+		}
+		if err == nil {
+			_, err = server.WriteToUDPAddrPort(b, from)
+		}
+		if err == nil {
+			_, err = c.Read(b)
+		}
+		if err == nil {
+			return c, errors.Join(server.SetReadDeadline(time.Time{}), c.SetReadDeadline(time.Time{}))
+		}
+		c.Close()
+	}
+	return nil, err
 }

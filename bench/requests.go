@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"aldente/bench/bed"
 	"aldente/test/netlab"
 )
 
@@ -62,41 +63,62 @@ func requests(clients int, span time.Duration, once func(client int) error) (rat
 	if failed != nil || len(took) == 0 {
 		return rate{}, fmt.Errorf("%d requests, then: %w", len(took), failed)
 	}
+	return rateOf(took, calls, span), nil
+}
+
+// rateOf is the outcome of calls that took so long each.
+func rateOf(took []time.Duration, calls int, span time.Duration) rate {
 	slices.Sort(took)
 	us := func(q int) float64 { return float64(took[len(took)*q/100]) / 1e3 }
-	return rate{float64(len(took)) / span.Seconds(), us(50), us(99), calls}, nil
+	return rate{float64(len(took)) / span.Seconds(), us(50), us(99), calls}
 }
 
 // roundTrips sends one byte and waits for one byte on connections that stay
-// open, over TCP or UDP.
-func roundTrips(p path, network string, clients int, span time.Duration) (rate, error) {
-	if network == "tcp4" {
-		ln := p.server.Listen(network, p.listen)
-		defer ln.Close()
-		go netlab.Echo(ln)
-	} else {
+// open, over TCP or UDP; every so often, or at once where that is zero.
+func roundTrips(p path, network string, clients int, every, span time.Duration) (rate, error) {
+	a := bed.Asks{Every: every}
+	defer a.Close()
+	if err := open(&a, p, network, clients); err != nil {
+		return rate{}, err
+	}
+	if err := a.Run(span); err != nil || len(a.Took) == 0 {
+		return rate{}, fmt.Errorf("%d requests, then: %w", len(a.Took), err)
+	}
+	calls := 0
+	for _, n := range a.Calls {
+		calls += n
+	}
+	return rateOf(a.Took, calls, span), nil
+}
+
+// open opens the connections of that many clients.
+func open(a *bed.Asks, p path, network string, clients int) error {
+	if network == "udp4" {
 		u := p.server.ListenUDP(network, p.listen)
-		defer u.Close()
-		go netlab.EchoUDP(u)
-	}
-	conns := make([]net.Conn, clients)
-	for i := range conns {
-		c, err := p.client.DialError(network, p.dial, 5*time.Second)
-		if err != nil {
-			return rate{}, err
+		for range clients {
+			c, err := p.greet(u)
+			if err == nil {
+				err = a.Client(c)
+			}
+			if err != nil {
+				u.Close()
+				return err
+			}
 		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(span*2 + 10*time.Second))
-		conns[i] = c
+		return a.Server(u)
 	}
-	return requests(clients, span, func(i int) error {
-		b := [1]byte{'?'}
-		if _, err := conns[i].Write(b[:]); err != nil {
+	ln := p.server.Listen(network, p.listen)
+	defer ln.Close()
+	for range clients {
+		c, s, err := p.connect(ln)
+		if err != nil {
 			return err
 		}
-		_, err := io.ReadFull(conns[i], b[:])
-		return err
-	})
+		if err := a.Connection(c, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // connections connects, asks for one byte and reads to the end, each time
@@ -105,7 +127,20 @@ func connections(w path, clients int, span time.Duration) (rate, error) {
 	ln := w.server.Listen("tcp4", w.listen)
 	defer ln.Close()
 	go oneByte(ln)
-	p := w.client.Start(netlab.Spec{Args: []string{"/proc/self/exe", clientArg, w.dial, fmt.Sprint(clients), span.String()}, Timeout: 30*time.Second + 2*span})
+	return inGuest(w, "tcp4", clients, span)
+}
+
+// questions asks for one byte by a socket of its own, each time anew, as for names.
+func questions(w path, clients int, span time.Duration) (rate, error) {
+	u := w.server.ListenUDP("udp4", w.listen)
+	defer u.Close()
+	go netlab.EchoUDP(u)
+	return inGuest(w, "udp4", clients, span)
+}
+
+// inGuest runs the client of connections or questions.
+func inGuest(w path, network string, clients int, span time.Duration) (rate, error) {
+	p := w.client.Start(netlab.Spec{Args: []string{"/proc/self/exe", clientArg, network, w.dial, fmt.Sprint(clients), span.String()}, Timeout: 30*time.Second + 2*span})
 	st := p.Wait()
 	var r rate
 	if err := json.Unmarshal([]byte(p.Stdout()), &r); st != 0 || err != nil {
@@ -131,12 +166,12 @@ func oneByte(ln net.Listener) {
 	}
 }
 
-// clientArg as first argument makes the program the client of connections.
+// clientArg as first argument makes the program the client of connections or questions.
 const clientArg = "connections-client"
 
-// client is the part of connections that runs inside the guest's namespace,
+// client is the part of connections or questions that runs inside the guest's namespace,
 // which a thread of the main program would have to enter for each socket.
-func client(addr, clients, span string) error {
+func client(network, addr, clients, span string) error {
 	n, err := strconv.Atoi(clients)
 	if err != nil {
 		return err
@@ -147,7 +182,11 @@ func client(addr, clients, span string) error {
 	}
 	dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: -1}
 	dialer.SetMultipathTCP(false)
-	r, err := requests(n, d, func(int) error { return connection(&dialer, addr) })
+	once := connection
+	if network == "udp4" {
+		once = question
+	}
+	r, err := requests(n, d, func(int) error { return once(&dialer, addr) })
 	if err != nil {
 		return err
 	}
@@ -173,4 +212,25 @@ func connection(d *net.Dialer, addr string) error {
 		return nil
 	}
 	return err
+}
+
+// question asks for one byte by a socket of its own; by another where nothing comes, since a
+// translator may want that port of the host's, and somebody else have it.
+func question(d *net.Dialer, addr string) error {
+	b := [1]byte{'?'}
+	for range 10 {
+		c, err := d.Dial("udp4", addr)
+		if err != nil {
+			return err
+		}
+		_ = c.SetDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, err = c.Write(b[:]); err == nil {
+			_, err = c.Read(b[:])
+		}
+		c.Close()
+		if !os.IsTimeout(err) {
+			return err
+		}
+	}
+	return os.ErrDeadlineExceeded
 }

@@ -55,11 +55,11 @@ func forwardRows() []row {
 			rows = append(rows, bulkOver(fmt.Sprintf("%s TCP %s, 1 flows", w.name, report.Direction(down)), w.over, 0, 1, down))
 		}
 		for _, network := range []string{"tcp4", "udp4"} {
-			for _, n := range []int{1, 16} {
-				rows = append(rows, rateRow(fmt.Sprintf("%s request/response %s, %d clients", w.name, network[:3], n),
-					func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
-						return roundTrips(w.over(e, lab), network, n, span)
-					}))
+			for _, n := range []int{1, 16, 64, 256} {
+				if n > 16 && network == "tcp4" {
+					continue
+				}
+				rows = append(rows, roundTripsRow(w.name+" ", w.over, network, n))
 			}
 		}
 		rows = append(rows, rateRow(w.name+" connect/request/close, 16 clients",
@@ -88,19 +88,29 @@ func datagramRows(sizes []int) []row {
 	return rows
 }
 
+func roundTripsRow(where string, over func(*entrant, *netlab.Lab) path, network string, clients int) row {
+	return rateRow(fmt.Sprintf("%srequest/response %s, %d clients", where, network[:3], clients),
+		func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+			return roundTrips(over(e, lab), network, clients, 0, span)
+		})
+}
+
+// pacedRow is of clients that together ask that often in a second, whoever is measured: how
+// long they wait for an answer compares at equal load only, since who is faster has the
+// clients and the server keep the processors busier.
+func pacedRow(network string, clients, perSecond int) row {
+	return rateRow(fmt.Sprintf("request/response %s, %d clients at %d/s", network[:3], clients, perSecond),
+		func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+			return roundTrips(outbound(e, lab), network, clients, time.Second*time.Duration(clients)/time.Duration(perSecond), span)
+		})
+}
+
 func requestRows(clients []int) []row {
 	var rows []row
 	for _, n := range clients {
-		for _, network := range []string{"tcp4", "udp4"} {
-			if network == "udp4" && n > 16 {
-				continue // beyond what a socket's queue holds at once
-			}
-			rows = append(rows, rateRow(fmt.Sprintf("request/response %s, %d clients", network[:3], n),
-				func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
-					return roundTrips(outbound(e, lab), network, n, span)
-				}))
-		}
+		rows = append(rows, roundTripsRow("", outbound, "tcp4", n), roundTripsRow("", outbound, "udp4", n))
 	}
+	rows = append(rows, roundTripsRow("", outbound, "udp4", 64), pacedRow("tcp4", 16, 10_000), pacedRow("udp4", 16, 10_000))
 	for _, down := range []bool{false, true} {
 		rows = append(rows, besideRow(4, down))
 	}
@@ -109,6 +119,12 @@ func requestRows(clients []int) []row {
 		rows = append(rows, rateRow(fmt.Sprintf("connect/request/close, %d clients", n),
 			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
 				return connections(outbound(e, lab), n, span)
+			}))
+	}
+	for _, n := range []int{1, 16} {
+		rows = append(rows, rateRow(fmt.Sprintf("question and answer by a new UDP socket, %d clients", n),
+			func(e *entrant, lab *netlab.Lab, span time.Duration) (rate, error) {
+				return questions(outbound(e, lab), n, span)
 			}))
 	}
 	return rows
@@ -139,7 +155,7 @@ func besideRow(flows int, down bool) row {
 func quietRows(idle []int) []row {
 	rows := []row{{name: "memory", once: true, measure: func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
 		return map[string]float64{"memory after the load|MiB PSS": e.pss()}, nil
-	}}, {name: "wake-ups", once: true, measure: wakeUps}}
+	}}, wakeUpsRow()}
 	for _, n := range idle {
 		rows = append(rows, row{name: fmt.Sprintf("%d idle flows", n), once: true,
 			measure: func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
@@ -149,19 +165,28 @@ func quietRows(idle []int) []row {
 	return rows
 }
 
-// wakeUps counts context switches of the entrant's processes while nothing
-// happens.
-func wakeUps(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
-	time.Sleep(time.Second)
-	count := func() (n int64) {
-		for _, p := range e.pids() {
-			n += netlab.Switches(p)
+// settling is how long after its start, or after load, a guest's kernel still solicits routers,
+// and a translator still has connections that were closed.
+const settling = 12 * time.Second
+
+// wakeUpsRow counts context switches of the entrant's processes while nothing happens.
+func wakeUpsRow() row {
+	var quiet time.Time // since then nothing has happened to any of them
+	return row{name: "wake-ups", once: true, measure: func(e *entrant, lab *netlab.Lab, span time.Duration) (map[string]float64, error) {
+		if quiet.IsZero() {
+			quiet = time.Now()
 		}
-		return n
-	}
-	before, long := count(), max(2*span, 2*time.Second) // a scan may come once a second
-	time.Sleep(long)
-	return map[string]float64{"wake-ups while idle|per second": float64(count()-before) / long.Seconds()}, nil
+		time.Sleep(time.Until(quiet.Add(settling)))
+		count := func() (n int64) {
+			for _, p := range e.pids() {
+				n += netlab.Switches(p)
+			}
+			return n
+		}
+		before, long := count(), max(2*span, 4*time.Second) // a scan may come once a second
+		time.Sleep(long)
+		return map[string]float64{"wake-ups while idle|per second": float64(count()-before) / long.Seconds()}, nil
+	}}
 }
 
 // idleFlows opens n connections that stay silent, and measures beside them.
