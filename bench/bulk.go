@@ -56,12 +56,18 @@ func bulk(e *entrant, p path, flows int, down bool, span time.Duration) (gbit, c
 // beside is what a client that asks and waits finds beside bulk, and the Gbit/s that are
 // moved meanwhile.
 func beside(e *entrant, lab *netlab.Lab, flows int, down bool, span time.Duration) (r rate, gbit float64, err error) {
+	var a bed.Asks
+	defer a.Close()
+	if err := open(&a, outbound(e, lab), "tcp4", 1); err != nil {
+		return r, 0, err
+	}
+	a.Prepare()
 	var b bed.Bulk
 	defer b.Stop()
 	if err := begin(&b, outbound(e, lab), flows, down); err != nil {
 		return r, 0, err
 	}
 	bytes, start := b.Received.Load(), time.Now()
-	r, err = roundTrips(outbound(e, lab), "tcp4", 1, 0, span)
+	r, err = ask(&a, span)
 	return r, float64(b.Received.Load()-bytes) * 8 / 1e9 / time.Since(start).Seconds(), err
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -81,7 +82,16 @@ func roundTrips(p path, network string, clients int, every, span time.Duration) 
 	if err := open(&a, p, network, clients); err != nil {
 		return rate{}, err
 	}
-	if err := a.Run(span); err != nil || len(a.Took) == 0 {
+	return ask(&a, span)
+}
+
+// ask has the clients ask.
+func ask(a *bed.Asks, span time.Duration) (rate, error) {
+	err := a.Run(span)
+	if err == nil && len(a.Took) == 0 {
+		err = errors.New("nothing more")
+	}
+	if err != nil {
 		return rate{}, fmt.Errorf("%d requests, then: %w", len(a.Took), err)
 	}
 	calls := 0

@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -18,6 +19,10 @@ import (
 
 // askAgain is after how long an answer to a datagram is not waited for any more.
 const askAgain = 200 * time.Millisecond
+
+// lastAnswers is how long answers are waited for that are not there at the end: who waits for
+// long is not to be left out.
+const lastAnswers = 2 * time.Second
 
 // Asks are clients that send one byte and wait for one byte, on connections that stay open.
 // All clients are one thread, which waits for all of them by epoll(7), and all servers are
@@ -33,6 +38,7 @@ type Asks struct {
 
 	clients, servers []int
 	datagrams        int // the server's socket, zero: there are connections
+	procs, gc        int // of the runtime, before Prepare
 }
 
 // Connection adds both ends of a TCP connection, and takes both over.
@@ -87,7 +93,11 @@ func descriptor(c syscall.Conn) (fd int, err error) {
 
 // Close closes all sockets.
 func (a *Asks) Close() {
-	for _, fd := range append(a.clients, a.servers...) {
+	if a.procs != 0 {
+		runtime.GOMAXPROCS(a.procs)
+		debug.SetGCPercent(a.gc)
+	}
+	for _, fd := range slices.Concat(a.clients, a.servers) {
 		unix.Close(fd)
 	}
 	if a.datagrams != 0 {
@@ -95,20 +105,32 @@ func (a *Asks) Close() {
 	}
 }
 
+// Prepare makes room for the threads, which stops the world for a moment: what must not be
+// while a Bulk runs. Close, which is not to come before that one's Stop, takes it back. Run
+// prepares itself where that was not done.
+func (a *Asks) Prepare() {
+	runtime.GC()
+	a.gc = debug.SetGCPercent(-1)
+	a.procs = runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(a.procs + 2)
+}
+
 // Run asks for span, after a quarter of it for warming up.
 func (a *Asks) Run(span time.Duration) error {
-	runtime.GC()
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	procs := runtime.GOMAXPROCS(0)
-	runtime.GOMAXPROCS(procs + 2)
-	defer runtime.GOMAXPROCS(procs)
+	if a.procs == 0 {
+		a.Prepare()
+	}
 	a.Took, a.Calls = make([]time.Duration, 0, 1<<16), make([]int, len(a.clients))
 	var server sync.WaitGroup
 	defer server.Wait()
 	server.Go(a.serve)
 	defer func() {
-		for _, fd := range append(a.clients, max(a.datagrams, 0)) {
+		// Of both ends: not each translator tells the one of the other's end soon.
+		for _, fd := range slices.Concat(a.clients, a.servers) {
 			_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+		}
+		if a.datagrams != 0 {
+			_ = unix.Shutdown(a.datagrams, unix.SHUT_RDWR)
 		}
 	}()
 	var client sync.WaitGroup
@@ -175,10 +197,15 @@ func (a *Asks) ask(span time.Duration) error {
 		all[i].at = start.Add(a.Every * time.Duration(i) / time.Duration(len(all)))
 	}
 	begin, end := start.Add(span/4), start.Add(span/4+span)
-	for now := start; now.Before(end); now = time.Now() {
-		next := end
+	last := end.Add(lastAnswers)
+	for now := start; now.Before(last); now = time.Now() {
+		next, left := last, false
 		for i := range all { // whose time it is
 			c := &all[i]
+			if !c.waiting && !c.at.Before(end) {
+				continue // has asked for the last time
+			}
+			left = true
 			due := c.at
 			if c.waiting {
 				due = c.again
@@ -188,7 +215,10 @@ func (a *Asks) ask(span time.Duration) error {
 				continue
 			}
 			_, _ = call(unix.SYS_WRITE, a.clients[i], b)
-			c.waiting, c.again = true, a.patience(now, end)
+			c.waiting, c.again = true, a.patience(now, last)
+		}
+		if !left {
+			return nil
 		}
 		for k := range w.wait(next.Sub(now)) {
 			i := w.events[k].Fd
@@ -205,21 +235,24 @@ func (a *Asks) ask(span time.Duration) error {
 			if c.at.After(begin) {
 				a.Took = append(a.Took, now.Sub(c.at))
 			}
-			if a.Every == 0 {
-				c.at, c.again = now, a.patience(now, end)
-				_, _ = call(unix.SYS_WRITE, a.clients[i], b)
-			} else {
+			switch {
+			case a.Every != 0:
 				c.at, c.waiting = c.at.Add(a.Every/2+time.Duration(pace.Int64N(int64(a.Every)))), false
+			case now.Before(end):
+				c.at, c.again = now, a.patience(now, last)
+				_, _ = call(unix.SYS_WRITE, a.clients[i], b)
+			default:
+				c.at, c.waiting = now, false
 			}
 		}
 	}
-	return nil
+	return fmt.Errorf("some had no answer %v after the end", lastAnswers)
 }
 
 // patience is when to ask again: what is lost of a connection comes without.
-func (a *Asks) patience(now, end time.Time) time.Time {
+func (a *Asks) patience(now, last time.Time) time.Time {
 	if a.datagrams == 0 {
-		return end
+		return last
 	}
 	return now.Add(askAgain)
 }
