@@ -22,6 +22,12 @@ const (
 	StageRun     = "run"     // confines itself and does its work
 )
 
+// Environment is all that a worker, and names, find in their environment when they
+// confine themselves: one processor, because there is one event loop, and no preemption
+// by signals, which would only interrupt its system calls. Neither can be set in the
+// source without a cost at each start.
+var Environment = []string{"GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
+
 // Modes of a worker, by what its link to the guest is, and that of names.
 const (
 	ModeTap       = "tap"

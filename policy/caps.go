@@ -21,6 +21,9 @@ const (
 	secureNoAmbient    = 1 << 6
 	secureNothing      = secureNoRoot | secureNoSetuid | secureNoAmbient
 	secureNothingLocks = (secureNothing | secureKeepCaps) << 1
+
+	// SecureNothing are all of those, for PR_SET_SECUREBITS.
+	SecureNothing = secureNothing | secureNothingLocks
 )
 
 // highestCapability bounds loops over capabilities; the kernel has 64 bits.
@@ -33,7 +36,7 @@ const highestCapability = 63
 // Other threads keep what they have; the new image has only this one.
 func DropCapabilities() error {
 	// Fails without CAP_SETPCAP, that is, where there is nothing to lose.
-	_ = unix.Prctl(unix.PR_SET_SECUREBITS, secureNothing|secureNothingLocks, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_SET_SECUREBITS, SecureNothing, 0, 0, 0)
 	c, err := capability.NewPid2(0)
 	if err != nil {
 		return fmt.Errorf("capabilities: %w", err)

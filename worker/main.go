@@ -12,10 +12,10 @@
 // everything but the descriptors the broker hands it. Only the broker can
 // start it.
 //
-// It runs twice. The first time it comes straight from clone(2) and is in new
-// namespaces. It empties its file system and its capabilities and replaces
-// itself by a fresh image: capabilities belong to threads, and only exec leaves
-// none with any. The second time it confines itself, reads what the broker
+// It comes without files and without capabilities, or it runs twice: the first time
+// straight from clone(2), in new namespaces. Then it empties its file system and its
+// capabilities and replaces itself by a fresh image: capabilities belong to threads, and
+// only exec leaves none with any. After that it confines itself, reads what the broker
 // sends, gives up what only that needed, and translates until the broker is
 // gone.
 package main

@@ -26,10 +26,6 @@ const AgentTun = 4
 // three digits: 000 where AgentTun is it.
 const AgentHasTun = "tun"
 
-// mountPoints are directories that nearly every system has. The new root is mounted
-// over the first one for as long as it takes to move there.
-var mountPoints = []string{"/tmp", "/proc", "/dev", "/usr"}
-
 // emptyRoot opens the clone device and leaves the process without files. Where the
 // system does not permit that all stays as it is, and the agent tells.
 func emptyRoot(l *fork.List, s *agentSpec) {
@@ -80,22 +76,7 @@ func readOnlyExe(l *fork.List, s *agentSpec) {
 // Until the last step the files are there.
 func moveToEmpty(l *fork.List, s *agentSpec, refused fork.Label) {
 	l.Try(unix.SYS_UNSHARE, unix.CLONE_NEWNS).Else(refused)
-	l.Try(unix.SYS_MOUNT, nil, "/", nil, unix.MS_REC|unix.MS_PRIVATE, nil).Else(refused)
+	l.PrivateMounts().Else(refused)
 	readOnlyExe(l, s)
-	mounted := l.Label()
-	for i, dir := range mountPoints {
-		next := refused
-		if i < len(mountPoints)-1 {
-			next = l.Label()
-		}
-		l.Try(unix.SYS_MOUNT, "none", dir, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nr_inodes=1,mode=0555").Else(next)
-		l.Try(unix.SYS_CHDIR, dir).Else(refused)
-		l.Jump(mounted)
-		if next != refused {
-			l.At(next)
-		}
-	}
-	l.At(mounted)
-	l.Try(unix.SYS_PIVOT_ROOT, ".", ".").Else(refused)
-	l.Try(unix.SYS_UMOUNT2, ".", unix.MNT_DETACH).Else(refused)
+	l.EmptyRoot(refused)
 }

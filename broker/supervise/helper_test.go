@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"aldente/policy"
 )
 
 // TestHelperSays: what the helper could not do is told by name, and nothing is left.
@@ -49,7 +47,7 @@ func TestHelperSays(t *testing.T) {
 			t.Fatal(err)
 		}
 		unix.Close(before)
-		pid, pidfd, err := tt.s.help(&tt.spec, policy.Arguments{}, fd, fd)
+		pid, pidfd, err := tt.s.help(&tt.spec, fd, fd)
 		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || !errors.Is(err, tt.err) || pid != 0 || pidfd != -1 {
 			t.Errorf("%s: process %d, descriptor %d, %v, want %s%v", tt.name, pid, pidfd, err, tt.want, tt.err)
 		}

@@ -72,6 +72,7 @@ type respawnSpec struct {
 	exe       int  // becomes policy.ExecutableFD
 	status    int  // takes reports
 	argv      []string
+	entered   []string // argv of a process that has done what a first image would; nil: it does not
 }
 
 // What the helper's steps are for, in words for errors.
@@ -151,6 +152,11 @@ func workerSteps(s *respawnSpec) (*fork.List, error) {
 	l.Try(unix.SYS_DUP3, s.log, policy.LogFD, 0)
 	l.Try(unix.SYS_DUP3, s.control, policy.ControlFD, 0)
 	l.Try(unix.SYS_DUP3, s.exe, policy.ExecutableFD, 0)
+	if s.entered != nil {
+		if err := enterSteps(l, s); err != nil {
+			return nil, err
+		}
+	}
 	l.Try(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL))
 	l.Quit(unix.SYS_EXECVEAT, policy.ExecutableFD, "", fork.Vector(argv), fork.Vector(envv), unix.AT_EMPTY_PATH)
 	return l, nil
@@ -162,86 +168,27 @@ func (s *Supervisor) respawn(control, log int) (pid, pidfd int, err error) {
 		user: s.home.user, mnt: s.home.mnt,
 		spaces: s.spaces &^ (unix.CLONE_NEWUSER | unix.CLONE_NEWNS),
 		go1:    -1,
-	}, s.arguments(policy.StageReplace, s.spaces), control, log)
-}
-
-// cloneAs starts the first worker as another user, in new namespaces.
-func (s *Supervisor) cloneAs(spaces uintptr, control, log int) (pid, pidfd int, err error) {
-	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return 0, -1, fmt.Errorf("pipe: %w", err)
-	}
-	defer unix.Close(p[0])
-	defer unix.Close(p[1])
-	pid, pidfd, err = s.help(&respawnSpec{
-		user: -1, mnt: -1, spaces: spaces, go1: p[0], go2: p[1],
-		keepCaps: true,
-	}, s.arguments(policy.StageEnter, spaces), control, log)
-	if err != nil {
-		return pid, pidfd, err
-	}
-	if spaces&unix.CLONE_NEWUSER != 0 {
-		err = writeMaps(pid, s.opts.Identity)
-	}
-	if err == nil {
-		_, err = unix.Write(p[1], []byte{0})
-	}
-	if err != nil {
-		_ = unix.Kill(pid, unix.SIGKILL)
-		_, _ = syscall.Wait4(pid, nil, 0, nil)
-		unix.Close(pidfd)
-		return 0, -1, err
-	}
-	return pid, pidfd, nil
-}
-
-// writeMaps makes the identity user and group 0 of a child's user namespace. Its
-// process identifier stays its own until it is waited for.
-func writeMaps(pid int, id *Identity) error {
-	for _, f := range []struct{ name, text string }{
-		{"setgroups", "deny"},
-		{"gid_map", fmt.Sprintf("0 %d 1\n", id.GID)},
-		{"uid_map", fmt.Sprintf("0 %d 1\n", id.UID)},
-	} {
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, f.name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			_, err = unix.Write(fd, []byte(f.text))
-			unix.Close(fd)
-		}
-		if err != nil {
-			return fmt.Errorf("%s of the worker's user namespace: %w", f.name, err)
-		}
-	}
-	return nil
+		argv:   s.arguments(policy.StageReplace, s.spaces),
+	}, control, log)
 }
 
 // help has the helper make a worker, as spec says what is particular to it.
-func (s *Supervisor) help(spec *respawnSpec, args policy.Arguments, control, log int) (pid, pidfd int, err error) {
-	spec.null, spec.exe = s.null, s.exe
+func (s *Supervisor) help(spec *respawnSpec, control, log int) (pid, pidfd int, err error) {
 	if id := s.opts.Identity; id != nil {
 		spec.setIDs, spec.uid, spec.gid = true, id.UID, id.GID
 	}
-	spec.argv = args.Strings()
 	var status [2]int
 	if err := unix.Pipe2(status[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return 0, -1, fmt.Errorf("pipe: %w", err)
 	}
-	temporary := status[:]
-	defer func() {
-		for _, fd := range temporary {
-			unix.Close(fd)
-		}
-	}()
+	defer unix.Close(status[0])
+	defer unix.Close(status[1])
 	spec.status = status[1]
-	for _, m := range []struct {
-		to   *int
-		from int
-	}{{&spec.log, log}, {&spec.control, control}} {
-		if *m.to, err = unix.FcntlInt(uintptr(m.from), unix.F_DUPFD_CLOEXEC, firstSpare); err != nil {
-			return 0, -1, fmt.Errorf("descriptors for the worker: %w", err)
-		}
-		temporary = append(temporary, *m.to)
+	done, err := s.arrange(spec, control, log)
+	if err != nil {
+		return 0, -1, err
 	}
+	defer done()
 	steps, err := helperSteps(spec)
 	if err != nil {
 		return 0, -1, err
@@ -251,6 +198,29 @@ func (s *Supervisor) help(spec *respawnSpec, args policy.Arguments, control, log
 		return 0, -1, fmt.Errorf("clone: %w", errno)
 	}
 	return answered(steps, helper, status[0])
+}
+
+// arrange completes spec with descriptors for the worker, above those that they become.
+// Those made for that are closed by done.
+func (s *Supervisor) arrange(spec *respawnSpec, control, log int) (done func(), err error) {
+	spec.null, spec.exe = s.null, s.exe
+	if spec.log, err = spare(log); err != nil {
+		return nil, err
+	}
+	if spec.control, err = spare(control); err != nil {
+		unix.Close(spec.log)
+		return nil, err
+	}
+	return func() { unix.Close(spec.log); unix.Close(spec.control) }, nil
+}
+
+// spare duplicates a descriptor, from firstSpare on.
+func spare(fd int) (int, error) {
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, firstSpare)
+	if err != nil {
+		return -1, fmt.Errorf("descriptors for the worker: %w", err)
+	}
+	return fd, nil
 }
 
 // answered waits for the helper, which ends at once, and reads what it told.

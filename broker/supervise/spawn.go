@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -132,16 +131,11 @@ func (s *Supervisor) clone(control, log int) (pid, pidfd int, spaces uintptr, er
 		pid, pidfd, err = s.respawn(control, log)
 		return pid, pidfd, s.spaces, err
 	}
-	files := []uintptr{uintptr(s.null), uintptr(s.null), uintptr(log), uintptr(control), uintptr(s.exe)}
 	if s.opts.Identity == nil {
 		defer fork.Dumpable()()
 	}
 	for _, spaces = range attempts(s.spaces) {
-		if s.opts.Identity != nil {
-			pid, pidfd, err = s.cloneAs(spaces, control, log)
-		} else {
-			pid, pidfd, err = s.cloneWith(spaces, files)
-		}
+		pid, pidfd, err = s.cloneFirst(spaces, control, log)
 		if !refused(err) {
 			break
 		}
@@ -186,8 +180,8 @@ func availableNamespaces() (flags uintptr) {
 }
 
 // arguments are the command line of a worker.
-func (s *Supervisor) arguments(stage string, spaces uintptr) policy.Arguments {
-	return policy.Arguments{
+func (s *Supervisor) arguments(stage string, spaces uintptr) []string {
+	a := policy.Arguments{
 		Stage:      stage,
 		Mode:       s.opts.Mode,
 		Namespaces: spaces,
@@ -197,30 +191,5 @@ func (s *Supervisor) arguments(stage string, spaces uintptr) policy.Arguments {
 		Files:      s.opts.Files,
 		Extra:      s.opts.Extra,
 	}
-}
-
-func (s *Supervisor) cloneWith(flags uintptr, files []uintptr) (pid, pidfd int, err error) {
-	args := s.arguments(policy.StageEnter, flags)
-	pidfd = -1
-	sys := &syscall.SysProcAttr{
-		Cloneflags: flags,
-		Pdeathsig:  syscall.SIGKILL,
-		PidFD:      &pidfd,
-		Setsid:     true,
-	}
-	if flags&unix.CLONE_NEWUSER != 0 {
-		// One user, the broker's own, is user 0 inside: enough to mount.
-		sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
-		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-	}
-	// Through the descriptor, which names the file that was there at the start,
-	// and by the number that it has in the child: its last.
-	path := "/proc/self/fd/" + strconv.Itoa(len(files)-1)
-	pid, _, err = syscall.StartProcess(path, args.Strings(), &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   []string{},
-		Files: files,
-		Sys:   sys,
-	})
-	return pid, pidfd, err
+	return a.Strings()
 }

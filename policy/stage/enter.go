@@ -15,12 +15,6 @@ import (
 	"aldente/policy"
 )
 
-// runtimeEnvironment is all that the second stage finds in its environment:
-// one processor, because there is one event loop, and no preemption by signals,
-// which would only interrupt its system calls. Neither can be set in the source
-// without a cost at each start.
-var runtimeEnvironment = []string{"GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
-
 // Enter is the first stage. It replaces the process by the second one, which
 // looks at what has been achieved; so what an old or restricted system refuses
 // here is told there. It returns what kept it from that.
@@ -33,7 +27,7 @@ func Enter(args policy.Arguments) error {
 	_ = unix.CloseRange(policy.ExecutableFD+1, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	giveUp(args)
 	args.Stage = policy.StageRun
-	return execSelf(args.Strings(), runtimeEnvironment)
+	return execSelf(args.Strings(), policy.Environment)
 }
 
 // execSelf replaces the process by the program that policy.ExecutableFD names.

@@ -3,7 +3,8 @@
 // Package stage is what the programs do to themselves that read what guests send,
 // the worker and aldente-names. Only the broker can start them.
 //
-// Such a program runs twice. The first time it comes straight from clone(2) and is
+// Such a program runs twice, unless its process has done before exec what the first time
+// is for (broker/supervise). The first time it comes straight from clone(2) and is
 // in new namespaces. It empties its file system and its capabilities and replaces
 // itself by a fresh image: capabilities belong to threads, and only exec leaves
 // none with any. The second time it confines itself, before it has read a byte of
