@@ -74,7 +74,9 @@ func main() {
 		return
 	}
 	inherited := tidyDescriptors()
-	runtime.GOMAXPROCS(max(runtime.NumCPU(), minProcs))
+	// Until all has started, which is a sequence for the most part. With more, goroutines
+	// take turns on several threads, each with pages of its own.
+	runtime.GOMAXPROCS(1)
 	notify := readyFD()
 	cfg, err := cli.Parse(os.Args)
 	if err == nil {
@@ -224,6 +226,7 @@ func (in *instance) run(notify int, signals chan os.Signal) (status int, err err
 	if err := in.announce(notify); err != nil {
 		return 1, err
 	}
+	runtime.GOMAXPROCS(max(runtime.NumCPU(), minProcs))
 	in.followNetwork()
 	in.awaitReloads()
 	in.serveControl()

@@ -35,6 +35,7 @@ func newRemover(folder int, name string) (*remover, error) {
 		return nil, os.NewSyscallError("pipe2", err)
 	}
 	l := fork.New(-1, 1)
+	l.WithoutHeap()
 	// What ends this program's process group must not end this process before.
 	l.Try(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, fork.Pointer(&[8]byte{255, 255, 255, 255, 255, 255, 255, 255}), nil, 8)
 	low, high := min(pipe[0], folder), max(pipe[0], folder)
@@ -50,8 +51,7 @@ func newRemover(folder int, name string) (*remover, error) {
 	l.Must(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	// Where there are no filters it goes without, as all others do, who report it.
 	if prog, err := policy.Program(policy.FilterRemover); err == nil {
-		filter := &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-		l.Try(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, fork.Pointer(filter))
+		l.Try(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, fork.Filter(prog))
 	}
 	l.Try(unix.SYS_READ, pipe[0], fork.Pointer(new([8]byte)), 1)
 	another := l.Label()

@@ -95,18 +95,30 @@ type List struct {
 	labels []int32 // where they are in steps; the first is none
 	phase  string
 	keep   []any // what the steps point to
+	needs  []span
+	bare   bool // the child gets no more of the heap than it needs
 
 	// What the child writes to, besides what steps point to.
-	slots  [slots]uintptr
-	status uintptr // descriptor for reports
-	failed uintptr // exit status
-	caps   capabilities
-	record record
-	buf    [1]byte
-	wait   uint32
-	mute   bool // nobody reads reports
-	closed bool // the list has its end
+	slots    [slots]uintptr
+	status   uintptr // descriptor for reports
+	failed   uintptr // exit status
+	caps     capabilities
+	record   record
+	buf      [1]byte
+	wait     uint32
+	mask     [8]byte // signals that are blocked but for the time of clone(2)
+	action   sigaction
+	standard sigaction // of SIG_DFL
+	mute     bool      // nobody reads reports
+	closed   bool      // the list has its end
 }
+
+// sigaction is the kernel's struct sigaction, and room: the handler comes first on all
+// machines.
+type sigaction [8]uint64
+
+// sigIgn is SIG_IGN as a handler, asm-generic/signal-defs.h.
+const sigIgn = 1
 
 // capabilities are the arguments of capget(2) and capset(2).
 type capabilities struct {

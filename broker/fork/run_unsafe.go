@@ -47,13 +47,28 @@ func (l *List) Exec(shell string, candidates, args, env []string, missing int) e
 func Strings(s ...string) ([]*byte, error) { return syscall.SlicePtrFromStrings(s) }
 
 // Addr is a place in memory that a call gets the address of.
-type Addr struct{ p unsafe.Pointer }
+type Addr struct {
+	p    unsafe.Pointer
+	size uintptr // of what is there
 
-// Pointer is the address of what p points to, as an argument.
-func Pointer[T any](p *T) Addr { return Addr{unsafe.Pointer(p)} }
+	strings []*byte // what Vector points to
+	behind  *Addr   // what Filter points to
+}
+
+// Pointer is the address of what p points to, which has no pointers, as an argument.
+func Pointer[T any](p *T) Addr { return Addr{p: unsafe.Pointer(p), size: unsafe.Sizeof(*p)} }
 
 // Vector is the address of Strings, as an argument.
-func Vector(v []*byte) Addr { return Addr{unsafe.Pointer(unsafe.SliceData(v))} }
+func Vector(v []*byte) Addr {
+	return Addr{p: unsafe.Pointer(unsafe.SliceData(v)), strings: v}
+}
+
+// Filter is the address of a program for seccomp(2), as an argument.
+func Filter(program []unix.SockFilter) Addr {
+	a := Pointer(&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	a.behind = &Addr{p: unsafe.Pointer(&program[0]), size: uintptr(len(program)) * unsafe.Sizeof(program[0])}
+	return a
+}
 
 // argument is the number that stands for an argument, and keeps what it points to.
 func (l *List) argument(a any, isSlot uint8, i int) (uintptr, uint8) {
@@ -69,9 +84,14 @@ func (l *List) argument(a any, isSlot uint8, i int) (uintptr, uint8) {
 	case string:
 		return l.argument(cstring(v), isSlot, i)
 	case []byte:
-		return l.argument(Addr{unsafe.Pointer(unsafe.SliceData(v))}, isSlot, i)
+		return l.argument(Addr{p: unsafe.Pointer(unsafe.SliceData(v)), size: uintptr(len(v))}, isSlot, i)
 	case Addr:
 		l.keep = append(l.keep, v)
+		l.need(v.p, v.size)
+		l.needVector(v.strings)
+		if v.behind != nil {
+			l.need(v.behind.p, v.behind.size)
+		}
 		return uintptr(v.p), isSlot
 	}
 	panic(fmt.Sprintf("fork: argument of type %T", a))

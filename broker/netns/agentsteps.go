@@ -63,7 +63,7 @@ const (
 // there.
 //
 // Inside, user 0 of the namespace may look into every process whose memory
-// belongs to it. Until execve this one's is a copy of the broker's, which
+// belongs to it. Until execve this one's is a copy of the broker's but for the heap, which
 // belongs to the broker's user namespace: there it is enough not to be dumpable.
 // With execve it becomes the guest's, unless the program is installed so that
 // our user may not read it. So by then nothing of the broker's is left: no
@@ -78,6 +78,7 @@ func agentSteps(s *agentSpec) (*fork.List, error) {
 		return nil, err
 	}
 	l := fork.New(s.status, 1)
+	l.WithoutHeap()
 	hide(l)
 	// A session of its own: the terminal's signals are meant for the command.
 	l.Try(unix.SYS_SETSID)

@@ -47,6 +47,7 @@ const slotFile fork.Slot = 0
 // commandSteps are those of the process that becomes the command.
 func commandSteps(s *commandSpec) (*fork.List, error) {
 	l := fork.New(s.status, statusCannotExec)
+	l.WithoutHeap()
 	dieWithParent(l)
 	l.Try(unix.SYS_CLOSE, s.parent[0])
 	l.Try(unix.SYS_CLOSE, s.parent[1])

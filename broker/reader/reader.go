@@ -137,6 +137,7 @@ func New(paths []string, max int, guarded bool) (*Reader, error) {
 // list is what the child does.
 func list(paths []string, request, answer, max int, guarded bool) *fork.List {
 	l := fork.New(answer, 1)
+	l.WithoutHeap()
 	// What ends this program's process group must not end this process before; and a
 	// pipe that nobody reads is an error, not a signal.
 	l.Try(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, fork.Pointer(&[8]byte{255, 255, 255, 255, 255, 255, 255, 255}), nil, 8)
@@ -157,8 +158,7 @@ func list(paths []string, request, answer, max int, guarded bool) *fork.List {
 	l.Must(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	// Where there are no filters it goes without, as all others do, who report it.
 	if prog, err := policy.Program(policy.FilterReader); err == nil {
-		filter := &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-		l.Try(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, fork.Pointer(filter))
+		l.Try(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, fork.Filter(prog))
 	}
 	const file, size, rest = fork.Slot(0), fork.Slot(1), fork.Slot(2)
 	text, more := make([]byte, max+1), make([]byte, 1)

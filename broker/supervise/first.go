@@ -73,6 +73,7 @@ func (s *Supervisor) cloneSelf(spec *respawnSpec, control, log int) (pid, pidfd 
 	if err != nil {
 		return 0, -1, err
 	}
+	steps.WithoutHeap()
 	made := int32(-1)
 	where := &made
 	pid, errno := steps.Start(spec.spaces|unix.CLONE_PIDFD, where)

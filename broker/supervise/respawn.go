@@ -193,6 +193,9 @@ func (s *Supervisor) help(spec *respawnSpec, control, log int) (pid, pidfd int, 
 	if err != nil {
 		return 0, -1, err
 	}
+	if spec.go1 >= 0 { // the first: this process is not confined yet
+		steps.WithoutHeap()
+	}
 	helper, errno := steps.Start(unix.CLONE_FILES, nil)
 	if errno != 0 {
 		return 0, -1, fmt.Errorf("clone: %w", errno)
