@@ -28,14 +28,14 @@ func afterFork()
 //go:norace
 func start(l *List, flags, pidfd uintptr) (int, syscall.Errno) {
 	syscall.ForkLock.Lock() // no other child in between
-	arena := l.withhold()
+	heap := l.withhold()
 	maskOf(l)
 	beforeFork()
-	keepStack(arena) // which does not move any more
+	keepStack(&heap) // which does not move any more
 	pid, errno := clone(flags, pidfd)
 	if errno != 0 || pid != 0 {
 		afterFork()
-		giveBack(arena)
+		giveBack(&heap)
 		syscall.ForkLock.Unlock()
 		runtime.KeepAlive(l)
 		return int(pid), errno

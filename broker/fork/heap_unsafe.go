@@ -102,23 +102,33 @@ func (l *List) pages() []span {
 	return merged
 }
 
-// withhold keeps from children the arena that the list is in, but for what it needs,
-// and returns where that is, zero where nothing is kept from them. What lies in
-// another arena they have.
-func (l *List) withhold() (arena uintptr) {
+// early lies in the arena that the heap begins in. That may be a short one, since the
+// runtime begins at a place in it that is chance; it goes on right behind that.
+var early = new([64]byte)
+
+// arenas are those that the heap is in, of a process whose heap is not longer than one:
+// where it begins, the next, and the list's, which is one of these or all that is known.
+type arenas [3]uintptr
+
+// withhold keeps the heap from children, but for what the list needs, and returns where it
+// is, zeros where nothing is kept from them. What lies in other arenas they have.
+func (l *List) withhold() (heap arenas) {
 	if !l.bare {
-		return 0
+		return heap
 	}
 	pages := l.pages()
-	arena = uintptr(unsafe.Pointer(l)) &^ (arenaSize - 1)
-	advise(arena, arenaSize, unix.MADV_DONTFORK)
+	begin := uintptr(unsafe.Pointer(early)) &^ (arenaSize - 1)
+	heap = arenas{begin, begin + arenaSize, uintptr(unsafe.Pointer(l)) &^ (arenaSize - 1)}
+	for _, a := range heap {
+		advise(a, arenaSize, unix.MADV_DONTFORK) // where it is refused, or nothing there, nothing is kept back
+	}
 	for _, p := range pages {
 		if advise(p.from, p.size, unix.MADV_DOFORK) != 0 {
-			giveBack(arena)
-			return 0
+			giveBack(&heap)
+			return arenas{}
 		}
 	}
-	return arena
+	return heap
 }
 
 // keepStack gives children the stack that the caller runs on, of which the runner and
@@ -126,21 +136,23 @@ func (l *List) withhold() (arena uintptr) {
 //
 //go:nosplit
 //go:norace
-func keepStack(arena uintptr) {
+func keepStack(heap *arenas) {
 	var here byte
 	at := uintptr(unsafe.Pointer(&here)) &^ (page - 1)
-	if arena != 0 && advise(at-page, 3*page, unix.MADV_DOFORK) != 0 {
-		giveBack(arena)
+	if heap[0] != 0 && advise(at-page, 3*page, unix.MADV_DOFORK) != 0 {
+		giveBack(heap)
 	}
 }
 
-// giveBack gives children all of an arena again.
+// giveBack gives children all of the heap again.
 //
 //go:nosplit
 //go:norace
-func giveBack(arena uintptr) {
-	if arena != 0 {
-		advise(arena, arenaSize, unix.MADV_DOFORK)
+func giveBack(heap *arenas) {
+	for i := range heap {
+		if heap[i] != 0 {
+			advise(heap[i], arenaSize, unix.MADV_DOFORK)
+		}
 	}
 }
 
