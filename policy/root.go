@@ -52,19 +52,22 @@ func mountEmpty() error {
 }
 
 // CheckRoot looks at the file system that the process sees: it must be the one
-// that EmptyRoot mounted, whose only inode is its root, and read-only. Nothing is
+// that EmptyRoot mounted, whose only inode is its root, and read-only. An old root that
+// was not detached lies on top of it, which is where ".." leads. Nothing is
 // opened, which the process may not be permitted to.
 func CheckRoot() Layer {
 	const name = "file system"
-	var st unix.Statfs_t
-	if err := unix.Statfs("/", &st); err != nil {
-		return Layer{name, Missing, err.Error()}
-	}
-	switch {
-	case st.Type != unix.TMPFS_MAGIC || st.Files != 1:
-		return Layer{name, Missing, "the caller's files are visible"}
-	case st.Flags&unix.ST_RDONLY == 0:
-		return Layer{name, Partial, "empty, but not read-only"}
+	for _, dir := range []string{"/", "/.."} {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			return Layer{name, Missing, err.Error()}
+		}
+		switch {
+		case st.Type != unix.TMPFS_MAGIC || st.Files != 1:
+			return Layer{name, Missing, "the caller's files are visible"}
+		case st.Flags&unix.ST_RDONLY == 0:
+			return Layer{name, Partial, "empty, but not read-only"}
+		}
 	}
 	return Layer{name, InForce, "empty, read-only"}
 }

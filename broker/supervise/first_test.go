@@ -13,31 +13,47 @@ import (
 )
 
 // TestFirstImage: where the system refuses what the worker's process is to do before
-// it executes anything, a first image does it, and tells what it could not do.
+// it executes anything, a first image does it, and tells what it could not do; what was
+// not achieved is said to be missing.
 func TestFirstImage(t *testing.T) {
 	if raceDetector {
 		t.Skip("a build for the race detector always has a first image")
 	}
-	if os.Getenv("ALDENTE_TEST_FIRST") == "" {
-		exe, err := os.Executable()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command(exe, "-test.run=^TestFirstImage$", "-test.v", "-captive="+captivePath(t))
-		cmd.Env = append(os.Environ(), "ALDENTE_TEST_FIRST=1")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+	refusals := map[string]struct {
+		nr   uint32
+		told []string
+	}{
+		"mount":      {unix.SYS_MOUNT, []string{"private mounts: operation not permitted", "file system: missing"}},
+		"pivot_root": {unix.SYS_PIVOT_ROOT, []string{"pivot", "file system: missing"}},
+		"umount2":    {unix.SYS_UMOUNT2, []string{"file system: missing"}},
+	}
+	if r, ok := refusals[os.Getenv("ALDENTE_TEST_FIRST")]; ok {
+		refuse(t, r.nr)
+		testFirstImage(t, r.told)
 		return
 	}
-	refuse(t, unix.SYS_MOUNT)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for call := range refusals {
+		cmd := exec.Command(exe, "-test.run=^TestFirstImage$", "-test.v", "-captive="+captivePath(t))
+		cmd.Env = append(os.Environ(), "ALDENTE_TEST_FIRST="+call)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", call, err, out)
+		}
+	}
+}
+
+// testFirstImage is TestFirstImage where something is refused.
+func testFirstImage(t *testing.T, told []string) {
 	p := newPrison(t, func(o *Options) { o.Extra = "attempt=nothing" })
 	p.start(t)
 	if said, _ := p.outcome(t); said != "succeeded" {
 		t.Errorf("the worker said %q", said)
 	}
 	p.Stop() // and the log is complete
-	for _, want := range []string{"private mounts: operation not permitted", "file system: missing"} {
+	for _, want := range told {
 		if !strings.Contains(p.log.String(), want) {
 			t.Errorf("%q is not reported:\n%s", want, p.log)
 		}
