@@ -45,7 +45,9 @@ func ExecHint(err error) string {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		// It resolves /dev/fd/N, which is not in an empty file system, whether it has a policy or none.
-		return " (TOMOYO does this in kernels of before October 2024: a newer kernel, or one whose command line has an lsm= without tomoyo, does not)"
+		return " (a program that needs a loader finds none in an empty file system: build it as make does; TOMOYO does this, too, in kernels of before October 2024: a newer kernel, or one whose command line has an lsm= without tomoyo, does not)"
+	case errors.Is(err, unix.ENOEXEC):
+		return " (it is no program for this machine)"
 	case errors.Is(err, unix.EACCES):
 		return " (a security module forbids it: the kernel's log says which rule is missing)"
 	}

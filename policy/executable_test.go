@@ -87,6 +87,7 @@ func TestOtherArchitectures(t *testing.T) {
 func TestExecHint(t *testing.T) {
 	for err, want := range map[error]string{
 		unix.ENOENT:                         "tomoyo",
+		unix.ENOEXEC:                        "no program",
 		fmt.Errorf("exec: %w", unix.EACCES): "security module",
 		unix.ENOMEM:                         "",
 	} {

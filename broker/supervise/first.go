@@ -51,6 +51,8 @@ func (s *Supervisor) cloneFirst(spaces uintptr, control, log int) (pid, pidfd in
 		err = writeMaps(pid, id)
 	}
 	if err == nil {
+		// Of a program that its user may not read they could not be kept once it is executed.
+		s.keep(pid, spaces)
 		_, err = unix.Write(p[1], []byte{0})
 	}
 	if err != nil {

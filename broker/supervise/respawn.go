@@ -30,12 +30,15 @@ import (
 type home struct{ user, mnt int }
 
 // keep takes hold of the namespaces of the first worker, if it was granted all.
-func (s *Supervisor) keep(pid int, spaces uintptr) (err error) {
+func (s *Supervisor) keep(pid int, spaces uintptr) {
 	const own = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID
-	if s.home == nil && spaces == s.spaces && spaces&own == own {
-		s.home, err = claim(pid)
+	if s.home != nil || spaces != s.spaces || spaces&own != own {
+		return
 	}
-	return err
+	var err error
+	if s.home, err = claim(pid); err != nil {
+		s.opts.Logger.Warn("the namespaces cannot be kept for a replacement", "component", s.opts.Program.Name, "error", err)
+	}
 }
 
 // claim takes hold of a worker's namespaces.

@@ -101,14 +101,11 @@ func (s *Supervisor) spawn() (*life, error) {
 	}
 	defer logWrite.Close()
 
-	pid, pidfd, spaces, err := s.clone(theirs, int(logWrite.Fd()))
+	pid, pidfd, err := s.clone(theirs, int(logWrite.Fd()))
 	if err != nil {
 		unix.Close(ours)
 		logRead.Close()
 		return nil, fmt.Errorf("starting %s: %w", s.opts.Executable, err)
-	}
-	if err := s.keep(pid, spaces); err != nil {
-		s.opts.Logger.Warn("the namespaces cannot be kept for a replacement", "component", s.opts.Program.Name, "error", err)
 	}
 	l := &life{
 		pid:     pid,
@@ -126,15 +123,14 @@ func (s *Supervisor) spawn() (*life, error) {
 // clone starts the program: in the namespaces of the first worker, if there was
 // one, else in new ones. It tries those that the system may grant, most first.
 // What is missing in the end the worker reports, or refuses under Strict.
-func (s *Supervisor) clone(control, log int) (pid, pidfd int, spaces uintptr, err error) {
+func (s *Supervisor) clone(control, log int) (pid, pidfd int, err error) {
 	if s.home != nil {
-		pid, pidfd, err = s.respawn(control, log)
-		return pid, pidfd, s.spaces, err
+		return s.respawn(control, log)
 	}
 	if s.opts.Identity == nil {
 		defer fork.Dumpable()()
 	}
-	for _, spaces = range attempts(s.spaces) {
+	for _, spaces := range attempts(s.spaces) {
 		pid, pidfd, err = s.cloneFirst(spaces, control, log)
 		if !refused(err) {
 			break
@@ -145,7 +141,7 @@ func (s *Supervisor) clone(control, log int) (pid, pidfd int, spaces uintptr, er
 		_, _ = syscall.Wait4(pid, nil, 0, nil)
 		err = fmt.Errorf("kernel without pidfd (before Linux 5.4): %w", unix.ENOSYS)
 	}
-	return pid, pidfd, spaces, err
+	return pid, pidfd, err
 }
 
 // refused says whether err may come from the namespaces asked for: forbidden
