@@ -3,7 +3,6 @@
 package inet
 
 import (
-	"cmp"
 	"net/netip"
 	"os"
 	"time"
@@ -148,14 +147,19 @@ const drainMost = 64
 // else of a socket: too much for what lives for one question.
 func (s *socket) drain() {
 	var b [1]byte
+	failed := false // an error was waiting: a socket's that had the port before, or of somebody's making
 	for n := 0; s.err == nil; n++ {
 		_, _, _, _, err := sock.Recvmsg(s.fd, b[:], nil, unix.MSG_DONTWAIT)
 		switch {
 		case err == unix.EAGAIN:
 			return
-		case err == unix.EINTR:
-		case err != nil || n == drainMost:
-			s.err = os.NewSyscallError("recvmsg", cmp.Or(err, error(unix.EBUSY)))
+		case n == drainMost:
+			s.err = os.NewSyscallError("recvmsg", unix.EBUSY)
+		case err == nil || err == unix.EINTR:
+		case failed:
+			s.err = os.NewSyscallError("recvmsg", err)
+		default:
+			failed = true // and is gone, read
 		}
 	}
 }

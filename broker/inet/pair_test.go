@@ -239,3 +239,51 @@ func TestDrain(t *testing.T) {
 		}
 	})
 }
+
+// TestDrainError: an error that waits at a socket before it is connected is not what
+// connecting ends with.
+func TestDrainError(t *testing.T) {
+	families(t, func(t *testing.T, lo netip.Addr) {
+		server := Listener{At: netip.AddrPortFrom(lo, 0)}
+		peer, err := server.ListenUDP()
+		keep(t, peer, err)
+		s := bare(ipc.ProtoUDP, lo.Is4())
+		keep(t, s.fd, s.err)
+		if lo.Is4() {
+			s.try(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+		} else {
+			s.try(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+		}
+		s.bind(netip.AddrPortFrom(lo, 0), 0)
+		closed := Listener{At: netip.AddrPortFrom(lo, 0)}
+		fd, err := closed.ListenUDP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := sockaddr(netip.AddrPortFrom(lo, LocalPort(fd)), 0)
+		unix.Close(fd)
+		if err := unix.Sendto(s.fd, []byte("?"), 0, at); err != nil {
+			t.Fatal(err)
+		}
+		if p := []unix.PollFd{{Fd: int32(s.fd)}}; !awaitError(p) {
+			t.Skip("the kernel tells of no error")
+		}
+		s.connect(netip.AddrPortFrom(lo, LocalPort(peer)), 0)
+		s.drain()
+		if s.err != nil {
+			t.Errorf("drained: %v", s.err)
+		}
+	})
+}
+
+// awaitError waits until a socket has an error.
+func awaitError(p []unix.PollFd) bool {
+	for range 100 {
+		if n, err := unix.Poll(p, 100); n == 1 && p[0].Revents&unix.POLLERR != 0 {
+			return true
+		} else if err != nil && err != unix.EINTR {
+			return false
+		}
+	}
+	return false
+}
