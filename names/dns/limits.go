@@ -79,7 +79,7 @@ const (
 )
 
 const (
-	ahead       = 8 // sockets at most that are kept ready for the resolver that was asked last
+	ahead       = 8 // sockets at most that are kept ready for a resolver that was asked of late
 	maxAsked    = 8 // questions by one socket, one after the other
 	maxAttempts = 8 // messages sent upstream for one question
 	maxLies     = 8 // answers to something else on one socket, before another way is taken

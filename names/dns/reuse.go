@@ -67,13 +67,13 @@ func (e *Engine) unasked(s *socket, msg []byte) {
 	e.lose(s)
 }
 
-// spoil has no socket that has asked ask again: the host's network has changed.
+// spoil has no socket of before ask more than once: the host's network has changed.
 func (e *Engine) spoil() {
 	for _, s := range e.sockets {
 		if s.q == nil && s.asked > 0 {
 			e.lose(s)
 		} else {
-			s.spoilt = s.asked > 0
+			s.spoilt = true
 		}
 	}
 }

@@ -133,9 +133,10 @@ func TestSpoilt(t *testing.T) {
 		return b
 	}
 	for name, c := range map[string]struct {
-		// How the first question by UDP is answered, and what happens then.
+		// How the first question by UDP is answered, and what happens then, and before.
 		answer         func(r *reuseWorld, q dnsmessage.Message) [][]byte
 		then           func(r *reuseWorld, s *resolverSocket)
+		before         func(r *reuseWorld)
 		lies, repeated uint64
 	}{
 		"a lie before": {answer: func(r *reuseWorld, q dnsmessage.Message) [][]byte { return [][]byte{lie(r.world, q), honest(r, q)} }, lies: 1},
@@ -158,8 +159,9 @@ func TestSpoilt(t *testing.T) {
 		"without EDNS": {answer: func(r *reuseWorld, q dnsmessage.Message) [][]byte {
 			return [][]byte{changed(r, q, func(m *dnsmessage.Message) { m.RCode, m.Questions = formErr, nil })}
 		}},
-		"an error":        {then: func(r *reuseWorld, s *resolverSocket) { r.e.UpstreamEnded(s.seq, r.now) }},
-		"another network": {then: func(r *reuseWorld, s *resolverSocket) { r.e.Forget() }},
+		"an error":               {then: func(r *reuseWorld, s *resolverSocket) { r.e.UpstreamEnded(s.seq, r.now) }},
+		"another network before": {before: func(r *reuseWorld) { r.e.Forget() }},
+		"another network":        {then: func(r *reuseWorld, s *resolverSocket) { r.e.Forget() }},
 		"another network meanwhile": {answer: func(r *reuseWorld, q dnsmessage.Message) [][]byte {
 			r.e.Forget()
 			return [][]byte{honest(r, q)}
@@ -175,6 +177,9 @@ func TestSpoilt(t *testing.T) {
 					}
 				}
 				return [][]byte{honest(r, q)}
+			}
+			if c.before != nil {
+				c.before(r)
 			}
 			r.next()
 			if c.then != nil {
