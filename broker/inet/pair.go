@@ -144,12 +144,11 @@ const drainMost = 64
 
 // drain throws away what strangers have sent before a socket was connected. A filter
 // would keep it out, but to attach one, a program that the kernel compiles, costs more than all
-// else of a socket: too much for what lives for one question.
+// else of a socket: too much for what lives for one question. No byte of what they have sent is read.
 func (s *socket) drain() {
-	var b [1]byte
 	failed := false // an error was waiting: a socket's that had the port before, or of somebody's making
 	for n := 0; s.err == nil; n++ {
-		_, _, _, _, err := sock.Recvmsg(s.fd, b[:], nil, unix.MSG_DONTWAIT)
+		_, _, _, _, err := sock.Recvmsg(s.fd, nil, nil, unix.MSG_DONTWAIT)
 		switch {
 		case err == unix.EAGAIN:
 			return
